@@ -1,0 +1,18 @@
+"""vpnd: a peer-to-peer mesh VPN over libp2p.
+
+`from vpnd import VPNService` is the embeddable daemon. It is loaded on first use, so that the children
+(which import vpnd's shared modules) never load the supervisor.
+"""
+
+from typing import Any
+
+__version__ = "0.1.0"
+__all__ = ["VPNService", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "VPNService":
+        from supervisor.service import VPNService
+
+        return VPNService
+    raise AttributeError(f"module 'vpnd' has no attribute {name!r}")

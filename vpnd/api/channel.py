@@ -1,0 +1,141 @@
+"""A message channel over a SOCK_SEQPACKET socketpair, with descriptor passing.
+
+Without any loop: `Channel` never blocks and never waits. The owner watches `fileno()` with whatever loop
+it has (asyncio in supervisor and shards, trio in control), calls `receive` until it returns None, and
+`flush` when the socket is writable again while `backlog` is true.
+"""
+
+from __future__ import annotations
+
+import array
+import os
+import socket
+from collections import deque
+
+import msgspec
+
+from vpnd.api import messages
+from vpnd.errors import ProtocolViolation
+
+#: Kernel's limit of one SCM_RIGHTS message is 253; no message of ours carries more than this.
+MAX_DESCRIPTORS = 8
+#: Longest datagram; PeerKnown and status are the largest, far below. Also asked for as SO_SNDBUF.
+MAX_MESSAGE_BYTES = 1 << 20
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(messages.Any)
+
+
+class ChannelClosed(Exception):
+    """The other process closed its end or died. Nothing more will come; close the channel."""
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    """Two connected ends, non-blocking, close-on-exec, with room for the largest message."""
+    ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+    for end in ends:
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * MAX_MESSAGE_BYTES)
+    return ends
+
+
+class Channel:
+    """One end. `here` and `there` are roles of `messages.PERMITTED`: supervisor, control, shard.
+
+    Owner: the loop that watches it; not thread-safe.
+    """
+
+    def __init__(self, sock: socket.socket, here: str, there: str) -> None:
+        sock.setblocking(False)
+        self._sock = sock
+        self._send_set = messages.PERMITTED[here, there]
+        self._receive_set = messages.PERMITTED[there, here]
+        self._name = f"{there} to {here}"
+        self._waiting: deque[tuple[bytes, tuple[int, ...]]] = deque()
+
+    def fileno(self) -> int:
+        """The socket's descriptor, for the loop to watch."""
+        return self._sock.fileno()
+
+    @property
+    def backlog(self) -> bool:
+        """True while messages wait for the socket to be writable."""
+        return bool(self._waiting)
+
+    def send(self, message: messages.Message, descriptors: tuple[int, ...] = ()) -> None:
+        """Send, or queue when the socket is full.
+
+        Descriptors are duplicated: the caller keeps its own, whatever happens.
+        Raises ChannelClosed when the other end is gone.
+        """
+        if type(message) not in self._send_set:
+            raise ProtocolViolation(f"{type(message).__name__} is not sent this way")
+        data = _encoder.encode(message)
+        if len(data) > MAX_MESSAGE_BYTES or len(descriptors) > MAX_DESCRIPTORS:
+            raise ProtocolViolation(f"{type(message).__name__} is too large: {len(data)} bytes")
+        if self._waiting or not self._try_send(data, descriptors):
+            self._waiting.append((data, tuple(os.dup(fd) for fd in descriptors)))
+
+    def flush(self) -> None:
+        """Send what waits. Call when the socket is writable. Raises ChannelClosed."""
+        while self._waiting:
+            data, descriptors = self._waiting[0]
+            if not self._try_send(data, descriptors):
+                return
+            self._waiting.popleft()
+            for fd in descriptors:
+                os.close(fd)
+
+    def _try_send(self, data: bytes, descriptors: tuple[int, ...]) -> bool:
+        ancillary = []
+        if descriptors:
+            ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
+        try:
+            self._sock.sendmsg([data], ancillary)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            raise ChannelClosed(str(error)) from error
+        return True
+
+    def receive(self) -> tuple[messages.Any, list[int]] | None:
+        """The next message and its descriptors (now the caller's to close), or None when there is none yet.
+
+        Raises ChannelClosed at the end, ProtocolViolation on a message that is malformed or not in the
+        table; after either the channel must be closed.
+        """
+        space = socket.CMSG_SPACE(MAX_DESCRIPTORS * array.array("i").itemsize)
+        try:
+            data, ancillary, flags, _ = self._sock.recvmsg(MAX_MESSAGE_BYTES, space, socket.MSG_CMSG_CLOEXEC)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            raise ChannelClosed(str(error)) from error
+        descriptors: list[int] = []
+        for level, kind, payload in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                numbers = array.array("i")
+                numbers.frombytes(payload[: len(payload) - len(payload) % numbers.itemsize])
+                descriptors.extend(numbers)
+        if not data:
+            raise ChannelClosed("closed by the other process")
+        try:
+            message = _decoder.decode(data)
+            if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+                raise ProtocolViolation(f"{self._name}: {type(message).__name__} was cut short")
+            if type(message) not in self._receive_set:
+                raise ProtocolViolation(f"{self._name}: {type(message).__name__} is not permitted")
+        except (msgspec.DecodeError, ProtocolViolation) as error:
+            for fd in descriptors:
+                os.close(fd)
+            if isinstance(error, ProtocolViolation):
+                raise
+            raise ProtocolViolation(f"{self._name}: {error}") from error
+        return message, descriptors
+
+    def close(self) -> None:
+        """Close this end and forget what waits; the other side sees ChannelClosed."""
+        for _, descriptors in self._waiting:
+            for fd in descriptors:
+                os.close(fd)
+        self._waiting.clear()
+        self._sock.close()

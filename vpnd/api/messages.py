@@ -1,0 +1,254 @@
+"""Every message between the processes of a node.
+
+Three kinds of channel, each a SOCK_SEQPACKET socketpair (`vpnd.api.channel`); one datagram is one
+message, msgpack, tagged by the Struct's name, with the descriptors it speaks of:
+
+    S  supervisor      C  control      H  shard
+
+    message          from to   when                                             descriptors
+    ---------------  --------  -----------------------------------------------  --------------------------------
+    ControlStart     S -> C    once, first                                      identity file, counter page
+    ShardStart       S -> H    once, first                                      see ShardStart
+    Ready            C,H -> S  once, as the answer to Start                     -
+    Failed           C,H -> S  instead of Ready; the sender then exits          -
+    Stop             S -> C,H  once, last; the receiver exits                   -
+    ShardArrived     S -> C    after Ready                                      channel C-H
+    ShardLeft        S -> C    after ShardArrived of that index                 -
+    ControlArrived   S -> H    after Ready, again after each control restart    channel C-H
+    StatusRequest    S -> C,H  after Ready                                      -
+    ControlStatus    C -> S    answer to StatusRequest                          -
+    ShardStatus      H -> S    answer to StatusRequest                          -
+    PeerKnown        C -> H    all peers first, then on every change            -
+    PeerForgotten    C -> H    after PeerKnown of that peer                     -
+    PeersComplete    C -> H    after the first PeerKnowns of a channel          -
+    SessionHandover  C -> H    after PeerKnown of that peer                     the TCP socket
+    SessionsHeld     H -> C    once, first: what a shard has when control came  -
+    SessionUp        H -> C    a stream of a handed-over session is open        -
+    SessionDown      H -> C    a session has ended                              -
+    SessionWanted    H -> C    packets wait for a peer without a session        -
+
+`PERMITTED` is this table as data; a message outside it is fatal to the sender's channel.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from vpnd.config.schema import Config
+
+
+class Message(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """Base of all messages."""
+
+
+class ControlStart(Message):
+    """Configuration and privileges of control. Descriptors: identity file (read only), counter page."""
+
+    config: Config
+    node_name: str
+    peer_id: str
+    virtual_ip: str
+
+
+class ShardStart(Message):
+    """Configuration of one shard.
+
+    Descriptors, in order: memory of the ring to the shard, its wake-up eventfd, memory of the ring
+    from the shard, its wake-up eventfd, its room eventfd, the counter page.
+    `own` are the prefixes packets from peers may be addressed to. `tun_offloads` are the `Offload` bits
+    of this node's TUN, announced to peers.
+    """
+
+    config: Config
+    index: int
+    own: tuple[str, ...]
+    tun_offloads: int
+
+
+class Ready(Message):
+    """The child works. `listen`: control's addresses, without the /p2p part; empty from shards."""
+
+    listen: tuple[str, ...] = ()
+
+
+class Failed(Message):
+    """The child cannot work. `error` is one line for the user; `kind` the VpndError class it stands for."""
+
+    kind: str
+    error: str
+
+
+class Stop(Message):
+    """End now, cleanly."""
+
+
+class ShardArrived(Message):
+    """Shard `index` (new or restarted) can take sessions. Descriptor: control's end of its channel."""
+
+    index: int
+
+
+class ShardLeft(Message):
+    """Shard `index` is gone, and its sessions with it."""
+
+    index: int
+
+
+class ControlArrived(Message):
+    """Control is there (again). Descriptor: the shard's end of its channel."""
+
+
+class StatusRequest(Message):
+    """Tell how you are; `serial` comes back in the answer."""
+
+    serial: int
+
+
+class PeerReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What control knows of one peer.
+
+    `state`: connected (at least one session is up), dialing, backoff, waiting (no address, or the other
+    side's turn). `last_error`: why the last dial failed; empty after a success. `next_dial_s`: seconds
+    until the next dial; negative when none is planned.
+    """
+
+    name: str
+    peer_id: str
+    addresses: tuple[str, ...]
+    state: str
+    last_error: str = ""
+    next_dial_s: float = -1.0
+    dials: int = 0
+    dial_failures: int = 0
+
+
+class ControlStatus(Message):
+    """Control's answer to StatusRequest."""
+
+    serial: int
+    listen: tuple[str, ...]
+    peers: tuple[PeerReport, ...]
+    connections: int
+
+
+class SessionReport(msgspec.Struct, frozen=True, kw_only=True):
+    """One session of a shard. Bytes are packet bytes without any framing; `rtt_ms` None until measured."""
+
+    peer_id: str
+    session_id: int
+    initiator: bool
+    state: str
+    rtt_ms: float | None
+    streams: int
+    bytes_sent: int
+    bytes_received: int
+    packets_sent: int
+    packets_received: int
+    queued_bytes: int
+    age_s: float
+
+
+class ShardStatus(Message):
+    """A shard's answer to StatusRequest. Counts live in the counter page, not here."""
+
+    serial: int
+    sessions: tuple[SessionReport, ...]
+
+
+class PeerKnown(Message):
+    """A peer and the prefixes it may send from; replaces what was known of the peer id."""
+
+    peer_id: str
+    name: str
+    prefixes: tuple[str, ...]
+
+
+class PeerForgotten(Message):
+    """No longer a peer: close its sessions, drop its packets."""
+
+    peer_id: str
+
+
+class PeersComplete(Message):
+    """All peers have been told: what was known before this channel and not told again is forgotten."""
+
+
+class SessionHandover(Message):
+    """An established libp2p session, Noise handshake done and muxer id agreed, now the shard's.
+
+    `send_key`, `receive_key`: ChaCha20-Poly1305 keys of 32 bytes; nonces: the next ones to use.
+    `leftover`: plaintext received behind the muxer negotiation, to be parsed first.
+    Descriptor: the TCP socket, non-blocking.
+    """
+
+    session_id: int
+    peer_id: str
+    initiator: bool
+    send_key: bytes
+    send_nonce: int
+    receive_key: bytes
+    receive_nonce: int
+    leftover: bytes
+
+    def __repr__(self) -> str:  # keys never reach a log
+        return f"SessionHandover(session_id={self.session_id}, peer_id={self.peer_id!r})"
+
+
+class SessionsHeld(Message):
+    """(session id, peer id, initiator) of every session the shard has, told to a new control."""
+
+    sessions: tuple[tuple[int, str, bool], ...]
+
+
+class SessionUp(Message):
+    """A stream of the session is open: packets flow."""
+
+    session_id: int
+    peer_id: str
+
+
+class SessionDown(Message):
+    """The session has ended; `reason` is one line."""
+
+    session_id: int
+    peer_id: str
+    reason: str
+
+
+class SessionWanted(Message):
+    """Packets for this peer wait in this shard and there is no session."""
+
+    peer_id: str
+
+
+Any = (
+    ControlStart
+    | ShardStart
+    | Ready
+    | Failed
+    | Stop
+    | ShardArrived
+    | ShardLeft
+    | ControlArrived
+    | StatusRequest
+    | ControlStatus
+    | ShardStatus
+    | PeerKnown
+    | PeerForgotten
+    | PeersComplete
+    | SessionHandover
+    | SessionsHeld
+    | SessionUp
+    | SessionDown
+    | SessionWanted
+)
+
+#: (from, to) -> messages permitted on that way
+PERMITTED: dict[tuple[str, str], frozenset[type[Message]]] = {
+    ("supervisor", "control"): frozenset({ControlStart, Stop, ShardArrived, ShardLeft, StatusRequest}),
+    ("supervisor", "shard"): frozenset({ShardStart, Stop, ControlArrived, StatusRequest}),
+    ("control", "supervisor"): frozenset({Ready, Failed, ControlStatus}),
+    ("shard", "supervisor"): frozenset({Ready, Failed, ShardStatus}),
+    ("control", "shard"): frozenset({PeerKnown, PeerForgotten, PeersComplete, SessionHandover}),
+    ("shard", "control"): frozenset({SessionsHeld, SessionUp, SessionDown, SessionWanted}),
+}

@@ -1,0 +1,68 @@
+"""Errors of vpnd: one class for each thing a caller does differently."""
+
+from __future__ import annotations
+
+
+class VpndError(Exception):
+    """Base of all errors vpnd raises on purpose. `exit_code` is what the command line ends with."""
+
+    exit_code = 1
+
+
+class ConfigError(VpndError):
+    """The configuration cannot be used; nothing on the machine was changed. Correct it and run again."""
+
+    exit_code = 2
+
+
+class PrivilegeError(VpndError):
+    """The command needs root. Run it with sudo."""
+
+    exit_code = 4
+
+
+class NotRunningError(VpndError):
+    """No daemon answers on the status socket."""
+
+    exit_code = 3
+
+
+class AlreadyRunningError(VpndError):
+    """Another daemon has this state directory, interface or port."""
+
+    exit_code = 5
+
+
+class MachineError(VpndError):
+    """The kernel refused something the node needs (TUN, address, route, socket). What was done is undone."""
+
+    exit_code = 6
+
+
+class ChildError(VpndError):
+    """A child process did not get ready."""
+
+    exit_code = 7
+
+
+class ProtocolViolation(VpndError):
+    """A local process broke the message table of vpnd.api: its channel is closed, the process restarted."""
+
+
+class RemoteProtocolError(VpndError):
+    """The peer sent bytes the protocol does not allow. The session that raised this is dead."""
+
+
+class BadPacket(VpndError):
+    """The only error a parser of untrusted packet bytes (`*_untrusted` in vpnd.packet) raises.
+
+    `reason` is the drop counter's name.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class LocalProtocolError(VpndError):
+    """Our own code asked the session engine for something its state does not allow: a bug. The session lives."""

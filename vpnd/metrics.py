@@ -1,0 +1,116 @@
+"""Counters of all processes, in shared memory.
+
+Each child slot (control, shard 0, shard 1 …) has one page of unsigned 64-bit counters, native byte order, in
+a memfd that the supervisor makes and keeps: it outlives the child, so a restarted child goes on where the
+dead one stopped and nothing is forgotten. A counter has one writer, the child; the supervisor only reads.
+A name's offset is its place in the tuple below. One 8-byte store is atomic on every machine CPython runs on.
+
+The hot path adds to plain ints and stores them here once a batch.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+
+#: Why a packet was dropped. Every drop, in any process, counts under one of these.
+DROP_REASONS = (
+    # supervisor: from the TUN, before a shard has it
+    "malformed_local",  # not IPv4 or IPv6, or shorter than its header says
+    "not_unicast",  # multicast and broadcast are not carried
+    "ring_full",  # the shard does not keep up
+    "shard_down",  # the shard is being restarted
+    "shard_died",  # in a shard that died: in its ring, or in its queues
+    # shard: from the ring, towards a peer
+    "no_route",  # no peer owns the destination
+    "no_session",  # waited for a session longer than worker.pending_timeout, or pending_bytes were full
+    "queue_full",  # session.queue_bytes or worker.buffer_size were full
+    "session_lost",  # was queued for a session that ended
+    "too_big",  # the peer's TUN cannot take it and it cannot be cut
+    "peer_forgotten",  # its destination is no longer a peer
+    # shard: from a peer, towards the ring
+    "malformed_remote",  # IP header, or length, is wrong
+    "bad_offload_header",  # virtio_net_hdr does not fit the packet
+    "source_not_allowed",  # cryptokey routing: the peer may not use this source address
+    "destination_not_ours",  # neither our address nor a network we route
+    # supervisor: from a shard's ring, towards the TUN
+    "tun_write_failed",  # the kernel refused it
+    "shutdown",  # was on its way when the node stopped
+)
+
+SHARD_COUNTERS = (
+    "packets_from_tun",  # records taken from the ring to the shard
+    "bytes_from_tun",  # their packet bytes, headers of IP included, virtio_net_hdr not
+    "packets_to_tun",  # records put into the ring from the shard
+    "bytes_to_tun",
+    "packets_sent",  # records sealed and given to a session
+    "bytes_sent",
+    "packets_received",  # records received from peers, good or bad
+    "bytes_received",
+    "packets_queued",  # gauge: records waiting in queues of this shard
+    "flows",  # gauge
+    "flows_created",
+    "flows_reaped",
+    "streams",  # gauge
+    "streams_opened",
+    "streams_closed",
+    "sessions",  # gauge
+    "sessions_opened",
+    "sessions_closed",
+    "session_errors",
+    *(f"dropped_{reason}" for reason in DROP_REASONS),
+)
+
+CONTROL_COUNTERS = (
+    "dials",
+    "dial_failures",
+    "sessions_dialed",
+    "sessions_accepted",
+    "refused_unknown_peer",
+    "refused_session_limit",
+    "refused_handshake_limit",
+    "refused_no_shard",
+    "handshake_failures",
+    "handler_errors",
+    "connections",  # gauge: libp2p connections that are not data sessions
+)
+
+
+class CounterPage:
+    """One page. `values` is the live memoryview of unsigned 64-bit counters: page.values[page.index["dials"]] += 1."""
+
+    def __init__(self, names: tuple[str, ...], fd: int) -> None:
+        """Map the page behind `fd`, which stays the caller's and may be closed at once."""
+        self.names = names
+        self.index = {name: place for place, name in enumerate(names)}
+        self._map = mmap.mmap(fd, page_bytes(names))
+        self.values = memoryview(self._map).cast("Q")
+
+    def add(self, name: str, amount: int = 1) -> None:
+        """Add to one counter by name; for code that is not on the packet path."""
+        self.values[self.index[name]] += amount
+
+    def set(self, name: str, value: int) -> None:
+        """Set a gauge by name; for code that is not on the packet path."""
+        self.values[self.index[name]] = value
+
+    def read(self) -> dict[str, int]:
+        """All counters by name; each is exact, together they are of slightly different moments."""
+        return dict(zip(self.names, self.values.tolist(), strict=False))
+
+    def close(self) -> None:
+        """Unmap. Views handed out are dead afterwards."""
+        self.values.release()
+        self._map.close()
+
+
+def page_bytes(names: tuple[str, ...]) -> int:
+    """Size of the memory behind a page: whole pages of the machine."""
+    return -(-len(names) * 8 // mmap.PAGESIZE) * mmap.PAGESIZE
+
+
+def create_page(names: tuple[str, ...], title: str) -> tuple[CounterPage, int]:
+    """A new zeroed page in a memfd called `title`, and its descriptor, to be passed to a child."""
+    fd = os.memfd_create(title, os.MFD_CLOEXEC)
+    os.ftruncate(fd, page_bytes(names))
+    return CounterPage(names, fd), fd

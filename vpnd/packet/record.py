@@ -1,0 +1,41 @@
+"""The record: one IP packet, or one superpacket, as it lies in a ring and on the wire.
+
+    offset  bytes  field
+    0       4      length   unsigned, big-endian: bytes that follow (virtio_net_hdr and packet)
+    4       10     virtio_net_hdr, little-endian (the TUN device is switched to it by TUNSETVNETLE)
+    14      n      the IP packet, IPv4 or IPv6, up to MAX_PACKET_BYTES
+
+No padding: the next record follows at once, so a run of records for one peer is one contiguous span that is
+sealed and sent without being touched. What lies behind `length` is exactly what read(2) on the TUN gave and
+what write(2) on a TUN takes.
+
+virtio_net_hdr (Linux include/uapi/linux/virtio_net.h, legacy layout without num_buffers):
+
+    flags u8 | gso_type u8 | hdr_len u16 | gso_size u16 | csum_start u16 | csum_offset u16
+"""
+
+from __future__ import annotations
+
+import struct
+
+LENGTH = struct.Struct(">I")
+LENGTH_BYTES = 4
+VNET_BYTES = 10
+#: From the start of a record to its IP packet.
+PACKET_OFFSET = LENGTH_BYTES + VNET_BYTES
+#: The largest IP packet there is: a superpacket of IPv6 may have 40 bytes of header beside 65,535 of payload.
+MAX_PACKET_BYTES = 65_575
+MAX_RECORD_BYTES = PACKET_OFFSET + MAX_PACKET_BYTES
+#: The smallest: an IPv4 header alone.
+MIN_PACKET_BYTES = 20
+
+VNET = struct.Struct("<BBHHHH")
+
+FLAG_NEEDS_CSUM = 1
+FLAG_DATA_VALID = 2
+GSO_NONE = 0
+GSO_TCPV4 = 1
+GSO_UDP = 3  # fragmentation offload, deprecated: never accepted
+GSO_TCPV6 = 4
+GSO_UDP_L4 = 5
+GSO_ECN = 0x80  # a bit beside GSO_TCPV4 and GSO_TCPV6
