@@ -2,7 +2,8 @@
 
 Each child slot (control, shard 0, shard 1 …) has one page of unsigned 64-bit counters, native byte order, in
 a memfd that the supervisor makes and keeps: it outlives the child, so a restarted child goes on where the
-dead one stopped and nothing is forgotten. A counter has one writer, the child; the supervisor only reads.
+dead one stopped and nothing is forgotten. A counter has one writer, the child; the supervisor reads, and writes only while
+no process has the page, to settle what a dead one had under way.
 A name's offset is its place in the tuple below. One 8-byte store is atomic on every machine CPython runs on.
 
 The hot path adds to plain ints and stores them here once a batch.
@@ -33,9 +34,20 @@ DROP_REASONS = (
     "bad_offload_header",  # virtio_net_hdr does not fit the packet
     "source_not_allowed",  # cryptokey routing: the peer may not use this source address
     "destination_not_ours",  # neither our address nor a network we route
+    "shard_died_inbound",  # received by a shard that died before the supervisor had it
     # supervisor: from a shard's ring, towards the TUN
     "tun_write_failed",  # the kernel refused it
-    "shutdown",  # was on its way when the node stopped
+)
+
+#: The reasons a packet can be dropped for between the ring to a shard and the peer.
+OUTBOUND_DROPS = (
+    "shard_died",
+    "no_route",
+    "no_session",
+    "queue_full",
+    "session_lost",
+    "too_big",
+    "peer_forgotten",
 )
 
 SHARD_COUNTERS = (
@@ -68,12 +80,16 @@ CONTROL_COUNTERS = (
     "sessions_accepted",
     "refused_unknown_peer",
     "refused_session_limit",
+    "refused_connection_limit",
     "refused_handshake_limit",
     "refused_no_shard",
     "handshake_failures",
     "handler_errors",
     "connections",  # gauge: libp2p connections that are not data sessions
 )
+
+#: Names above that go up and down; the rest only grow.
+GAUGES = frozenset({"packets_queued", "flows", "streams", "sessions", "connections"})
 
 
 class CounterPage:

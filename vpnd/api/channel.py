@@ -11,6 +11,8 @@ import array
 import os
 import socket
 from collections import deque
+from select import select
+from typing import TypeVar
 
 import msgspec
 
@@ -139,3 +141,17 @@ class Channel:
                 os.close(fd)
         self._waiting.clear()
         self._sock.close()
+
+
+Start = TypeVar("Start", bound=messages.Message)
+
+
+def first_message(channel: Channel, kind: type[Start]) -> tuple[Start, list[int]]:
+    """Wait, blocking, for the message a child begins its life with. Raises as `receive` does, and ProtocolViolation
+    when another message comes first."""
+    while (received := channel.receive()) is None:
+        select([channel.fileno()], [], [])
+    message, descriptors = received
+    if not isinstance(message, kind):
+        raise ProtocolViolation(f"{type(message).__name__} came before {kind.__name__}")
+    return message, descriptors

@@ -41,7 +41,7 @@ class Message(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """Base of all messages."""
 
 
-class ControlStart(Message):
+class ControlStart(Message, frozen=True):
     """Configuration and privileges of control. Descriptors: identity file (read only), counter page."""
 
     config: Config
@@ -50,7 +50,7 @@ class ControlStart(Message):
     virtual_ip: str
 
 
-class ShardStart(Message):
+class ShardStart(Message, frozen=True):
     """Configuration of one shard.
 
     Descriptors, in order: memory of the ring to the shard, its wake-up eventfd, memory of the ring
@@ -65,40 +65,40 @@ class ShardStart(Message):
     tun_offloads: int
 
 
-class Ready(Message):
+class Ready(Message, frozen=True):
     """The child works. `listen`: control's addresses, without the /p2p part; empty from shards."""
 
     listen: tuple[str, ...] = ()
 
 
-class Failed(Message):
+class Failed(Message, frozen=True):
     """The child cannot work. `error` is one line for the user; `kind` the VpndError class it stands for."""
 
     kind: str
     error: str
 
 
-class Stop(Message):
+class Stop(Message, frozen=True):
     """End now, cleanly."""
 
 
-class ShardArrived(Message):
+class ShardArrived(Message, frozen=True):
     """Shard `index` (new or restarted) can take sessions. Descriptor: control's end of its channel."""
 
     index: int
 
 
-class ShardLeft(Message):
+class ShardLeft(Message, frozen=True):
     """Shard `index` is gone, and its sessions with it."""
 
     index: int
 
 
-class ControlArrived(Message):
+class ControlArrived(Message, frozen=True):
     """Control is there (again). Descriptor: the shard's end of its channel."""
 
 
-class StatusRequest(Message):
+class StatusRequest(Message, frozen=True):
     """Tell how you are; `serial` comes back in the answer."""
 
     serial: int
@@ -122,7 +122,7 @@ class PeerReport(msgspec.Struct, frozen=True, kw_only=True):
     dial_failures: int = 0
 
 
-class ControlStatus(Message):
+class ControlStatus(Message, frozen=True):
     """Control's answer to StatusRequest."""
 
     serial: int
@@ -148,14 +148,14 @@ class SessionReport(msgspec.Struct, frozen=True, kw_only=True):
     age_s: float
 
 
-class ShardStatus(Message):
+class ShardStatus(Message, frozen=True):
     """A shard's answer to StatusRequest. Counts live in the counter page, not here."""
 
     serial: int
     sessions: tuple[SessionReport, ...]
 
 
-class PeerKnown(Message):
+class PeerKnown(Message, frozen=True):
     """A peer and the prefixes it may send from; replaces what was known of the peer id."""
 
     peer_id: str
@@ -163,17 +163,17 @@ class PeerKnown(Message):
     prefixes: tuple[str, ...]
 
 
-class PeerForgotten(Message):
+class PeerForgotten(Message, frozen=True):
     """No longer a peer: close its sessions, drop its packets."""
 
     peer_id: str
 
 
-class PeersComplete(Message):
+class PeersComplete(Message, frozen=True):
     """All peers have been told: what was known before this channel and not told again is forgotten."""
 
 
-class SessionHandover(Message):
+class SessionHandover(Message, frozen=True):
     """An established libp2p session, Noise handshake done and muxer id agreed, now the shard's.
 
     `send_key`, `receive_key`: ChaCha20-Poly1305 keys of 32 bytes; nonces: the next ones to use.
@@ -194,20 +194,20 @@ class SessionHandover(Message):
         return f"SessionHandover(session_id={self.session_id}, peer_id={self.peer_id!r})"
 
 
-class SessionsHeld(Message):
+class SessionsHeld(Message, frozen=True):
     """(session id, peer id, initiator) of every session the shard has, told to a new control."""
 
     sessions: tuple[tuple[int, str, bool], ...]
 
 
-class SessionUp(Message):
+class SessionUp(Message, frozen=True):
     """A stream of the session is open: packets flow."""
 
     session_id: int
     peer_id: str
 
 
-class SessionDown(Message):
+class SessionDown(Message, frozen=True):
     """The session has ended; `reason` is one line."""
 
     session_id: int
@@ -215,7 +215,7 @@ class SessionDown(Message):
     reason: str
 
 
-class SessionWanted(Message):
+class SessionWanted(Message, frozen=True):
     """Packets for this peer wait in this shard and there is no session."""
 
     peer_id: str

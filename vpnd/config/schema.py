@@ -22,7 +22,7 @@ def duration(text: str, least: float, most: float) -> Meta:
 
 def size(text: str, least: int, most: int) -> Meta:
     """A number of bytes; TOML may say it as an integer or with KiB, MiB, GiB."""
-    return Meta(ge=least, le=most, description=text, extra={"unit": "bytes"})
+    return Meta(ge=least, le=most, description=text, extra={"unit": "size"})
 
 
 def number(text: str, least: int, most: int, unit: str = "count") -> Meta:
@@ -49,55 +49,84 @@ class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """Base of every table: frozen, and an unknown key is an error."""
 
 
-class Node(Table):
+class Node(Table, frozen=True):
     """This machine's place in the network."""
 
     name: Annotated[str, text("Name of this node in status and logs; empty: the host name.", "name")] = ""
 
 
-class Network(Table):
+class Network(Table, frozen=True):
     """The TUN device and what is routed into it."""
 
     interface: Annotated[str, text("Name of the TUN device, at most 15 characters.", "interface")] = "vpnd0"
     mtu: Annotated[int, number("Largest IP packet on the TUN device.", 576, 9000, "bytes")] = 1400
     virtual_ip: Annotated[
-        str, text("Address of this node inside the VPN; empty: chosen from the peer id inside 10.86.0.0/16.", "ip")
+        str,
+        text(
+            "Address of this node inside the VPN; empty: chosen from the peer id inside 10.86.0.0/16.", "ip"
+        ),
     ] = ""
-    subnet: Annotated[int, number("Prefix length of the VPN's subnet around virtual_ip.", 1, 128, "bits")] = 16
-    routes: Annotated[tuple[str, ...], text("Networks sent into the TUN device beside the subnet.", "cidr")] = ()
+    subnet: Annotated[int, number("Prefix length of the VPN's subnet around virtual_ip.", 1, 128, "bits")] = (
+        16
+    )
+    routes: Annotated[
+        tuple[str, ...], text("Networks sent into the TUN device beside the subnet.", "cidr")
+    ] = ()
     allow_overlap: Annotated[
         bool, switch("Start even if the machine already routes (part of) the subnet or a route.")
     ] = False
     offloads: Annotated[
         bool, switch("Ask the kernel for superpackets (checksum, TSO, USO); off: one packet at a time.")
     ] = True
+    coalesce_udp: Annotated[
+        bool, switch("Merge datagrams of one flow that are read in one go into one superpacket (needs offloads).")
+    ] = True
     queue_length: Annotated[int, number("Transmit queue of the TUN device.", 1, 100_000, "packets")] = 500
     read_batch: Annotated[
-        int, number("Packets read from the TUN device before the other work of the supervisor.", 1, 4096, "packets")
+        int,
+        number(
+            "Packets read from the TUN device before the other work of the supervisor.", 1, 4096, "packets"
+        ),
     ] = 64
 
 
-class P2P(Table):
+class P2P(Table, frozen=True):
     """libp2p: identity, listening, dialing."""
 
-    listen: Annotated[tuple[str, ...], text("Multiaddrs to listen on (TCP).", "multiaddr")] = ("/ip4/0.0.0.0/tcp/4001",)
+    listen: Annotated[tuple[str, ...], text("Multiaddrs to listen on (TCP).", "multiaddr")] = (
+        "/ip4/0.0.0.0/tcp/4001",
+    )
     identity_file: Annotated[
         str, text("Private key of this node, PEM, 0600; relative to the state directory.", "path")
     ] = "identity.pem"
     dial_timeout: Annotated[float, duration("Deadline of one dial, handshake included.", 0.1, 300.0)] = 5.0
     dial_stagger: Annotated[
-        float, duration("How long the node with the larger peer id waits for the other side's dial.", 0.0, 60.0)
+        float,
+        duration("How long the node with the larger peer id waits for the other side's dial.", 0.0, 60.0),
     ] = 0.3
     handshake_timeout: Annotated[float, duration("Deadline of an inbound handshake.", 0.1, 300.0)] = 10.0
     max_inbound_handshakes: Annotated[
-        int, number("Inbound handshakes under way at once; more are closed.", 1, 100_000, "connections")
+        int, number("Inbound handshakes under way at once; one more, and the oldest is closed.", 1, 100_000, "connections")
     ] = 256
+    max_connections_per_peer: Annotated[
+        int, number("libp2p connections (not data sessions) one peer may hold with this node.", 1, 4096, "connections")
+    ] = 8
+    max_dials: Annotated[int, number("Dials under way at once.", 1, 4096, "dials")] = 32
+    address_stagger: Annotated[
+        float, duration("Head start of one address of a peer before the next one is tried beside it.", 0.0, 60.0)
+    ] = 0.25
+    stream_timeout: Annotated[
+        float, duration("Longest life of a stream of identify and the like on a libp2p connection.", 0.1, 3600.0)
+    ] = 30.0
+    keepalive_interval: Annotated[
+        float, duration("How often a silent TCP connection is probed, in whole seconds.", 1.0, 3600.0)
+    ] = 3.0
     max_sessions_per_peer: Annotated[
         int, number("Data sessions one peer may hold with this node.", 1, 4096, "sessions")
     ] = 64
 
 
-class Retry(Table):
+class Retry(Table, frozen=True):
     """Exponential backoff with full jitter, for dials."""
 
     initial_interval: Annotated[float, duration("Longest wait before the first retry.", 0.01, 3600.0)] = 0.25
@@ -105,102 +134,150 @@ class Retry(Table):
     multiplier: Annotated[float, share("Growth of the wait from one try to the next.", 1.0, 10.0)] = 2.0
 
 
-class Peer(Table):
+class Peer(Table, frozen=True):
     """Another node, named by hand."""
 
     name: Annotated[str, text("Name of the peer in status and logs.", "name")]
     peer_id: Annotated[str, text("Its peer id, as `vpnd id` prints it there.", "peer_id")]
     virtual_ip: Annotated[str, text("Its address inside the VPN.", "ip")]
-    addresses: Annotated[tuple[str, ...], text("Multiaddrs to dial; empty: wait for its dial.", "multiaddr")] = ()
+    addresses: Annotated[
+        tuple[str, ...], text("Multiaddrs to dial; empty: wait for its dial.", "multiaddr")
+    ] = ()
 
 
-class Worker(Table):
+class Worker(Table, frozen=True):
     """Shards and what runs in them."""
 
     shards: Annotated[int, number("Shard processes; 0: one per CPU, at most 4.", 0, 64, "processes")] = 0
     ring_bytes: Annotated[
-        int, size("Size of each ring; a power of two.", 1 << 18, 1 << 30)
+        int,
+        size("Size of each ring; a power of two, room for four of the largest records.", 1 << 19, 1 << 30),
     ] = 1 << 22
-    buffer_size: Annotated[
-        int, number("Packets one flow may have waiting.", 1, 1_000_000, "packets")
-    ] = 1024
-    idle_timeout: Annotated[float, duration("A flow without packets for so long is forgotten.", 0.1, 86400.0)] = 60.0
+    publish_bytes: Annotated[
+        int, size("Bytes put into a ring before its reader is told, when there is more to read.", 1, 1 << 20)
+    ] = 1 << 16
+    max_flows: Annotated[
+        int, number("Flows remembered at once, in the supervisor and in each shard.", 16, 10_000_000, "flows")
+    ] = 131_072
+    buffer_size: Annotated[int, number("Packets one flow may have waiting.", 1, 1_000_000, "packets")] = 1024
+    idle_timeout: Annotated[
+        float, duration("A flow without packets for so long is forgotten.", 0.1, 86400.0)
+    ] = 60.0
     cleanup_interval: Annotated[float, duration("How often idle flows are looked for.", 0.05, 3600.0)] = 5.0
-    pending_bytes: Annotated[
-        int, size("Bytes waiting for a peer that has no session yet.", 0, 1 << 30)
-    ] = 1 << 18
+    pending_bytes: Annotated[int, size("Bytes waiting for a peer that has no session yet.", 0, 1 << 30)] = (
+        1 << 18
+    )
     pending_timeout: Annotated[
         float, duration("How long packets wait for a peer that has no session yet.", 0.0, 3600.0)
     ] = 3.0
 
 
-class Session(Table):
+class Session(Table, frozen=True):
     """One encrypted TCP connection to a peer's shard."""
 
-    window_bytes: Annotated[
-        int, size("Receive window of one stream.", 1 << 18, 1 << 30)
-    ] = 1 << 24
-    send_buffer_bytes: Annotated[
-        int, size("Sealed bytes waiting for the socket.", 1 << 17, 1 << 26)
-    ] = 1 << 19
-    receive_buffer_bytes: Annotated[
-        int, size("Room for one read from the socket.", 1 << 17, 1 << 26)
-    ] = 1 << 19
+    window_bytes: Annotated[int, size("Receive window of one stream.", 1 << 18, 1 << 30)] = 1 << 24
+    send_buffer_bytes: Annotated[int, size("Sealed bytes waiting for the socket.", 1 << 17, 1 << 26)] = (
+        1 << 19
+    )
+    control_reserve_bytes: Annotated[
+        int,
+        size(
+            "Part of the send buffer kept for answers and window updates; a peer that fills it is cut off.",
+            1 << 12,
+            1 << 16,
+        ),
+    ] = 1 << 14
+    receive_buffer_bytes: Annotated[int, size("Room for one read from the socket.", 1 << 17, 1 << 26)] = (
+        1 << 19
+    )
     queue_bytes: Annotated[
         int, size("Packets waiting for a session that cannot take more.", 1 << 17, 1 << 30)
     ] = 1 << 21
     not_sent_lowat_bytes: Annotated[
-        int, size("TCP_NOTSENT_LOWAT: unsent bytes in the kernel before the socket counts as full.", 1 << 14, 1 << 30)
+        int,
+        size(
+            "TCP_NOTSENT_LOWAT: unsent bytes in the kernel before the socket counts as full.",
+            1 << 14,
+            1 << 30,
+        ),
     ] = 1 << 18
     congestion_control: Annotated[
         str, text("TCP congestion control where the kernel offers it; empty: the system's.", "name")
     ] = "bbr"
     max_streams: Annotated[int, number("Streams one peer may open in a session.", 1, 65536, "streams")] = 64
     negotiate_timeout: Annotated[float, duration("Deadline for a stream to open.", 0.1, 300.0)] = 10.0
-    ping_interval: Annotated[float, duration("How often a session's round trip is measured.", 0.1, 3600.0)] = 10.0
+    close_timeout: Annotated[
+        float, duration("Deadline for a peer to close its side of a stream.", 0.1, 300.0)
+    ] = 10.0
+    ping_interval: Annotated[
+        float, duration("How often a session's round trip is measured.", 0.1, 3600.0)
+    ] = 10.0
     user_timeout: Annotated[
         float, duration("TCP_USER_TIMEOUT: unacknowledged for so long ends the session.", 1.0, 3600.0)
     ] = 15.0
 
 
-class Process(Table):
+class Process(Table, frozen=True):
     """The processes of a node."""
 
     user: Annotated[str, text("User the children run as.", "user")] = "nobody"
     ready_timeout: Annotated[float, duration("How long a child may take to get ready.", 0.5, 600.0)] = 20.0
-    stop_timeout: Annotated[float, duration("How long a child may take to stop before it is killed.", 0.1, 600.0)] = 3.0
-    restart_initial: Annotated[float, duration("Wait before a dead child is started again.", 0.0, 600.0)] = 0.05
-    restart_max: Annotated[float, duration("Longest wait before a dead child is started again.", 0.0, 3600.0)] = 10.0
+    stop_timeout: Annotated[
+        float, duration("How long a child may take to stop before it is killed.", 0.1, 600.0)
+    ] = 3.0
+    restart_initial: Annotated[float, duration("Wait before a dead child is started again.", 0.0, 600.0)] = (
+        0.05
+    )
+    restart_max: Annotated[
+        float, duration("Longest wait before a dead child is started again.", 0.0, 3600.0)
+    ] = 10.0
     restart_settle: Annotated[
         float, duration("A child that lived so long starts again without extra wait.", 0.1, 86400.0)
     ] = 10.0
 
 
-class Status(Table):
+class Status(Table, frozen=True):
     """The socket `vpnd status` and `vpnd stop` talk to."""
 
-    socket: Annotated[str, text("Path of the status socket; relative to the state directory.", "path")] = "vpnd.sock"
+    socket: Annotated[str, text("Path of the status socket; relative to the state directory.", "path")] = (
+        "vpnd.sock"
+    )
     timeout: Annotated[float, duration("How long a command waits for the daemon's answer.", 0.1, 300.0)] = 5.0
+    poll_interval: Annotated[
+        float,
+        duration(
+            "How often `start --detach` and `stop` look whether the daemon is ready, or gone.", 0.01, 10.0
+        ),
+    ] = 0.05
 
 
-class Metrics(Table):
+class Metrics(Table, frozen=True):
     """Prometheus endpoint."""
 
     listen: Annotated[
         str, text("host:port of the Prometheus endpoint; empty: off. Keep it on loopback.", "host_port")
     ] = ""
+    interval: Annotated[
+        float,
+        duration("How often a shard stores the counts that do not change with every batch.", 0.01, 60.0),
+    ] = 0.25
 
 
-class Log(Table):
+class Log(Table, frozen=True):
     """What goes to standard error."""
 
     level: Annotated[str, text("debug, info, warning or error.", "level")] = "info"
+    refusal_interval: Annotated[
+        float, duration("What strangers can cause to be logged is logged at most this often per kind.", 0.0, 86400.0)
+    ] = 10.0
 
 
-class Config(Table):
+class Config(Table, frozen=True):
     """All tables. `state_dir` is not a key of the file: it comes from --state-dir or VPND_STATE_DIR."""
 
-    state_dir: Annotated[str, text("Directory of the identity, socket and config file.", "path")] = "/var/lib/vpnd"
+    state_dir: Annotated[str, text("Directory of the identity, socket and config file.", "path")] = (
+        "/var/lib/vpnd"
+    )
     node: Node = Node()
     network: Network = Network()
     p2p: P2P = P2P()

@@ -1,0 +1,1 @@
+"""The privileged process: TUN device, addresses and routes, rings, child processes."""

@@ -1,0 +1,220 @@
+"""One child process: started, watched, started again when it dies.
+
+A child is a fresh interpreter with one inherited descriptor, its channel. Everything else it needs comes with its
+first message. States and what leads from one to the next:
+
+    STARTING --Ready--> UP --exit, channel closed--> WAITING --backoff over--> STARTING …
+    STARTING --Failed, exit, process.ready_timeout--> WAITING
+    any --stop()--> STOPPED
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from vpnd import errors
+from vpnd.api import channel, messages
+from vpnd.api.aio import LoopChannel
+from vpnd.config.schema import Process as Settings
+
+log = logging.getLogger(__name__)
+
+#: Where the packages lie: the children import from the same place, whatever the working directory is.
+PACKAGES = str(Path(__file__).resolve().parent.parent)
+
+
+class State(enum.Enum):
+    """See the module's docstring."""
+
+    STARTING = "starting"
+    UP = "up"
+    WAITING = "restarting"
+    STOPPED = "stopped"
+
+
+class Child:
+    """Owner: supervisor loop.
+
+    `begin()` gives the first message and its descriptors, made anew for every process. `on_up(child)` is called at Ready,
+    `on_down(child)` whenever a process of this child is gone, before the next is started; `on_message` gets the rest.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        module: str,
+        role: str,
+        settings: Settings,
+        begin: Callable[[], tuple[messages.Message, tuple[int, ...]]],
+        on_up: Callable[[Child], None],
+        on_down: Callable[[Child], None],
+        on_message: Callable[[messages.Any], None],
+    ) -> None:
+        self.title, self._module, self._role, self._settings = title, module, role, settings
+        self._begin, self._on_up, self._on_down, self._on_message = begin, on_up, on_down, on_message
+        self._loop = asyncio.get_running_loop()
+        self.state = State.STOPPED
+        self.restarts = 0
+        self.listen: tuple[str, ...] = ()
+        self.process: psutil.Process | None = None
+        self._popen: subprocess.Popen[bytes] | None = None
+        self._pidfd = -1
+        self._channel: LoopChannel | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._started_s = 0.0
+        self._backoff_s = settings.restart_initial
+        self._first: asyncio.Future[None] = self._loop.create_future()
+        self._gone = asyncio.Event()
+        self._gone.set()
+
+    @property
+    def pid(self) -> int:
+        """Of the process there is, or 0."""
+        return self._popen.pid if self._popen is not None else 0
+
+    async def start(self) -> None:
+        """Start it and wait until it is up. Raises the error it reported, or ChildError; it is stopped then."""
+        self._spawn()
+        try:
+            await self._first
+        except BaseException:
+            await self.stop()
+            raise
+
+    def send(self, message: messages.Message, descriptors: tuple[int, ...] = ()) -> None:
+        """Send to the process there is; to none when it is not up."""
+        if self.state is State.UP and self._channel is not None:
+            self._channel.send(message, descriptors)
+
+    async def stop(self) -> None:
+        """Ask it to stop, kill it after process.stop_timeout; it is not started again. Idempotent."""
+        was, self.state = self.state, State.STOPPED
+        self._cancel_timer()
+        if self._popen is None:
+            return
+        if was is State.UP and self._channel is not None:
+            self._channel.send(messages.Stop())
+            try:
+                await asyncio.wait_for(self._gone.wait(), self._settings.stop_timeout)
+                return
+            except TimeoutError:
+                log.warning("%s (pid %d) did not stop in time and is killed", self.title, self.pid)
+        self._kill()
+        await self._gone.wait()
+
+    # --- a process's life
+
+    def _spawn(self) -> None:
+        self.state = State.STARTING
+        self._started_s = self._loop.time()
+        ours, theirs = channel.pair()
+        with theirs:
+            self._popen = subprocess.Popen(
+                [sys.executable, "-m", self._module, str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(),),
+                start_new_session=True,  # Ctrl-C is for the supervisor, which then stops its children in order
+                cwd="/",
+                env={**os.environ, "PYTHONPATH": PACKAGES},
+            )
+        self._gone.clear()
+        self.process = psutil.Process(self._popen.pid)
+        self._pidfd = os.pidfd_open(self._popen.pid)
+        self._loop.add_reader(self._pidfd, self._exited)
+        self._channel = LoopChannel(
+            channel.Channel(ours, "supervisor", self._role), self._receive, self._channel_closed
+        )
+        message, descriptors = self._begin()
+        self._channel.send(message, descriptors)
+        self._timer = self._loop.call_later(self._settings.ready_timeout, self._not_ready)
+
+    def _receive(self, message: messages.Any, descriptors: list[int]) -> None:
+        for fd in descriptors:  # no message to the supervisor carries any
+            os.close(fd)
+        match message:
+            case messages.Ready(listen=listen) if self.state is State.STARTING:
+                self._cancel_timer()
+                self.state = State.UP
+                self.listen = listen
+                if self._first.done():
+                    log.info("%s is back as pid %d", self.title, self.pid)
+                else:
+                    self._first.set_result(None)
+                self._on_up(self)
+            case messages.Failed(kind=kind, error=error):
+                known = getattr(errors, kind, None)
+                is_ours = isinstance(known, type) and issubclass(known, errors.VpndError)
+                self._fail(known(error) if is_ours and known is not None else errors.ChildError(error))
+            case _:
+                self._on_message(message)
+
+    def _fail(self, error: errors.VpndError) -> None:
+        if not self._first.done():
+            self._first.set_exception(error)
+        elif self.state is not State.STOPPED:
+            log.error("%s: %s", self.title, error)
+
+    def _not_ready(self) -> None:
+        self._timer = None
+        self._fail(errors.ChildError(f"{self.title} was not ready after {self._settings.ready_timeout:g} s"))
+        self._kill()
+
+    def _channel_closed(self, reason: str) -> None:
+        if self.state is not State.STOPPED and self._popen is not None and self._popen.poll() is None:
+            log.error("%s (pid %d): %s; it is killed", self.title, self.pid, reason)
+        self._kill()
+
+    def kill(self, reason: str) -> None:
+        """It does what it must not: end this process; another one takes its place."""
+        log.error("%s (pid %d): %s; it is killed", self.title, self.pid, reason)
+        self._kill()
+
+    def _kill(self) -> None:
+        if self._pidfd >= 0:
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    def _exited(self) -> None:
+        assert self._popen is not None
+        code = self._popen.wait()
+        pid = self._popen.pid
+        self._loop.remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        self._pidfd = -1
+        self._popen = self.process = None
+        if self._channel is not None:
+            self._channel.close()
+        self._cancel_timer()
+        self._gone.set()
+        self._on_down(self)
+        if self.state is State.STOPPED:
+            return
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
+        if not self._first.done():
+            self._first.set_exception(errors.ChildError(f"{self.title} (pid {pid}) {how} before it was ready"))
+            return
+        self._restart_later(f"{self.title} (pid {pid}) {how}")
+
+    def _restart_later(self, what: str) -> None:
+        settings = self._settings
+        if self._loop.time() - self._started_s >= settings.restart_settle:
+            self._backoff_s = settings.restart_initial
+        self.state = State.WAITING
+        self.restarts += 1
+        log.warning("%s; starting it again in %.0f ms", what, self._backoff_s * 1000)
+        self._timer = self._loop.call_later(self._backoff_s, self._spawn)
+        self._backoff_s = min(max(self._backoff_s * 2, settings.restart_initial), settings.restart_max)
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

@@ -1,0 +1,42 @@
+"""Route netlink, blocking, from whatever thread the caller is in.
+
+pyroute2 drives an asyncio loop of its own behind its blocking calls, so they fail in a thread whose loop is
+running, and the supervisor's is. Each conversation therefore gets a thread that lives as long as it; a
+thread starts in the network namespace of the one that made it. Meant for start and stop, a few milliseconds.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+__all__ = ["IPRoute", "NetlinkError", "converse"]
+
+Result = TypeVar("Result")
+
+
+def converse(work: Callable[[IPRoute], Result]) -> Result:
+    """Call `work` with an open IPRoute and return what it returns, or raise what it raises.
+
+    Blocks the calling thread. The IPRoute is closed afterwards; do not keep it.
+    """
+    result: list[Result] = []
+    failure: list[BaseException] = []
+
+    def body() -> None:
+        try:
+            with IPRoute() as netlink:
+                result.append(work(netlink))
+        except BaseException as error:  # handed to the caller's thread below
+            failure.append(error)
+
+    thread = threading.Thread(target=body, name="netlink")
+    thread.start()
+    thread.join()
+    if failure:
+        raise failure[0]
+    return result[0]

@@ -1,0 +1,198 @@
+"""Address, MTU, queue and routes of the TUN device, set through netlink and undone in reverse.
+
+The device and everything on it vanish when its descriptor is closed; undoing is for the cases between: a
+start that fails half-way must leave the machine as it was while the device is still open.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import logging
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from supervisor.network.netlink import IPRoute, NetlinkError, converse
+from vpnd.errors import MachineError
+
+IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+#: rtnetlink's IN6_ADDR_GEN_MODE_NONE: no link-local address, hence no router solicitations from it.
+ADDR_GEN_MODE_NONE = 1
+#: IFA_F_NODAD: nobody on a point-to-point TUN could answer duplicate address detection; without it the
+#: address would be unusable for its first second.
+IFA_F_NODAD = 0x02
+#: rtnetlink's RTPROT_STATIC: shown by `ip route` as "proto static"; routing daemons leave it alone.
+RTPROT_STATIC = 4
+
+#: What is gone already is what undoing wanted.
+_GONE = frozenset({errno.ENODEV, errno.ESRCH, errno.EADDRNOTAVAIL, errno.ENOENT, errno.ENETUNREACH})
+
+log = logging.getLogger(__name__)
+
+Undo = Callable[[IPRoute], object]
+
+
+class NetworkSetup:
+    """What was done to one TUN device, and how to take it back. Owner: the supervisor; not thread-safe."""
+
+    def __init__(self) -> None:
+        self._undo: list[tuple[str, Undo]] = []
+
+    def apply(
+        self,
+        tun_name: str,
+        mtu: int,
+        virtual_ip: str,
+        prefixlen: int,
+        routes: Sequence[str],
+        queue_length: int,
+    ) -> None:
+        """Give `tun_name` its MTU, transmit queue (packets) and address, bring it up, route networks into it.
+
+        The subnet virtual_ip/prefixlen is routed by the kernel because of the address; `routes` equal to it,
+        and repeated ones, are skipped. The device makes no IPv6 address of its own and takes no router
+        advertisement, and without an IPv6 address or route in the VPN it has no IPv6 at all.
+        Blocks for some milliseconds. Raises MachineError naming the step the kernel refused; the steps done
+        until then are undone and `apply` may be called again. Strings that are no addresses: ValueError.
+        """
+        address = ipaddress.ip_interface(f"{virtual_ip}/{prefixlen}")
+        networks = dict.fromkeys(ipaddress.ip_network(route) for route in routes)
+        networks.pop(address.network, None)
+        with_ipv6 = address.version == 6 or any(network.version == 6 for network in networks)
+
+        def steps(netlink: IPRoute) -> None:
+            index = _lookup(netlink, tun_name)
+            self._quiet_ipv6(netlink, tun_name, index, with_ipv6)
+            self._set_link(netlink, tun_name, index, mtu, queue_length)
+            self._add_address(netlink, tun_name, index, address)
+            for network in networks:
+                self._add_route(netlink, tun_name, index, network)
+
+        try:
+            converse(steps)
+        except BaseException:
+            self.undo()
+            raise
+
+    def undo(self) -> None:
+        """Take back everything `apply` did, last first. Safe to call twice; ignores what is gone already."""
+        if not self._undo:
+            return
+        try:
+            converse(self._undo_all)
+        except OSError as error:
+            log.warning("network setup not undone: %s", error)
+
+    def _undo_all(self, netlink: IPRoute) -> None:
+        while self._undo:
+            what, action = self._undo.pop()
+            try:
+                action(netlink)
+            except (NetlinkError, OSError) as error:
+                number = error.code if isinstance(error, NetlinkError) else error.errno
+                if number not in _GONE:
+                    log.warning("not undone: %s: %s", what, os.strerror(number or 0))
+
+    def _do(self, netlink: IPRoute, what: str, action: Callable[[], object], undo: Undo) -> None:
+        try:
+            action()
+        except NetlinkError as error:
+            raise MachineError(f"the kernel refused to {what}: {_reason(error)}") from error
+        self._undo.append((what, undo))
+
+    def _quiet_ipv6(self, netlink: IPRoute, name: str, index: int, with_ipv6: bool) -> None:
+        conf = f"/proc/sys/net/ipv6/conf/{name}"
+        if not os.path.isdir(conf):
+            return  # a kernel without IPv6
+        none = {"attrs": [("AF_INET6", {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", ADDR_GEN_MODE_NONE)]})]}
+        self._do(
+            netlink,
+            f"keep IPv6 autoconfiguration off {name}",
+            lambda: netlink.link("set", index=index, IFLA_AF_SPEC=none),
+            lambda _: None,  # harmless on a device that is down, and its former value came from us
+        )
+        for key, value in (("accept_ra", "0"), ("disable_ipv6", "0" if with_ipv6 else "1")):
+            try:
+                self._set_sysctl(f"{conf}/{key}", value)
+            except OSError as error:
+                # A container's /proc/sys is often read-only. Worth a line, not worth refusing to run.
+                log.info("%s/%s left as it is: %s", conf, key, error.strerror)
+
+    def _set_sysctl(self, path: str, value: str) -> None:
+        with open(path) as file:
+            before = file.read().strip()
+        if before == value:
+            return
+        _write(path, value)
+        self._undo.append((f"set {path}", lambda _: _write(path, before)))
+
+    def _set_link(self, netlink: IPRoute, name: str, index: int, mtu: int, queue_length: int) -> None:
+        link = netlink.get_links(index)[0]
+        for what, key, value in (
+            ("MTU", "mtu", mtu),
+            ("transmit queue length", "txqlen", queue_length),
+        ):
+            before = link.get_attr(f"IFLA_{key.upper()}")
+            self._do(
+                netlink,
+                f"set the {what} of {name} to {value}",
+                lambda key=key, value=value: netlink.link("set", index=index, **{key: value}),  # type: ignore[misc]
+                lambda later, key=key, before=before: later.link("set", index=index, **{key: before}),  # type: ignore[misc]
+            )
+        self._do(
+            netlink,
+            f"bring {name} up",
+            lambda: netlink.link("set", index=index, state="up"),
+            lambda later: later.link("set", index=index, state="down"),
+        )
+
+    def _add_address(
+        self,
+        netlink: IPRoute,
+        name: str,
+        index: int,
+        address: ipaddress.IPv4Interface | ipaddress.IPv6Interface,
+    ) -> None:
+        parameters: dict[str, Any] = {
+            "index": index,
+            "address": str(address.ip),
+            "prefixlen": address.network.prefixlen,
+        }
+        flags = {"flags": IFA_F_NODAD} if address.version == 6 else {}
+        self._do(
+            netlink,
+            f"give {name} the address {address}",
+            lambda: netlink.addr("add", **parameters, **flags),
+            lambda later: later.addr("delete", **parameters),
+        )
+
+    def _add_route(self, netlink: IPRoute, name: str, index: int, network: IPNetwork) -> None:
+        parameters: dict[str, Any] = {"dst": str(network), "oif": index, "proto": RTPROT_STATIC}
+        if network.version == 4:
+            parameters["scope"] = "link"
+        self._do(
+            netlink,
+            f"route {network} into {name}",
+            lambda: netlink.route("add", **parameters),
+            lambda later: later.route("delete", **parameters),
+        )
+
+
+def _lookup(netlink: IPRoute, name: str) -> int:
+    found = netlink.link_lookup(ifname=name)
+    if not found:
+        raise MachineError(f"there is no interface {name}")
+    return int(found[0])
+
+
+def _reason(error: NetlinkError) -> str:
+    if error.code == errno.EEXIST:
+        return "another one like it exists already (see `ip route`, `ip address`)"
+    return os.strerror(error.code)
+
+
+def _write(path: str, value: str) -> None:
+    with open(path, "w") as file:
+        file.write(value)

@@ -1,0 +1,241 @@
+"""A packet's life, in the supervisor: between the TUN device and the rings.
+
+    outbound                                        inbound
+    1. read from the TUN into a ring      *         5. decrypt, take frames apart     (shards/link.py)
+    2. flow key → shard, publish          *         6. check, put into the ring       (shards/inbound.py)
+    3. records → flow → span of a peer    (shards)  7. ring → TUN                     *
+    4. seal, send                         (shards)
+
+    stages marked * are here; 1, 2 and 7 are per (super)packet, waking a shard is per batch
+
+Reading straight into a ring needs the ring before the packet is seen: it is read into the ring of the shard that had
+the last packet, and copied only when the flow turns out to be another shard's. Bulk traffic is one flow, so this is rare
+where it would be dear.
+
+A flow stays with its shard for as long as packets come, also when a shard is added or comes back: otherwise
+packets of the old way and the new way could overtake each other.
+"""
+
+from __future__ import annotations
+
+from io import FileIO
+
+from vpnd.config.schema import Config
+from vpnd.metrics import DROP_REASONS
+from vpnd.packet import flow, ring
+from vpnd.packet.offload import UdpCoalescer
+from vpnd.packet.record import (
+    LENGTH,
+    LENGTH_BYTES,
+    MAX_RECORD_BYTES,
+    MIN_PACKET_BYTES,
+    PACKET_OFFSET,
+    VNET_BYTES,
+)
+
+
+class ShardPort:
+    """The supervisor's side of one shard: its two rings and what went through them.
+
+    Owner: supervisor loop. Lives as long as one shard process; the counts are carried over to the next one's.
+    """
+
+    def __init__(self, index: int, to_shard: ring.Descriptors, from_shard: ring.Descriptors) -> None:
+        self.index = index
+        self.to_shard = ring.Producer(to_shard)
+        self.from_shard = ring.Consumer(from_shard)
+        #: (super)packets and their bytes given to this shard process
+        self.packets_in = self.bytes_in = 0
+        #: records taken from it
+        self.packets_out = 0
+
+    def close(self) -> None:
+        self.to_shard.close()
+        self.from_shard.close()
+
+
+class FlowTable:
+    """Flow key → shard index, remembered while the flow is alive.
+
+    Two generations instead of a time stamp per flow: `age` drops what was not looked up since the last but one call.
+    """
+
+    def __init__(self, most_flows: int) -> None:
+        self._most = most_flows
+        self.young: dict[int, int] = {}
+        self._old: dict[int, int] = {}
+
+    def find(self, key: int, shards: list[int]) -> int:
+        """The flow's shard, of those that are up (`shards`, not empty). `young` is looked up by the caller first."""
+        index = self._old.get(key, -1)
+        if index not in shards:
+            index = flow.shard_of(key, shards)
+        if len(self.young) >= self._most:
+            self.age()
+        self.young[key] = index
+        return index
+
+    def age(self) -> None:
+        """Forget what was idle for a whole generation."""
+        self._old, self.young = self.young, {}
+
+    def forget(self, shard: int) -> None:
+        """A shard is gone: its flows are placed anew when their next packet comes."""
+        self.young = {key: index for key, index in self.young.items() if index != shard}
+        self._old = {key: index for key, index in self._old.items() if index != shard}
+
+    def __len__(self) -> int:
+        return len(self.young.keys() | self._old.keys())
+
+
+class Pump:
+    """Both directions. Owner: supervisor loop; everything is synchronous and bounded per call."""
+
+    def __init__(self, tun_fd: int, config: Config, coalescer: UdpCoalescer | None) -> None:
+        self._tun = FileIO(tun_fd, "r+", closefd=False)
+        self._ports: dict[int, ShardPort] = {}
+        self._up: list[int] = []
+        self._last: ShardPort | None = None
+        self._coalescer = coalescer
+        self._read_batch = config.network.read_batch
+        self._publish_bytes = config.worker.publish_bytes
+        self._write_bytes = config.worker.ring_bytes // 4
+        self._scratch = memoryview(bytearray(MAX_RECORD_BYTES))
+        self.flows = FlowTable(config.worker.max_flows)
+        self.dropped = dict.fromkeys(DROP_REASONS, 0)
+        self.reads = self.merged = self.bytes_read = 0
+        self.packets_written = self.bytes_written = 0
+
+    @property
+    def packets_read(self) -> int:
+        """(Super)packets that came from the TUN; datagrams merged into the one before them are part of it."""
+        return self.reads - self.merged
+
+    def attach(self, port: ShardPort) -> None:
+        """A shard is there: new flows may be given to it."""
+        self._ports[port.index] = port
+        self._up = sorted(self._ports)
+
+    def detach(self, port: ShardPort) -> None:
+        """A shard is gone: its flows move to those left. The port stays the caller's to close."""
+        if self._ports.get(port.index) is not port:
+            return
+        del self._ports[port.index]
+        self._up = sorted(self._ports)
+        self.flows.forget(port.index)
+        if self._last is port:
+            self._last = None
+
+    def read_tun(self) -> None:
+        """Stages 1 and 2: up to `network.read_batch` packets from the TUN. Call when it is readable.
+
+        Raises RingBroken when a shard wrote nonsense into its ring's header, OSError when the device is gone.
+        """
+        readinto, find, key_of = self._tun.readinto, self.flows.young.get, flow.key_of
+        coalescer, publish_bytes = self._coalescer, self._publish_bytes
+        port = self._last
+        previous = -1  # where in port's ring the last record begins, while it may still grow
+        reads = bytes_read = 0
+        for _ in range(self._read_batch):
+            offset = port.to_shard.reserve(MAX_RECORD_BYTES) if port is not None else -1
+            if offset >= 0 and port is not None:
+                in_ring, buffer = True, port.to_shard.buffer
+            else:
+                in_ring, buffer, offset = False, self._scratch, 0
+            count = readinto(buffer[offset + LENGTH_BYTES : offset + MAX_RECORD_BYTES])
+            if not count:
+                break
+            reads += 1
+            length = count - VNET_BYTES
+            bytes_read += length
+            key = key_of(buffer, offset + PACKET_OFFSET, length)
+            index = find(key)
+            if index is None:
+                index = self._place(key)
+                find = self.flows.young.get  # a full table begins a new generation
+                if index < 0:
+                    continue
+            if in_ring and port is not None and index == port.index:
+                producer = port.to_shard
+                if previous >= 0 and coalescer is not None:
+                    grown = coalescer.merge(buffer, previous, offset, count)
+                    if grown:
+                        producer.commit(grown)
+                        port.bytes_in += grown
+                        self.merged += 1
+                        continue
+                LENGTH.pack_into(buffer, offset, count)
+            else:
+                port = self._ports[index]
+                producer = port.to_shard
+                offset = self._copy(producer, buffer[offset : offset + LENGTH_BYTES + count], count)
+                if offset < 0:
+                    port, previous = None, -1
+                    continue
+            producer.commit(LENGTH_BYTES + count)
+            port.packets_in += 1
+            port.bytes_in += length
+            if producer.unpublished >= publish_bytes:
+                producer.publish()
+                previous = -1
+            else:
+                previous = offset
+        self.reads += reads
+        self.bytes_read += bytes_read
+        self._last = port
+        for port in self._ports.values():
+            if port.to_shard.unpublished:
+                port.to_shard.publish()
+
+    def _place(self, key: int) -> int:
+        """The shard of a flow seen for the first time, or -1: dropped and counted."""
+        if key < 0:
+            self.dropped["malformed_local"] += 1
+        elif not flow.is_unicast(key):
+            self.dropped["not_unicast"] += 1
+        elif not self._up:
+            self.dropped["shard_down"] += 1
+        else:
+            return self.flows.find(key, self._up)
+        return -1
+
+    def _copy(self, producer: ring.Producer, record: memoryview, count: int) -> int:
+        """A record that was read elsewhere, put into this ring: its offset, or -1: dropped and counted."""
+        offset = producer.reserve(MAX_RECORD_BYTES)
+        if offset < 0:
+            self.dropped["ring_full"] += 1
+            return -1
+        producer.buffer[offset : offset + len(record)] = record
+        LENGTH.pack_into(producer.buffer, offset, count)
+        return offset
+
+    def write_tun(self, port: ShardPort) -> bool:
+        """Stage 7: a quarter ring of records at most from one shard into the TUN. True when there is more.
+
+        Raises RingBroken when the shard wrote something that is no record.
+        """
+        consumer = port.from_shard
+        start, end = consumer.readable()
+        if start == end:
+            return False
+        buffer, write, length_at = consumer.buffer, self._tun.write, LENGTH.unpack_from
+        stop = min(end, start + self._write_bytes)
+        position, failed, packets = start, 0, 0
+        while position < stop:
+            (count,) = length_at(buffer, position)
+            begin = position + LENGTH_BYTES
+            position = begin + count
+            if position > end or count < VNET_BYTES + MIN_PACKET_BYTES:
+                raise ring.RingBroken(f"shard {port.index}: a record of {count} bytes, {end - begin} are there")
+            packets += 1
+            try:
+                if not write(buffer[begin:position]):
+                    failed += 1
+            except OSError:
+                failed += 1
+        consumer.release(position - start)
+        port.packets_out += packets
+        self.packets_written += packets - failed
+        self.bytes_written += position - start - packets * PACKET_OFFSET
+        self.dropped["tun_write_failed"] += failed
+        return position < end

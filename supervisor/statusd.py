@@ -1,0 +1,85 @@
+"""The status socket: one JSON request line, one JSON answer, end.
+
+    {"command": "status"}   →  the status report
+    {"command": "stop"}     →  {"stopping": true}; the node then stops
+    anything else           →  {"error": "…"}
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+
+import orjson
+
+from supervisor.janitor import Janitor
+from vpnd.errors import MachineError
+
+log = logging.getLogger(__name__)
+
+Command = Callable[[], Awaitable[object]]
+#: A request is one short line; more is somebody else's protocol.
+MAX_REQUEST_BYTES = 65_536
+
+
+class StatusServer:
+    """Listens on a unix socket, mode 0600. Owner: supervisor loop."""
+
+    def __init__(self, path: str, timeout_s: float, commands: Mapping[str, Command]) -> None:
+        self._path, self._timeout_s, self._commands = path, timeout_s, commands
+        self._server: asyncio.Server | None = None
+        self._janitor: Janitor | None = None
+
+    async def start(self) -> None:
+        """Bind and listen. The caller holds the state directory's lock, so a socket that is there is a dead one's.
+
+        Raises MachineError when the path cannot be bound.
+        """
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._path)
+            mask = os.umask(0o177)
+            try:
+                sock.bind(self._path)
+            finally:
+                os.umask(mask)
+        except OSError as error:
+            sock.close()
+            raise MachineError(
+                f"status.socket = {self._path}: {error.strerror}; choose another path"
+            ) from error
+        self._janitor = Janitor(self._path)
+        self._server = await asyncio.start_unix_server(self._serve, sock=sock, limit=MAX_REQUEST_BYTES)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                writer.write(orjson.dumps(await self._answer(await reader.readline())))
+                await writer.drain()
+        except (TimeoutError, ConnectionError, ValueError):
+            pass  # a client that says nothing, too much, or has gone
+        finally:
+            writer.close()
+
+    async def _answer(self, line: bytes) -> object:
+        try:
+            request = orjson.loads(line)
+            command = self._commands[request["command"]]
+        except (orjson.JSONDecodeError, KeyError, TypeError):
+            known = ", ".join(sorted(self._commands))
+            return {"error": f"not a request; send one line of JSON with a command of {known}"}
+        return await command()
+
+    async def stop(self) -> None:
+        """Stop listening and remove the socket. Idempotent."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+        if self._janitor is not None:
+            self._janitor.close()
+            self._janitor = None

@@ -1,0 +1,300 @@
+"""Two real shard processes, back to back over loopback TCP; the test is supervisor and control of both."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import os
+import select
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from vpnd.api import channel, messages
+from vpnd.config.schema import Config, Process, Worker
+from vpnd.metrics import SHARD_COUNTERS, create_page
+from vpnd.packet import ring
+from vpnd.packet.record import LENGTH, PACKET_OFFSET, VNET_BYTES
+
+USER = "nobody" if os.geteuid() == 0 else ""
+TIMEOUT_S = 10
+
+
+def packet(source: str, destination: str, payload: bytes, port: int = 9000) -> bytes:
+    """A UDP datagram, checksum unused."""
+    udp = struct.pack(">HHHH", 4000, port, 8 + len(payload), 0) + payload
+    header = struct.pack(
+        ">BBHHHBBH4s4s", 0x45, 0, 20 + len(udp), 0, 0x4000, 64, 17, 0,
+        ipaddress.ip_address(source).packed, ipaddress.ip_address(destination).packed,
+    )  # fmt: skip
+    total = sum(struct.unpack(">10H", header))
+    total = (total & 0xFFFF) + (total >> 16)
+    checksum = ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF
+    return header[:10] + struct.pack(">H", checksum) + header[12:] + udp
+
+
+class ShardHarness:
+    """One shard process with its rings, its counter page and both channels."""
+
+    def __init__(self, address: str, config: Config) -> None:
+        self.to_shard = ring.Descriptors.create(config.worker.ring_bytes, "to")
+        self.from_shard = ring.Descriptors.create(config.worker.ring_bytes, "from")
+        self.producer, self.consumer = ring.Producer(self.to_shard), ring.Consumer(self.from_shard)
+        self.page, page_fd = create_page(SHARD_COUNTERS, "counters")
+        ours, theirs = channel.pair()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "shards", str(theirs.fileno())], pass_fds=[theirs.fileno()]
+        )
+        theirs.close()
+        self.supervisor = channel.Channel(ours, "supervisor", "shard")
+        descriptors = (*self.to_shard.all(), *self.from_shard.all(), page_fd)
+        self.supervisor.send(
+            messages.ShardStart(config=config, index=0, own=(f"{address}/32",), tun_offloads=0x7F & ~8), descriptors
+        )
+        os.close(page_fd)
+        assert isinstance(self.hear(self.supervisor), messages.Ready)
+        ours, theirs = channel.pair()
+        self.supervisor.send(messages.ControlArrived(), (theirs.fileno(),))
+        theirs.close()
+        self.control = channel.Channel(ours, "control", "shard")
+        assert self.hear(self.control) == messages.SessionsHeld(sessions=())
+
+    def hear(self, which: channel.Channel) -> messages.Any:
+        deadline = time.monotonic() + TIMEOUT_S
+        while (received := which.receive()) is None:
+            assert time.monotonic() < deadline, "nothing was heard"
+            select.select([which.fileno()], [], [], 0.2)
+        return received[0]
+
+    def know(self, peer_id: str, address: str) -> None:
+        self.control.send(messages.PeerKnown(peer_id=peer_id, name=peer_id, prefixes=(f"{address}/32",)))
+        self.control.send(messages.PeersComplete())
+
+    def give_session(self, sock: socket.socket, peer_id: str, initiator: bool, keys: tuple[bytes, bytes]) -> None:
+        self.control.send(
+            messages.SessionHandover(
+                session_id=1, peer_id=peer_id, initiator=initiator, send_key=keys[0], send_nonce=2,
+                receive_key=keys[1], receive_nonce=2, leftover=b"",
+            ),
+            (sock.fileno(),),
+        )  # fmt: skip
+        sock.close()
+
+    def send(self, *packets: bytes) -> None:
+        for each in packets:
+            size = PACKET_OFFSET + len(each)
+            while (offset := self.producer.reserve(size)) < 0:
+                self.producer.publish()
+                time.sleep(0.001)
+            LENGTH.pack_into(self.producer.buffer, offset, VNET_BYTES + len(each))
+            self.producer.buffer[offset + 4 : offset + size] = bytes(VNET_BYTES) + each
+            self.producer.commit(size)
+        self.producer.publish()
+
+    def receive(self, count: int, timeout_s: float = TIMEOUT_S) -> list[bytes]:
+        """So many packets out of the ring from the shard, or fewer when the time is over."""
+        packets: list[bytes] = []
+        deadline = time.monotonic() + timeout_s
+        while len(packets) < count and time.monotonic() < deadline:
+            start, end = self.consumer.readable()
+            if start == end:
+                if self.consumer.sleep():
+                    select.select([self.consumer.wake_fd], [], [], 0.1)
+                    ring.drain(self.consumer.wake_fd)
+                continue
+            position = start
+            while position < end:
+                (size,) = LENGTH.unpack_from(self.consumer.buffer, position)
+                packets.append(bytes(self.consumer.buffer[position + PACKET_OFFSET : position + 4 + size]))
+                position += 4 + size
+            self.consumer.release(end - start)
+        return packets
+
+    def counts(self) -> dict[str, int]:
+        self.supervisor.send(messages.StatusRequest(serial=1))
+        status = self.hear(self.supervisor)
+        assert isinstance(status, messages.ShardStatus)
+        self.sessions = status.sessions
+        return self.page.read()
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        for each in (self.supervisor, self.control, self.producer, self.consumer, self.page):
+            each.close()
+        self.to_shard.close()
+        self.from_shard.close()
+
+
+def joined() -> tuple[socket.socket, socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        one = socket.create_connection(server.getsockname())
+        other, _ = server.accept()
+    return one, other
+
+
+CONFIG = Config(
+    worker=Worker(ring_bytes=1 << 20, pending_timeout=0.3, idle_timeout=0.3, cleanup_interval=0.1),
+    process=Process(user=USER),
+)
+A, B = "10.86.0.1", "10.86.0.2"
+
+
+@contextlib.contextmanager
+def two_shards(config: Config = CONFIG) -> Iterator[tuple[ShardHarness, ShardHarness]]:
+    a = ShardHarness(A, config)
+    try:
+        b = ShardHarness(B, config)
+        try:
+            a.know("b", B)
+            b.know("a", A)
+            yield a, b
+        finally:
+            b.close()
+    finally:
+        a.close()
+
+
+def join(a: ShardHarness, b: ShardHarness) -> None:
+    one, other = joined()
+    keys = os.urandom(32), os.urandom(32)
+    a.give_session(one, "b", True, keys)
+    b.give_session(other, "a", False, keys[::-1])
+    assert a.hear(a.control) == messages.SessionUp(session_id=1, peer_id="b")
+    assert b.hear(b.control) == messages.SessionUp(session_id=1, peer_id="a")
+
+
+def test_packets_cross_in_order_and_the_books_balance():
+    with two_shards() as (a, b):
+        join(a, b)
+        sent = [packet(A, B, bytes([i & 255]) * (i % 1300 + 1)) for i in range(3000)]
+        received: list[bytes] = []
+        for i in range(0, len(sent), 500):
+            a.send(*sent[i : i + 500])
+            received += b.receive(500)
+        assert received == sent
+        b.send(packet(B, A, b"back"))
+        assert a.receive(1) == [packet(B, A, b"back")]
+        counts = a.counts()
+        assert counts["packets_from_tun"] == counts["packets_sent"] == 3000
+        assert b.counts()["packets_to_tun"] == b.counts()["packets_received"] == 3000
+        assert counts["bytes_sent"] == sum(map(len, sent)) == b.counts()["bytes_received"]
+        assert counts["flows"] == 1 and counts["streams"] == 1 and counts["sessions"] == 1
+        assert a.sessions[0].rtt_ms is not None and a.sessions[0].state == "up"
+
+
+def test_packets_wait_for_a_session_and_one_is_asked_for():
+    with two_shards() as (a, b):
+        early = [packet(A, B, bytes([i])) for i in range(5)]
+        a.send(*early)
+        assert a.hear(a.control) == messages.SessionWanted(peer_id="b")
+        join(a, b)
+        assert b.receive(5) == early
+
+
+def test_packets_do_not_wait_for_ever():
+    with two_shards() as (a, _):
+        a.send(packet(A, B, b"late"))
+        assert a.counts()["packets_queued"] == 1
+        time.sleep(0.5)
+        counts = a.counts()
+        assert counts["dropped_no_session"] == 1 and counts["packets_queued"] == 0
+
+
+REFUSED = [
+    ("a source that is not the peer's", packet("10.86.0.9", B, b"x"), "source_not_allowed"),
+    ("a destination that is not ours", packet(A, "10.86.0.9", b"x"), "destination_not_ours"),
+    ("an IP length beyond the packet", packet(A, B, b"x" * 50)[:-3], "malformed_remote"),
+]
+
+
+@pytest.mark.parametrize("sentence,bad,reason", REFUSED, ids=[row[0] for row in REFUSED])
+def test_a_bad_packet_among_good_ones_is_dropped_alone(sentence, bad, reason):
+    with two_shards() as (a, b):
+        a.know("c", "10.86.0.9")  # so that a sends it; b must refuse it
+        a.control.send(messages.PeerKnown(peer_id="b", name="b", prefixes=(f"{B}/32", "10.86.0.9/32")))
+        join(a, b)
+        a.send(packet(A, B, b"before"), bad, packet(A, B, b"after"))
+        assert b.receive(2) == [packet(A, B, b"before"), packet(A, B, b"after")]
+        assert b.counts()[f"dropped_{reason}"] == 1
+
+
+def test_no_peer_owns_the_destination():
+    with two_shards() as (a, _):
+        a.send(packet(A, "10.86.7.7", b"x"))
+        time.sleep(0.1)
+        assert a.counts()["dropped_no_route"] == 1
+
+
+def test_idle_flows_are_forgotten():
+    with two_shards() as (a, b):
+        join(a, b)
+        a.send(*(packet(A, B, b"x", port=port) for port in range(100)))
+        assert len(b.receive(100)) == 100
+        assert a.counts()["flows"] == 100
+        time.sleep(0.6)
+        counts = a.counts()
+        assert counts["flows"] == 0 and counts["flows_reaped"] == 100
+
+
+def test_a_full_ring_behind_the_receiver_holds_the_sender_back_and_loses_nothing():
+    with two_shards() as (a, b):
+        join(a, b)
+        payload = os.urandom(1300)
+        sent = [packet(A, B, i.to_bytes(4, "big") + payload) for i in range(1500)]  # twice the ring
+        a.send(*sent)
+        time.sleep(0.5)
+        assert b.receive(len(sent)) == sent
+
+
+def test_a_closed_session_is_told_and_the_next_one_takes_over():
+    with two_shards() as (a, b):
+        join(a, b)
+        b.process.kill()
+        down = a.hear(a.control)
+        assert isinstance(down, messages.SessionDown) and down.session_id == 1
+
+
+def test_a_forgotten_peer_loses_its_session():
+    with two_shards() as (a, b):
+        join(a, b)
+        b.control.send(messages.PeerForgotten(peer_id="a"))
+        assert isinstance(b.hear(b.control), messages.SessionDown)
+        assert isinstance(a.hear(a.control), messages.SessionDown)
+
+
+def test_garbage_on_the_socket_ends_the_session_only():
+    with two_shards() as (a, b):
+        one, other = joined()
+        a.give_session(one, "b", True, (bytes(32), bytes(32)))
+        other.sendall(struct.pack(">H", 498) + os.urandom(498))
+        down = a.hear(a.control)
+        assert isinstance(down, messages.SessionDown)
+        assert a.counts()["session_errors"] == 1
+        other.close()
+        join(a, b)
+        a.send(packet(A, B, b"still there"))
+        assert b.receive(1) == [packet(A, B, b"still there")]
+
+
+def test_a_shard_stops_when_asked_and_when_the_supervisor_is_gone():
+    with two_shards() as (a, b):
+        a.supervisor.send(messages.Stop())
+        assert a.process.wait(TIMEOUT_S) == 0
+        b.supervisor.close()
+        assert b.process.wait(TIMEOUT_S) == 0
+
+
+@pytest.mark.root
+def test_a_shard_has_no_rights_left():
+    with two_shards() as (a, _):
+        with open(f"/proc/{a.process.pid}/status") as file:
+            status = dict(line.split(":\t", 1) for line in file.read().splitlines() if ":\t" in line)
+        assert "0" not in status["Uid"].split()
+        assert status["CapEff"] == status["CapPrm"] == status["CapBnd"] == "0" * 16
+        assert status["NoNewPrivs"] == "1"
