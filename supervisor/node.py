@@ -92,6 +92,14 @@ class Node:
         self._undo.callback(self.tun.close)
         merging = network.coalesce_udp and Offload.USO4 in self.tun.offloads
         self._pump = Pump(self.tun.fd, config, UdpCoalescer() if merging else None)
+        self._make_children()
+        server = StatusServer(
+            str(self.path(config.status.socket)),
+            config.status.timeout,
+            {"status": self.status, "stop": self._on_stop},
+        )
+        self._undo.push_async_callback(server.stop)
+        await server.start()
         await self._start_children()
         setup = NetworkSetup()
         self._undo.callback(setup.undo)
@@ -104,13 +112,6 @@ class Node:
         if config.metrics.listen:
             exporter = Exporter(config.metrics.listen, self.counters)
             self._undo.callback(exporter.close)
-        server = StatusServer(
-            str(self.path(config.status.socket)),
-            config.status.timeout,
-            {"status": self.status, "stop": self._on_stop},
-        )
-        self._undo.push_async_callback(server.stop)
-        await server.start()
         self._ready = True
 
     def path(self, name: str) -> Path:
@@ -135,7 +136,7 @@ class Node:
 
     # --- children
 
-    async def _start_children(self) -> None:
+    def _make_children(self) -> None:
         config = self._config
         count = config.worker.shards or min(len(os.sched_getaffinity(0)), MOST_AUTOMATIC_SHARDS)
         self._control_page, page_fd = create_page(CONTROL_COUNTERS, "vpnd-counters-control")
@@ -164,11 +165,14 @@ class Node:
             self._control_down,
             self._on_control,
         )
-        self._undo.push_async_callback(self.control.stop)
         self.slots: list[Slot] = []
         self.shards: list[Child] = []
         for index in range(count):
-            self._add_shard(index)
+            self._make_shard(index)
+
+    async def _start_children(self) -> None:
+        """All at once; the slowest is control, which loads libp2p."""
+        self._undo.push_async_callback(self._stop_children)
         try:
             async with asyncio.TaskGroup() as group:
                 for child in (self.control, *self.shards):
@@ -176,7 +180,7 @@ class Node:
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from None
 
-    def _add_shard(self, index: int) -> None:
+    def _make_shard(self, index: int) -> None:
         own = (str(ipaddress.ip_network(self.virtual_ip)),)
         slot = Slot(index, self._config, self._pump, self._ring_broken)
         self._undo.callback(slot.close)
@@ -190,9 +194,11 @@ class Node:
             lambda child: self._shard_down(slot),
             lambda message: self._on_answer(f"shard {index}", message),
         )
-        self._undo.push_async_callback(shard.stop)
         self.slots.append(slot)
         self.shards.append(shard)
+
+    async def _stop_children(self) -> None:
+        await asyncio.gather(*(child.stop() for child in (self.control, *self.shards)))
 
     def _shard_up(self, slot: Slot, shard: Child) -> None:
         slot.up()
@@ -320,7 +326,8 @@ class Node:
             self.stopped.set_result(reason)
 
     async def stop(self) -> None:
-        """Take everything down in reverse order: status socket, TUN reading, routes, children, device, lock."""
+        """Take everything down in reverse order: TUN reading, addresses and routes, children, status socket,
+        device, lock. Whoever sees the socket gone may start the next."""
         self._ready = False
         self._end("stopped")
         await self._undo.aclose()

@@ -42,7 +42,17 @@ class VPNService:
         config = self._config
         identity = self._identity or load_or_create(Path(config.state_dir, config.p2p.identity_file))
         node = Node(config, identity)
-        await node.start()
+        starting = asyncio.ensure_future(node.start())
+        try:
+            both: set[asyncio.Future[Any]] = {starting, node.stopped}
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            if not starting.done():  # `vpnd stop` came, or our caller was cancelled: what was done is undone
+                starting.cancel()
+                await asyncio.wait({starting})
+        if starting.cancelled():
+            raise VpndError(f"{node.stopped.result()} while starting")
+        starting.result()
         self._node = node
 
     async def stop(self) -> None:
@@ -101,7 +111,7 @@ async def _run(service: VPNService, announce: Callable[[str], None]) -> int:
         await service.start()
         started = True
     except asyncio.CancelledError:
-        log.info("%s while starting: nothing is left", signalled.result())
+        log.info("%s while starting; nothing is left behind", signalled.result())
         return 128 + signal.Signals[signalled.result()].value
     for line in welcome(await service.status()):
         announce(line)

@@ -15,6 +15,7 @@ from typing import Any
 
 from supervisor.network.netlink import IPRoute, NetlinkError, converse
 from vpnd.errors import MachineError
+from vpnd.packet.offload.headers import UDP_MAX_SEGMENTS
 
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -133,6 +134,8 @@ class NetworkSetup:
         for what, key, value in (
             ("MTU", "mtu", mtu),
             ("transmit queue length", "txqlen", queue_length),
+            # So no UDP superpacket has more segments than every kernel takes back.
+            ("segments of a superpacket", "gso_max_segs", UDP_MAX_SEGMENTS),
         ):
             before = link.get_attr(f"IFLA_{key.upper()}")
             self._do(

@@ -1,0 +1,1 @@
+"""Tests of supervisor.network, and of offloads against a real kernel."""

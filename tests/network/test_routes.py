@@ -1,0 +1,154 @@
+"""Address, MTU, queue and routes of a real device, and the way back."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from supervisor.network.routes import NetworkSetup
+from supervisor.network.tun import Tun
+from vpnd.errors import MachineError
+
+pytestmark = pytest.mark.root
+
+
+def ip(name: str, *arguments: str) -> str:
+    return subprocess.run(["ip", "-n", name, *arguments], check=True, capture_output=True, text=True).stdout
+
+
+def state(name: str) -> list[object]:
+    """All of the device that vpnd sets: flags, MTU, queue, addresses; and the routes of the namespace."""
+    link = json.loads(ip(name, "-j", "address", "show", "tn0"))[0]
+    device = [sorted(link["flags"]), link["mtu"], link["txqlen"], link["addr_info"]]
+    return [*device, ip(name, "route"), ip(name, "-6", "route")]
+
+
+@pytest.fixture
+def device(namespaces, entered):
+    """A namespace entered, with an open TUN tn0."""
+    with entered(namespaces[0]), Tun.open("tn0", 1400, True) as tun:
+        yield namespaces[0], tun
+
+
+def test_ipv4(device) -> None:
+    name, _ = device
+    setup = NetworkSetup()
+    setup.apply("tn0", 1400, "10.86.0.1", 16, ["10.86.0.0/16", "10.99.0.0/24", "10.99.0.0/24"], 321)
+    link = ip(name, "link", "show", "tn0")
+    assert "mtu 1400" in link
+    assert "qlen 321" in link
+    assert "UP" in link
+    assert "gso_max_segs 64" in ip(name, "-d", "link", "show", "tn0")
+    routes = ip(name, "route").splitlines()
+    assert len(routes) == 2
+    assert routes[0].startswith("10.86.0.0/16 dev tn0 proto kernel scope link src 10.86.0.1")
+    assert routes[1].startswith("10.99.0.0/24 dev tn0 proto static scope link")
+    assert "inet6" not in ip(name, "address", "show", "tn0")
+
+
+def test_ipv4_device_is_silent(device) -> None:
+    """No router solicitation, no multicast report: nothing is read that nobody sent."""
+    _, tun = device
+    NetworkSetup().apply("tn0", 1400, "10.86.0.1", 16, [], 500)
+    with pytest.raises(BlockingIOError):
+        os.read(tun.fd, 2000)
+
+
+def test_ipv6(device) -> None:
+    name, _ = device
+    NetworkSetup().apply("tn0", 1400, "fd00:86::1", 64, ["fd00:99::/48"], 500)
+    addresses = ip(name, "address", "show", "tn0")
+    assert "inet6 fd00:86::1/64" in addresses
+    assert "tentative" not in addresses
+    assert "fe80" not in addresses
+    routes = ip(name, "-6", "route")
+    assert "fd00:86::/64 dev tn0" in routes
+    assert "fd00:99::/48 dev tn0 proto static" in routes
+    with open("/proc/sys/net/ipv6/conf/tn0/accept_ra") as file:
+        assert file.read() == "0\n"
+
+
+def test_ipv6_route_beside_an_ipv4_address(device) -> None:
+    name, _ = device
+    NetworkSetup().apply("tn0", 1400, "10.86.0.1", 16, ["fd00:99::/48"], 500)
+    assert "fd00:99::/48 dev tn0" in ip(name, "-6", "route")
+
+
+@pytest.mark.parametrize(
+    ("address", "prefixlen", "routes"), [("10.86.0.1", 16, ["10.99.0.0/24"]), ("fd00::1", 64, [])]
+)
+def test_undo_leaves_what_was_there(device, address: str, prefixlen: int, routes: list[str]) -> None:
+    name, _ = device
+    before = state(name)
+    setup = NetworkSetup()
+    setup.apply("tn0", 1300, address, prefixlen, routes, 77)
+    assert state(name) != before
+    setup.undo()
+    assert state(name) == before
+    setup.undo()
+
+
+def test_undo_after_the_device_is_gone(device, caplog) -> None:
+    _, tun = device
+    setup = NetworkSetup()
+    setup.apply("tn0", 1400, "10.86.0.1", 16, ["10.99.0.0/24"], 500)
+    tun.close()
+    setup.undo()
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("address", "routes", "mtu", "named"),
+    [
+        ("10.86.0.1", ["10.99.0.0/24", "10.44.0.0/24"], 1400, "route 10.44.0.0/24 into tn0"),
+        ("fd00::1", [], 600, "fd00::1/16"),
+        ("10.86.0.1", [], 70_000, "MTU of tn0 to 70000"),
+    ],
+    ids=["a route that exists", "IPv6 needs an MTU of 1280", "an MTU the kernel has not"],
+)
+def test_a_refused_step_undoes_the_others(
+    device, address: str, routes: list[str], mtu: int, named: str
+) -> None:
+    name, _ = device
+    ip(name, "tuntap", "add", "tnx", "mode", "tun")
+    ip(name, "link", "set", "tnx", "up")
+    ip(name, "route", "add", "10.44.0.0/24", "dev", "tnx")
+    before = state(name)
+    with pytest.raises(MachineError, match="the kernel refused to") as caught:
+        NetworkSetup().apply("tn0", mtu, address, 16, routes, 77)
+    assert named in str(caught.value)
+    assert state(name) == before
+
+
+def test_no_such_interface(device) -> None:
+    with pytest.raises(MachineError, match="no interface tn9"):
+        NetworkSetup().apply("tn9", 1400, "10.86.0.1", 16, [], 500)
+
+
+def test_inside_a_running_loop(device) -> None:
+    """The supervisor has an asyncio loop; pyroute2 must not stumble over it."""
+    name, _ = device
+
+    async def start() -> None:
+        setup = NetworkSetup()
+        setup.apply("tn0", 1400, "10.86.0.1", 16, [], 500)
+        assert "10.86.0.0/16" in ip(name, "route")
+        setup.undo()
+
+    asyncio.run(start())
+    assert "10.86.0.0/16" not in ip(name, "route")
+
+
+def test_nothing_stays_open(device) -> None:
+    setup = NetworkSetup()
+    setup.apply("tn0", 1400, "10.86.0.1", 16, [], 500)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(5):
+        setup.undo()
+        setup.apply("tn0", 1400, "10.86.0.1", 16, [], 500)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before

@@ -1,0 +1,185 @@
+"""The pump between a descriptor that keeps packets apart, as a TUN does, and real rings."""
+
+from __future__ import annotations
+
+import socket
+import struct
+
+import pytest
+
+from supervisor.pump import FlowTable, Pump, ShardPort
+from vpnd.config.schema import Config, Network, Worker
+from vpnd.packet import flow, ring
+from vpnd.packet.record import LENGTH, LENGTH_BYTES, MAX_RECORD_BYTES, VNET_BYTES
+
+RING = 1 << 19
+CONFIG = Config(worker=Worker(ring_bytes=RING, max_flows=64), network=Network(read_batch=16))
+
+
+def packet(port: int = 80, destination: int = 0x0A560002, size: int = 100) -> bytes:
+    return struct.pack(">BBHIBBHIIHHIII", 0x45, 0, size, 0, 64, 6, 0, 0x0A560001, destination, 5, port, 1, 2, 3).ljust(
+        size, b"\0"
+    )
+
+
+class Rig:
+    """A pump with `count` shards, the shards' side of the rings in our hands."""
+
+    def __init__(self, count: int) -> None:
+        ours, self.kernel = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        ours.setblocking(False)
+        self.kernel.setblocking(False)
+        for end in (ours, self.kernel):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 22)
+        self._ours = ours
+        self.pump = Pump(ours.fileno(), CONFIG, None)
+        self.descriptors = [
+            [ring.Descriptors.create(RING, "t") for _ in range(2)] for _ in range(count)
+        ]
+        self.ports = [ShardPort(index, *pair) for index, pair in enumerate(self.descriptors)]
+        self.consumers = [ring.Consumer(pair[0]) for pair in self.descriptors]
+        self.producers = [ring.Producer(pair[1]) for pair in self.descriptors]
+        for port in self.ports:
+            self.pump.attach(port)
+
+    def give(self, *packets: bytes) -> None:
+        """The kernel has packets; the pump reads them all."""
+        for each in packets:
+            self.kernel.send(bytes(VNET_BYTES) + each)
+        for _ in range(len(packets) // 16 + 1):
+            self.pump.read_tun()
+
+    def taken(self, index: int) -> list[bytes]:
+        """What shard `index` finds in its ring."""
+        consumer = self.consumers[index]
+        position, end = consumer.readable()
+        found = []
+        first = position
+        while position < end:
+            (count,) = LENGTH.unpack_from(consumer.buffer, position)
+            found.append(bytes(consumer.buffer[position + LENGTH_BYTES + VNET_BYTES : position + LENGTH_BYTES + count]))
+            position += LENGTH_BYTES + count
+        consumer.release(end - first)
+        return found
+
+    def put(self, index: int, data: bytes) -> None:
+        """Shard `index` puts bytes into the ring from it."""
+        offset = self.producers[index].reserve(len(data))
+        self.producers[index].buffer[offset : offset + len(data)] = data
+        self.producers[index].commit(len(data))
+        self.producers[index].publish()
+
+    def close(self) -> None:
+        for each in (*self.ports, *self.consumers, *self.producers, self._ours, self.kernel):
+            each.close()
+        for pair in self.descriptors:
+            for each in pair:
+                each.close()
+
+
+@pytest.fixture
+def rig(request: pytest.FixtureRequest):
+    made = Rig(getattr(request, "param", 3))
+    yield made
+    made.close()
+
+
+def home(packet_bytes: bytes, shards: list[int]) -> int:
+    view = memoryview(packet_bytes + bytes(64))
+    return flow.shard_of(flow.key_of(view, 0, len(packet_bytes)), shards)
+
+
+def test_every_packet_comes_to_its_flows_shard_whole_and_in_order(rig: Rig):
+    packets = [packet(port=80 + i % 7, size=40 + i) for i in range(300)]
+    rig.give(*packets)
+    for index in range(3):
+        assert rig.taken(index) == [each for each in packets if home(each, [0, 1, 2]) == index]
+    assert rig.pump.packets_read == 300 == sum(port.packets_in for port in rig.ports)
+    assert rig.pump.bytes_read == sum(map(len, packets))
+
+
+def test_a_lost_shards_flows_move_and_stay_where_they_went(rig: Rig):
+    packets = [packet(port=port) for port in range(30)]
+    rig.give(*packets)
+    before = [rig.taken(index) for index in range(3)]
+    rig.pump.detach(rig.ports[1])
+    rig.give(*packets)
+    after = {index: rig.taken(index) for index in (0, 2)}
+    for index in (0, 2):
+        assert [each for each in after[index] if each in before[index]] == before[index]
+    assert sorted(after[0] + after[2]) == sorted(packets)
+    rig.pump.attach(rig.ports[1])
+    rig.give(*packets)
+    assert {index: rig.taken(index) for index in (0, 2)} == after, "a living flow is not moved back"
+    assert rig.taken(1) == []
+    rig.pump.flows.age()
+    rig.pump.flows.age()
+    rig.give(*packets)
+    assert rig.taken(1) == before[1], "a flow that was idle goes home"
+
+
+DROPS = [
+    ("IP version 7", b"\x75" + packet()[1:], "malformed_local"),
+    ("shorter than a header", packet()[:19], "malformed_local"),
+    ("nothing behind the virtio_net_hdr", b"", "malformed_local"),
+    ("multicast", packet(destination=0xE00000FB), "not_unicast"),
+    ("broadcast", packet(destination=0xFFFFFFFF), "not_unicast"),
+]
+
+
+@pytest.mark.parametrize("sentence,bad,reason", DROPS, ids=[row[0] for row in DROPS])
+def test_what_is_not_carried_is_counted_and_leaves_no_trace(rig: Rig, sentence, bad, reason):
+    rig.give(packet(), bad, packet())
+    assert sum((rig.taken(index) for index in range(3)), []) == [packet(), packet()]
+    assert rig.pump.dropped[reason] == 1
+    assert rig.pump.packets_read == 3
+
+
+def test_without_a_shard_packets_are_dropped_as_shard_down(rig: Rig):
+    for port in rig.ports:
+        rig.pump.detach(port)
+    rig.give(packet(), packet())
+    assert rig.pump.dropped["shard_down"] == 2
+
+
+def test_a_full_ring_drops_its_own_flows_only(rig: Rig):
+    big = packet(port=80, size=60_000)
+    full = home(big, [0, 1, 2])
+    other = next(packet(port=port) for port in range(100) if home(packet(port=port), [0, 1, 2]) != full)
+    rig.give(*[big] * 12, other)
+    fit = len(rig.taken(full))
+    assert fit == (RING - ring.SCRATCH - MAX_RECORD_BYTES) // (60_000 + 14) + 1
+    assert rig.pump.dropped["ring_full"] == 12 - fit
+    assert rig.taken(home(other, [0, 1, 2])) == [other]
+    rig.give(big)
+    assert rig.taken(full) == [big], "it goes on when there is room"
+
+
+def test_records_go_into_the_tun_as_they_are(rig: Rig):
+    packets = [packet(size=40 + i) for i in range(50)]
+    for each in packets:
+        rig.put(1, LENGTH.pack(VNET_BYTES + len(each)) + bytes(VNET_BYTES) + each)
+    assert rig.pump.write_tun(rig.ports[1]) is False
+    assert [rig.kernel.recv(2000) for _ in packets] == [bytes(VNET_BYTES) + each for each in packets]
+    assert rig.pump.packets_written == 50 and rig.pump.bytes_written == sum(map(len, packets))
+
+
+NONSENSE = [
+    ("longer than what is there", LENGTH.pack(5000) + bytes(100)),
+    ("shorter than a packet", LENGTH.pack(3) + bytes(100)),
+    ("nothing", LENGTH.pack(0) + bytes(100)),
+]
+
+
+@pytest.mark.parametrize("sentence,data", NONSENSE, ids=[row[0] for row in NONSENSE])
+def test_a_shard_that_writes_no_records_is_found_out(rig: Rig, sentence, data):
+    rig.put(0, data)
+    with pytest.raises(ring.RingBroken):
+        rig.pump.write_tun(rig.ports[0])
+
+
+def test_a_flood_of_destinations_does_not_fill_the_memory():
+    table = FlowTable(64)
+    for key in range(10_000):
+        table.find(key, [0, 1])
+    assert len(table) <= 128

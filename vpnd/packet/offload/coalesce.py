@@ -1,0 +1,214 @@
+"""Merging datagrams of one UDP flow, as they come from the TUN, into one superpacket.
+
+A program that sends many datagrams of equal size, one call each, costs a system call, a record and a trip
+through the receiver's kernel for each. Merged, the last two are paid once for up to 64. The receiving kernel
+cuts the superpacket (GSO_UDP_L4) into the very datagrams again before any socket sees them.
+
+Merged is only what cannot be told from the original afterwards:
+
+- same addresses, ports, TOS with its ECN bits, TTL and DF bit (IPv6: flow label, hop limit); no options, no
+  extension headers, no fragments; checksum still to be filled in (a wrong one must stay wrong, and none
+  none);
+- all of one size, of which a smaller one may be the last;
+- IPv4 identification: whoever cuts counts it up by one from the first. With DF set it has no meaning (RFC
+  6864 section 4.1), so any will do; without DF the datagram may be fragmented on its way, so it must already
+  be so.
+
+Nothing waits: only what was read anyway in one batch is merged.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from vpnd.packet.offload.headers import (
+    IPV4_BYTES,
+    IPV6_BYTES,
+    UDP,
+    UDP_BYTES,
+    UDP_CHECKSUM,
+    UDP_MAX_SEGMENTS,
+)
+from vpnd.packet.record import (
+    FLAG_NEEDS_CSUM,
+    GSO_NONE,
+    GSO_UDP_L4,
+    LENGTH_BYTES,
+    PACKET_OFFSET,
+    VNET,
+    VNET_BYTES,
+)
+
+# Big-endian throughout, because nearly all of it is only compared. A fresh record, behind its length:
+# flags and gso_type, csum_start and csum_offset; IPv4: version, IHL and TOS, total length, identification,
+# flags to protocol; both addresses and both ports; UDP length.
+_FRESH4 = struct.Struct(">H4xIHHHI2x12sH2x")
+# The whole record, to be read and written: length, flags and gso_type, hdr_len, gso_size (really
+# little-endian), csum fields; IPv4 with its checksum; addresses and ports; UDP length and checksum.
+_RECORD4 = struct.Struct(">IHHHIHHHIH12sHH")
+# The same for IPv6: version to flow label, payload length, next header and hop limit, addresses and ports.
+_FRESH6 = struct.Struct(">10xIHH36sH2x")
+_RECORD6 = struct.Struct(">IHHHIIHH36sHH")
+
+_UDP4_HEADERS = IPV4_BYTES + UDP_BYTES
+_UDP6_HEADERS = IPV6_BYTES + UDP_BYTES
+#: Place of csum_offset in a record, its low byte: one look there tells UDP from all the rest.
+_KIND_AT = LENGTH_BYTES + 8
+_LARGEST = 0xFFFF
+_VERSION_4 = 0x45
+_VERSION_6 = 6
+# Of IPv4's flags, fragment offset, TTL and protocol in one number: DF, and all but DF and TTL, which must be
+# those of a whole UDP datagram.
+_DONT_FRAGMENT = 0x4000_0000
+_SHAPE_MASK = 0xBFFF_00FF
+
+
+def _seen(start: int) -> tuple[int, int, int]:
+    """How the Structs show flags and gso_type, plain and merged, and the csum fields for a header there."""
+    plain, csum = struct.unpack(">H4xI", VNET.pack(FLAG_NEEDS_CSUM, GSO_NONE, 0, 0, start, UDP_CHECKSUM))
+    merged, _ = struct.unpack(">H4xI", VNET.pack(FLAG_NEEDS_CSUM, GSO_UDP_L4, 0, 0, 0, 0))
+    return plain, merged, csum
+
+
+_PLAIN, _MERGED, _CSUM4 = _seen(IPV4_BYTES)
+_, _, _CSUM6 = _seen(IPV6_BYTES)
+# hdr_len of a superpacket: its headers; how the Structs show it.
+_HEADER4, _HEADER6 = struct.unpack(">HH", struct.pack("<HH", _UDP4_HEADERS, _UDP6_HEADERS))
+
+
+class UdpCoalescer:
+    """Merges one datagram at a time. Keeps no state: all there is to know stands in the two records.
+
+    Owner: the reader of the TUN.
+    """
+
+    __slots__ = ()
+
+    def merge(self, buffer: memoryview, previous: int, fresh: int, count: int) -> int:
+        """Append the datagram just read to the record before it, if it continues that one.
+
+        `previous`: where a whole record begins that nobody else has seen yet; `fresh`: where `count` bytes
+        (virtio_net_hdr and packet) were read behind room for a length field, at or behind that record's end.
+        `buffer`: writable, and readable for 62 bytes from both places whatever `count` is.
+        Returns by how many bytes the previous record grew, always fewer than were read; or 0: nothing
+        touched. After each merge the record is whole and may be published.
+        """
+        if buffer[fresh + _KIND_AT] != UDP_CHECKSUM:
+            return 0
+        kind, csum, tos, size, identity, shape, flow, length = _FRESH4.unpack_from(
+            buffer, fresh + LENGTH_BYTES
+        )
+        if kind != _PLAIN:
+            return 0
+        if csum != _CSUM4:
+            return _merge_ipv6(buffer, previous, fresh, count) if csum == _CSUM6 else 0
+        (
+            _,
+            kind,
+            _,
+            gso,
+            csum,
+            old_tos,
+            old_size,
+            old_identity,
+            old_shape,
+            check,
+            old_flow,
+            old_length,
+            udp_sum,
+        ) = _RECORD4.unpack_from(buffer, previous)
+        if flow != old_flow or shape != old_shape or tos != old_tos or csum != _CSUM4:
+            return 0
+        payload = length - UDP_BYTES
+        old_payload = old_length - UDP_BYTES
+        if kind == _MERGED:
+            gso_size = gso >> 8 | (gso & 0xFF) << 8
+            # A segment smaller than the others is the last.
+            if not gso_size or old_payload % gso_size or old_payload >= gso_size * UDP_MAX_SEGMENTS:
+                return 0
+        elif kind == _PLAIN and shape & _SHAPE_MASK == UDP and tos >> 8 == _VERSION_4:
+            gso_size = old_payload
+            gso = (gso_size & 0xFF) << 8 | gso_size >> 8
+        else:
+            return 0
+        new_size = old_size + payload
+        if not 0 < payload <= gso_size or new_size > _LARGEST:
+            return 0
+        if size != payload + _UDP4_HEADERS or size != count - VNET_BYTES:
+            return 0
+        if not shape & _DONT_FRAGMENT and identity != old_identity + old_payload // gso_size & 0xFFFF:
+            return 0
+        end = previous + PACKET_OFFSET + old_size
+        if end > fresh or old_size != old_length + IPV4_BYTES:
+            return 0
+        # Both sums move by the same number: that of the IPv4 header as its complement, the other as it is.
+        check -= payload
+        udp_sum += payload
+        _RECORD4.pack_into(
+            buffer,
+            previous,
+            VNET_BYTES + new_size,
+            _MERGED,
+            _HEADER4,
+            gso,
+            _CSUM4,
+            tos,
+            new_size,
+            old_identity,
+            shape,
+            check if check >= 0 else check + 0xFFFF,
+            flow,
+            old_length + payload,
+            udp_sum if udp_sum <= 0xFFFF else udp_sum - 0xFFFF,
+        )
+        begin = fresh + PACKET_OFFSET + _UDP4_HEADERS
+        buffer[end : end + payload] = buffer[begin : begin + payload]
+        return payload
+
+
+def _merge_ipv6(buffer: memoryview, previous: int, fresh: int, count: int) -> int:
+    """`merge` of a plain record whose virtio_net_hdr puts the UDP header where it is in IPv6."""
+    label, size, hops, flow, length = _FRESH6.unpack_from(buffer, fresh + LENGTH_BYTES)
+    _, kind, _, gso, csum, old_label, old_size, old_hops, old_flow, old_length, udp_sum = (
+        _RECORD6.unpack_from(buffer, previous)
+    )
+    if flow != old_flow or label != old_label or hops != old_hops or csum != _CSUM6:
+        return 0
+    payload = length - UDP_BYTES
+    old_payload = old_length - UDP_BYTES
+    if kind == _MERGED:
+        gso_size = gso >> 8 | (gso & 0xFF) << 8
+        if not gso_size or old_payload % gso_size or old_payload >= gso_size * UDP_MAX_SEGMENTS:
+            return 0
+    elif kind == _PLAIN and label >> 28 == _VERSION_6 and hops >> 8 == UDP:
+        gso_size = old_payload
+        gso = (gso_size & 0xFF) << 8 | gso_size >> 8
+    else:
+        return 0
+    new_size = old_size + payload
+    if not 0 < payload <= gso_size or new_size > _LARGEST or old_size != old_length:
+        return 0
+    if size != length or size != count - VNET_BYTES - IPV6_BYTES:
+        return 0
+    end = previous + PACKET_OFFSET + IPV6_BYTES + old_size
+    if end > fresh:
+        return 0
+    udp_sum += payload
+    _RECORD6.pack_into(
+        buffer,
+        previous,
+        VNET_BYTES + IPV6_BYTES + new_size,
+        _MERGED,
+        _HEADER6,
+        gso,
+        _CSUM6,
+        label,
+        new_size,
+        hops,
+        flow,
+        new_size,
+        udp_sum if udp_sum <= 0xFFFF else udp_sum - 0xFFFF,
+    )
+    begin = fresh + PACKET_OFFSET + _UDP6_HEADERS
+    buffer[end : end + payload] = buffer[begin : begin + payload]
+    return payload
