@@ -1,0 +1,49 @@
+"""The lab: namespaces on one machine, vpnd nodes in them, ordinary traffic through them, and its cost.
+
+Used by the tests, scripts/bench and scripts/demo. Standard library only.
+"""
+
+from __future__ import annotations
+
+from .network import Lab, LabError, Namespace, clean_exit_on_signals, wait_until
+from .node import Node, mesh_of_nodes, module_command, pair_of_nodes, script_command, to_toml
+from .processes import cpu_seconds, process_tree, pss_bytes
+from .traffic import (
+    Ping,
+    goodput_bps,
+    iperf3,
+    loss_share,
+    out_of_order,
+    parse_ping,
+    ping,
+    received_bytes,
+    sent_bps,
+    wait_for_answer,
+)
+
+__all__ = [
+    "Lab",
+    "LabError",
+    "Namespace",
+    "Node",
+    "Ping",
+    "clean_exit_on_signals",
+    "cpu_seconds",
+    "goodput_bps",
+    "iperf3",
+    "loss_share",
+    "mesh_of_nodes",
+    "module_command",
+    "out_of_order",
+    "pair_of_nodes",
+    "parse_ping",
+    "ping",
+    "process_tree",
+    "pss_bytes",
+    "received_bytes",
+    "script_command",
+    "sent_bps",
+    "to_toml",
+    "wait_for_answer",
+    "wait_until",
+]

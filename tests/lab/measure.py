@@ -1,0 +1,209 @@
+"""One round of the bench: everything that is measured of one contender, in one fresh lab."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from .contenders import Contender
+from .network import Lab, LabError
+from .processes import cpu_seconds, pss_bytes
+from .traffic import Ping, goodput_bps, iperf3, loss_share, ping, received_bytes, sent_bps, wait_for_answer
+
+GB = 1e9
+MB = 1e6
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and how often to measure. Rates of the search for UDP goodput are ratios of one another."""
+
+    seconds: int = 5
+    pings: int = 200
+    ping_interval_s: float = 0.01
+    udp_seconds: int = 2
+    udp_payload_bytes: int = 1200
+    udp_step: float = 1.25
+    udp_most_steps: int = 8
+    #: The search goes up until so many rates in a row delivered less than the best so far.
+    udp_patience: int = 2
+    start_timeout_s: float = 30.0
+    #: Between the first answer and the first measurement.
+    settle_s: float = 1.0
+
+
+QUICK = Plan(
+    seconds=1, pings=100, udp_seconds=1, udp_step=1.4, udp_most_steps=4, udp_patience=1, settle_s=0.3
+)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number of the report: how it is called, its unit, whether more of it is better, and whether dividing
+    one contender's by another's tells anything."""
+
+    key: str
+    title: str
+    unit: str
+    more_is_better: bool
+    divisible: bool = True
+
+
+METRICS = (
+    Metric("tcp1_forward", "TCP 1 flow A->B", "Gbit/s", True),
+    Metric("tcp1_reverse", "TCP 1 flow B->A", "Gbit/s", True),
+    Metric("tcp4_forward", "TCP 4 flows A->B", "Gbit/s", True),
+    Metric("tcp4_reverse", "TCP 4 flows B->A", "Gbit/s", True),
+    Metric("udp", "UDP 1200 goodput", "Mbit/s", True),
+    Metric("udp_loss", "  its loss", "%", False, divisible=False),
+    Metric("udp_flood", "UDP 1200 flooded", "Mbit/s", True),
+    Metric("ping_min", "ping idle min", "ms", False),
+    Metric("ping_avg", "ping idle avg", "ms", False),
+    Metric("ping_p99", "ping idle p99", "ms", False),
+    Metric("loaded_avg", "ping under TCP avg", "ms", False),
+    Metric("loaded_p99", "ping under TCP p99", "ms", False),
+    Metric("loaded_loss", "  its loss", "%", False, divisible=False),
+    Metric("cpu_tcp", "CPU per GB, TCP", "s/GB", False),
+    Metric("cpu_udp", "CPU per GB, UDP", "s/GB", False),
+    Metric("memory", "memory per node", "MB PSS", False),
+    Metric("start", "start to first ping", "s", False),
+)
+
+
+def measure(make: Callable[[Lab], Contender], plan: Plan) -> dict[str, float]:
+    """Open a lab, start a contender in it, measure, close; a number for each metric that applies.
+
+    Raises LabError, with the end of the contender's logs, when it does not work.
+    """
+    with Lab() as lab:
+        contender = make(lab)
+        try:
+            return _measure(lab, contender, plan)
+        except LabError as error:
+            raise LabError(f"{error}\n{contender.explain()}".strip()) from error
+
+
+def _measure(lab: Lab, contender: Contender, plan: Plan) -> dict[str, float]:
+    contender.prepare()
+    begin = time.monotonic()
+    contender.start()
+    wait_for_answer(lab, lab.nodes[0], contender.target, plan.start_timeout_s)
+    numbers: dict[str, float] = {}
+    processes = [pid for roots in contender.roots() for pid in roots]
+    if processes:
+        numbers["start"] = time.monotonic() - begin
+    time.sleep(plan.settle_s)
+
+    idle = ping(lab, lab.nodes[0], contender.target, plan.pings, plan.ping_interval_s)
+    numbers |= {"ping_min": idle.min_ms, "ping_avg": idle.avg_ms, "ping_p99": idle.p99_ms}
+
+    meter = _Meter(processes)
+    for flows in (1, 4):
+        for direction, reverse in (("forward", False), ("reverse", True)):
+            report = meter.count(
+                lambda flows=flows, reverse=reverse: _iperf3(  # type: ignore[misc]
+                    lab, contender, flows=flows, reverse=reverse, seconds=plan.seconds
+                )
+            )
+            numbers[f"tcp{flows}_{direction}"] = goodput_bps(report) / GB
+    if processes:
+        numbers["cpu_tcp"] = meter.seconds_per_gb()
+
+    loaded = _ping_under_load(lab, contender, plan)
+    numbers |= {"loaded_avg": loaded.avg_ms, "loaded_p99": loaded.p99_ms, "loaded_loss": loaded.loss * 100}
+
+    numbers |= _udp_goodput(lab, contender, plan, processes)
+    if processes:
+        numbers["memory"] = max(pss_bytes(roots) for roots in contender.roots()) / MB
+    return numbers
+
+
+def _iperf3(lab: Lab, contender: Contender, **options: Any) -> dict[str, Any]:
+    first, second = lab.nodes
+    return iperf3(lab, first, second, contender.target, **options)
+
+
+def _ping_under_load(lab: Lab, contender: Contender, plan: Plan) -> Ping:
+    """Ping beside one TCP flow, from after its slow start to before its end."""
+    answers: list[Ping] = []
+    seconds = plan.seconds + 1
+    margin_s = 0.5
+    count = int((seconds - 2 * margin_s) / plan.ping_interval_s)
+
+    def during() -> None:
+        time.sleep(margin_s)
+        answers.append(ping(lab, lab.nodes[0], contender.target, count, plan.ping_interval_s))
+
+    _iperf3(lab, contender, seconds=seconds, during=during)
+    return answers[0]
+
+
+@dataclass(frozen=True, order=True)
+class _Delivered:
+    """What came of one offered UDP rate; ordered by goodput."""
+
+    received_bps: float
+    sent_bps: float
+    loss: float
+    cpu_s_per_gb: float
+
+
+def _udp_goodput(lab: Lab, contender: Contender, plan: Plan, processes: list[int]) -> dict[str, float]:
+    """The most that arrives, over offered rates, and what it costs at that rate.
+
+    A flood (no rate limit) shows what is left when sender and VPN fight for the CPU, which is less than what
+    goes through at the right rate. So: flood, then climb from what the flood delivered, then try between
+    the best rate and its neighbours.
+    """
+
+    def offer(bits_per_second: float) -> _Delivered:
+        meter = _Meter(processes)
+        report = meter.count(
+            lambda: _iperf3(
+                lab, contender, udp=True, seconds=plan.udp_seconds, length=plan.udp_payload_bytes,
+                bitrate=str(round(bits_per_second)),
+            )
+        )  # fmt: skip
+        return _Delivered(goodput_bps(report), sent_bps(report), loss_share(report), meter.seconds_per_gb())
+
+    flood = best = offer(0)
+    best_rate = rate = flood.received_bps
+    misses = 0
+    for _ in range(plan.udp_most_steps):
+        if rate > flood.sent_bps or misses >= plan.udp_patience:
+            break
+        tried = offer(rate)
+        misses = 0 if tried > best else misses + 1
+        if tried > best:
+            best, best_rate = tried, rate
+        rate *= plan.udp_step
+    best = max(best, offer(best_rate * plan.udp_step**0.5), offer(best_rate / plan.udp_step**0.5))
+    numbers = {
+        "udp": best.received_bps / MB,
+        "udp_loss": best.loss * 100,
+        "udp_flood": flood.received_bps / MB,
+    }
+    return numbers | ({"cpu_udp": best.cpu_s_per_gb} if processes else {})
+
+
+class _Meter:
+    """CPU seconds of the VPN's processes of both ends over iperf3 runs, and the bytes delivered."""
+
+    def __init__(self, processes: list[int]) -> None:
+        self._processes = processes
+        self._seconds = 0.0
+        self._bytes = 0
+
+    def count(self, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Do one iperf3 run and add it up; its report."""
+        before = cpu_seconds(self._processes)
+        report = run()
+        self._seconds += cpu_seconds(self._processes) - before
+        self._bytes += received_bytes(report)
+        return report
+
+    def seconds_per_gb(self) -> float:
+        """CPU seconds per 10^9 bytes of payload delivered."""
+        return self._seconds / (self._bytes / GB) if self._bytes else float("nan")

@@ -1,0 +1,293 @@
+"""The lab keeps its promises: it carries traffic, tells the truth about it, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import pytest
+from lab import (
+    Lab,
+    LabError,
+    cpu_seconds,
+    goodput_bps,
+    iperf3,
+    loss_share,
+    pair_of_nodes,
+    parse_ping,
+    ping,
+    process_tree,
+    pss_bytes,
+    to_toml,
+    wait_for_answer,
+    wait_until,
+)
+from lab.measure import METRICS
+from lab.report import absolute_table, medians, ratio_table, verdicts
+from lab.ring_stress import stress
+
+root = pytest.mark.root
+
+
+# -- the network -----------------------------------------------------------------------------------------
+
+
+@root
+@pytest.mark.parametrize(("nodes", "last"), [(2, "192.168.77.2"), (3, "192.168.77.3")])
+def test_first_and_last_node_reach_each_other(nodes: int, last: str) -> None:
+    with Lab(nodes) as lab:
+        assert lab.nodes[-1].address == last
+        assert ping(lab, lab.nodes[0], last, count=3).loss == 0
+        assert lab.leaks() == []
+    assert lab.leaks() == []
+
+
+@root
+def test_two_labs_at_once_do_not_meet() -> None:
+    with Lab() as one, Lab() as other:
+        one.spawn(one.nodes[0], "sleep", "60")
+        assert other.leaks() == []
+        assert len(one.leaks()) == 1
+
+
+@root
+def test_everything_that_appears_in_a_node_is_a_leak_until_it_is_gone() -> None:
+    with Lab() as lab:
+        a = lab.nodes[0]
+        lab.ip(a, "link", "add", "extra0", "type", "bridge")
+        lab.ip(a, "addr", "add", "10.1.2.3/24", "dev", "extra0")
+        lab.ip(a, "link", "set", "extra0", "up")
+        lab.spawn(a, "iperf3", "-s", "-p", "4321")
+        wait_until(lambda: any("socket" in item for item in lab.leaks()), 5, "a listening socket")
+        kinds = {item.split()[1] for item in lab.leaks()}
+        assert kinds == {"device", "address", "route", "process", "socket"}
+
+
+@root
+def test_processes_that_fork_or_leave_their_session_end_with_the_lab() -> None:
+    with Lab() as lab:
+        lab.spawn(
+            lab.nodes[0], "sh", "-c", "sleep 60 & setsid sleep 61 & trap '' TERM; sleep 0.5; exec sleep 62"
+        )
+        wait_until(lambda: len(lab.leaks()) >= 3, 5, "three processes")
+    assert lab.leaks() == []
+
+
+@root
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_program_interrupted_in_its_lab_leaves_nothing(number: signal.Signals, tmp_path: Path) -> None:
+    program = """
+import pathlib, sys, time
+from lab import Lab, clean_exit_on_signals
+with clean_exit_on_signals(), Lab() as lab:
+    lab.spawn(lab.nodes[0], "sleep", "60")
+    pathlib.Path(sys.argv[1]).write_text(lab.nodes[0].name + " " + str(lab.directory))
+    time.sleep(60)
+"""
+    told = tmp_path / "told"
+    path = str(Path(__file__).parent)
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, str(told)],
+        env={**os.environ, "PYTHONPATH": path},
+        stderr=subprocess.DEVNULL,
+    )
+    wait_until(lambda: told.exists() and told.read_text(), 20, "the lab opens")
+    process.send_signal(number)
+    assert process.wait(timeout=20) != 0
+    namespace, directory = told.read_text().split()
+    assert not Path("/run/netns", namespace).exists()
+    assert not Path(directory).exists()
+
+
+@root
+def test_a_command_that_fails_says_why_and_one_that_hangs_is_ended() -> None:
+    with Lab() as lab:
+        with pytest.raises(LabError, match="exit code 3: no such luck"):
+            lab.run(lab.nodes[0], "sh", "-c", "echo no such luck >&2; exit 3")
+        with pytest.raises(LabError, match="not done after"):
+            lab.run(lab.nodes[0], "sleep", "60", timeout_s=0.2)
+        assert lab.leaks() == []
+
+
+@root
+def test_impairing_the_link_shows_in_the_ping_and_can_be_undone_where_the_kernel_can() -> None:
+    with Lab() as lab:
+        a, b = lab.nodes
+        with pytest.raises(LabError, match="netem"):
+            lab.impair(a, "dilly 20ms")
+        try:
+            lab.impair(a, "delay 20ms")
+        except LabError as error:
+            assert str(error) == "this kernel has no netem"
+            return
+        assert ping(lab, a, b.address, count=3).min_ms >= 20
+        lab.impair(a, "")
+        assert ping(lab, a, b.address, count=3).min_ms < 20
+
+
+# -- traffic and its cost --------------------------------------------------------------------------------
+
+
+@root
+def test_iperf3_reports_goodput_both_ways_and_udp_arrives_at_the_offered_rate() -> None:
+    with Lab() as lab:
+        a, b = lab.nodes
+        for reverse in (False, True):
+            assert goodput_bps(iperf3(lab, a, b, b.address, seconds=1, flows=2, reverse=reverse)) > 1e8
+        udp = iperf3(lab, a, b, b.address, seconds=1, udp=True, length=1200, bitrate="10M", flows=2)
+        assert goodput_bps(udp) * (1 + loss_share(udp)) == pytest.approx(10e6, rel=0.2)
+        assert lab.leaks() == []
+
+
+@root
+def test_iperf3_without_a_way_to_the_server_is_an_error_and_leaves_no_server() -> None:
+    with Lab() as lab:
+        with pytest.raises(LabError, match="iperf3"):
+            iperf3(lab, *lab.nodes, "10.99.99.99", seconds=1)
+        assert lab.leaks() == []
+
+
+@root
+def test_waiting_for_an_answer_ends_when_it_comes_or_is_overdue() -> None:
+    with Lab() as lab:
+        a, b = lab.nodes
+        assert wait_for_answer(lab, a, b.address, timeout_s=5) < 5
+        with pytest.raises(LabError, match="answer from"):
+            wait_for_answer(lab, a, "192.168.77.99", timeout_s=0.2)
+
+
+def test_a_process_tree_costs_what_its_members_cost() -> None:
+    program = "import os, time\nif os.fork() == 0:\n  end = time.process_time() + .2\n"
+    program += "  while time.process_time() < end: pass\n  os._exit(0)\nos.wait(); input()"
+    process = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE)
+    try:
+        assert process.pid in process_tree([process.pid])
+        wait_until(lambda: cpu_seconds([process.pid]) >= 0.15, 10, "the dead child's time is counted")
+        assert pss_bytes([process.pid]) > 1_000_000
+    finally:
+        process.kill()
+        process.communicate()
+    assert cpu_seconds([process.pid]) == 0
+
+
+PING_LINES = """PING 10.86.0.2 (10.86.0.2) 56(84) bytes of data.
+64 bytes from 10.86.0.2: icmp_seq=1 ttl=64 time=1.00 ms
+64 bytes from 10.86.0.2: icmp_seq=2 ttl=64 time=3 ms
+64 bytes from 10.86.0.2: icmp_seq=2 ttl=64 time=9 ms (DUP!)
+4 packets transmitted, 2 received, +1 duplicates, 50% packet loss, time 3ms
+"""
+
+
+def test_ping_output_becomes_numbers_and_duplicates_do_not_count() -> None:
+    assert parse_ping(PING_LINES, count=4) == (1.0, 2.0, 3.0, 3.0, 0.5)
+
+
+def test_a_ping_without_any_answer_is_all_loss() -> None:
+    nothing = parse_ping("4 packets transmitted, 0 received, 100% packet loss", count=4)
+    assert nothing.loss == 1
+    assert math.isnan(nothing.avg_ms)
+
+
+# -- vpnd in it ------------------------------------------------------------------------------------------
+
+
+@root
+def test_a_pair_of_nodes_talks_and_leaves_nothing_whether_stopped_or_killed() -> None:
+    with Lab() as lab:
+        a, b = pair_of_nodes(lab, shards=1)
+        for node in (a, b):
+            node.start()
+        assert a.wait_ready()["node"]["virtual_ip"] == a.virtual_ip
+        wait_for_answer(lab, lab.nodes[0], b.virtual_ip, timeout_s=20)
+        assert a.status()["peers"][0]["name"] == "b"
+        assert len(process_tree(b.pids())) >= 3, "supervisor, control, one shard"
+        assert a.stop() == 0
+        b.kill()
+        assert b.wait_ended() == -signal.SIGKILL
+        wait_until(lambda: not lab.leaks(), 10, "the children of the killed node end, its device goes")
+        assert b.ask() == {}
+
+
+@root
+def test_a_node_that_cannot_start_says_why() -> None:
+    with Lab() as lab:
+        node, _ = pair_of_nodes(lab)
+        node.config["network"]["mtu"] = 1
+        node.start()
+        with pytest.raises(LabError, match=r"a ended with 2: .*network\.mtu"):
+            node.wait_ready()
+
+
+# -- configuration files ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"network": {"interface": "vpnd0", "mtu": 1400, "routes": ["10.86.0.0/16"], "offloads": True}},
+        {"peers": [{"name": "b", "addresses": []}, {"name": 'a "quoted" \\ name', "addresses": ["x", "y"]}]},
+        {"session": {"ratio": 0.5}},
+        {},
+    ],
+)
+def test_a_written_configuration_reads_back_as_it_was(config: dict[str, object]) -> None:
+    assert tomllib.loads(to_toml(config)) == config
+
+
+# -- the bench's arithmetic ------------------------------------------------------------------------------
+
+RESULTS = {
+    "veth": {"tcp1_forward": 20.0, "tcp1_reverse": 20.0, "ping_avg": 0.05},
+    "nebula": {"tcp1_forward": 0.6, "tcp1_reverse": 1.5, "ping_avg": 0.3, "udp": 300.0, "start": 0.1},
+    "wireguard-go": {"tcp1_forward": 0.5, "tcp1_reverse": 0.5, "ping_avg": 0.4, "udp": 400.0},
+    "vpnd-2": {"tcp1_forward": 7.0, "tcp1_reverse": 5.0, "ping_avg": 0.44, "udp": 350.0, "start": 3.5},
+}
+
+
+def test_verdicts_hold_each_requirement_against_the_same_run() -> None:
+    failed = {check.text for check in verdicts(RESULTS) if not check.passed}
+    assert failed == {
+        "vpnd-2 TCP 1 flow B->A >= 0.3 x veth",
+        "vpnd-2 TCP 1 flow B->A >= 5 x nebula",
+        "vpnd-2 UDP 1200-byte goodput >= wireguard-go",
+        "vpnd-2 start to first ping <= 3 s",
+    }
+    assert len(verdicts(RESULTS)) == 10
+
+
+def test_nothing_is_judged_that_was_not_measured() -> None:
+    assert verdicts({"vpnd-1": {"tcp1_forward": 7.0}}) == []
+
+
+def test_medians_pass_over_rounds_without_the_number() -> None:
+    assert medians([{"udp": 1.0}, {"udp": float("nan")}, {"udp": 3.0, "start": 2.0}, {"udp": 9.0}]) == {
+        "udp": 3.0,
+        "start": 2.0,
+    }
+
+
+def test_tables_have_a_row_per_metric_and_compare_with_the_better_rival() -> None:
+    table = absolute_table(RESULTS).splitlines()
+    assert len(table) == len(METRICS) + 1
+    rows = {line.split("  ")[0]: line.split() for line in ratio_table("vpnd-2", RESULTS).splitlines()}
+    assert rows["UDP 1200 goodput"][-4:] == ["-", "1.17x", "0.88x", "0.88x"]
+    assert rows["ping idle avg"][-4:] == ["8.80x", "1.47x", "1.10x", "1.47x"]
+
+
+# -- the rings -------------------------------------------------------------------------------------------
+
+
+def test_rings_carry_every_record_between_processes_once_in_order_undamaged() -> None:
+    begin = time.monotonic()
+    sent, received = stress(total_bytes=300_000_000, ring_bytes=1 << 18, seed=7)
+    assert (sent.fault, received.fault) == ("", "")
+    assert (sent.records, sent.payload_bytes) == (received.records, received.payload_bytes)
+    assert sent.wakeups > 0, "the ring never ran full: the test tested less than it says"
+    assert received.wakeups > 0, "the ring never ran empty: the test tested less than it says"
+    assert time.monotonic() - begin < 60
