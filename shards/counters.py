@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from vpnd.metrics import DROP_REASONS, GAUGES, SHARD_COUNTERS, CounterPage
 
+
 class Counters:
     """Owner: shard loop, which is the page's only writer."""
 

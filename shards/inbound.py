@@ -40,7 +40,9 @@ class Reassembly:
 class Inbound:
     """Stage 6, for all sessions of a shard. Owner: shard loop."""
 
-    def __init__(self, producer: Producer, own: Prefixes[bool], drops: dict[str, int], publish_bytes: int) -> None:
+    def __init__(
+        self, producer: Producer, own: Prefixes[bool], drops: dict[str, int], publish_bytes: int
+    ) -> None:
         self.producer = producer
         self._own, self._drops = own, drops
         self._publish_bytes = publish_bytes

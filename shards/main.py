@@ -142,7 +142,9 @@ class Shard:
         if self._control is not None:
             self._control.close()
         self._told = set()
-        self._control = LoopChannel(Channel(sock, "shard", "control"), self._on_control, self._on_control_closed)
+        self._control = LoopChannel(
+            Channel(sock, "shard", "control"), self._on_control, self._on_control_closed
+        )
         held = tuple((link.session_id, link.peer.peer_id, link.initiator) for link in self._links.values())
         self._control.send(messages.SessionsHeld(sessions=held))
 
@@ -177,7 +179,9 @@ class Shard:
         peer = self._peers.get(message.peer_id)
         if peer is None:
             sock.close()
-            self._tell(messages.SessionDown(session_id=message.session_id, peer_id=message.peer_id, reason="unknown"))
+            self._tell(
+                messages.SessionDown(session_id=message.session_id, peer_id=message.peer_id, reason="unknown")
+            )
             return
         session = Session(
             initiator=message.initiator,
@@ -216,9 +220,7 @@ class Shard:
         self._waiting_for_room.discard(link)
         self._sessions_closed += 1
         self._peers.link_closed(link)
-        self._tell(
-            messages.SessionDown(session_id=link.session_id, peer_id=link.peer.peer_id, reason=reason)
-        )
+        self._tell(messages.SessionDown(session_id=link.session_id, peer_id=link.peer.peer_id, reason=reason))
 
     def _make_waiting(self, peer_id: str) -> Waiting:
         worker = self._config.worker

@@ -24,7 +24,9 @@ from vpnd.packet.ring import Consumer, RingBroken
 class Outbound:
     """Stage 3. Owner: shard loop."""
 
-    def __init__(self, consumer: Consumer, flows: FlowTable, now: Callable[[], float], batch_bytes: int) -> None:
+    def __init__(
+        self, consumer: Consumer, flows: FlowTable, now: Callable[[], float], batch_bytes: int
+    ) -> None:
         self._consumer, self._flows, self._now = consumer, flows, now
         self._batch_bytes = batch_bytes
         self.packets = self.bytes = 0

@@ -200,7 +200,9 @@ class Child:
             return
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
         if not self._first.done():
-            self._first.set_exception(errors.ChildError(f"{self.title} (pid {pid}) {how} before it was ready"))
+            self._first.set_exception(
+                errors.ChildError(f"{self.title} (pid {pid}) {how} before it was ready")
+            )
             return
         self._restart_later(f"{self.title} (pid {pid}) {how}")
 

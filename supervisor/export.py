@@ -45,7 +45,9 @@ class Exporter(Collector):
             for row in report["shards"]:
                 family.add_metric([str(row["index"])], row[name])
             yield family
-        restarts = CounterMetricFamily("vpnd_restarts", "Times a process was started again.", labels=["process"])
+        restarts = CounterMetricFamily(
+            "vpnd_restarts", "Times a process was started again.", labels=["process"]
+        )
         restarts.add_metric(["control"], report["control"]["restarts"])
         for row in report["shards"]:
             restarts.add_metric([f"shard {row['index']}"], row["restarts"])

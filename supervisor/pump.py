@@ -226,7 +226,9 @@ class Pump:
             begin = position + LENGTH_BYTES
             position = begin + count
             if position > end or count < VNET_BYTES + MIN_PACKET_BYTES:
-                raise ring.RingBroken(f"shard {port.index}: a record of {count} bytes, {end - begin} are there")
+                raise ring.RingBroken(
+                    f"shard {port.index}: a record of {count} bytes, {end - begin} are there"
+                )
             packets += 1
             try:
                 if not write(buffer[begin:position]):

@@ -61,7 +61,9 @@ def peer_rows(
     for shard in shards:
         for session in shard.sessions if shard is not None else ():
             sessions[session.peer_id].append(session)
-    known: dict[str, PeerReport] = {peer.peer_id: peer for peer in control.peers} if control is not None else {}
+    known: dict[str, PeerReport] = (
+        {peer.peer_id: peer for peer in control.peers} if control is not None else {}
+    )
     rows = []
     for peer in config.peers:
         mine = sessions[peer.peer_id]

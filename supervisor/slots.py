@@ -36,9 +36,7 @@ class Slot:
         from_shard = ring.Descriptors.create(size, f"vpnd-ring-from-{self.index}")
         self._rings = to_shard, from_shard
         self.port = ShardPort(self.index, to_shard, from_shard)
-        start = messages.ShardStart(
-            config=self._config, index=self.index, own=own, tun_offloads=tun_offloads
-        )
+        start = messages.ShardStart(config=self._config, index=self.index, own=own, tun_offloads=tun_offloads)
         return start, (*to_shard.all(), *from_shard.all(), self.page_fd)
 
     def up(self) -> None:

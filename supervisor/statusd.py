@@ -1,8 +1,8 @@
 """The status socket: one JSON request line, one JSON answer, end.
 
-    {"command": "status"}   →  the status report
-    {"command": "stop"}     →  {"stopping": true}; the node then stops
-    anything else           →  {"error": "…"}
+{"command": "status"}   →  the status report
+{"command": "stop"}     →  {"stopping": true}; the node then stops
+anything else           →  {"error": "…"}
 """
 
 from __future__ import annotations

@@ -44,7 +44,12 @@ SAME = [
     ("ICMP has no ports", ipv4(protocol=1, port=1), ipv4(protocol=1, port=2), True),
     ("options do not hide the port", ipv4(options=bytes(8)), ipv4(), True),
     ("all fragments go one way, the first too", ipv4(fragment=0x2000), ipv4(fragment=0x00B9, port=9), True),
-    ("fragments of any protocol go by the address", ipv4(fragment=1, protocol=17), ipv4(fragment=1, protocol=1), True),
+    (
+        "fragments of any protocol go by the address",
+        ipv4(fragment=1, protocol=17),
+        ipv4(fragment=1, protocol=1),
+        True,
+    ),
     ("don't-fragment is not a fragment", ipv4(fragment=0x4000), ipv4(), True),
     ("IPv6 ports", ipv6(port=53), ipv6(port=54), False),
     ("IPv6 extension headers go by the address", ipv6(protocol=44, port=1), ipv6(protocol=44, port=2), True),

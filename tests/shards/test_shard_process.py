@@ -54,7 +54,8 @@ class ShardHarness:
         self.supervisor = channel.Channel(ours, "supervisor", "shard")
         descriptors = (*self.to_shard.all(), *self.from_shard.all(), page_fd)
         self.supervisor.send(
-            messages.ShardStart(config=config, index=0, own=(f"{address}/32",), tun_offloads=0x7F & ~8), descriptors
+            messages.ShardStart(config=config, index=0, own=(f"{address}/32",), tun_offloads=0x7F & ~8),
+            descriptors,
         )
         os.close(page_fd)
         assert isinstance(self.hear(self.supervisor), messages.Ready)
@@ -75,7 +76,9 @@ class ShardHarness:
         self.control.send(messages.PeerKnown(peer_id=peer_id, name=peer_id, prefixes=(f"{address}/32",)))
         self.control.send(messages.PeersComplete())
 
-    def give_session(self, sock: socket.socket, peer_id: str, initiator: bool, keys: tuple[bytes, bytes]) -> None:
+    def give_session(
+        self, sock: socket.socket, peer_id: str, initiator: bool, keys: tuple[bytes, bytes]
+    ) -> None:
         self.control.send(
             messages.SessionHandover(
                 session_id=1, peer_id=peer_id, initiator=initiator, send_key=keys[0], send_nonce=2,

@@ -17,9 +17,9 @@ CONFIG = Config(worker=Worker(ring_bytes=RING, max_flows=64), network=Network(re
 
 
 def packet(port: int = 80, destination: int = 0x0A560002, size: int = 100) -> bytes:
-    return struct.pack(">BBHIBBHIIHHIII", 0x45, 0, size, 0, 64, 6, 0, 0x0A560001, destination, 5, port, 1, 2, 3).ljust(
-        size, b"\0"
-    )
+    return struct.pack(
+        ">BBHIBBHIIHHIII", 0x45, 0, size, 0, 64, 6, 0, 0x0A560001, destination, 5, port, 1, 2, 3
+    ).ljust(size, b"\0")
 
 
 class Rig:
@@ -33,9 +33,7 @@ class Rig:
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 22)
         self._ours = ours
         self.pump = Pump(ours.fileno(), CONFIG, None)
-        self.descriptors = [
-            [ring.Descriptors.create(RING, "t") for _ in range(2)] for _ in range(count)
-        ]
+        self.descriptors = [[ring.Descriptors.create(RING, "t") for _ in range(2)] for _ in range(count)]
         self.ports = [ShardPort(index, *pair) for index, pair in enumerate(self.descriptors)]
         self.consumers = [ring.Consumer(pair[0]) for pair in self.descriptors]
         self.producers = [ring.Producer(pair[1]) for pair in self.descriptors]
@@ -57,7 +55,9 @@ class Rig:
         first = position
         while position < end:
             (count,) = LENGTH.unpack_from(consumer.buffer, position)
-            found.append(bytes(consumer.buffer[position + LENGTH_BYTES + VNET_BYTES : position + LENGTH_BYTES + count]))
+            found.append(
+                bytes(consumer.buffer[position + LENGTH_BYTES + VNET_BYTES : position + LENGTH_BYTES + count])
+            )
             position += LENGTH_BYTES + count
         consumer.release(end - first)
         return found

@@ -79,7 +79,8 @@ class Network(Table, frozen=True):
         bool, switch("Ask the kernel for superpackets (checksum, TSO, USO); off: one packet at a time.")
     ] = True
     coalesce_udp: Annotated[
-        bool, switch("Merge datagrams of one flow that are read in one go into one superpacket (needs offloads).")
+        bool,
+        switch("Merge datagrams of one flow that are read in one go into one superpacket (needs offloads)."),
     ] = True
     queue_length: Annotated[int, number("Transmit queue of the TUN device.", 1, 100_000, "packets")] = 500
     read_batch: Annotated[
@@ -106,17 +107,28 @@ class P2P(Table, frozen=True):
     ] = 0.3
     handshake_timeout: Annotated[float, duration("Deadline of an inbound handshake.", 0.1, 300.0)] = 10.0
     max_inbound_handshakes: Annotated[
-        int, number("Inbound handshakes under way at once; one more, and the oldest is closed.", 1, 100_000, "connections")
+        int,
+        number(
+            "Inbound handshakes under way at once; one more, and the oldest is closed.",
+            1,
+            100_000,
+            "connections",
+        ),
     ] = 256
     max_connections_per_peer: Annotated[
-        int, number("libp2p connections (not data sessions) one peer may hold with this node.", 1, 4096, "connections")
+        int,
+        number(
+            "libp2p connections (not data sessions) one peer may hold with this node.", 1, 4096, "connections"
+        ),
     ] = 8
     max_dials: Annotated[int, number("Dials under way at once.", 1, 4096, "dials")] = 32
     address_stagger: Annotated[
-        float, duration("Head start of one address of a peer before the next one is tried beside it.", 0.0, 60.0)
+        float,
+        duration("Head start of one address of a peer before the next one is tried beside it.", 0.0, 60.0),
     ] = 0.25
     stream_timeout: Annotated[
-        float, duration("Longest life of a stream of identify and the like on a libp2p connection.", 0.1, 3600.0)
+        float,
+        duration("Longest life of a stream of identify and the like on a libp2p connection.", 0.1, 3600.0),
     ] = 30.0
     keepalive_interval: Annotated[
         float, duration("How often a silent TCP connection is probed, in whole seconds.", 1.0, 3600.0)
@@ -184,7 +196,7 @@ class Session(Table, frozen=True):
         size(
             "Part of the send buffer kept for answers and window updates; a peer that fills it is cut off.",
             1 << 12,
-            1 << 16,
+            1 << 15,
         ),
     ] = 1 << 14
     receive_buffer_bytes: Annotated[int, size("Room for one read from the socket.", 1 << 17, 1 << 26)] = (
@@ -268,7 +280,10 @@ class Log(Table, frozen=True):
 
     level: Annotated[str, text("debug, info, warning or error.", "level")] = "info"
     refusal_interval: Annotated[
-        float, duration("What strangers can cause to be logged is logged at most this often per kind.", 0.0, 86400.0)
+        float,
+        duration(
+            "What strangers can cause to be logged is logged at most this often per kind.", 0.0, 86400.0
+        ),
     ] = 10.0
 
 

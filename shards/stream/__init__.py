@@ -1,0 +1,1 @@
+"""Streams: the sans-IO engine of one established session (`session` is its face)."""

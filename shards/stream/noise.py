@@ -1,0 +1,213 @@
+"""Noise transport messages between a socket and plaintext: sealing out, opening in.
+
+Both ends own their buffer, made once and never resized. Ciphertext is written by the cipher straight to
+where the socket takes it from, plaintext straight to where it is parsed; the only other copies move an
+unfinished remainder to the front of a buffer.
+
+The handshake is not here: keys and counters come from the process that did it.
+"""
+
+from __future__ import annotations
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+
+from shards.stream import spec
+from vpnd.errors import LocalProtocolError, RemoteProtocolError
+
+_pack_length = spec.MESSAGE_LENGTH.pack_into
+_unpack_length = spec.MESSAGE_LENGTH.unpack_from
+_nonce = spec.NONCE.pack
+_pack_header = spec.HEADER_WORDS.pack_into
+# What the packet path needs, as globals of this module: one look-up instead of two.
+_PLAIN_DATA = spec.PLAIN_DATA
+_HEADER_BYTES = spec.HEADER_BYTES
+_TAG_BYTES = spec.TAG_BYTES
+_LENGTH_BYTES = spec.MESSAGE_LENGTH_BYTES
+_NONCE_LIMIT = spec.NONCE_LIMIT
+_MAX_WIRE = spec.MAX_WIRE_BYTES
+_MAX_PAYLOAD = spec.MAX_FRAME_PAYLOAD_BYTES
+_DATA_OVERHEAD = spec.DATA_OVERHEAD_BYTES
+
+
+def _cipher(key: bytes, nonce: int) -> ChaCha20Poly1305:
+    """Check what was handed over; LocalProtocolError if it cannot be a cipher state."""
+    if len(key) != spec.KEY_BYTES:
+        raise LocalProtocolError(f"a key has {spec.KEY_BYTES} bytes, not {len(key)}")
+    if not 0 <= nonce < spec.NONCE_LIMIT:
+        raise LocalProtocolError("nonce out of range")
+    return ChaCha20Poly1305(key)
+
+
+class Sealer:
+    """Plaintext in, sealed messages for the socket out.
+
+        0        head          tail                    size - reserve     size
+        |  sent  |  to be sent  |  room for data        |  control only    |
+
+    Owner: the session; not thread-safe.
+    """
+
+    __slots__ = ("_buffer", "_encrypt", "_head", "_limit", "_size", "_tail", "_view", "bytes_sent", "nonce")
+
+    def __init__(self, key: bytes, nonce: int, buffer_bytes: int, reserve_bytes: int) -> None:
+        """`reserve_bytes` of the buffer are kept from seal_data(), for seal_control()."""
+        self._encrypt = _cipher(key, nonce).encrypt_into
+        self.nonce = nonce
+        self._buffer = bytearray(buffer_bytes)
+        self._view = memoryview(self._buffer)
+        self._size = buffer_bytes
+        self._limit = buffer_bytes - reserve_bytes
+        self._head = 0
+        self._tail = 0
+        self.bytes_sent = 0
+
+    def room(self) -> int:
+        """Payload bytes seal_data() has room for now, the overhead of every message taken off."""
+        free = self._limit - self._tail
+        if free <= _DATA_OVERHEAD:  # below zero when control frames have gone into the reserve
+            return 0
+        room = free // _MAX_WIRE * _MAX_PAYLOAD
+        free = free % _MAX_WIRE - _DATA_OVERHEAD
+        return room + free if free > 0 else room
+
+    def seal_data(self, stream_id: int, ring: memoryview, start: int, end: int) -> int:
+        """Seal ring[start:end] as plain data frames, one to a message, and return how many.
+
+        The caller has checked end - start <= room() and start >= HEADER_BYTES. Each frame's header is written
+        into the twelve bytes in front of its payload: scratch for the first, bytes already sealed for the
+        others. Raises RemoteProtocolError when the nonces are used up.
+        """
+        view = self._view
+        tail = self._tail
+        encrypt = self._encrypt
+        nonce = self.nonce
+        frames = 0
+        while start < end:
+            stop = end if end - start <= _MAX_PAYLOAD else start + _MAX_PAYLOAD
+            if nonce >= _NONCE_LIMIT:
+                raise RemoteProtocolError("the session's nonces are used up")
+            front = start - _HEADER_BYTES
+            _pack_header(ring, front, _PLAIN_DATA, stream_id, stop - start)
+            sealed = stop - front + _TAG_BYTES
+            _pack_length(view, tail, sealed)
+            tail += _LENGTH_BYTES
+            encrypt(_nonce(nonce), ring[front:stop], None, view[tail : tail + sealed])
+            tail += sealed
+            # Stored at once: a nonce must never serve twice, whatever happens to the next message.
+            self.nonce = nonce = nonce + 1
+            self._tail = tail
+            frames += 1
+            start = stop
+        return frames
+
+    def seal_control(self, frames: bytes) -> bool:
+        """Seal small frames as one message, also into the reserve; False, and nothing done, without room.
+
+        Raises RemoteProtocolError when the nonces are used up.
+        """
+        sealed = len(frames) + spec.TAG_BYTES
+        if self._tail + spec.MESSAGE_LENGTH_BYTES + sealed > self._size:
+            self._to_front()
+            if self._tail + spec.MESSAGE_LENGTH_BYTES + sealed > self._size:
+                return False
+        if self.nonce >= spec.NONCE_LIMIT:
+            raise RemoteProtocolError("the session's nonces are used up")
+        _pack_length(self._view, self._tail, sealed)
+        start = self._tail + spec.MESSAGE_LENGTH_BYTES
+        self._encrypt(_nonce(self.nonce), frames, None, self._view[start : start + sealed])
+        self.nonce += 1
+        self._tail = start + sealed
+        return True
+
+    def data_to_send(self) -> memoryview:
+        """borrowed: valid until data_sent() or until something is sealed."""
+        return self._view[self._head : self._tail]
+
+    def data_sent(self, count: int) -> None:
+        """The first `count` bytes of data_to_send() are out. LocalProtocolError if there were not so many."""
+        head = self._head + count
+        if count < 0 or head > self._tail:
+            raise LocalProtocolError("more was sent than there was to send")
+        self.bytes_sent += count
+        self._head = head
+        if head == self._tail:
+            self._head = self._tail = 0
+        elif self._limit - self._tail < spec.MAX_WIRE_BYTES and head >= self._tail - head:
+            # Moving no more than has been sent since the last move: at most one move a byte, ever.
+            self._to_front()
+
+    def _to_front(self) -> None:
+        waiting = self._tail - self._head
+        if self._head:
+            self._view[:waiting] = self._view[self._head : self._tail]
+            self._head = 0
+            self._tail = waiting
+
+
+class Opener:
+    """Bytes of the socket in, plaintext of one message at a time out.
+
+    `plain` holds the plaintext of the last message opened. Owner: the session; not thread-safe.
+    """
+
+    __slots__ = ("_decrypt", "_end", "_size", "_start", "_view", "bytes_received", "nonce", "plain")
+
+    def __init__(self, key: bytes, nonce: int, buffer_bytes: int, plain_bytes: int) -> None:
+        """`plain_bytes`: size of `plain`; at least MAX_PLAINTEXT_BYTES are made."""
+        self._decrypt = _cipher(key, nonce).decrypt_into
+        self.nonce = nonce
+        self._view = memoryview(bytearray(buffer_bytes))
+        self._size = buffer_bytes
+        self._start = 0
+        self._end = 0
+        self.bytes_received = 0
+        self.plain = memoryview(bytearray(max(plain_bytes, spec.MAX_PLAINTEXT_BYTES)))
+
+    def receive_buffer(self) -> memoryview:
+        """borrowed: free room behind what was received, until received(); empty only if much is unopened."""
+        if self._start == self._end:
+            self._start = self._end = 0
+        elif self._size - self._end < spec.MAX_WIRE_BYTES and self._start:
+            # Once the buffer's messages are opened, less than one message is left to be moved.
+            waiting = self._end - self._start
+            self._view[:waiting] = self._view[self._start : self._end]
+            self._start = 0
+            self._end = waiting
+        return self._view[self._end :]
+
+    def received(self, count: int) -> None:
+        """`count` bytes were put into receive_buffer(). LocalProtocolError if they cannot have been."""
+        if count < 0 or self._end + count > self._size:
+            raise LocalProtocolError("more was received than there was room for")
+        self._end += count
+        self.bytes_received += count
+
+    def open_untrusted(self) -> int:
+        """Open the next message into `plain`; return its length, or -1 if it is not all there yet.
+
+        Raises RemoteProtocolError for a message that is too short or does not authenticate.
+        """
+        view = self._view
+        start = self._start
+        have = self._end - start
+        if have < _LENGTH_BYTES:
+            return -1
+        (sealed,) = _unpack_length(view, start)
+        if have - _LENGTH_BYTES < sealed:
+            return -1
+        if sealed < _TAG_BYTES:
+            raise RemoteProtocolError(f"a message of {sealed} bytes has no room for its tag")
+        nonce = self.nonce
+        if nonce >= _NONCE_LIMIT:
+            raise RemoteProtocolError("the session's nonces are used up")
+        start += _LENGTH_BYTES
+        end = start + sealed
+        sealed -= _TAG_BYTES
+        try:
+            self._decrypt(_nonce(nonce), view[start:end], None, self.plain[:sealed])
+        except InvalidTag:
+            raise RemoteProtocolError("a message does not authenticate") from None
+        self.nonce = nonce + 1
+        self._start = end
+        return int(sealed)

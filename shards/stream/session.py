@@ -1,0 +1,333 @@
+"""One established session, sans-IO: bytes in, events out, packets in, bytes out.
+
+    socket ─ receive_buffer(), received() ─▶ ┌─────────┐ ─ next_event() ─▶ StreamReady, Data, …
+                                             │ Session │
+    socket ◀─ data_to_send(), data_sent() ── └─────────┘ ◀─ open_stream(), send(), consumed(), …
+
+It knows no socket, loop or clock: time is an argument in seconds, of any monotonic clock. Everything here
+is synchronous and does a bounded amount of work. One Noise message is opened at a time, and only when its
+predecessor's plaintext is used up, so a batch of packets is decrypted while it is hot and copied once.
+
+A packet's bytes are touched twice here: by the cipher on the way out (ring → send buffer) and on the way
+in (receive buffer → plaintext).
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from shards.stream import spec
+from shards.stream.events import Data, Event
+from shards.stream.multiplexer import Multiplexer
+from shards.stream.negotiate import encode_hello
+from shards.stream.noise import Opener, Sealer
+from shards.stream.yamux import Stream, StreamState
+from vpnd.config.schema import Session as Settings
+from vpnd.errors import LocalProtocolError, RemoteProtocolError
+from vpnd.packet.capability import Capabilities
+
+_READY = StreamState.READY
+_NEGOTIATING = StreamState.NEGOTIATING
+_CLOSED = StreamState.CLOSED
+_HEADER_BYTES = spec.HEADER_BYTES
+_PLAIN_DATA = spec.PLAIN_DATA
+_words = spec.HEADER_WORDS.unpack_from
+_fields = spec.HEADER.unpack_from
+
+
+class StreamStatistics(msgspec.Struct, frozen=True, kw_only=True):
+    """One stream now. Windows in payload bytes: `send_window` ours to use, `receive_window` the peer's."""
+
+    stream_id: int
+    ours: bool
+    state: str
+    send_window: int
+    receive_window: int
+
+
+class Statistics(msgspec.Struct, frozen=True, kw_only=True):
+    """Since the session was handed over. Bytes are the socket's, all included; messages are Noise's."""
+
+    bytes_sent: int
+    bytes_received: int
+    messages_sent: int
+    messages_received: int
+    frames_sent: int
+    frames_received: int
+    waiting_bytes: int
+    streams_by_state: dict[str, int]
+    streams: tuple[StreamStatistics, ...]
+
+
+class Session:
+    """The engine of one session. Owner: the shard's loop; not thread-safe.
+
+    RemoteProtocolError means the peer broke the protocol: the session is dead, next_event() raises it again,
+    room() is 0 and streams end without a StreamClosed; what data_to_send() holds, a go-away at its end, may
+    still be sent. LocalProtocolError means the caller has a bug: nothing was done, the session lives.
+    """
+
+    def __init__(
+        self,
+        *,
+        initiator: bool,
+        send_key: bytes,
+        send_nonce: int,
+        receive_key: bytes,
+        receive_nonce: int,
+        leftover: bytes,
+        hello: Capabilities,
+        settings: Settings,
+        now_s: float,
+    ) -> None:
+        """Keys of 32 bytes; nonces are the next to use.
+
+        `leftover`: plaintext that comes before the first message. `initiator`: we dialed;
+        it decides the parity of stream ids. `hello` is told to the peer on every stream.
+        """
+        self._sealer = Sealer(
+            send_key, send_nonce, settings.send_buffer_bytes, settings.control_reserve_bytes
+        )
+        self._opener = Opener(receive_key, receive_nonce, settings.receive_buffer_bytes, len(leftover))
+        self._mux = Multiplexer(
+            initiator=initiator,
+            sealer=self._sealer,
+            hello_item=encode_hello(hello),
+            settings=settings,
+            now_s=now_s,
+        )
+        self._first_nonces = (send_nonce, receive_nonce)
+        self._events = self._mux.events
+        self._streams = self._mux.streams
+        self._failure: RemoteProtocolError | None = None
+        # The opened plaintext, and how much of it is used.
+        self._plain = self._opener.plain
+        self._plain[: len(leftover)] = leftover
+        self._position = 0
+        self._limit = len(leftover)
+        # The frame under way: a header cut by the end of a message, or whose payload is still to come.
+        self._header = bytearray()
+        self._payload_left = 0
+        self._payload_stream: Stream | None = None
+        self._payload_fin = False
+
+    # --- bytes in
+
+    def receive_buffer(self) -> memoryview:
+        """Room for recv_into(). borrowed: until received().
+
+        Never empty after next_event() has returned None.
+        """
+        return self._opener.receive_buffer()
+
+    def received(self, count: int) -> None:
+        """The first `count` bytes of receive_buffer() are filled. Views of Data events are dead now."""
+        self._opener.received(count)
+
+    def next_event(self, now_s: float) -> Event | None:
+        """The next event; None when more bytes are needed. Call until None after every received().
+
+        Ends the life of the last Data event's view, and of data_to_send()'s: answers may be sealed.
+        Raises RemoteProtocolError: the session is dead.
+        """
+        self._mux.now_s = now_s
+        if self._failure is not None:
+            raise self._failure
+        try:
+            return self._parse_untrusted()
+        except RemoteProtocolError as error:
+            self._fail(error)
+            raise
+
+    def _parse_untrusted(self) -> Event | None:
+        while True:
+            if self._events:
+                return self._events.popleft()
+            if self._payload_fin and not self._payload_left:
+                self._end_payload()
+            elif self._position == self._limit:
+                limit = self._opener.open_untrusted()
+                if limit < 0:
+                    return None
+                # Fast path: one plain data frame of a ready stream and nothing else: what our sealer makes.
+                if limit > _HEADER_BYTES and not self._payload_left and not self._header:
+                    word, stream_id, length = _words(self._plain)
+                    if word == _PLAIN_DATA and length == limit - _HEADER_BYTES:
+                        stream = self._streams.get(stream_id)
+                        if stream is not None and stream.state is _READY and length <= stream.receive_window:
+                            stream.receive_window -= length
+                            self._mux.frames_received += 1
+                            self._position = self._limit = limit
+                            return Data(stream, self._plain[_HEADER_BYTES:limit])
+                self._position = 0
+                self._limit = limit
+            elif self._payload_left:
+                event = self._take_payload_untrusted()
+                if event is not None:
+                    return event
+            else:
+                self._take_header_untrusted()
+
+    def _take_header_untrusted(self) -> None:
+        position = self._position
+        if self._header or self._limit - position < spec.HEADER_BYTES:
+            # A header in pieces: at most eleven bytes are kept from one message to the next.
+            end = min(position + spec.HEADER_BYTES - len(self._header), self._limit)
+            self._header += self._plain[position:end]
+            self._position = end
+            if len(self._header) < spec.HEADER_BYTES:
+                return
+            fields = _fields(self._header)
+            self._header.clear()
+        else:
+            fields = _fields(self._plain, position)
+            self._position = position + spec.HEADER_BYTES
+        _, kind, flags, _, length = fields
+        stream = self._mux.take_header_untrusted(*fields)
+        if kind == spec.TYPE_DATA and length:
+            self._payload_left = length
+            self._payload_stream = stream
+            self._payload_fin = stream is not None and bool(flags & spec.FLAG_FIN)
+
+    def _take_payload_untrusted(self) -> Data | None:
+        position = self._position
+        end = min(position + self._payload_left, self._limit)
+        stream = self._payload_stream
+        if stream is not None and stream.state is _NEGOTIATING:
+            end = position + self._mux.negotiate_untrusted(stream, self._plain[position:end])
+            data = None
+        elif stream is not None and stream.state is not _CLOSED:
+            data = Data(stream, self._plain[position:end])
+        else:
+            # Refused, or closed while its payload was on the way: skipped.
+            data = None
+        self._position = end
+        self._payload_left -= end - position
+        return data
+
+    def _end_payload(self) -> None:
+        self._payload_fin = False
+        if self._payload_stream is not None:
+            self._mux.remote_fin(self._payload_stream)
+
+    def _fail(self, error: RemoteProtocolError) -> None:
+        self._failure = error
+        self._mux.die()
+
+    # --- packets out
+
+    def open_stream(self, now_s: float) -> Stream:
+        """Start a stream; StreamReady or StreamClosed follows.
+
+        LocalProtocolError: the session is dead or the peer going away, or max_streams of ours are open.
+        """
+        return self._mux.open(now_s)
+
+    def room(self, stream: Stream) -> int:
+        """Payload bytes send() takes now, by the peer's window and the send buffer; 0 unless it is ready."""
+        if stream.state is not _READY:
+            return 0
+        room = self._sealer.room()
+        window = stream.send_window
+        return room if room < window else window
+
+    def send(self, stream: Stream, ring: memoryview, start: int, end: int) -> None:
+        """Seal ring[start:end] as payload, in as few messages as it fits in.
+
+        `ring` is a writable view of bytes. ring[start-12:start] is overwritten, and, where the span is longer
+        than one message, the twelve bytes before each further message: all of ring[start:end] is free for
+        the caller when this returns, and no longer what it was.
+        LocalProtocolError: the span is longer than room(), or start is less than 12.
+        """
+        size = end - start
+        if stream.state is not _READY or size > stream.send_window or size > self._sealer.room():
+            raise LocalProtocolError("more is sent than there is room for")
+        if start < _HEADER_BYTES:
+            raise LocalProtocolError("no scratch in front of the span")
+        try:
+            self._mux.frames_sent += self._sealer.seal_data(stream.id, ring, start, end)
+        except RemoteProtocolError as error:
+            self._fail(error)
+            raise
+        stream.send_window -= size
+
+    def consumed(self, stream: Stream, count: int) -> None:
+        """`count` payload bytes of Data events are done with: the peer may send as many again.
+
+        A window update goes out once half the window is consumed. May come late and in any portions; does
+        nothing on a closed stream. LocalProtocolError: so much was never received.
+        """
+        self._mux.consumed(stream, count)
+
+    def ping(self, now_s: float) -> None:
+        """Ask for a Pong. While one is under way nothing is sent."""
+        self._mux.ping(now_s)
+
+    def close_stream(self, stream: Stream) -> None:
+        """No more payload from us; what was sent still arrives. Theirs comes until they close or are late.
+
+        A stream that is not ready yet is reset. StreamClosed follows; closing twice does nothing.
+        """
+        self._mux.close(stream)
+
+    def reset_stream(self, stream: Stream) -> None:
+        """End the stream both ways at once. StreamClosed follows; on a closed one nothing happens."""
+        self._mux.reset(stream)
+
+    def go_away(self, code: int = spec.GO_AWAY_NORMAL) -> None:
+        """Tell the peer to open no more streams, and refuse those it opens nevertheless. Open ones go on."""
+        self._mux.go_away(code)
+
+    # --- bytes out
+
+    def data_to_send(self) -> memoryview:
+        """Sealed bytes, all of them. borrowed: until data_sent() or any call that may seal.
+
+        Those are next_event(), handle_timer() and everything under "packets out" but room().
+        """
+        return self._sealer.data_to_send()
+
+    def data_sent(self, count: int) -> None:
+        """The first `count` bytes of data_to_send() are out; room() may have grown.
+
+        LocalProtocolError: there were not so many.
+        """
+        self._sealer.data_sent(count)
+        self._mux.room_made()
+
+    # --- time
+
+    def next_timer_s(self) -> float | None:
+        """When handle_timer() is to be called; None: not until something else has happened."""
+        return self._mux.next_timer_s()
+
+    def handle_timer(self, now_s: float) -> None:
+        """Reset streams late to open or to close; next_event() then has their StreamClosed."""
+        self._mux.expire(now_s)
+
+    def statistics(self) -> Statistics:
+        """A snapshot, for status and debugging; not for the packet path."""
+        streams = tuple(
+            StreamStatistics(
+                stream_id=stream.id,
+                ours=stream.ours,
+                state=stream.state.value,
+                send_window=stream.send_window,
+                receive_window=stream.receive_window,
+            )
+            for stream in self._streams.values()
+        )
+        by_state = {state.value: 0 for state in StreamState if state is not _CLOSED}
+        for stream in streams:
+            by_state[stream.state] += 1
+        return Statistics(
+            bytes_sent=self._sealer.bytes_sent,
+            bytes_received=self._opener.bytes_received,
+            messages_sent=self._sealer.nonce - self._first_nonces[0],
+            messages_received=self._opener.nonce - self._first_nonces[1],
+            frames_sent=self._mux.frames_sent,
+            frames_received=self._mux.frames_received,
+            waiting_bytes=len(self._sealer.data_to_send()),
+            streams_by_state=by_state,
+            streams=streams,
+        )

@@ -1,0 +1,180 @@
+"""What a session does when its send buffer is full, and which peers it does not put up with."""
+
+from __future__ import annotations
+
+import pytest
+
+from shards.stream import spec, yamux
+from shards.stream.events import (
+    Pong,
+    StreamClosed,
+    StreamReady,
+)
+from shards.stream.session import Session
+from shards.stream.yamux import Stream
+from stream.pair import (
+    OPENING,
+    SMALL,
+    Pair,
+    Peer,
+    feed,
+    send,
+    take,
+)
+from vpnd.config.schema import Session as Settings
+from vpnd.errors import LocalProtocolError, RemoteProtocolError
+
+# --- a full send buffer
+
+
+def fill(session: Session, stream: Stream) -> None:
+    while room := session.room(stream):
+        send(session, stream, bytes(room))
+
+
+def test_what_the_caller_asks_of_a_full_session_waits_in_order() -> None:
+    pair = Pair(Settings(send_buffer_bytes=1 << 17, control_reserve_bytes=1 << 12, max_streams=300))
+    at_a, at_b = pair.open()
+    fill(pair.a, at_a)
+    opened = [pair.a.open_stream(0.0) for _ in range(100)]
+    for stream in opened[:50]:
+        pair.a.reset_stream(stream)
+    pair.a.close_stream(at_a)
+    assert len(pair.a.data_to_send()) <= 1 << 17
+    _, events_b = pair.shuttle()
+    ready = [event.stream.id for event in events_b if type(event) is StreamReady]
+    assert ready == [stream.id for stream in opened]
+    closed = [event.stream.id for event in events_b if type(event) is StreamClosed]
+    assert closed == [*(stream.id for stream in opened[:50]), at_b.id]
+
+
+def test_what_waits_keeps_its_order_even_where_a_small_frame_would_fit() -> None:
+    pair = Pair(SMALL)
+    at_a, _ = pair.open()
+    fill(pair.a, at_a)
+    while len(pair.a.data_to_send()) + 100 <= 1 << 17:
+        assert pair.a._sealer.seal_control(b"")
+    late = pair.a.open_stream(0.0)
+    pair.a.reset_stream(late)
+    full = len(pair.a.data_to_send())
+    assert full + 30 <= 1 << 17, "the RST alone would fit"
+    # An answer to the peer may pass what waits.
+    pair.b.ping(0.0)
+    feed(pair.a, take(pair.b))
+    assert len(pair.a.data_to_send()) == full + 30
+    _, events_b = pair.shuttle()
+    assert [type(event) for event in events_b if type(event) is not tuple][-3:] == [
+        Pong,
+        StreamReady,
+        StreamClosed,
+    ]
+
+
+def test_a_window_update_waits_for_room() -> None:
+    pair = Pair(SMALL)
+    at_a, at_b = pair.open()
+    fill(pair.b, at_b)
+    # Only other sealed frames can take the reserve: pings of ours do.
+    while len(pair.b.data_to_send()) + 30 <= 1 << 17:
+        assert pair.b._sealer.seal_control(bytes(12))
+    full = len(pair.b.data_to_send())
+    sent = 0
+    while sent < 1 << 17:
+        size = min(pair.a.room(at_a), 60_000)
+        send(pair.a, at_a, bytes(size))
+        sent += size
+        feed(pair.b, take(pair.a))
+    assert len(pair.b.data_to_send()) == full and at_b.owed >= 1 << 17
+    take(pair.b)
+    assert at_b.owed == 0 and len(pair.b.data_to_send()) == 30
+
+
+FLOODS = {
+    "pings": lambda n: yamux.ping(n, spec.FLAG_SYN),
+    "streams over the limit": lambda n: yamux.window_update(2 * n + 1, 0, spec.FLAG_SYN),
+    "streams opened and dropped": lambda n: (
+        yamux.window_update(2 * n + 1, 0, spec.FLAG_SYN) + yamux.window_update(2 * n + 1, 0, spec.FLAG_RST)
+    ),
+}
+
+
+@pytest.mark.parametrize("flood", FLOODS)
+def test_a_peer_that_asks_and_does_not_read_is_cut_off(flood: str) -> None:
+    peer = Peer(SMALL)
+    with pytest.raises(RemoteProtocolError, match="answers"):
+        for n in range(20_000):
+            peer.say(FLOODS[flood](n))
+            assert len(peer.session.data_to_send()) <= SMALL.send_buffer_bytes
+            if n % 500 == 0:
+                assert len(peer.session.statistics().streams) <= SMALL.max_streams
+
+
+def test_streams_over_the_limit_are_refused_and_their_frames_skipped() -> None:
+    peer = Peer(Settings(max_streams=1))
+    stream = peer.open(1)
+    assert peer.say(yamux.data_frame(3, OPENING, spec.FLAG_SYN), yamux.data_frame(3, b"more")) == []
+    assert peer.hear() == [(spec.TYPE_WINDOW_UPDATE, spec.FLAG_RST, 3, 0, b"")]
+    assert peer.say(yamux.data_frame(1, b"fine")) == [(stream, b"fine")]
+
+
+# --- faults
+
+BIG = Settings().window_bytes
+FAULTS: list[tuple[str, bytes]] = [
+    ("another version", spec.HEADER.pack(1, 0, 0, 1, 0)),
+    ("an unknown type", spec.HEADER.pack(0, 4, 0, 0, 0)),
+    ("data of the session", yamux.data_frame(0, b"x")),
+    ("a window update of the session", yamux.window_update(0, 1)),
+    ("a ping of a stream", spec.HEADER.pack(0, spec.TYPE_PING, spec.FLAG_SYN, 1, 0)),
+    ("a go-away of a stream", spec.HEADER.pack(0, spec.TYPE_GO_AWAY, 0, 1, 0)),
+    ("data of a stream never opened", yamux.data_frame(3, b"x")),
+    ("data of a stream of ours never opened", yamux.data_frame(2, b"x")),
+    ("a reset of a stream never opened", yamux.window_update(3, 0, spec.FLAG_RST)),
+    ("a stream of our parity", yamux.window_update(2, 0, spec.FLAG_SYN)),
+    ("a stream opened twice", yamux.window_update(1, 0, spec.FLAG_SYN)),
+    ("a frame longer than any window", spec.HEADER.pack(0, 0, 0, 1, BIG + 1)),
+    ("more than the window", spec.HEADER.pack(0, 0, 0, 1, BIG)),
+    ("a window over 32 bits", yamux.window_update(1, 2**32 - 1) + yamux.window_update(1, 2**32 - 1)),
+    ("no multistream", yamux.data_frame(3, b"\x04GET \n", spec.FLAG_SYN)),
+]
+
+
+@pytest.mark.parametrize(("sentence", "frames"), FAULTS, ids=[fault[0] for fault in FAULTS])
+def test_a_fault_of_the_peer_ends_the_session(sentence: str, frames: bytes) -> None:
+    peer = Peer()
+    stream = peer.open(1)
+    with pytest.raises(RemoteProtocolError):
+        peer.say(frames)
+    # The session is dead, says so again, and tells the peer.
+    with pytest.raises(RemoteProtocolError):
+        peer.session.next_event(0.0)
+    assert peer.session.room(stream) == 0
+    with pytest.raises(LocalProtocolError):
+        peer.session.open_stream(0.0)
+    peer.session.ping(0.0)
+    peer.session.close_stream(stream)
+    peer.session.reset_stream(stream)
+    peer.session.consumed(stream, 1)
+    peer.session.handle_timer(1e9)
+    assert peer.session.next_timer_s() is None
+    assert peer.hear()[-1] == (spec.TYPE_GO_AWAY, 0, 0, spec.GO_AWAY_PROTOCOL_ERROR, b"")
+
+
+def test_used_ids_stay_used_after_the_stream_has_ended() -> None:
+    peer = Peer()
+    peer.open(5)
+    peer.say(yamux.window_update(5, 0, spec.FLAG_RST))
+    assert peer.say(yamux.data_frame(5, b"late"), yamux.data_frame(3, b"skipped id")) == []
+    with pytest.raises(RemoteProtocolError, match="longer"):
+        peer.say(spec.HEADER.pack(0, 0, 0, 5, BIG + 1))
+    for stream_id in (5, 3):
+        again = Peer()
+        again.open(5)
+        with pytest.raises(RemoteProtocolError):
+            again.say(yamux.window_update(stream_id, 0, spec.FLAG_SYN))
+
+
+def test_a_stream_that_is_opened_and_reset_in_one_frame_never_was() -> None:
+    peer = Peer()
+    assert peer.say(yamux.window_update(1, 0, spec.FLAG_SYN | spec.FLAG_RST)) == []
+    assert peer.hear() == []

@@ -1,0 +1,149 @@
+"""Rules of the tree that are not about behaviour: which way imports point, and how long a file may be.
+
+Imports are read from the syntax tree, those inside functions too: a lazy import is still an arrow.
+"""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+MAX_LINES = 400
+SOURCES = sorted(path for name in ("vpnd", "shards", "supervisor") for path in (ROOT / name).rglob("*.py"))
+ALL = SOURCES + sorted((ROOT / "tests").rglob("*.py"))
+
+#: The entry points may start what the shared modules must not know.
+FACES = {"vpnd", "vpnd.__main__"}
+#: What a sans-IO engine has no use for.
+WORLD = {"asyncio", "trio", "socket", "select", "selectors", "time", "os", "logging", "threading", "ssl"}
+
+
+def module(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def within(name: str, *packages: str) -> bool:
+    return any(name == package or name.startswith(package + ".") for package in packages)
+
+
+def imports(path: Path) -> set[str]:
+    """Modules a file imports, without what stands under `if TYPE_CHECKING`."""
+    tree = ast.parse(path.read_text())
+    typing_only = {
+        inner
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+        for statement in node.body
+        for inner in ast.walk(statement)
+    }
+    found = set()
+    for node in ast.walk(tree):
+        if node in typing_only:
+            continue
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import hides where it points"
+            found.add(node.module or "")
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return found
+
+
+def breaches(offends) -> list[str]:
+    """`offends(importing module, imported module)` of every import of the product."""
+    return sorted(
+        f"{module(path)} imports {imported}"
+        for path in SOURCES
+        for imported in imports(path)
+        if offends(module(path), imported)
+    )
+
+
+ARROWS = [
+    (
+        "supervisor starts shards but never imports them",
+        lambda here, there: within(here, "supervisor") and within(there, "shards"),
+    ),
+    (
+        "shards know nothing of the supervisor",
+        lambda here, there: within(here, "shards") and within(there, "supervisor"),
+    ),
+    (
+        "shared modules know neither supervisor nor shards",
+        lambda here, there: (
+            within(here, "vpnd")
+            and not within(here, "vpnd.cli")
+            and here not in FACES
+            and within(there, "supervisor", "shards")
+        ),
+    ),
+    (
+        "the command line never reaches into a shard",
+        lambda here, there: within(here, "vpnd.cli") and within(there, "shards"),
+    ),
+    (
+        "libp2p and trio are control's alone, behind the adapter",
+        lambda here, there: (
+            within(there, "libp2p", "trio", "multiaddr", "anyio")
+            and not within(here, "vpnd.adapter", "vpnd.control")
+        ),
+    ),
+    (
+        "shared modules stay off asyncio, but for the one that puts a channel on it",
+        lambda here, there: within(here, "vpnd") and here != "vpnd.api.aio" and within(there, "asyncio"),
+    ),
+    (
+        "control and adapter run on trio and never meet asyncio",
+        lambda here, there: (
+            within(here, "vpnd.control", "vpnd.adapter") and within(there, "asyncio", "vpnd.api.aio")
+        ),
+    ),
+    (
+        "children and supervisor do not need the command line",
+        lambda here, there: (
+            within(there, "vpnd.cli", "typer") and not within(here, "vpnd.cli") and here not in FACES
+        ),
+    ),
+    (
+        "configuration and identity are read without control and adapter",
+        lambda here, there: (
+            within(here, "vpnd.config", "vpnd.identity", "vpnd.peerid", "vpnd.cli")
+            and within(there, "vpnd.control", "vpnd.adapter")
+        ),
+    ),
+]
+
+
+@pytest.mark.parametrize(("rule", "offends"), ARROWS, ids=[rule for rule, _ in ARROWS])
+def test_imports_point_one_way(rule, offends):
+    assert breaches(offends) == []
+
+
+#: Modules of shards/stream that hold many sessions and streams together; the engine is the rest.
+SHELL = {"shards.stream.pool", "shards.stream.health", "shards.stream.multiplexer"}
+
+
+def test_the_session_engine_is_bytes_in_and_events_out():
+    assert (
+        breaches(
+            lambda here, there: (
+                within(here, "shards.stream") and here not in SHELL and there.partition(".")[0] in WORLD
+            )
+        )
+        == []
+    )
+
+
+@pytest.mark.parametrize("path", ALL, ids=[str(path.relative_to(ROOT)) for path in ALL])
+def test_a_file_is_short_enough_to_have_one_job(path):
+    assert len(path.read_text().splitlines()) <= MAX_LINES
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=[str(path.relative_to(ROOT)) for path in SOURCES])
+def test_a_module_says_what_it_is_for(path):
+    source = path.read_text()
+    assert not source.strip() or ast.get_docstring(ast.parse(source))

@@ -1,0 +1,130 @@
+"""The commands: start, stop, status, id, version; `config` is in `configuration`."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Annotated
+
+import typer
+
+from vpnd import __version__
+from vpnd.cli import configuration
+from vpnd.cli.options import ConfigOption, StateDirOption, Where, load_tables, where
+from vpnd.config import load, paths
+from vpnd.errors import PrivilegeError
+
+# Plain help and plain errors: the decorated ones load another library for longer than most commands run
+app = typer.Typer(
+    name="vpnd",
+    help="A peer-to-peer mesh VPN.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(configuration.app, name="config")
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command in `arguments`. Raises VpndError; wrong usage is told here and is exit code 2."""
+    try:
+        typer.main.get_command(app)(arguments, prog_name="vpnd")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return 0
+
+
+@app.callback()
+def root(context: typer.Context, config: ConfigOption = None, state_dir: StateDirOption = None) -> None:
+    """A peer-to-peer mesh VPN."""
+    context.obj = Where(config, state_dir)
+
+
+@app.command()
+def start(
+    context: typer.Context,
+    shards: Annotated[int | None, typer.Option("--shards", metavar="N", help="Number of shards.")] = None,
+    interface: Annotated[str | None, typer.Option("--interface", metavar="NAME", help="TUN device.")] = None,
+    log_level: Annotated[
+        str | None, typer.Option("--log-level", metavar="LEVEL", help="debug, info, warning or error.")
+    ] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Return when the node is ready.")] = False,
+    config: ConfigOption = None,
+    state_dir: StateDirOption = None,
+) -> None:
+    """Run a node until it is stopped; needs root."""
+    if os.geteuid() != 0:
+        # said before anything is read: the default state directory is closed to others anyway
+        raise PrivilegeError(
+            "starting a node makes a TUN device and routes, which needs root; run: sudo vpnd start"
+        )
+    place = where(context, config, state_dir)
+    overrides: dict[str, object] = {
+        "worker.shards": shards,
+        "network.interface": interface,
+        "log.level": log_level,
+    }
+    loaded = load.load_with_origins(place.config_file, place.state_dir, overrides, os.environ)
+    from vpnd.cli import launch
+    from vpnd.identity import load_or_create
+
+    launch.make_state_dir(loaded.config)
+    identity = load_or_create(paths.identity_file(loaded.config))
+    completed = load.complete(
+        loaded.config, identity.peer_id, socket.gethostname().partition(".")[0], loaded.origins
+    )
+    if detach:
+        launch.detached(completed, loaded.places, overrides)
+        return
+    raise typer.Exit(launch.foreground(completed, identity))
+
+
+@app.command()
+def stop(context: typer.Context, config: ConfigOption = None, state_dir: StateDirOption = None) -> None:
+    """Stop the node; returns when it is gone."""
+    settings = load_tables(where(context, config, state_dir), "status", "process").config
+    from vpnd import statusclient
+
+    # shards end first, then control; each is killed after process.stop_timeout
+    gone_within_s = 2 * settings.process.stop_timeout + settings.status.timeout
+    socket_path = paths.status_socket(settings)
+    statusclient.stop(socket_path, settings.status.timeout, gone_within_s, settings.status.poll_interval)
+
+
+@app.command()
+def status(
+    context: typer.Context,
+    as_json: Annotated[bool, typer.Option("--json", help="Everything, as JSON.")] = False,
+    config: ConfigOption = None,
+    state_dir: StateDirOption = None,
+) -> None:
+    """Show the node, its peers, its shards and its drops; exit code 0 when it is ready, else 1."""
+    settings = load_tables(where(context, config, state_dir), "status").config
+    from vpnd import statusclient
+
+    answer = statusclient.status(paths.status_socket(settings), settings.status.timeout)
+    if as_json:
+        import orjson
+
+        typer.echo(orjson.dumps(answer, option=orjson.OPT_INDENT_2).decode())
+    else:
+        from vpnd.cli import statusview
+
+        typer.echo(statusview.render(answer))
+    raise typer.Exit(0 if answer.get("ready") else 1)
+
+
+@app.command("id")
+def show_id(context: typer.Context, config: ConfigOption = None, state_dir: StateDirOption = None) -> None:
+    """Print the peer id of this node; makes its identity when there is none."""
+    settings = load_tables(where(context, config, state_dir), "p2p").config
+    from vpnd.identity import load_or_create
+
+    typer.echo(load_or_create(paths.identity_file(settings)).peer_id)
+
+
+@app.command()
+def version(config: ConfigOption = None, state_dir: StateDirOption = None) -> None:
+    """Print the version."""
+    typer.echo(f"vpnd {__version__}")

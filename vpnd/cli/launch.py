@@ -1,0 +1,135 @@
+"""Starting the daemon: in the foreground in this process, or detached in one of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import vpnd
+from vpnd import statusclient
+from vpnd.config import load, paths
+from vpnd.config.schema import Config
+from vpnd.errors import ChildError, ConfigError, VpndError
+
+if TYPE_CHECKING:
+    from vpnd.identity import Identity
+
+
+def make_state_dir(config: Config) -> None:
+    """Make the state directory, open to its owner only, if it is missing. Raises ConfigError."""
+    try:
+        Path(config.state_dir).mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        text = f"state directory {config.state_dir}: cannot be made ({error.strerror})"
+        raise ConfigError(f"{text}; give another --state-dir") from None
+
+
+def foreground(config: Config, identity: Identity) -> int:
+    """Run the node until it is stopped. Returns the exit code."""
+    from supervisor.service import run_foreground
+
+    return run_foreground(config, identity, _announce)
+
+
+def _announce(line: str) -> None:
+    print(line, flush=True)
+
+
+def detached(config: Config, places: load.Places, overrides: Mapping[str, object]) -> None:
+    """Start the node in a session of its own; return when it answers as ready.
+
+    Its output goes to the log file in the state directory. Raises VpndError with its last error and exit
+    code when it ends instead, ChildError when it does not get ready in time; nothing is left running then.
+    """
+    log = paths.log_file(config)
+    fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    try:
+        log_start = os.fstat(fd).st_size
+        process = subprocess.Popen(
+            _command(places, overrides),
+            stdin=subprocess.DEVNULL,
+            stdout=fd,
+            stderr=fd,
+            cwd="/",
+            env=_environment(places),
+            start_new_session=True,
+        )
+    finally:
+        os.close(fd)
+    try:
+        _wait_ready(process, config, log, log_start)
+    except BaseException:
+        _end(process, config.process.stop_timeout)
+        raise
+    where = f"{config.network.virtual_ip} on {config.network.interface}"
+    print(f"vpnd: {config.node.name} runs as {where}, process {process.pid}, log {log}")
+
+
+def _command(places: load.Places, overrides: Mapping[str, object]) -> list[str]:
+    # -P: the current directory is no place for modules
+    command = [sys.executable, "-P", "-m", "vpnd", "start"]
+    if places.named == "--config":
+        command += ["--config", str(places.config_file.absolute())]
+    for path, value in overrides.items():
+        if value is not None:
+            command += [load.FLAGS[path], str(value)]
+    return command
+
+
+def _environment(places: load.Places) -> dict[str, str]:
+    """That of this process, with paths made absolute and this very vpnd found."""
+    environment = dict(os.environ)
+    environment["VPND_STATE_DIR"] = str(places.state_dir)
+    if places.named == "VPND_CONFIG":
+        environment["VPND_CONFIG"] = str(places.config_file.absolute())
+    source = str(Path(vpnd.__file__).parent.parent)
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [source, environment.get("PYTHONPATH")]))
+    return environment
+
+
+def _wait_ready(process: subprocess.Popen[bytes], config: Config, log: Path, log_start: int) -> None:
+    socket_path = paths.status_socket(config)
+    # control gets ready, then the shards; what fails is stopped before the daemon says so
+    limit_s = 2 * config.process.ready_timeout + config.process.stop_timeout + config.status.timeout
+    deadline = time.monotonic() + limit_s
+    while time.monotonic() < deadline:
+        code = process.poll()
+        if code is not None:
+            error = VpndError(_last_error(log, log_start) or f"the daemon ended at once; see {log}")
+            error.exit_code = code if code > 0 else VpndError.exit_code
+            raise error
+        try:
+            answer = statusclient.status(socket_path, config.status.timeout)
+        except VpndError:
+            answer = {}
+        # an older daemon may be answering on this socket
+        if answer.get("ready") and (answer.get("supervisor") or {}).get("pid") == process.pid:
+            return
+        time.sleep(config.status.poll_interval)
+    raise ChildError(f"the daemon was not ready within {limit_s:g} s and was stopped; see {log}")
+
+
+def _last_error(log: Path, start: int) -> str:
+    """The last line the daemon wrote, its errors before anything else it said."""
+    with open(log, "rb") as file:
+        file.seek(start)
+        lines = file.read().decode(errors="replace").split("\n")
+    written = [line.strip() for line in lines if line.strip()]
+    mark = "vpnd: error: "
+    errors = [line.removeprefix(mark) for line in written if line.startswith(mark)]
+    return (errors or written or [""])[-1]
+
+
+def _end(process: subprocess.Popen[bytes], stop_timeout_s: float) -> None:
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(2 * stop_timeout_s)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()

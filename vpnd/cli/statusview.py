@@ -1,0 +1,224 @@
+"""`vpnd status` for people: a headline that says whether the node is healthy, then one table per part.
+
+The status comes from a daemon that may be of another version, so every field may be missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from vpnd.cli.drops import DROP_MEANINGS
+from vpnd.printable import printable
+
+Fields = dict[str, Any]
+
+_GAP = "  "
+_NONE = "-"
+
+
+def render(status: Fields) -> str:
+    """The whole text, without a final newline."""
+    parts = [_headline(status), _node(status), _peers(status), _shards(status), _drops(status)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def ailments(status: Fields) -> list[str]:
+    """What is wrong with the node, most serious first; empty for a healthy one."""
+    found = []
+    control = _part(status, "control")
+    if control.get("state", "ready") not in ("ready", "up"):
+        found.append(f"control is {control['state']}")
+    shards = _list(status, "shards")
+    down = [shard for shard in shards if shard.get("state", "ready") not in ("ready", "up")]
+    if down:
+        found.append(f"{len(down)} of {len(shards)} shards not running")
+    if not status.get("ready") and not found:
+        found.append("not ready yet")
+    found += [str(warning) for warning in _part(status, "node").get("warnings") or []]
+    peers = _list(status, "peers")
+    if peers and not any(peer.get("state") == "connected" for peer in peers):
+        found.append("no peer is connected")
+    return found
+
+
+def _headline(status: Fields) -> str:
+    node = _part(status, "node")
+    peers = _list(status, "peers")
+    connected = sum(peer.get("state") == "connected" for peer in peers)
+    wrong = ailments(status)
+    health = f"NOT HEALTHY: {'; '.join(wrong)}" if wrong else "healthy"
+    return printable(f"{node.get('name') or 'vpnd'}: {health} ({connected} of {len(peers)} peers connected)")
+
+
+def _node(status: Fields) -> str:
+    node, tun, control = _part(status, "node"), _part(status, "tun"), _part(status, "control")
+    offloads = tun.get("offloads")
+    rows = [
+        ("version", status.get("version")),
+        ("peer id", node.get("peer_id")),
+        (
+            "address",
+            f"{_text(node.get('virtual_ip'))} on {_text(tun.get('interface'))}, mtu {_text(tun.get('mtu'))}",
+        ),
+        ("listens", " ".join(node.get("listen") or []) or "nowhere"),
+        ("offloads", _offloads(offloads)),
+        ("up for", duration(node.get("uptime_s"))),
+        ("from tun", f"{count(tun.get('packets_read'))} packets, {size(tun.get('bytes_read'))}"),
+        ("to tun", f"{count(tun.get('packets_written'))} packets, {size(tun.get('bytes_written'))}"),
+        ("processes", _processes(_part(status, "supervisor"), control)),
+    ]
+    return _table([("", "")], [(name, _text(value)) for name, value in rows])
+
+
+def _offloads(offloads: object) -> str:
+    if isinstance(offloads, list | tuple):
+        return " ".join(map(str, offloads)) or "none: one packet at a time"
+    return _text(offloads)
+
+
+def _processes(supervisor: Fields, control: Fields) -> str:
+    restarts = control.get("restarts") or 0
+    again = f" (restarted {restarts} times)" if restarts else ""
+    return f"supervisor {_text(supervisor.get('pid'))}, control {_text(control.get('pid'))}{again}"
+
+
+def _peers(status: Fields) -> str:
+    peers = _list(status, "peers")
+    if not peers:
+        return "No peers: add [[peers]] entries to the configuration."
+    head = [("peer", "<"), ("address", "<"), ("state", "<"), ("rtt", ">"), ("sessions", ">"), ("sent", ">")]
+    head += [("received", ">"), ("", "<")]
+    return _table(head, [_peer(peer) for peer in peers])
+
+
+def _peer(peer: Fields) -> Sequence[str]:
+    rtt = peer.get("rtt_ms")
+    return (
+        _text(peer.get("name")),
+        _text(peer.get("virtual_ip")),
+        _text(peer.get("state")),
+        f"{rtt:.2f} ms" if isinstance(rtt, int | float) else _NONE,
+        count(peer.get("sessions")),
+        size(peer.get("bytes_sent")),
+        size(peer.get("bytes_received")),
+        "" if peer.get("state") == "connected" else _why_not(peer),
+    )
+
+
+def _why_not(peer: Fields) -> str:
+    reasons = []
+    if peer.get("last_error"):
+        reasons.append(str(peer["last_error"]))
+    elif "addresses" in peer and not peer["addresses"]:
+        reasons.append("no address to dial: waiting for its dial")
+    next_dial_s = peer.get("next_dial_s")
+    if isinstance(next_dial_s, int | float) and next_dial_s >= 0:
+        reasons.append(f"next dial in {next_dial_s:.1f} s")
+    return printable(", ".join(reasons))
+
+
+_SHARD_HEAD = [
+    ("shard", ">"), ("pid", ">"), ("state", "<"), ("restarts", ">"), ("cpu", ">"), ("memory", ">"),
+    ("from tun", ">"), ("to tun", ">"), ("drops", ">"), ("flows", ">"), ("streams", ">"), ("sessions", ">"),
+    ("ring in", ">"), ("ring out", ">"),
+]  # fmt: skip
+
+
+def _shards(status: Fields) -> str:
+    return _table(_SHARD_HEAD, [_shard(shard) for shard in _list(status, "shards")])
+
+
+def _shard(shard: Fields) -> Sequence[str]:
+    cpu = shard.get("cpu_percent")
+    drops = shard.get("drops")
+    return (
+        _text(shard.get("index")),
+        _text(shard.get("pid")),
+        _text(shard.get("state")),
+        count(shard.get("restarts")),
+        f"{cpu:.0f} %" if isinstance(cpu, int | float) else _NONE,
+        size(shard.get("rss_bytes")),
+        size(shard.get("bytes_from_tun")),
+        size(shard.get("bytes_to_tun")),
+        count(sum(drops.values()) if isinstance(drops, dict) else drops),
+        count(shard.get("flows")),
+        count(shard.get("streams")),
+        count(shard.get("sessions")),
+        _occupancy(shard.get("ring_in")),
+        _occupancy(shard.get("ring_out")),
+    )
+
+
+def _occupancy(ring: object) -> str:
+    if not isinstance(ring, dict) or not ring.get("size"):
+        return _NONE
+    return f"{100 * (ring.get('used') or 0) / ring['size']:.0f} %"
+
+
+def _drops(status: Fields) -> str:
+    dropped = {reason: n for reason, n in _part(status, "dropped").items() if n}
+    if not dropped:
+        return "Nothing dropped."
+    rows = [
+        (count(n), reason, DROP_MEANINGS.get(reason, ""))
+        for reason, n in sorted(dropped.items(), key=lambda item: -item[1])
+    ]
+    return _table([("dropped", ">"), ("reason", "<"), ("", "<")], rows)
+
+
+def _table(head: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]]) -> str:
+    """Aligned columns; `head` is (title, "<" or ">") of each, without a line of titles when all are empty."""
+    if not rows:
+        return ""
+    columns = len(rows[0])
+    titles = [title for title, _ in head] + [""] * (columns - len(head))
+    aligns = [align or "<" for _, align in head] + ["<"] * (columns - len(head))
+    lines = [titles, *rows] if any(titles) else list(rows)
+    widths = [max(len(line[column]) for line in lines) for column in range(columns)]
+    cells = ([f"{cell:{a}{w}}" for cell, a, w in zip(line, aligns, widths, strict=True)] for line in lines)
+    return "\n".join(_GAP.join(line).rstrip() for line in cells)
+
+
+def _part(status: Fields, name: str) -> Fields:
+    part = status.get(name)
+    return part if isinstance(part, dict) else {}
+
+
+def _list(status: Fields, name: str) -> list[Fields]:
+    part = status.get(name)
+    return [entry for entry in part if isinstance(entry, dict)] if isinstance(part, list) else []
+
+
+def _text(value: object) -> str:
+    return _NONE if value is None or value == "" else printable(str(value))
+
+
+def count(value: object) -> str:
+    """1234567 as "1,234,567"."""
+    return f"{value:,}" if isinstance(value, int) else _NONE
+
+
+def size(value: object) -> str:
+    """Bytes with three digits or so: "512 B", "1.5 KiB", "20.0 GiB"."""
+    if not isinstance(value, int | float):
+        return _NONE
+    amount = float(value)
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if amount < 1024 or unit == "TiB":
+            break
+        amount /= 1024
+    return f"{amount:.0f} B" if unit == "B" else f"{amount:.1f} {unit}"
+
+
+def duration(seconds: object) -> str:
+    """Seconds in the two largest units: "3 d 4 h", "1 m 5 s"."""
+    if not isinstance(seconds, int | float):
+        return _NONE
+    left = int(seconds)
+    shown: list[str] = []
+    for unit, length in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
+        amount, left = divmod(left, length)
+        if amount or shown or unit == "s":
+            shown.append(f"{amount} {unit}")
+    return " ".join(shown[:2])

@@ -1,0 +1,157 @@
+"""What needs two settings to judge, and what a setting means with the identity known.
+
+Every check reports through `Report`, which knows where a value came from. A setting that was refused by
+itself is judged here by its default, so an empty text stands for "not known" everywhere.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from collections.abc import Iterator
+from typing import Protocol
+
+from vpnd.config import multiaddrs, paths
+from vpnd.config.address import DEFAULT_NETWORK
+from vpnd.config.schema import Config, Peer
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Prefix = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+#: Linux sockaddr_un.sun_path is 108 bytes with the closing zero byte.
+MAX_SOCKET_PATH = 107
+#: RFC 8200 section 5: no IPv6 link may have a smaller MTU.
+MIN_IPV6_MTU = 1280
+
+
+class Report(Protocol):
+    """Takes one problem: the setting to change, its value, and reason; remedy."""
+
+    def __call__(self, path: str, value: object, text: str, /) -> None: ...
+
+
+def check(config: Config, report: Report, *, network_known: bool = True) -> None:
+    """All checks across settings; `network_known` is false when part of [network] was refused already."""
+    if network_known:
+        _network(config, report)
+        _peers_inside(config, report)
+    _endpoints(config, report)
+    _peers_differ(config, report)
+    _orders(config, report)
+    _socket(config, report)
+
+
+def check_identity(config: Config, peer_id: str, report: Report) -> None:
+    """The checks that need the identity: `config.network.virtual_ip` is filled in, `peer_id` is our own."""
+    check(config, report)
+    for place, peer in enumerate(config.peers):
+        if peer.peer_id == peer_id:
+            report(f"peers[{place}].peer_id", peer_id, "is this node itself; remove this [[peers]] entry")
+
+
+def subnet(config: Config) -> Prefix:
+    """The VPN's subnet. Without a virtual_ip: around the network default addresses are chosen from."""
+    address = config.network.virtual_ip or str(DEFAULT_NETWORK.network_address)
+    longest = ipaddress.ip_address(address).max_prefixlen
+    return ipaddress.ip_network(f"{address}/{min(config.network.subnet, longest)}", strict=False)
+
+
+def _network(config: Config, report: Report) -> None:
+    network = config.network
+    own = subnet(config)
+    if network.subnet > own.max_prefixlen:
+        text = f"must be at most {own.max_prefixlen} for IPv{own.version}"
+        report("network.subnet", network.subnet, f"{text}; give a value from 1 to {own.max_prefixlen}")
+    elif network.virtual_ip and _names_network(ipaddress.ip_address(network.virtual_ip), own):
+        text = f"is the network or broadcast address of {own}; take another address inside it"
+        report("network.virtual_ip", network.virtual_ip, text)
+    if own.version == 6 and network.mtu < MIN_IPV6_MTU:
+        report("network.mtu", network.mtu, f"must be at least {MIN_IPV6_MTU} with an IPv6 virtual_ip")
+    for route in network.routes:
+        version = ipaddress.ip_network(route).version
+        if version != own.version:
+            text = f"{route} is IPv{version} but the VPN's subnet {own} is IPv{own.version}; remove it"
+            report("network.routes", list(network.routes), text)
+
+
+def _names_network(address: Address, network: Prefix) -> bool:
+    """True for the first address of a network, and the last of an IPv4 one; /31 and longer have neither."""
+    if network.prefixlen >= network.max_prefixlen - 1:
+        return False
+    return address == network.network_address or (
+        network.version == 4 and address == network.broadcast_address
+    )
+
+
+def _endpoints(config: Config, report: Report) -> None:
+    for text in config.p2p.listen:
+        endpoint = multiaddrs.parse(text)
+        if endpoint.kind not in ("ip4", "ip6") or endpoint.peer_id:
+            report(
+                "p2p.listen", text, "must be an address of this machine; write it like /ip4/0.0.0.0/tcp/4001"
+            )
+    for place, peer in enumerate(config.peers):
+        for text in peer.addresses:
+            endpoint = multiaddrs.parse(text)
+            path = f"peers[{place}].addresses"
+            if endpoint.port == 0:
+                report(path, text, f"has no port from 1 to {multiaddrs.MAX_PORT} behind /tcp/")
+            elif endpoint.kind in ("ip4", "ip6") and ipaddress.ip_address(endpoint.host).is_unspecified:
+                report(path, text, "cannot be dialed; write an address the other machine has")
+            elif endpoint.peer_id not in ("", peer.peer_id):
+                report(
+                    path, text, f"names another peer than its peer_id {peer.peer_id}; remove the /p2p part"
+                )
+
+
+def _peers_differ(config: Config, report: Report) -> None:
+    taken: dict[tuple[str, str], str] = {}
+    if config.network.virtual_ip:
+        taken["virtual_ip", config.network.virtual_ip] = "this node (network.virtual_ip)"
+    for place, peer in enumerate(config.peers):
+        for key, value in (("name", peer.name), ("peer_id", peer.peer_id), ("virtual_ip", peer.virtual_ip)):
+            owner = taken.setdefault((key, value), f"peers[{place}]")
+            if value and owner != f"peers[{place}]":
+                report(f"peers[{place}].{key}", value, f"is already that of {owner}; change one of them")
+
+
+def _peers_inside(config: Config, report: Report) -> None:
+    inside = [subnet(config), *map(ipaddress.ip_network, config.network.routes)]
+    for place, peer in _with_address(config):
+        address = ipaddress.ip_address(peer.virtual_ip)
+        path = f"peers[{place}].virtual_ip"
+        if not any(address in network for network in inside):
+            text = f"is neither in the VPN's subnet {inside[0]} nor in network.routes"
+            report(
+                path,
+                peer.virtual_ip,
+                f'{text}; change it or add "{ipaddress.ip_network(address)}" to the routes',
+            )
+        elif _names_network(address, inside[0]):
+            report(
+                path, peer.virtual_ip, f"is the network or broadcast address of {inside[0]}; take another one"
+            )
+
+
+def _with_address(config: Config) -> Iterator[tuple[int, Peer]]:
+    """Peers whose virtual_ip can be judged: all, unless our own subnet is only known with the identity."""
+    known = config.network.virtual_ip or config.network.subnet <= DEFAULT_NETWORK.prefixlen
+    return ((place, peer) for place, peer in enumerate(config.peers) if known and peer.virtual_ip)
+
+
+def _orders(config: Config, report: Report) -> None:
+    retry, process = config.retry, config.process
+    if retry.initial_interval > retry.max_interval:
+        report("retry.initial_interval", retry.initial_interval, "must not be above retry.max_interval")
+    if process.restart_initial > process.restart_max:
+        report("process.restart_initial", process.restart_initial, "must not be above process.restart_max")
+
+
+def _socket(config: Config, report: Report) -> None:
+    path = paths.status_socket(config)
+    length = len(os.fsencode(path))
+    if length > MAX_SOCKET_PATH:
+        text = f"is {length} bytes long as {path}, and a socket's path has at most {MAX_SOCKET_PATH}"
+        report("status.socket", config.status.socket, f"{text}; name a shorter one or a shorter --state-dir")
+    if path == paths.identity_file(config):
+        report("status.socket", config.status.socket, "is the identity file too; name another file")

@@ -1,0 +1,98 @@
+"""The settings as data: every key of every table, read off the Structs of `schema`.
+
+`load`, `reference` and `template` walk this instead of naming settings a second time.
+"""
+
+from __future__ import annotations
+
+import functools
+import typing
+
+import msgspec
+from msgspec import Meta
+
+from vpnd.config import schema
+
+#: The one table of which there may be many: [[peers]].
+PEERS = "peers"
+
+
+class Field(msgspec.Struct, frozen=True, kw_only=True):
+    """One key. `base` is int, float, str or bool; `many` means a list of them.
+
+    `unit` is the kind of value (see the functions of `schema`); `default` is `msgspec.NODEFAULT` for a key
+    that must be given.
+    """
+
+    table: str
+    key: str
+    base: type
+    many: bool
+    unit: str
+    least: float | None
+    most: float | None
+    description: str
+    default: object
+
+    @property
+    def path(self) -> str:
+        """As errors and flags name it: network.mtu."""
+        return f"{self.table}.{self.key}"
+
+    @property
+    def variable(self) -> str:
+        """The environment variable that sets it; peers can only be set in the file."""
+        return "" if self.table == PEERS else f"VPND_{self.table}_{self.key}".upper()
+
+    @property
+    def least_value(self) -> float:
+        """The lower limit, of the field's own type."""
+        return self.base(self.least)
+
+    @property
+    def most_value(self) -> float:
+        """The upper limit, of the field's own type."""
+        return self.base(self.most)
+
+    @property
+    def required(self) -> bool:
+        """True when there is no default."""
+        return self.default is msgspec.NODEFAULT
+
+
+def struct_of(table: str) -> type[schema.Table]:
+    """The Struct behind a table's name."""
+    return schema.Peer if table == PEERS else typing.get_type_hints(schema.Config)[table]
+
+
+@functools.cache
+def tables() -> dict[str, dict[str, Field]]:
+    """table -> key -> field, in the order of the schema."""
+    names = [name for name in schema.Config.__struct_fields__ if name != "state_dir"]
+    return {name: _fields_of(name, struct_of(name)) for name in names}
+
+
+def all_settings() -> list[Field]:
+    """Every field but those of peers."""
+    return [field for name, keys in tables().items() if name != PEERS for field in keys.values()]
+
+
+def _fields_of(table: str, struct: type[schema.Table]) -> dict[str, Field]:
+    hints = typing.get_type_hints(struct, include_extras=True)
+    found = {}
+    for info in msgspec.structs.fields(struct):
+        value_type, *annotations = typing.get_args(hints[info.name])
+        meta = next(note for note in annotations if isinstance(note, Meta))
+        many = typing.get_origin(value_type) is tuple
+        found[info.name] = Field(
+            table=table,
+            key=info.name,
+            base=typing.get_args(value_type)[0] if many else value_type,
+            many=many,
+            unit=(meta.extra or {})["unit"],
+            least=meta.ge,
+            most=meta.le,
+            description=meta.description or "",
+            default=info.default,
+        )
+    return found

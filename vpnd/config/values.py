@@ -1,0 +1,278 @@
+"""One value at a time: what is written for a key becomes what the Struct holds, or is refused.
+
+`Refused` carries the reason and, after a semicolon, the remedy; `load` puts file, key and value before it.
+Text is checked by the kind its field names in `schema.text`. Nothing here looks at a second field: that is
+`check`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import pwd
+import re
+from collections.abc import Callable
+
+from vpnd import peerid
+from vpnd.config import durations, multiaddrs
+from vpnd.config.fields import Field
+from vpnd.config.multiaddrs import Refused
+from vpnd.packet.record import MAX_RECORD_BYTES
+
+#: Linux IFNAMSIZ is 16 with the closing zero byte.
+MAX_INTERFACE_NAME = 15
+#: Longest name of a node or peer: a label of DNS is as long.
+MAX_NAME = 63
+#: A ring has room for at least so many of the largest records.
+RECORDS_IN_RING = 4
+
+LEVELS = ("debug", "info", "warning", "error")
+_SWITCHES = {
+    "true": True,
+    "yes": True,
+    "on": True,
+    "1": True,
+    "false": False,
+    "no": False,
+    "off": False,
+    "0": False,
+}
+
+
+def convert(field: Field, raw: object, *, text_form: bool) -> object:
+    """`raw` as `field` holds it. Raises Refused.
+
+    `text_form`: the value comes from the environment, where everything is text and lists are separated by
+    commas.
+    """
+    if not field.many:
+        return _convert_one(field, raw, text_form)
+    if text_form and isinstance(raw, str):
+        raw = [part.strip() for part in raw.split(",")] if raw.strip() else []
+    if isinstance(raw, str):
+        raise Refused(f'must be a list; write ["{raw}"]')
+    if not isinstance(raw, list | tuple):
+        raise Refused('must be a list of strings; write ["…", "…"]')
+    values = []
+    for item in raw:
+        try:
+            values.append(_convert_one(field, item, text_form))
+        except Refused as refusal:
+            raise Refused(f"{item!r} {refusal}" if len(raw) > 1 else str(refusal)) from None
+    for value in values:
+        if values.count(value) > 1:
+            raise Refused(f"names {value} twice; remove one")
+    return tuple(values)
+
+
+def _convert_one(field: Field, raw: object, text_form: bool) -> object:
+    value = _BY_UNIT.get(field.unit, _BY_BASE[field.base])(raw, text_form)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        _check_range(field, value)
+    # an empty text means "not set" and is only good where that is the default
+    may_be_empty = field.default == ""
+    if isinstance(value, str) and (value or not may_be_empty):
+        value = _TEXT_KINDS[field.unit](value)
+    if field.path == "worker.ring_bytes":
+        _check_ring(value)
+    return value
+
+
+def _check_range(field: Field, value: float) -> None:
+    def written(limit: float) -> str:
+        if field.unit == "duration":
+            return durations.format_duration(float(limit))
+        return durations.format_size(int(limit)) if field.unit == "size" else f"{limit:g}"
+
+    if field.least is None or field.most is None or field.least <= value <= field.most:
+        return
+    limit = f"at least {written(field.least)}" if value < field.least else f"at most {written(field.most)}"
+    raise Refused(f"must be {limit}; give a value from {written(field.least)} to {written(field.most)}")
+
+
+def _check_ring(value: object) -> None:
+    if not isinstance(value, int):
+        return
+    least = RECORDS_IN_RING * MAX_RECORD_BYTES
+    power = 1 << (max(value, least) - 1).bit_length()
+    if value & (value - 1) or value < least:
+        raise Refused(f'must be a power of two, at least {least}; write "{durations.format_size(power)}"')
+
+
+def _integer(raw: object, text_form: bool) -> int:
+    if text_form and isinstance(raw, str) and re.fullmatch(r"-?[0-9]{1,19}", raw.strip(), re.ASCII):
+        return int(raw)
+    if isinstance(raw, int) and not isinstance(raw, bool):
+        return raw
+    quoted = isinstance(raw, str) and raw.isascii() and raw.isdigit()
+    raise Refused(f"must be an integer; write {raw}, without quotes" if quoted else "must be an integer")
+
+
+def _ratio(raw: object, text_form: bool) -> float:
+    if text_form and isinstance(raw, str):
+        try:
+            raw = float(raw)
+        except ValueError:
+            raise Refused("must be a number") from None
+    if isinstance(raw, int | float) and not isinstance(raw, bool) and math.isfinite(raw):
+        return float(raw)
+    raise Refused("must be a number")
+
+
+def _switch(raw: object, text_form: bool) -> bool:
+    if text_form and isinstance(raw, str) and raw.strip().lower() in _SWITCHES:
+        return _SWITCHES[raw.strip().lower()]
+    if isinstance(raw, bool):
+        return raw
+    raise Refused("must be true or false, without quotes")
+
+
+def _duration(raw: object, text_form: bool) -> float:
+    if isinstance(raw, str):
+        try:
+            return durations.parse_duration(raw.strip())
+        except ValueError as error:
+            raise Refused(str(error)) from None
+    if isinstance(raw, int | float) and not isinstance(raw, bool):
+        raise Refused(f'has no unit; write "{raw}s" for seconds or "{raw}ms" for milliseconds')
+    raise Refused('must be a duration; write it like "30s"')
+
+
+def _size(raw: object, text_form: bool) -> int:
+    if isinstance(raw, int) and not isinstance(raw, bool):
+        return raw
+    if isinstance(raw, str):
+        if text_form and raw.strip().isascii() and raw.strip().isdigit():
+            return int(raw)
+        try:
+            return durations.parse_size(raw.strip())
+        except ValueError as error:
+            raise Refused(str(error)) from None
+    raise Refused('must be a size; write it like "4MiB"')
+
+
+def _text(raw: object, text_form: bool) -> str:
+    if not isinstance(raw, str):
+        raise Refused("must be text in quotes")
+    if "\0" in raw:
+        raise Refused("holds a zero byte; remove it")
+    return raw.strip() if text_form else raw
+
+
+_BY_UNIT: dict[str, Callable[[object, bool], object]] = {"duration": _duration, "size": _size}
+_BY_BASE: dict[type, Callable[[object, bool], object]] = {
+    int: _integer,
+    float: _ratio,
+    bool: _switch,
+    str: _text,
+}
+
+
+def _name(value: str) -> str:
+    if not value or len(value) > MAX_NAME or not value.isprintable() or any(map(str.isspace, value)):
+        raise Refused(f"must be 1 to {MAX_NAME} printable characters without spaces")
+    return value
+
+
+def _interface(value: str) -> str:
+    """The kernel's own rule (dev_valid_name in net/core/dev.c), and no template ("tun%d")."""
+    if not 0 < len(value.encode()) <= MAX_INTERFACE_NAME:
+        raise Refused(f'must be 1 to {MAX_INTERFACE_NAME} bytes long; write for example "vpnd0"')
+    if not value.isascii() or not value.isprintable() or any(c in "/:% \"'\\" for c in value):
+        raise Refused('may not hold spaces, quotes or any of / : % \\; write for example "vpnd0"')
+    if value in (".", "..", "all", "default", "lo"):  # "all" and "default" are taken by net.ipv4.conf
+        raise Refused('is taken by the system; write for example "vpnd0"')
+    return value
+
+
+def _ip(value: str) -> str:
+    try:
+        address = ipaddress.ip_address(value)
+    except ValueError:
+        if "/" in value:
+            remedy = f'write "{value.split("/")[0]}" (the prefix length of the VPN is network.subnet)'
+            raise Refused(f"is a network, not an address; {remedy}") from None
+        raise Refused('is not an IP address; write it like "10.86.0.1"') from None
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped:
+            raise Refused(f'is IPv4 inside IPv6; write "{address.ipv4_mapped}"')
+        if address.scope_id:
+            raise Refused(f'names an interface; write "{value.split("%")[0]}"')
+    if address.is_unspecified or address.is_loopback or address.is_multicast or address == _BROADCAST:
+        raise Refused("cannot be a node's address inside the VPN; take a private one, like 10.86.0.1")
+    return str(address)
+
+
+_BROADCAST = ipaddress.IPv4Address("255.255.255.255")
+
+
+def _cidr(value: str) -> str:
+    try:
+        network = ipaddress.ip_network(value, strict=False)
+    except ValueError:
+        raise Refused('is not a network; write it like "10.86.0.0/16"') from None
+    if "/" not in value:
+        raise Refused(f'has no prefix length; write "{network}"')
+    if isinstance(network, ipaddress.IPv6Network) and network.network_address.ipv4_mapped:
+        raise Refused("is IPv4 inside IPv6; write the IPv4 network")
+    if ipaddress.ip_address(value.split("/")[0]) != network.network_address:
+        raise Refused(f'has bits set behind the prefix; write "{network}"')
+    if network.is_multicast or network.is_loopback:
+        raise Refused("is never routed into a VPN; remove it")
+    return str(network)
+
+
+def _user(value: str) -> str:
+    try:
+        entry = pwd.getpwnam(value)
+    except KeyError:
+        raise Refused(f"is not a user of this machine; make it: useradd --system {value}") from None
+    if entry.pw_uid == 0:
+        raise Refused('is root, which the children must not be; write "nobody" or make a user')
+    return value
+
+
+def _host_port(value: str) -> str:
+    host, _, port = value.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        host = ""
+    if not host or any(map(str.isspace, host)) or not multiaddrs.is_port(port):
+        raise Refused('must be host:port; write for example "127.0.0.1:9586" or "[::1]:9586"')
+    return value
+
+
+def _level(value: str) -> str:
+    if value.lower() not in LEVELS:
+        raise Refused(f"must be one of {', '.join(LEVELS)}")
+    return value.lower()
+
+
+def _path(value: str) -> str:
+    if not value or value.endswith("/"):
+        raise Refused("must be the path of a file")
+    return value
+
+
+def _peer_id(value: str) -> str:
+    try:
+        peerid.public_key_untrusted(value)
+    except ValueError as error:
+        raise Refused(f"{error}; copy what `vpnd id` prints on that node") from None
+    return value
+
+
+_TEXT_KINDS: dict[str, Callable[[str], str]] = {
+    "text": lambda value: value,
+    "name": _name,
+    "interface": _interface,
+    "ip": _ip,
+    "cidr": _cidr,
+    "multiaddr": lambda value: str(multiaddrs.parse(value)),
+    "path": _path,
+    "peer_id": _peer_id,
+    "user": _user,
+    "host_port": _host_port,
+    "level": _level,
+}
