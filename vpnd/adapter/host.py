@@ -1,0 +1,243 @@
+"""The py-libp2p host of a node: listening, members only, data sessions taken out as they come.
+
+What stock libp2p 0.8 would do, and what keeps it from that here (each has a test that fails without):
+
+    offer /tls, /secio and /plaintext beside Noise      sec_opt with Noise alone
+    keep a slot per inbound connection for ever         guards.InboundGate
+    end the host when a stream handler raises           guards.contained
+    leave port and connections open after the block     close() inside the block
+    wait for ever for a silent peer when dialing        a deadline over the whole dial
+    not notice a vanished peer                          transport.WatchfulTcp
+    run on without a bound address, or share a port     binding.probe and binding.check
+    announce 0.0.0.0                                    addresses.expand_wildcards
+    leak a slot per refused connection                  a resource manager without limits; they are in guards
+    dial whomever it hears of                           the auto-connector is stopped
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+import trio
+from libp2p import new_host
+from libp2p.abc import INotifee
+from libp2p.crypto.keys import KeyPair
+from libp2p.custom_types import TProtocol
+from libp2p.host.ping import ID as PING
+from libp2p.network.config import ConnectionConfig
+from libp2p.peer.id import ID
+from libp2p.rcmgr.connection_limits import ConnectionLimits
+from libp2p.rcmgr.manager import ResourceLimits, ResourceManager
+from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
+from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
+from libp2p.stream_muxer.yamux.yamux import Yamux
+from multiaddr import Multiaddr
+
+from vpnd.adapter import binding
+from vpnd.adapter.addresses import Endpoint, expand_wildcards, parse_endpoint
+from vpnd.adapter.dial import dial_session
+from vpnd.adapter.guards import Count, HandedOver, InboundGate, StreamHandler, contained
+from vpnd.adapter.handoff import SESSION_MUXER, Detached, NotDetachable, detach
+from vpnd.adapter.logs import Seldom
+from vpnd.adapter.transport import MembersOnlyNoise, WatchfulTcp
+from vpnd.config.schema import Config
+from vpnd.errors import VpndError
+
+#: "No limit" where libp2p insists on a number: its own bookkeeping of refusals leaks, ours does not.
+UNLIMITED = 10**9
+
+
+class Host:
+    """One libp2p host. Use inside `running`; the rest is valid only there.
+
+    `take_session` gets every inbound data session of a member and must either pass its socket on or not, at
+    once and without waiting; the descriptor is closed when it returns. `count` counts under names of
+    vpnd.metrics, `connections` is told how many libp2p connections there are when one comes or goes.
+    Owner: control's trio loop.
+    """
+
+    def __init__(
+        self,
+        keys: KeyPair,
+        config: Config,
+        *,
+        is_member: Callable[[str], bool],
+        take_session: Callable[[Detached], None],
+        count: Count,
+        connections: Callable[[int], None],
+        seldom: Seldom,
+    ) -> None:
+        p2p = config.p2p
+        self._config = config
+        self._count = count
+        self._seldom = seldom
+        self._take_session = take_session
+        self._requested = [parse_endpoint(text) for text in p2p.listen]
+        self._tcp = WatchfulTcp(config.session.user_timeout, p2p.keepalive_interval)
+        self.libp2p: Any = new_host(
+            key_pair=keys,
+            sec_opt={NOISE: MembersOnlyNoise(keys, is_member, self._refused)},
+            # Yamux first: an ordinary dial proposes in this order.
+            muxer_opt={TProtocol(YAMUX): Yamux, TProtocol(SESSION_MUXER): self._session_muxer},  # type: ignore[dict-item]
+            transports=[self._tcp],
+            resource_manager=_unlimited_resources(),
+            connection_config=ConnectionConfig(
+                max_connections=UNLIMITED,
+                min_connections=0,
+                low_watermark=0,
+                high_watermark=UNLIMITED,
+                max_connections_per_peer=p2p.max_connections_per_peer,
+                inbound_upgrade_timeout=p2p.handshake_timeout,
+            ),
+            addrs_factory=self._announce,
+            enable_mDNS=False,
+            enable_upnp=False,
+        )
+        self.swarm: Any = self.libp2p.get_network()
+        InboundGate(
+            self.swarm,
+            max_handshakes=p2p.max_inbound_handshakes,
+            max_connections_per_peer=p2p.max_connections_per_peer,
+            count=count,
+            seldom=seldom,
+        ).install()
+        self.swarm.register_notifee(_Gauge(lambda: connections(self.connections())))
+        self._contain_handlers()
+
+    def _contain_handlers(self) -> None:
+        """Wrap what libp2p registered itself, and the negotiation in front of every handler."""
+        for protocol, handler in list(self.libp2p.get_mux().handlers.items()):
+            if protocol is not None and handler is not None:
+                # A ping stream lives as long as the other side measures; each ping has a deadline of its own.
+                deadline_s = math.inf if protocol == PING else self._config.p2p.stream_timeout
+                self.serve(protocol, handler, deadline_s)
+        self.swarm.set_stream_handler(self._contained(self.swarm.common_stream_handler, math.inf))
+
+    def _contained(self, handler: StreamHandler, deadline_s: float) -> StreamHandler:
+        reset_s = self._config.p2p.stream_timeout
+        return contained(
+            handler, deadline_s=deadline_s, reset_s=reset_s, count=self._count, seldom=self._seldom
+        )
+
+    def serve(self, protocol: str, handler: StreamHandler, deadline_s: float) -> None:
+        """Answer streams of `protocol`; no exception leaves the handler, and `deadline_s` ends it."""
+        self.libp2p.set_stream_handler(TProtocol(protocol), self._contained(handler, deadline_s))
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Listen; at the end everything is closed, within process.stop_timeout.
+
+        Raises AlreadyRunningError or MachineError when the addresses cannot be had, all of them and alone.
+        """
+        binding.probe(self._requested)
+        refused: VpndError | None = None
+        async with self.libp2p.run([Multiaddr(endpoint.multiaddr()) for endpoint in self._requested]):
+            try:
+                await self.swarm.auto_connector.stop()
+                try:
+                    binding.check(self._requested, self._bound(), self._inodes())
+                except VpndError as error:
+                    refused = error
+                else:
+                    yield
+            finally:
+                # Shielded, or a cancellation from outside would leave port and connections open.
+                with trio.move_on_after(self._config.process.stop_timeout) as scope:
+                    scope.shield = True
+                    await self.libp2p.close()
+        # Not raised inside: it would come out of libp2p's nurseries in a group.
+        if refused is not None:
+            raise refused
+
+    def listen_addresses(self) -> tuple[str, ...]:
+        """Multiaddrs others can dial, without /p2p; the bound ones when the machine has no other address."""
+        bound = self._bound()
+        endpoints = self._expanded(bound) or bound
+        return tuple(endpoint.multiaddr() for endpoint in endpoints)
+
+    def connections(self) -> int:
+        """libp2p connections, which data sessions are not."""
+        return len(self.swarm.get_connections())
+
+    async def dial(self, address: str, peer_id: str) -> Detached:
+        """A new data session; see vpnd.adapter.dial.dial_session."""
+        timeout_s = self._config.p2p.dial_timeout
+        return await dial_session(self._tcp, self.swarm.upgrader, address, ID.from_string(peer_id), timeout_s)
+
+    def _bound(self) -> list[Endpoint]:
+        """What the kernel gave us, in the order of the configuration; libp2p binds in any order."""
+        bound = [parse_endpoint(str(address)) for address in self.libp2p.get_transport_addrs()]
+        order = {endpoint.ip: place for place, endpoint in enumerate(self._requested)}
+        return sorted(bound, key=lambda endpoint: (order.get(endpoint.ip, len(order)), endpoint.port))
+
+    def _inodes(self) -> set[int]:
+        return {
+            binding.inode(listener.socket.fileno())
+            for group in self.swarm.listeners.values()
+            for listener in group.listeners
+        }
+
+    def _expanded(self, bound: Sequence[Endpoint]) -> list[Endpoint]:
+        network = self._config.network
+        return expand_wildcards(bound, network.interface, (network.virtual_ip,))
+
+    def _announce(self, candidates: Sequence[Multiaddr]) -> list[Multiaddr]:
+        bound = [parse_endpoint(str(address)) for address in candidates]
+        return [Multiaddr(endpoint.multiaddr()) for endpoint in self._expanded(bound)]
+
+    def _refused(self, peer_id: str) -> None:
+        self._count("refused_unknown_peer")
+        self._seldom.warn("unknown peer", f"refused {peer_id}: it is not a peer of this node")
+
+    def _session_muxer(self, connection: Any, peer_id: ID) -> Any:
+        """Called by libp2p where it would build a muxer: takes the session out and ends libp2p's part."""
+        try:
+            session = detach(connection)
+        except NotDetachable as error:
+            self._seldom.warn("detach", f"refused a session of {peer_id}: {error}")
+            raise
+        try:
+            self._take_session(session)
+        finally:
+            session.close()
+        raise HandedOver
+
+
+class _Gauge(INotifee):
+    """Says when a libp2p connection has come or gone. Called inline by the swarm, so it must not wait."""
+
+    def __init__(self, changed: Callable[[], None]) -> None:
+        self._changed = changed
+
+    async def connected(self, network: Any, conn: Any) -> None:
+        self._changed()
+
+    async def disconnected(self, network: Any, conn: Any) -> None:
+        self._changed()
+
+    async def opened_stream(self, network: Any, stream: Any) -> None:
+        return
+
+    async def closed_stream(self, network: Any, stream: Any) -> None:
+        return
+
+    async def listen(self, network: Any, multiaddr: Any) -> None:
+        return
+
+    async def listen_close(self, network: Any, multiaddr: Any) -> None:
+        return
+
+
+def _unlimited_resources() -> ResourceManager:
+    return ResourceManager(
+        limits=ResourceLimits(max_connections=UNLIMITED, max_streams=UNLIMITED),
+        connection_limits=ConnectionLimits(),
+        enable_metrics=False,
+        enable_memory_limits=False,
+        enable_circuit_breaker=False,
+        enable_graceful_degradation=False,
+        enable_rate_limiting=False,
+    )

@@ -1,0 +1,104 @@
+"""What vpnd uses of py-libp2p beyond its documented interface, and the check that it is still there.
+
+Called once at start-up: a libp2p that changed shape must stop the node with a clear sentence, not leak
+connections or hand over wrong keys later.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import inspect
+
+from libp2p.host.basic_host import BasicHost
+from libp2p.network.swarm import Swarm
+from libp2p.security.noise.io import NoiseTransportReadWriter
+from libp2p.security.noise.transport import Transport as NoiseTransport
+from libp2p.security.secure_session import SecureSession
+from libp2p.stream_muxer.muxer_multistream import MuxerMultistream
+from libp2p.stream_muxer.yamux.yamux import Yamux
+from libp2p.transport.tcp.tcp import TCP
+from libp2p.transport.upgrader import TransportUpgrader
+from noise.connection import Keypair, NoiseConnection
+
+from vpnd.errors import ChildError
+
+#: The releases whose source was read and tested. Another one needs that first.
+SUPPORTED_RELEASES = "0.8."
+NOISE_PROTOCOL = b"Noise_XX_25519_ChaChaPoly_SHA256"
+KEY_BYTES = 32
+
+#: Function -> parameters it must have, in that order.
+SIGNATURES = (
+    (Swarm._do_handle_inbound_connection, ("self", "read_write_closer", "maddr", "failure_event")),
+    (Swarm.upgrade_inbound_raw_conn, ("self", "raw_conn", "maddr")),
+    (Swarm.set_stream_handler, ("self", "stream_handler")),
+    (Swarm.get_connections, ("self", "peer_id")),
+    (TransportUpgrader.upgrade_security, ("self", "raw_conn", "is_initiator", "peer_id")),
+    (MuxerMultistream.new_conn, ("self", "conn", "peer_id")),
+    (NoiseTransport.secure_inbound, ("self", "conn")),
+    (TCP.dial, ("self", "maddr")),
+    (TCP.create_listener, ("self", "handler_function")),
+    (BasicHost.get_mux, ("self",)),
+)
+#: Class -> names its constructor or methods must set or read.
+ATTRIBUTES = (
+    (Swarm, ("_inbound_limiter", "common_stream_handler", "auto_connector", "upgrader")),
+    (SecureSession, ("buf", "low_watermark", "high_watermark", "conn")),
+    (NoiseTransportReadWriter, ("read_writer", "noise_state")),
+    (Yamux, ("event_closed", "peer_id")),
+)
+
+
+def check_libp2p() -> None:
+    """Raises ChildError, naming what is different, when this is not the libp2p vpnd was built against."""
+    release = importlib.metadata.version("libp2p")
+    if not release.startswith(SUPPORTED_RELEASES):
+        raise ChildError(f"libp2p {release} is installed, vpnd needs {SUPPORTED_RELEASES}x")
+    for function, expected in SIGNATURES:
+        found = tuple(inspect.signature(function).parameters)
+        if found[: len(expected)] != expected:
+            raise ChildError(f"libp2p {release}: {function.__qualname__} takes {found}, expected {expected}")
+    for cls, names in ATTRIBUTES:
+        known = _names_used_by(cls)
+        missing = [name for name in names if name not in known]
+        if missing:
+            raise ChildError(f"libp2p {release}: {cls.__qualname__} has no {', '.join(missing)}")
+    _check_noise_keys(release)
+
+
+def _names_used_by(cls: type) -> set[str]:
+    """Attributes declared by a class, and every attribute its own or inherited functions touch."""
+    names = set(dir(cls))
+    for base in cls.__mro__:
+        names.update(inspect.get_annotations(base))
+        for member in vars(base).values():
+            if inspect.isfunction(member):
+                names.update(member.__code__.co_names)
+    return names
+
+
+def _check_noise_keys(release: str) -> None:
+    """One handshake in memory: the cipher states must hold each other's keys, and count messages."""
+    ends: list[NoiseConnection] = []
+    for set_role in (NoiseConnection.set_as_initiator, NoiseConnection.set_as_responder):
+        end = NoiseConnection.from_name(NOISE_PROTOCOL)
+        set_role(end)
+        end.set_keypair_from_private_bytes(Keypair.STATIC, bytes([len(ends) + 1]) * KEY_BYTES)
+        end.start_handshake()
+        ends.append(end)
+    a, b = ends
+    b.read_message(a.write_message())
+    a.read_message(b.write_message())
+    b.read_message(a.write_message())
+    b.decrypt(a.encrypt(b"one message"))
+    try:
+        sending, receiving = a.noise_protocol.cipher_state_encrypt, b.noise_protocol.cipher_state_decrypt
+        right = (
+            bytes(sending.k) == bytes(receiving.k)
+            and len(sending.k) == KEY_BYTES
+            and sending.n == receiving.n == 1
+        )
+    except (AttributeError, TypeError) as error:
+        raise ChildError(f"libp2p {release}: the Noise cipher state looks different: {error}") from error
+    if not right:
+        raise ChildError(f"libp2p {release}: the Noise cipher states do not hold each other's keys")

@@ -1,0 +1,102 @@
+"""TCP and Noise as vpnd wants them: sockets that notice a dead peer, and handshakes for members only."""
+
+from __future__ import annotations
+
+import math
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from libp2p.abc import IRawConnection, ISecureConn
+from libp2p.crypto.keys import KeyPair
+from libp2p.crypto.x25519 import create_new_key_pair as create_x25519
+from libp2p.custom_types import THandler
+from libp2p.security.exceptions import HandshakeFailure
+from libp2p.security.noise.transport import Transport as NoiseTransport
+from libp2p.transport.tcp.tcp import TCP, TCPListener
+from multiaddr import Multiaddr
+
+MILLISECONDS = 1000
+
+
+class UnknownPeer(HandshakeFailure):
+    """The other side proved who it is, and it is not a member."""
+
+
+class WatchfulTcp(TCP):
+    """TCP whose sockets end by themselves when the peer has vanished.
+
+    Without this a connection into a black hole lives for many minutes, and closing one that has data queued
+    blocks. `user_timeout_s`: unacknowledged data ends the connection after so long; `keepalive_interval_s`
+    (whole seconds are used): silence is probed that often.
+    """
+
+    def __init__(self, user_timeout_s: float, keepalive_interval_s: float) -> None:
+        super().__init__()
+        self._user_timeout_s = user_timeout_s
+        self._keepalive_s = max(1, round(keepalive_interval_s))
+
+    async def dial(self, maddr: Multiaddr) -> IRawConnection:
+        """See TCP. Has no deadline of its own."""
+        raw = await super().dial(maddr)
+        self.watch(socket_of(raw))
+        return raw
+
+    def create_listener(self, handler_function: THandler) -> TCPListener:
+        """See TCP."""
+
+        async def handler(stream: Any) -> None:
+            self.watch(stream.stream)
+            await handler_function(stream)
+
+        return super().create_listener(handler)
+
+    def watch(self, stream: Any) -> None:
+        """Set the options on a trio.SocketStream."""
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, self._keepalive_s)
+        stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, self._keepalive_s)
+        probes = max(1, math.ceil(self._user_timeout_s / self._keepalive_s))
+        stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, probes)
+        timeout_ms = round(self._user_timeout_s * MILLISECONDS)
+        stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)
+        stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+class MembersOnlyNoise(NoiseTransport):
+    """Noise XX that ends an inbound handshake as soon as it shows a peer id that is not a member.
+
+    XX reveals the dialer in its last message, so this is the earliest moment; no muxer has been spoken of yet
+    and nothing has been allocated for the peer.
+    """
+
+    def __init__(
+        self, keys: KeyPair, is_member: Callable[[str], bool], refused: Callable[[str], None]
+    ) -> None:
+        """`refused` is told the peer id of everybody turned away."""
+        super().__init__(keys, noise_privkey=create_x25519().private_key)
+        self._is_member = is_member
+        self._refused = refused
+
+    async def secure_inbound(self, conn: IRawConnection) -> ISecureConn:
+        """See Transport. Raises UnknownPeer, the connection closed."""
+        session = await super().secure_inbound(conn)
+        peer_id = str(session.get_remote_peer())
+        if not self._is_member(peer_id):
+            self._refused(peer_id)
+            await session.close()
+            raise UnknownPeer(f"{peer_id} is not a member")
+        return session
+
+
+def socket_of(raw: Any) -> Any:
+    """The trio.SocketStream under a RawConnection of TCP."""
+    return raw.stream.stream
+
+
+def close_now(raw: Any) -> None:
+    """Close a RawConnection's socket without a checkpoint, so that it works while being cancelled.
+
+    A task reading from it wakes up with an end of file.
+    """
+    socket_of(raw).socket.close()

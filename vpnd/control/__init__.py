@@ -1,0 +1,1 @@
+"""The control process: a node's one py-libp2p host, which makes sessions and hands them to the shards."""

@@ -1,0 +1,70 @@
+"""The registry of peers: virtual address <-> peer id <-> addresses.
+
+Control asks a `Registry` and nothing else, so the list in the configuration file can be joined by other
+sources (a signed membership, a distributed table) without control knowing.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+import msgspec
+
+from vpnd.config.schema import Peer
+
+
+class Member(msgspec.Struct, frozen=True, kw_only=True):
+    """A node that may have sessions with this one.
+
+    `prefixes`: the networks it may send packets from, the most specific meaning its own address.
+    `addresses`: multiaddrs to dial, without the /p2p part; empty when it can only dial us.
+    """
+
+    peer_id: str
+    name: str
+    prefixes: tuple[str, ...]
+    addresses: tuple[str, ...]
+
+
+class Registry(Protocol):
+    """Where control learns about members. All methods are cheap and local: they are asked per handshake."""
+
+    def members(self) -> Sequence[Member]:
+        """All members, in a stable order."""
+        ...
+
+    def find(self, peer_id: str) -> Member | None:
+        """The member with that peer id; None for everybody else."""
+        ...
+
+
+class StaticRegistry:
+    """The `[[peers]]` of the configuration file; never changes. Owner: control."""
+
+    def __init__(self, peers: Iterable[Peer]) -> None:
+        self._members = {peer.peer_id: _member(peer) for peer in peers}
+
+    def members(self) -> Sequence[Member]:
+        """See Registry."""
+        return tuple(self._members.values())
+
+    def find(self, peer_id: str) -> Member | None:
+        """See Registry."""
+        return self._members.get(peer_id)
+
+
+def _member(peer: Peer) -> Member:
+    address = ipaddress.ip_address(peer.virtual_ip)
+    return Member(
+        peer_id=peer.peer_id,
+        name=peer.name,
+        prefixes=(f"{address}/{address.max_prefixlen}",),
+        addresses=tuple(_without_peer_id(text) for text in peer.addresses),
+    )
+
+
+def _without_peer_id(multiaddr: str) -> str:
+    """Operators paste addresses with /p2p/<id> behind them; the id is in its own key already."""
+    return multiaddr.partition("/p2p/")[0]
