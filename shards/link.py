@@ -4,7 +4,7 @@ The socket's side of stages 4 and 5: `submit` seals a span, `flush` writes what 
 
 Back-pressure. Out: sealed bytes wait only for a socket that is full; as long as it is, and as long as the peer's window is
 shut, packets wait unsealed in a bounded queue and are dropped beyond it, so that a slow peer costs the ring nothing.
-In: when the ring to the supervisor is full, the link stops reading; TCP then tells the peer.
+In: what was read goes into the TUN at once, which does not block; a shard that is too slow is a socket that is read late.
 """
 
 from __future__ import annotations
@@ -54,9 +54,6 @@ class LinkEvents(Protocol):
     def link_closed(self, link: Link, reason: str) -> None:
         """It has ended; its flows and its queue are the shard's to place anew."""
 
-    def link_waits_for_room(self, link: Link, count: int) -> None:
-        """It waits for `count` bytes of room in the ring: call its `on_room` when there may be."""
-
 
 class Link:
     """One session. Owner: shard loop. After `close` only `report` may be called.
@@ -91,7 +88,6 @@ class Link:
         self._streams: dict[Stream, Reassembly] = {}
         self._adapt_to: Capabilities | None = None
         self._writer_on = False
-        self._held: tuple[Stream, memoryview] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._tune(sock)
 
@@ -207,55 +203,26 @@ class Link:
         self._take_events()
 
     def _take_events(self) -> None:
-        session, inbound = self._session, self._inbound
-        next_event, sources = session.next_event, self.peer.sources
+        session = self._session
+        next_event, deliver, sources = session.next_event, self._inbound.deliver_untrusted, self.peer.sources
         now_s = self._loop.time()
         while (event := next_event(now_s)) is not None:
             if type(event) is Data:
-                reassembly = self._streams[event.stream]
-                if not inbound.room_for(reassembly, event.view):
-                    self._hold(event.stream, event.view)
-                    break
-                inbound.deliver_untrusted(sources, reassembly, event.view)
-                session.consumed(event.stream, len(event.view))
+                stream = event.stream
+                deliver(sources, stream.context, event.view)
+                session.consumed(stream, len(event.view))
             else:
                 self._on_event(event)
                 if self.closed:
                     return
-        inbound.publish()
         self._events.batch_done()
         self.flush()
         self._arm(now_s)
 
-    def _hold(self, stream: Stream, view: memoryview) -> None:
-        """The ring is full: stop reading until there is room. borrowed: the engine keeps `view` until its next event."""
-        self._held = (stream, view)
-        self._loop.remove_reader(self._sock)
-        self._inbound.publish()
-        self._events.link_waits_for_room(self, len(view) + len(self._streams[stream].partial))
-
-    def on_room(self) -> None:
-        """There may be room in the ring again."""
-        self._run(self._resume)
-
-    def _resume(self) -> None:
-        if self.closed or self._held is None:
-            return
-        stream, view = self._held
-        reassembly = self._streams[stream]
-        if not self._inbound.room_for(reassembly, view):
-            self._events.link_waits_for_room(self, len(view) + len(reassembly.partial))
-            return
-        self._held = None
-        self._inbound.deliver_untrusted(self.peer.sources, reassembly, view)
-        self._session.consumed(stream, len(view))
-        self._loop.add_reader(self._sock, self.on_readable)
-        self._take_events()
-
     def _on_event(self, event: object) -> None:
         match event:
             case StreamReady(stream=stream, hello=hello):
-                self._streams[stream] = Reassembly()
+                stream.context = self._streams[stream] = Reassembly()
                 self._events.streams_opened += 1
                 if self._stream is None:
                     self._stream = stream
@@ -329,7 +296,6 @@ class Link:
             self._loop.remove_writer(self._sock)
         if self._timer is not None:
             self._timer.cancel()
-        self._held = None
         self._sock.close()
         self._events.streams_closed += len(self._streams)
         self._events.link_closed(self, reason)

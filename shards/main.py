@@ -3,11 +3,12 @@
     talks to      over                               what comes, and who serves it
     ------------  ---------------------------------  --------------------------------------------------
     supervisor    channel (inherited descriptor)     _on_supervisor: ShardStart, ControlArrived, Stop, StatusRequest
-    supervisor    ring to it, ring from it           Outbound.run, Inbound.publish
+    supervisor    ring from it                       Outbound.run
+    kernel        TUN descriptor, written to only    Inbound
     control       channel (from ControlArrived)      _on_control: peers, SessionHandover
     peers         sessions' sockets                  Link
 
-Rights kept after the start: the descriptors it was given, and nothing else: no file system of its own (everything is imported
+Rights kept after the start: the descriptors it was given (the TUN's, to write packets of peers into), and nothing else: no file system of its own (everything is imported
 before), no capability, no way to gain one. It never sees the identity key.
 """
 
@@ -20,6 +21,8 @@ import os
 import signal
 import socket
 import sys
+
+import uvloop
 
 from shards.counters import Counters
 from shards.flows import FlowTable, Waiting, new_drops
@@ -52,11 +55,10 @@ class Shard:
         self._sessions_opened = self._sessions_closed = 0
         self._loop = asyncio.get_running_loop()
         self._stopped = self._loop.create_future()
-        memory_to, wake_to, room_to, memory_from, wake_from, room_from, page = descriptors
-        self._consumer = ring.Consumer(ring.Descriptors(memory_to, wake_to, room_to))
-        producer = ring.Producer(ring.Descriptors(memory_from, wake_from, room_from))
+        memory, wake, page, tun_fd = descriptors
+        self._consumer = ring.Consumer(ring.Descriptors(memory, wake))
         self._counters = Counters(CounterPage(SHARD_COUNTERS, page))
-        for fd in (memory_to, memory_from, page):
+        for fd in (memory, page):
             os.close(fd)
         self._drops = new_drops()
         own: Prefixes[bool] = Prefixes()
@@ -69,16 +71,14 @@ class Shard:
         self._flows = FlowTable(
             config.worker.max_flows, config.worker.idle_timeout, self._peers.place, self._drops
         )
-        self._inbound = Inbound(producer, own, self._drops, config.worker.publish_bytes)
+        self._inbound = Inbound(tun_fd, own, self._drops)
         batch_bytes = config.worker.ring_bytes // 4
         self._outbound = Outbound(self._consumer, self._flows, self._loop.time, batch_bytes)
         self._links: dict[int, Link] = {}
-        self._waiting_for_room: set[Link] = set()
         self._told: set[str] | None = None
         self._control: LoopChannel | None = None
         self._supervisor = LoopChannel(supervisor, self._on_supervisor, self._on_supervisor_closed)
-        self._loop.add_reader(wake_to, self._on_wake)
-        self._loop.add_reader(room_from, self._on_room)
+        self._loop.add_reader(wake, self._on_wake)
         self._loop.call_later(config.worker.cleanup_interval, self._clean)
         self._loop.call_soon(self._on_wake)
         self._store_often()
@@ -92,7 +92,7 @@ class Shard:
         self._store_all()
         return reason
 
-    # --- rings
+    # --- ring
 
     def _on_wake(self) -> None:
         """The ring to this shard has records."""
@@ -101,18 +101,6 @@ class Shard:
         self.batch_done()
         if more or not self._consumer.sleep():
             self._loop.call_soon(self._on_wake)
-
-    def _on_room(self) -> None:
-        """The supervisor has taken something out of the ring from this shard."""
-        ring.drain(self._inbound.producer.room_fd)
-        links, self._waiting_for_room = self._waiting_for_room, set()
-        for link in links:
-            link.on_room()
-
-    def link_waits_for_room(self, link: Link, count: int) -> None:
-        self._waiting_for_room.add(link)
-        if not self._inbound.producer.wait_for_room(count):
-            self._loop.call_soon(self._on_room)
 
     # --- supervisor
 
@@ -185,6 +173,7 @@ class Shard:
             return
         session = Session(
             initiator=message.initiator,
+            cipher=message.cipher,
             send_key=message.send_key,
             send_nonce=message.send_nonce,
             receive_key=message.receive_key,
@@ -217,7 +206,6 @@ class Shard:
     def link_closed(self, link: Link, reason: str) -> None:
         log.info("session %x with %s: %s", link.session_id, link.peer.name, reason)
         self._links.pop(link.session_id, None)
-        self._waiting_for_room.discard(link)
         self._sessions_closed += 1
         self._peers.link_closed(link)
         self._tell(messages.SessionDown(session_id=link.session_id, peer_id=link.peer.peer_id, reason=reason))
@@ -292,7 +280,8 @@ def main() -> None:
     logs.configure(start.config.log.level, f"shard {start.index}")
     privileges.drop(start.config.process.user, parent)
     gc.freeze()
-    asyncio.run(_run(channel, start, descriptors))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_run(channel, start, descriptors))
 
 
 async def _run(channel: Channel, start: messages.ShardStart, descriptors: list[int]) -> None:

@@ -2,8 +2,7 @@
 
     talks to      over                            what comes, and who serves it
     ------------  ------------------------------  --------------------------------------------------------
-    kernel        TUN descriptor                  Pump.read_tun, Pump.write_tun
-    shards        ring from each                  Slot._on_wake
+    kernel        TUN descriptor                  Pump.read_tun
     shards        channel                         Child (Ready, Failed), _on_shard (ShardStatus)
     control       channel                         Child (Ready, Failed), _on_control (ControlStatus)
     commands      status socket                   StatusServer: status, stop
@@ -182,14 +181,14 @@ class Node:
 
     def _make_shard(self, index: int) -> None:
         own = (str(ipaddress.ip_network(self.virtual_ip)),)
-        slot = Slot(index, self._config, self._pump, self._ring_broken)
+        slot = Slot(index, self._config, self._pump)
         self._undo.callback(slot.close)
         shard = Child(
             f"shard {index}",
             "shards",
             "shard",
             self._config.process,
-            lambda: slot.begin(own, int(self.tun.offloads)),
+            lambda: slot.begin(own, self.tun),
             lambda child: self._shard_up(slot, child),
             lambda child: self._shard_down(slot),
             lambda message: self._on_answer(f"shard {index}", message),
@@ -207,9 +206,6 @@ class Node:
     def _shard_down(self, slot: Slot) -> None:
         slot.ended()
         self.control.send(messages.ShardLeft(index=slot.index))
-
-    def _ring_broken(self, slot: Slot, reason: str) -> None:
-        self.shards[slot.index].kill(reason)
 
     def _control_up(self, control: Child) -> None:
         for index, shard in enumerate(self.shards):

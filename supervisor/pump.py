@@ -1,12 +1,14 @@
-"""A packet's life, in the supervisor: between the TUN device and the rings.
+"""A packet's life, in the supervisor: from the TUN device to the shards.
 
     outbound                                        inbound
     1. read from the TUN into a ring      *         5. decrypt, take frames apart     (shards/link.py)
-    2. flow key → shard, publish          *         6. check, put into the ring       (shards/inbound.py)
-    3. records → flow → span of a peer    (shards)  7. ring → TUN                     *
-    4. seal, send                         (shards)
+    2. flow key → shard, publish          *         6. check, write into the TUN      (shards/inbound.py)
+    3. records → flow → span of a peer    (shards/outbound.py)
+    4. seal, send                         (shards/link.py)
 
-    stages marked * are here; 1, 2 and 7 are per (super)packet, waking a shard is per batch
+    stages marked * are here; 1 and 2 are per (super)packet, waking a shard is per batch
+
+Inbound packets do not come back to the supervisor: each shard writes them into the TUN itself (see shards/inbound.py).
 
 Reading straight into a ring needs the ring before the packet is seen: it is read into the ring of the shard that had
 the last packet, and copied only when the flow turns out to be another shard's. Bulk traffic is one flow, so this is rare
@@ -28,30 +30,26 @@ from vpnd.packet.record import (
     LENGTH,
     LENGTH_BYTES,
     MAX_RECORD_BYTES,
-    MIN_PACKET_BYTES,
     PACKET_OFFSET,
     VNET_BYTES,
 )
 
 
 class ShardPort:
-    """The supervisor's side of one shard: its two rings and what went through them.
+    """The supervisor's side of one shard process: the ring to it and what went in.
 
-    Owner: supervisor loop. Lives as long as one shard process; the counts are carried over to the next one's.
+    Owner: supervisor loop.
     """
 
-    def __init__(self, index: int, to_shard: ring.Descriptors, from_shard: ring.Descriptors) -> None:
+    def __init__(self, index: int, to_shard: ring.Descriptors) -> None:
         self.index = index
         self.to_shard = ring.Producer(to_shard)
-        self.from_shard = ring.Consumer(from_shard)
         #: (super)packets and their bytes given to this shard process
         self.packets_in = self.bytes_in = 0
-        #: records taken from it
-        self.packets_out = 0
 
     def close(self) -> None:
+        """Unmap the ring."""
         self.to_shard.close()
-        self.from_shard.close()
 
 
 class FlowTable:
@@ -89,22 +87,20 @@ class FlowTable:
 
 
 class Pump:
-    """Both directions. Owner: supervisor loop; everything is synchronous and bounded per call."""
+    """Owner: supervisor loop; everything is synchronous and bounded per call."""
 
     def __init__(self, tun_fd: int, config: Config, coalescer: UdpCoalescer | None) -> None:
-        self._tun = FileIO(tun_fd, "r+", closefd=False)
+        self._tun = FileIO(tun_fd, "r", closefd=False)
         self._ports: dict[int, ShardPort] = {}
         self._up: list[int] = []
         self._last: ShardPort | None = None
         self._coalescer = coalescer
         self._read_batch = config.network.read_batch
         self._publish_bytes = config.worker.publish_bytes
-        self._write_bytes = config.worker.ring_bytes // 4
         self._scratch = memoryview(bytearray(MAX_RECORD_BYTES))
         self.flows = FlowTable(config.worker.max_flows)
         self.dropped = dict.fromkeys(DROP_REASONS, 0)
         self.reads = self.merged = self.bytes_read = 0
-        self.packets_written = self.bytes_written = 0
 
     @property
     def packets_read(self) -> int:
@@ -208,36 +204,3 @@ class Pump:
         producer.buffer[offset : offset + len(record)] = record
         LENGTH.pack_into(producer.buffer, offset, count)
         return offset
-
-    def write_tun(self, port: ShardPort) -> bool:
-        """Stage 7: a quarter ring of records at most from one shard into the TUN. True when there is more.
-
-        Raises RingBroken when the shard wrote something that is no record.
-        """
-        consumer = port.from_shard
-        start, end = consumer.readable()
-        if start == end:
-            return False
-        buffer, write, length_at = consumer.buffer, self._tun.write, LENGTH.unpack_from
-        stop = min(end, start + self._write_bytes)
-        position, failed, packets = start, 0, 0
-        while position < stop:
-            (count,) = length_at(buffer, position)
-            begin = position + LENGTH_BYTES
-            position = begin + count
-            if position > end or count < VNET_BYTES + MIN_PACKET_BYTES:
-                raise ring.RingBroken(
-                    f"shard {port.index}: a record of {count} bytes, {end - begin} are there"
-                )
-            packets += 1
-            try:
-                if not write(buffer[begin:position]):
-                    failed += 1
-            except OSError:
-                failed += 1
-        consumer.release(position - start)
-        port.packets_out += packets
-        self.packets_written += packets - failed
-        self.bytes_written += position - start - packets * PACKET_OFFSET
-        self.dropped["tun_write_failed"] += failed
-        return position < end

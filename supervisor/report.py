@@ -49,7 +49,7 @@ def shard_row(slot: Slot, child: Child) -> dict[str, Any]:
         **usage(child),
         **{name: value for name, value in counts.items() if not name.startswith("dropped_")},
         "drops": {reason: count for reason, count in drops.items() if count},
-        **slot.ring_use(),
+        "ring": slot.ring_use(),
     }
 
 
@@ -116,6 +116,7 @@ def books(pump: Pump, slots: list[Slot], drops: dict[str, int]) -> dict[str, Any
     local = ("malformed_local", "not_unicast", "ring_full", "shard_down")
     lost_out = sum(drops[reason] for reason in (*local, *OUTBOUND_DROPS))
     received = sum(count["packets_received"] for count in counts)
+    written = sum(count["packets_to_tun"] for count in counts)
     lost_in = sum(
         drops[reason]
         for reason in (
@@ -123,7 +124,6 @@ def books(pump: Pump, slots: list[Slot], drops: dict[str, int]) -> dict[str, Any
             "bad_offload_header",
             "source_not_allowed",
             "destination_not_ours",
-            "shard_died_inbound",
             "tun_write_failed",
         )
     )
@@ -137,9 +137,9 @@ def books(pump: Pump, slots: list[Slot], drops: dict[str, int]) -> dict[str, Any
         },
         "in": {
             "received": received,
-            "written": pump.packets_written,
+            "written": written,
             "dropped": lost_in,
-            "difference": received - pump.packets_written - lost_in,
+            "difference": received - written - lost_in,
         },
     }
 
@@ -160,6 +160,7 @@ def build(
 ) -> dict[str, Any]:
     """The whole report, ready for JSON. None for a process that did not answer in time."""
     drops = dropped(pump, slots)
+    rows = [shard_row(slot, child) for slot, child in zip(slots, shards, strict=True)]
     children_up = all(child.state is State.UP for child in (control, *shards))
     return {
         "version": __version__,
@@ -171,16 +172,16 @@ def build(
             "connections": control_status.connections if control_status is not None else None,
             "counters": control_page.read(),
         },
-        "shards": [shard_row(slot, child) for slot, child in zip(slots, shards, strict=True)],
+        "shards": rows,
         "peers": peer_rows(config, control_status, shard_statuses),
         "tun": {
             "interface": tun.name,
             "mtu": tun.mtu,
             "offloads": [flag.name for flag in Offload if flag in tun.offloads],
             "packets_read": pump.packets_read,
-            "packets_written": pump.packets_written,
+            "packets_written": sum(row["packets_to_tun"] for row in rows),
             "bytes_read": pump.bytes_read,
-            "bytes_written": pump.bytes_written,
+            "bytes_written": sum(row["bytes_to_tun"] for row in rows),
             "reads": pump.reads,
             "merged": pump.merged,
             "flows": len(pump.flows),

@@ -11,6 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import uvloop
+
 from supervisor.node import Node
 from vpnd import logs
 from vpnd.config.schema import Config
@@ -90,7 +92,8 @@ def run_foreground(config: Config, identity: Identity, announce: Callable[[str],
     Raises a VpndError when the node cannot start.
     """
     logs.configure(config.log.level, "supervisor")
-    return asyncio.run(_run(VPNService(config, identity), announce))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_run(VPNService(config, identity), announce))
 
 
 async def _run(service: VPNService, announce: Callable[[str], None]) -> int:

@@ -29,13 +29,11 @@ DROP_REASONS = (
     "session_lost",  # was queued for a session that ended
     "too_big",  # the peer's TUN cannot take it and it cannot be cut
     "peer_forgotten",  # its destination is no longer a peer
-    # shard: from a peer, towards the ring
+    # shard: from a peer, towards the TUN
     "malformed_remote",  # IP header, or length, is wrong
     "bad_offload_header",  # virtio_net_hdr does not fit the packet
     "source_not_allowed",  # cryptokey routing: the peer may not use this source address
     "destination_not_ours",  # neither our address nor a network we route
-    "shard_died_inbound",  # received by a shard that died before the supervisor had it
-    # supervisor: from a shard's ring, towards the TUN
     "tun_write_failed",  # the kernel refused it
 )
 
@@ -53,7 +51,7 @@ OUTBOUND_DROPS = (
 SHARD_COUNTERS = (
     "packets_from_tun",  # records taken from the ring to the shard
     "bytes_from_tun",  # their packet bytes, headers of IP included, virtio_net_hdr not
-    "packets_to_tun",  # records put into the ring from the shard
+    "packets_to_tun",  # records written into the TUN
     "bytes_to_tun",
     "packets_sent",  # records sealed and given to a session
     "bytes_sent",

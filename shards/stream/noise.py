@@ -10,14 +10,13 @@ The handshake is not here: keys and counters come from the process that did it.
 from __future__ import annotations
 
 from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 
 from shards.stream import spec
 from vpnd.errors import LocalProtocolError, RemoteProtocolError
 
 _pack_length = spec.MESSAGE_LENGTH.pack_into
 _unpack_length = spec.MESSAGE_LENGTH.unpack_from
-_nonce = spec.NONCE.pack
 _pack_header = spec.HEADER_WORDS.pack_into
 # What the packet path needs, as globals of this module: one look-up instead of two.
 _PLAIN_DATA = spec.PLAIN_DATA
@@ -30,13 +29,21 @@ _MAX_PAYLOAD = spec.MAX_FRAME_PAYLOAD_BYTES
 _DATA_OVERHEAD = spec.DATA_OVERHEAD_BYTES
 
 
-def _cipher(key: bytes, nonce: int) -> ChaCha20Poly1305:
+_CIPHERS: dict[str, type[ChaCha20Poly1305] | type[AESGCM]] = {
+    "chachapoly": ChaCha20Poly1305,
+    "aesgcm": AESGCM,
+}
+
+
+def _cipher(name: str, key: bytes, nonce: int) -> ChaCha20Poly1305 | AESGCM:
     """Check what was handed over; LocalProtocolError if it cannot be a cipher state."""
+    if name not in _CIPHERS:
+        raise LocalProtocolError(f"no such cipher: {name}")
     if len(key) != spec.KEY_BYTES:
         raise LocalProtocolError(f"a key has {spec.KEY_BYTES} bytes, not {len(key)}")
     if not 0 <= nonce < spec.NONCE_LIMIT:
         raise LocalProtocolError("nonce out of range")
-    return ChaCha20Poly1305(key)
+    return _CIPHERS[name](key)
 
 
 class Sealer:
@@ -48,11 +55,25 @@ class Sealer:
     Owner: the session; not thread-safe.
     """
 
-    __slots__ = ("_buffer", "_encrypt", "_head", "_limit", "_size", "_tail", "_view", "bytes_sent", "nonce")
+    __slots__ = (
+        "_buffer",
+        "_encrypt",
+        "_head",
+        "_limit",
+        "_nonce",
+        "_size",
+        "_tail",
+        "_view",
+        "bytes_sent",
+        "nonce",
+    )
 
-    def __init__(self, key: bytes, nonce: int, buffer_bytes: int, reserve_bytes: int) -> None:
+    def __init__(
+        self, key: bytes, nonce: int, buffer_bytes: int, reserve_bytes: int, cipher: str = "chachapoly"
+    ) -> None:
         """`reserve_bytes` of the buffer are kept from seal_data(), for seal_control()."""
-        self._encrypt = _cipher(key, nonce).encrypt_into
+        self._encrypt = _cipher(cipher, key, nonce).encrypt_into
+        self._nonce = spec.NONCES[cipher].pack
         self.nonce = nonce
         self._buffer = bytearray(buffer_bytes)
         self._view = memoryview(self._buffer)
@@ -80,7 +101,7 @@ class Sealer:
         """
         view = self._view
         tail = self._tail
-        encrypt = self._encrypt
+        encrypt, pack_nonce = self._encrypt, self._nonce
         nonce = self.nonce
         frames = 0
         while start < end:
@@ -92,7 +113,7 @@ class Sealer:
             sealed = stop - front + _TAG_BYTES
             _pack_length(view, tail, sealed)
             tail += _LENGTH_BYTES
-            encrypt(_nonce(nonce), ring[front:stop], None, view[tail : tail + sealed])
+            encrypt(pack_nonce(nonce), ring[front:stop], None, view[tail : tail + sealed])
             tail += sealed
             # Stored at once: a nonce must never serve twice, whatever happens to the next message.
             self.nonce = nonce = nonce + 1
@@ -115,7 +136,7 @@ class Sealer:
             raise RemoteProtocolError("the session's nonces are used up")
         _pack_length(self._view, self._tail, sealed)
         start = self._tail + spec.MESSAGE_LENGTH_BYTES
-        self._encrypt(_nonce(self.nonce), frames, None, self._view[start : start + sealed])
+        self._encrypt(self._nonce(self.nonce), frames, None, self._view[start : start + sealed])
         self.nonce += 1
         self._tail = start + sealed
         return True
@@ -151,11 +172,14 @@ class Opener:
     `plain` holds the plaintext of the last message opened. Owner: the session; not thread-safe.
     """
 
-    __slots__ = ("_decrypt", "_end", "_size", "_start", "_view", "bytes_received", "nonce", "plain")
+    __slots__ = ("_decrypt", "_end", "_nonce", "_size", "_start", "_view", "bytes_received", "nonce", "plain")
 
-    def __init__(self, key: bytes, nonce: int, buffer_bytes: int, plain_bytes: int) -> None:
+    def __init__(
+        self, key: bytes, nonce: int, buffer_bytes: int, plain_bytes: int, cipher: str = "chachapoly"
+    ) -> None:
         """`plain_bytes`: size of `plain`; at least MAX_PLAINTEXT_BYTES are made."""
-        self._decrypt = _cipher(key, nonce).decrypt_into
+        self._decrypt = _cipher(cipher, key, nonce).decrypt_into
+        self._nonce = spec.NONCES[cipher].pack
         self.nonce = nonce
         self._view = memoryview(bytearray(buffer_bytes))
         self._size = buffer_bytes
@@ -205,7 +229,7 @@ class Opener:
         end = start + sealed
         sealed -= _TAG_BYTES
         try:
-            self._decrypt(_nonce(nonce), view[start:end], None, self.plain[:sealed])
+            self._decrypt(self._nonce(nonce), view[start:end], None, self.plain[:sealed])
         except InvalidTag:
             raise RemoteProtocolError("a message does not authenticate") from None
         self.nonce = nonce + 1

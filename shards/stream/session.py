@@ -79,6 +79,7 @@ class Session:
         hello: Capabilities,
         settings: Settings,
         now_s: float,
+        cipher: str = "chachapoly",
     ) -> None:
         """Keys of 32 bytes; nonces are the next to use.
 
@@ -86,9 +87,11 @@ class Session:
         it decides the parity of stream ids. `hello` is told to the peer on every stream.
         """
         self._sealer = Sealer(
-            send_key, send_nonce, settings.send_buffer_bytes, settings.control_reserve_bytes
+            send_key, send_nonce, settings.send_buffer_bytes, settings.control_reserve_bytes, cipher
         )
-        self._opener = Opener(receive_key, receive_nonce, settings.receive_buffer_bytes, len(leftover))
+        self._opener = Opener(
+            receive_key, receive_nonce, settings.receive_buffer_bytes, len(leftover), cipher
+        )
         self._mux = Multiplexer(
             initiator=initiator,
             sealer=self._sealer,

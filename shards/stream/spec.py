@@ -28,8 +28,9 @@ MAX_MESSAGE_BYTES = 65_535
 MAX_PLAINTEXT_BYTES = MAX_MESSAGE_BYTES - TAG_BYTES
 #: A message with its length, as it lies in a socket's buffer.
 MAX_WIRE_BYTES = MESSAGE_LENGTH_BYTES + MAX_MESSAGE_BYTES
-#: ChaCha20-Poly1305: four zero bytes, then the counter, little-endian (Noise 12.3).
-NONCE = struct.Struct("<4xQ")
+#: Nonces: four zero bytes, then the counter: little-endian for ChaCha20-Poly1305 (Noise 12.3), big-endian for
+#: AES-256-GCM (Noise 12.4). Both have 32 bytes of key and 16 of tag.
+NONCES = {"chachapoly": struct.Struct("<4xQ"), "aesgcm": struct.Struct(">4xQ")}
 #: 2^64-1 is reserved (Noise 5.1): a message is never sealed or opened under it.
 NONCE_LIMIT = 2**64 - 1
 

@@ -114,7 +114,7 @@ class _Source:
         self.records = self.payload_bytes = self.wakeups = 0
 
     def put(self) -> None:
-        """One record of random length; a shorter one that fills the ring, before waiting for room."""
+        """One record of random length; a shorter one that fills the ring, before the consumer is let go first."""
         payload, checksum = self._templates[self._rng.randrange(TEMPLATES)]
         size = HEADER.size + len(payload)
         while self._ring.reserve(size) < 0:
@@ -123,11 +123,7 @@ class _Source:
                 brim = payload[: fitting - HEADER.size]
                 self._write(brim, zlib.crc32(brim))
             self._ring.publish()
-            if self._ring.wait_for_room(size):
-                self.wakeups += 1
-                if not _signalled(self._ring.room_fd):
-                    ended = self._consumer.poll() is not None
-                    raise _Fault("the consumer ended" if ended else "lost wake-up: room")
+            self.wait_until_released()
         self._write(payload, checksum)
 
     def wait_until_released(self) -> None:

@@ -70,13 +70,14 @@ def test_a_number_of_the_wire_is_what_the_specification_says(name: str) -> None:
 
 def test_every_number_is_pinned() -> None:
     public = {name for name in vars(spec) if name.isupper()}
-    layouts = {"MESSAGE_LENGTH", "NONCE", "HEADER", "HEADER_WORDS"}
+    layouts = {"MESSAGE_LENGTH", "NONCES", "HEADER", "HEADER_WORDS"}
     assert public - layouts == set(PINNED)
 
 
 def test_layouts() -> None:
     assert spec.MESSAGE_LENGTH.pack(0x0102) == b"\x01\x02"
-    assert spec.NONCE.pack(1) == b"\0\0\0\0\x01\0\0\0\0\0\0\0"
+    assert spec.NONCES["chachapoly"].pack(1) == b"\0\0\0\0\x01\0\0\0\0\0\0\0"
+    assert spec.NONCES["aesgcm"].pack(1) == b"\0\0\0\0\0\0\0\0\0\0\0\x01"
     assert spec.HEADER.pack(0, 1, 2, 3, 4) == b"\0\x01\0\x02\0\0\0\x03\0\0\0\x04"
     assert spec.HEADER_WORDS.pack(0x00010002, 3, 4) == spec.HEADER.pack(0, 1, 2, 3, 4)
     assert spec.MESSAGE_LENGTH.size == spec.MESSAGE_LENGTH_BYTES

@@ -33,10 +33,9 @@ class Rig:
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 22)
         self._ours = ours
         self.pump = Pump(ours.fileno(), CONFIG, None)
-        self.descriptors = [[ring.Descriptors.create(RING, "t") for _ in range(2)] for _ in range(count)]
-        self.ports = [ShardPort(index, *pair) for index, pair in enumerate(self.descriptors)]
-        self.consumers = [ring.Consumer(pair[0]) for pair in self.descriptors]
-        self.producers = [ring.Producer(pair[1]) for pair in self.descriptors]
+        self.descriptors = [ring.Descriptors.create(RING, "t") for _ in range(count)]
+        self.ports = [ShardPort(index, each) for index, each in enumerate(self.descriptors)]
+        self.consumers = [ring.Consumer(each) for each in self.descriptors]
         for port in self.ports:
             self.pump.attach(port)
 
@@ -62,19 +61,9 @@ class Rig:
         consumer.release(end - first)
         return found
 
-    def put(self, index: int, data: bytes) -> None:
-        """Shard `index` puts bytes into the ring from it."""
-        offset = self.producers[index].reserve(len(data))
-        self.producers[index].buffer[offset : offset + len(data)] = data
-        self.producers[index].commit(len(data))
-        self.producers[index].publish()
-
     def close(self) -> None:
-        for each in (*self.ports, *self.consumers, *self.producers, self._ours, self.kernel):
+        for each in (*self.ports, *self.consumers, *self.descriptors, self._ours, self.kernel):
             each.close()
-        for pair in self.descriptors:
-            for each in pair:
-                each.close()
 
 
 @pytest.fixture
@@ -153,29 +142,6 @@ def test_a_full_ring_drops_its_own_flows_only(rig: Rig):
     assert rig.taken(home(other, [0, 1, 2])) == [other]
     rig.give(big)
     assert rig.taken(full) == [big], "it goes on when there is room"
-
-
-def test_records_go_into_the_tun_as_they_are(rig: Rig):
-    packets = [packet(size=40 + i) for i in range(50)]
-    for each in packets:
-        rig.put(1, LENGTH.pack(VNET_BYTES + len(each)) + bytes(VNET_BYTES) + each)
-    assert rig.pump.write_tun(rig.ports[1]) is False
-    assert [rig.kernel.recv(2000) for _ in packets] == [bytes(VNET_BYTES) + each for each in packets]
-    assert rig.pump.packets_written == 50 and rig.pump.bytes_written == sum(map(len, packets))
-
-
-NONSENSE = [
-    ("longer than what is there", LENGTH.pack(5000) + bytes(100)),
-    ("shorter than a packet", LENGTH.pack(3) + bytes(100)),
-    ("nothing", LENGTH.pack(0) + bytes(100)),
-]
-
-
-@pytest.mark.parametrize("sentence,data", NONSENSE, ids=[row[0] for row in NONSENSE])
-def test_a_shard_that_writes_no_records_is_found_out(rig: Rig, sentence, data):
-    rig.put(0, data)
-    with pytest.raises(ring.RingBroken):
-        rig.pump.write_tun(rig.ports[0])
 
 
 def test_a_flood_of_destinations_does_not_fill_the_memory():

@@ -18,7 +18,8 @@ from libp2p.transport.upgrader import TransportUpgrader
 from multiaddr import Multiaddr
 
 from vpnd.adapter.addresses import resolve
-from vpnd.adapter.handoff import SESSION_MUXER, Detached, detach
+from vpnd.adapter.cipher import CHACHAPOLY, SESSION_MUXERS
+from vpnd.adapter.handoff import Detached, detach
 from vpnd.adapter.transport import WatchfulTcp, close_now
 from vpnd.errors import ConfigError, VpndError
 
@@ -28,9 +29,16 @@ class DialError(VpndError):
 
 
 async def dial_session(
-    tcp: WatchfulTcp, upgrader: TransportUpgrader, address: str, peer_id: ID, timeout_s: float
+    tcp: WatchfulTcp,
+    upgrader: TransportUpgrader,
+    address: str,
+    peer_id: ID,
+    ciphers: Sequence[str],
+    timeout_s: float,
 ) -> Detached:
     """A data session with `peer_id` at the multiaddr `address`, all of it within `timeout_s`.
+
+    `ciphers`: those to ask for, in this order.
 
     The holder closes it. Raises DialError.
     """
@@ -43,7 +51,7 @@ async def dial_session(
                 except BaseLibp2pError as failure:
                     error = failure
                     continue
-                return await _establish(raw, upgrader, peer_id, timeout_s)
+                return await _establish(raw, upgrader, peer_id, ciphers, timeout_s)
             raise error or DialError(f"{address}: the name has no address")
     except trio.TooSlowError:
         raise DialError(f"{address}: no answer within {timeout_s:g} s") from None
@@ -96,13 +104,16 @@ async def dial_any(
     return won
 
 
-async def _establish(raw: Any, upgrader: TransportUpgrader, peer_id: ID, timeout_s: float) -> Detached:
+async def _establish(
+    raw: Any, upgrader: TransportUpgrader, peer_id: ID, ciphers: Sequence[str], timeout_s: float
+) -> Detached:
     """Everything behind the TCP connection; `raw` is closed in any case, a session has a duplicate."""
     try:
         session = await upgrader.upgrade_security(raw, True, peer_id)
         try:
-            await MultiselectClient().select_one_of(
-                [SESSION_MUXER],  # type: ignore[list-item]
+            muxers = {SESSION_MUXERS[cipher]: cipher for cipher in ciphers}
+            chosen = await MultiselectClient().select_one_of(
+                list(muxers),  # type: ignore[arg-type]
                 MultiselectCommunicator(session),
                 timeout_s,  # type: ignore[arg-type]
             )
@@ -113,7 +124,7 @@ async def _establish(raw: Any, upgrader: TransportUpgrader, peer_id: ID, timeout
             raise ConnectionAbortedError(
                 "closed after the handshake: does the other node list this one as a peer, and run vpnd?"
             ) from error
-        return detach(session)
+        return detach(session, muxers[str(chosen)])
     finally:
         close_now(raw)
 
@@ -126,7 +137,7 @@ def _in_words(error: BaseException) -> str:
     if isinstance(cause, PeerIDMismatchesPubkey):
         return "another node answers there: its peer id is not the one expected"
     if isinstance(cause, ProtocolNotSupportedError):
-        return f"the node there does not speak {SESSION_MUXER}"
+        return f"the node there does not speak {SESSION_MUXERS[CHACHAPOLY]}"
     if isinstance(cause, BaseExceptionGroup):
         cause = cause.exceptions[0]
     if isinstance(cause, OSError) and cause.errno:

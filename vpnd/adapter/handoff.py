@@ -19,11 +19,9 @@ from typing import Any
 
 import msgspec
 
+from vpnd.adapter.cipher import AESGCM, derive
 from vpnd.adapter.shape import KEY_BYTES
 from vpnd.errors import VpndError
-
-#: The muxer id that makes a connection a data session; negotiated where others agree on /yamux/1.0.0.
-SESSION_MUXER = "/vpnd/yamux/1.0.0"
 
 
 class NotDetachable(VpndError):
@@ -38,6 +36,7 @@ class Detached(msgspec.Struct, frozen=True, kw_only=True):
 
     peer_id: str
     initiator: bool
+    cipher: str
     send_key: bytes
     send_nonce: int
     receive_key: bytes
@@ -53,8 +52,8 @@ class Detached(msgspec.Struct, frozen=True, kw_only=True):
         return f"Detached(peer_id={self.peer_id!r}, initiator={self.initiator}, fd={self.fd})"
 
 
-def detach(session: Any) -> Detached:
-    """Copy a SecureSession's state and duplicate its socket.
+def detach(session: Any, cipher: str) -> Detached:
+    """Copy a SecureSession's state and duplicate its socket; `cipher` is what was agreed with the muxer.
 
     Synchronous on purpose: no read may be under way, and none may start between copying and closing. The
     caller closes libp2p's own socket afterwards without another word on it; the duplicate lives on.
@@ -72,9 +71,15 @@ def detach(session: Any) -> Detached:
         raise NotDetachable(f"not a session over a socket: {error}") from error
     if len(send_key) != KEY_BYTES or len(receive_key) != KEY_BYTES or fileno < 0:
         raise NotDetachable("the session has ended or has no keys")
+    if cipher == AESGCM:
+        if leftover:
+            raise NotDetachable("the peer spoke before the cipher was agreed")
+        send_key, receive_key = derive(send_key), derive(receive_key)
+        send_nonce = receive_nonce = 0
     return Detached(
         peer_id=peer_id,
         initiator=initiator,
+        cipher=cipher,
         send_key=send_key,
         send_nonce=send_nonce,
         receive_key=receive_key,

@@ -17,6 +17,7 @@ What stock libp2p 0.8 would do, and what keeps it from that here (each has a tes
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
@@ -40,7 +41,8 @@ from vpnd.adapter import binding
 from vpnd.adapter.addresses import Endpoint, expand_wildcards, parse_endpoint
 from vpnd.adapter.dial import dial_session
 from vpnd.adapter.guards import Count, HandedOver, InboundGate, StreamHandler, contained
-from vpnd.adapter.handoff import SESSION_MUXER, Detached, NotDetachable, detach
+from vpnd.adapter.cipher import SESSION_MUXERS, offered
+from vpnd.adapter.handoff import Detached, NotDetachable, detach
 from vpnd.adapter.logs import Seldom
 from vpnd.adapter.transport import MembersOnlyNoise, WatchfulTcp
 from vpnd.config.schema import Config
@@ -75,13 +77,14 @@ class Host:
         self._count = count
         self._seldom = seldom
         self._take_session = take_session
+        self._ciphers = offered(config.session.cipher)
         self._requested = [parse_endpoint(text) for text in p2p.listen]
         self._tcp = WatchfulTcp(config.session.user_timeout, p2p.keepalive_interval)
         self.libp2p: Any = new_host(
             key_pair=keys,
             sec_opt={NOISE: MembersOnlyNoise(keys, is_member, self._refused)},
             # Yamux first: an ordinary dial proposes in this order.
-            muxer_opt={TProtocol(YAMUX): Yamux, TProtocol(SESSION_MUXER): self._session_muxer},  # type: ignore[dict-item]
+            muxer_opt={TProtocol(YAMUX): Yamux, **self._session_muxers()},
             transports=[self._tcp],
             resource_manager=_unlimited_resources(),
             connection_config=ConnectionConfig(
@@ -165,7 +168,9 @@ class Host:
     async def dial(self, address: str, peer_id: str) -> Detached:
         """A new data session; see vpnd.adapter.dial.dial_session."""
         timeout_s = self._config.p2p.dial_timeout
-        return await dial_session(self._tcp, self.swarm.upgrader, address, ID.from_string(peer_id), timeout_s)
+        return await dial_session(
+            self._tcp, self.swarm.upgrader, address, ID.from_string(peer_id), self._ciphers, timeout_s
+        )
 
     def _bound(self) -> list[Endpoint]:
         """What the kernel gave us, in the order of the configuration; libp2p binds in any order."""
@@ -192,10 +197,17 @@ class Host:
         self._count("refused_unknown_peer")
         self._seldom.warn("unknown peer", f"refused {peer_id}: it is not a peer of this node")
 
-    def _session_muxer(self, connection: Any, peer_id: ID) -> Any:
+    def _session_muxers(self) -> dict[TProtocol, Any]:
+        """For each cipher, what libp2p calls when its muxer id is chosen."""
+        return {
+            TProtocol(SESSION_MUXERS[cipher]): functools.partial(self._session_muxer, cipher)
+            for cipher in self._ciphers
+        }
+
+    def _session_muxer(self, cipher: str, connection: Any, peer_id: ID) -> Any:
         """Called by libp2p where it would build a muxer: takes the session out and ends libp2p's part."""
         try:
-            session = detach(connection)
+            session = detach(connection, cipher)
         except NotDetachable as error:
             self._seldom.warn("detach", f"refused a session of {peer_id}: {error}")
             raise

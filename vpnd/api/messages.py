@@ -53,10 +53,9 @@ class ControlStart(Message, frozen=True):
 class ShardStart(Message, frozen=True):
     """Configuration of one shard.
 
-    Descriptors, in order: memory of the ring to the shard, its wake-up eventfd, memory of the ring
-    from the shard, its wake-up eventfd, its room eventfd, the counter page.
-    `own` are the prefixes packets from peers may be addressed to. `tun_offloads` are the `Offload` bits
-    of this node's TUN, announced to peers.
+    Descriptors, in order: memory of the ring to the shard, its wake-up eventfd, the counter page, the TUN (only to be
+    written to). `own` are the prefixes packets from peers may be addressed to. `tun_offloads` are the `Offload` bits of
+    this node's TUN, announced to peers.
     """
 
     config: Config
@@ -176,7 +175,8 @@ class PeersComplete(Message, frozen=True):
 class SessionHandover(Message, frozen=True):
     """An established libp2p session, Noise handshake done and muxer id agreed, now the shard's.
 
-    `send_key`, `receive_key`: ChaCha20-Poly1305 keys of 32 bytes; nonces: the next ones to use.
+    `cipher`: chachapoly or aesgcm, as vpnd.adapter.cipher names them. `send_key`, `receive_key`: 32 bytes each; nonces: the
+    next ones to use.
     `leftover`: plaintext received behind the muxer negotiation, to be parsed first.
     Descriptor: the TCP socket, non-blocking.
     """
@@ -184,6 +184,7 @@ class SessionHandover(Message, frozen=True):
     session_id: int
     peer_id: str
     initiator: bool
+    cipher: str
     send_key: bytes
     send_nonce: int
     receive_key: bytes

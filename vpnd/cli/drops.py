@@ -19,6 +19,5 @@ DROP_MEANINGS = {
     "bad_offload_header": "a peer sent a packet whose offload header does not fit it",
     "source_not_allowed": "a peer used a source address that is not its own",
     "destination_not_ours": "a peer sent what is neither for this node nor for a network it routes",
-    "shard_died_inbound": "was received by a shard that died before it was delivered",
     "tun_write_failed": "the kernel refused it on the TUN device",
 }

@@ -40,6 +40,7 @@ _KINDS = {
     "interface": "interface name",
     "ip": "IP address",
     "level": "level",
+    "cipher": "cipher",
     "multiaddr": "multiaddrs",
     "peer_id": "peer id",
 }

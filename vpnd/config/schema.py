@@ -213,6 +213,13 @@ class Session(Table, frozen=True):
             1 << 30,
         ),
     ] = 1 << 18
+    cipher: Annotated[
+        str,
+        text(
+            "auto (AES-GCM where both CPUs have instructions for it), aesgcm or chachapoly.",
+            "cipher",
+        ),
+    ] = "auto"
     congestion_control: Annotated[
         str, text("TCP congestion control where the kernel offers it; empty: the system's.", "name")
     ] = "bbr"

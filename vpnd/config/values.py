@@ -27,6 +27,7 @@ MAX_NAME = 63
 RECORDS_IN_RING = 4
 
 LEVELS = ("debug", "info", "warning", "error")
+CIPHERS = ("auto", "aesgcm", "chachapoly")
 _SWITCHES = {
     "true": True,
     "yes": True,
@@ -249,6 +250,12 @@ def _level(value: str) -> str:
     return value.lower()
 
 
+def _cipher(value: str) -> str:
+    if value.lower() not in CIPHERS:
+        raise Refused(f"must be one of {', '.join(CIPHERS)}")
+    return value.lower()
+
+
 def _path(value: str) -> str:
     if not value or value.endswith("/"):
         raise Refused("must be the path of a file")
@@ -275,4 +282,5 @@ _TEXT_KINDS: dict[str, Callable[[str], str]] = {
     "user": _user,
     "host_port": _host_port,
     "level": _level,
+    "cipher": _cipher,
 }

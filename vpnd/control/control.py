@@ -219,6 +219,7 @@ class Control:
             session_id=session_id,
             peer_id=session.peer_id,
             initiator=session.initiator,
+            cipher=session.cipher,
             send_key=session.send_key,
             send_nonce=session.send_nonce,
             receive_key=session.receive_key,

@@ -9,12 +9,12 @@ Positions are 64-bit counts of bytes since the ring was made; they only grow.
     tail: bytes published       producer     0      (each on a cache line of its own)
     head: bytes released        consumer     8
     consumer sleeps             both         16
-    producer waits for room     both         24
 
 Scratch. The producer never fills the last SCRATCH bytes before `head`: the consumer may overwrite the SCRATCH bytes
 in front of an unreleased span, which is where a shard puts the frame header that is sealed together with it.
 
-Order. Publishing is: write the records, fence, store `tail`. The consumer loads `tail`, then reads the records.
+Order. Publishing is: write the records, fence, store `tail`. The consumer loads `tail`, then reads the records. Releasing is:
+read the records, fence, store `head`. A producer without room drops or comes again: nobody waits for room.
 Falling asleep is: store `sleeps` = 1, fence, load `tail` again; waking is: store `tail`, fence, load `sleeps`. With a
 full barrier between store and load on both sides, at least one of the two sees the other's store, so a wake-up is never
 lost (Dekker's argument). On x86-64 stores are not reordered with stores nor loads with loads (Intel SDM 3A, 8.2.2), and
@@ -35,7 +35,7 @@ import platform
 import threading
 from collections.abc import Callable
 
-TAIL, HEAD, SLEEPS, WAITS = 0, 8, 16, 24
+TAIL, HEAD, SLEEPS = 0, 8, 16
 HEADER_BYTES = mmap.PAGESIZE
 #: Bytes in front of a span that belong to the consumer. A Yamux header has 12; 16 keeps the number round.
 SCRATCH = 16
@@ -77,10 +77,10 @@ fence = _make_fence()
 
 
 class Descriptors:
-    """What makes a ring, as descriptors to be passed to the other process: memory and two eventfds."""
+    """What makes a ring, as descriptors to be passed to the other process: memory, and an eventfd to wake the consumer."""
 
-    def __init__(self, memory: int, wake: int, room: int) -> None:
-        self.memory, self.wake, self.room = memory, wake, room
+    def __init__(self, memory: int, wake: int) -> None:
+        self.memory, self.wake = memory, wake
 
     @classmethod
     def create(cls, size: int, title: str) -> Descriptors:
@@ -89,26 +89,25 @@ class Descriptors:
             raise ValueError(f"ring size {size} is not a power of two of whole pages")
         memory = os.memfd_create(title, os.MFD_CLOEXEC)
         os.ftruncate(memory, HEADER_BYTES + size)
-        flags = os.EFD_NONBLOCK | os.EFD_CLOEXEC
-        return cls(memory, os.eventfd(0, flags), os.eventfd(0, flags))
+        return cls(memory, os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
 
-    def all(self) -> tuple[int, int, int]:
+    def all(self) -> tuple[int, int]:
         """In the order of the constructor."""
-        return self.memory, self.wake, self.room
+        return self.memory, self.wake
 
     def close(self) -> None:
-        """Close all three; mappings live on."""
+        """Close both; mappings live on."""
         for fd in self.all():
             os.close(fd)
 
 
 class _Side:
-    """What both sides share: the mapping. Descriptors stay the caller's; the eventfds must outlive this object."""
+    """What both sides share: the mapping. Descriptors stay the caller's; the eventfd must outlive this object."""
 
     def __init__(self, descriptors: Descriptors) -> None:
         self.size = os.fstat(descriptors.memory).st_size - HEADER_BYTES
         self.mask = self.size - 1
-        self.wake_fd, self.room_fd = descriptors.wake, descriptors.room
+        self.wake_fd = descriptors.wake
         self._header = mmap.mmap(descriptors.memory, HEADER_BYTES)
         self._words = memoryview(self._header).cast("Q")
         self._address = _map_twice(descriptors.memory, self.size)
@@ -188,15 +187,6 @@ class Producer(_Side):
             words[SLEEPS] = 0
             os.eventfd_write(self.wake_fd, 1)
 
-    def wait_for_room(self, count: int) -> bool:
-        """Ask for `room_fd` to be signalled at the next release. False: there is room for `count` after all."""
-        self._words[WAITS] = 1
-        fence()
-        if self.reserve(count) >= 0:
-            self._words[WAITS] = 0
-            return False
-        return True
-
 
 class Consumer(_Side):
     """The reading side. Owner: one loop of one process; not thread-safe."""
@@ -221,14 +211,9 @@ class Consumer(_Side):
 
     def release(self, count: int) -> None:
         """The first `count` readable bytes are done with; the producer may overwrite them."""
-        words = self._words
         fence()
         self._head += count
-        words[HEAD] = self._head
-        fence()
-        if words[WAITS]:
-            words[WAITS] = 0
-            os.eventfd_write(self.room_fd, 1)
+        self._words[HEAD] = self._head
 
     def sleep(self) -> bool:
         """Ask for `wake_fd` to be signalled at the next publish. False: there is something to read already."""
