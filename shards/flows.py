@@ -1,8 +1,8 @@
 """Flow workers: the state of one destination IP:port, and the places a flow's packets may go to.
 
-A flow worker is an entry in a table, not a task. It is pinned to one `Sink`: a link (a session's stream), the waiting room
-of a peer without a session, or a drain that counts and drops. When a sink ends, its flows are unpinned and find a new
-one with their next packet.
+A flow worker is an entry in a table, not a task. It is pinned to one `Sink`: a link (a session's stream),
+the waiting room of a peer without a session, or a drain that counts and drops. When a sink ends, its flows
+are unpinned and find a new one with their next packet.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ class Sink(Protocol):
     def submit(self, buffer: memoryview, start: int, end: int, packets: int) -> None:
         """Take the records in buffer[start:end]. borrowed: until this returns; SCRATCH bytes in front of
         `start` may be overwritten."""
+
+    def flush(self) -> None:
+        """The end of a batch: let go of what was held together."""
 
 
 class Flow:
@@ -56,6 +59,9 @@ class Drain:
 
     def submit(self, buffer: memoryview, start: int, end: int, packets: int) -> None:
         self._drops[self._reason] += packets
+
+    def flush(self) -> None:
+        pass
 
 
 class Chunk:
@@ -124,6 +130,9 @@ class Waiting:
             self._want()
         if not self.queue.put(Chunk(buffer, start, end, packets, self._now())):
             self._drops["no_session"] += packets
+
+    def flush(self) -> None:
+        pass
 
     def expire(self, before_s: float) -> None:
         """Drop what has waited since before `before_s`."""

@@ -1,10 +1,12 @@
 """A link: one session with its socket, on the asyncio loop, without a task or an await.
 
-The socket's side of stages 4 and 5: `submit` seals a span, `flush` writes what is sealed, `on_readable` decrypts and hands on.
+The socket's side of stages 4 and 5: `submit` seals a span, `flush` writes what is sealed, `on_readable`
+decrypts and hands on.
 
-Back-pressure. Out: sealed bytes wait only for a socket that is full; as long as it is, and as long as the peer's window is
-shut, packets wait unsealed in a bounded queue and are dropped beyond it, so that a slow peer costs the ring nothing.
-In: what was read goes into the TUN at once, which does not block; a shard that is too slow is a socket that is read late.
+Back-pressure. Out: sealed bytes wait only for a socket that is full; as long as it is, and as long as the
+peer's window is shut, packets wait unsealed in a bounded queue and are dropped beyond it, so that a slow
+peer costs the ring nothing. In: what was read goes into the TUN at once, which does not block; a shard that
+is too slow is a socket that is read late.
 """
 
 from __future__ import annotations
@@ -128,20 +130,19 @@ class Link:
             packets -= unfit
             if start == end:
                 return
-        if self.queue or self._writer_on or not self._seal(buffer, start, end, packets):
-            if not self.queue.put(Chunk(buffer, start, end, packets, self._loop.time())):
-                self._drops["queue_full"] += packets
+        sealed = not self.queue and not self._writer_on and self._seal(buffer, start, end, packets)
+        if not sealed and not self.queue.put(Chunk(buffer, start, end, packets, self._loop.time())):
+            self._drops["queue_full"] += packets
 
     def _seal(self, buffer: memoryview, start: int, end: int, packets: int) -> bool:
         session, stream = self._session, self._stream
         if stream is None:
             return False
-        size = end - start
-        if session.room(stream) < size:
+        if not session.try_send(stream, buffer, start, end):
             self.flush()
-            if session.room(stream) < size:
+            if not session.try_send(stream, buffer, start, end):
                 return False
-        session.send(stream, buffer, start, end)
+        size = end - start
         self.packets_sent += packets
         self.bytes_sent += size - packets * PACKET_OFFSET
         self._events.packets_sent += packets

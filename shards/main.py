@@ -8,8 +8,9 @@
     control       channel (from ControlArrived)      _on_control: peers, SessionHandover
     peers         sessions' sockets                  Link
 
-Rights kept after the start: the descriptors it was given (the TUN's, to write packets of peers into), and nothing else: no file system of its own (everything is imported
-before), no capability, no way to gain one. It never sees the identity key.
+Rights kept after the start: the descriptors it was given (the TUN's, to write packets of peers into), and
+nothing else: no file system of its own (everything is imported before), no capability, no way to gain one.
+It never sees the identity key.
 """
 
 from __future__ import annotations
@@ -235,15 +236,15 @@ class Shard:
     def batch_done(self) -> None:
         """Store what changes with every batch of packets."""
         outbound, inbound = self._outbound, self._inbound
-        self._counters.store(
-            packets_from_tun=outbound.packets,
-            bytes_from_tun=outbound.bytes,
-            packets_sent=self.packets_sent,
-            bytes_sent=self.bytes_sent,
-            packets_to_tun=inbound.packets_to_tun,
-            bytes_to_tun=inbound.bytes_to_tun,
-            packets_received=inbound.packets_received,
-            bytes_received=inbound.bytes_received,
+        self._counters.store_batch(
+            outbound.packets,
+            outbound.bytes,
+            inbound.packets_to_tun,
+            inbound.bytes_to_tun,
+            self.packets_sent,
+            self.bytes_sent,
+            inbound.packets_received,
+            inbound.bytes_received,
         )
 
     def _store_all(self) -> None:

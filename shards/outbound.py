@@ -5,8 +5,9 @@
     3. records → flow → span of a peer      *     per record
     4. seal, send                           *     per span: Link.submit; per batch: Link.flush
 
-Consecutive records that go to the same sink are one span: sealed in one call, in place, without being copied. A span is cut
-where it would no longer fit into one Noise message, so that a record lies in two messages only if it must.
+Consecutive records that go to the same sink are one span: sealed in one call, in place, without being
+copied. A span is cut where it would no longer fit into one Noise message, so that a record lies in two
+messages only if it must.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from shards.flows import FlowTable, Sink
-from shards.link import Link
 from shards.stream.spec import MAX_FRAME_PAYLOAD_BYTES
 from vpnd.packet.flow import key_of
 from vpnd.packet.record import LENGTH, LENGTH_BYTES, MIN_PACKET_BYTES, PACKET_OFFSET, VNET_BYTES
@@ -44,7 +44,7 @@ class Outbound:
         position = span = start
         sink: Sink | None = None
         in_span = packets = 0
-        touched: set[Link] = set()
+        touched: list[Sink] = []  # one or two, nearly always
         while position < stop:
             (count,) = length_at(buffer, position)
             following = position + LENGTH_BYTES + count
@@ -59,19 +59,19 @@ class Outbound:
             if flow.sink is not sink or following - span > MAX_FRAME_PAYLOAD_BYTES:
                 if sink is not None and in_span:
                     sink.submit(buffer, span, position, in_span)
-                    if type(sink) is Link:
-                        touched.add(sink)
+                    if sink not in touched:
+                        touched.append(sink)
                 sink, span, in_span = flow.sink, position, 0
             in_span += 1
             packets += 1
             position = following
         if sink is not None:
             sink.submit(buffer, span, position, in_span)
-            if type(sink) is Link:
-                touched.add(sink)
+            if sink not in touched:
+                touched.append(sink)
         consumer.release(position - start)
-        for link in touched:
-            link.flush()
+        for each in touched:
+            each.flush()
         self.packets += packets
         self.bytes += position - start - packets * PACKET_OFFSET
         return position < end

@@ -45,8 +45,9 @@ class State(enum.Enum):
 class Child:
     """Owner: supervisor loop.
 
-    `begin()` gives the first message and its descriptors, made anew for every process. `on_up(child)` is called at Ready,
-    `on_down(child)` whenever a process of this child is gone, before the next is started; `on_message` gets the rest.
+    `begin()` gives the first message and its descriptors, made anew for every process. `on_up(child)` is
+    called at Ready, `on_down(child)` whenever a process of this child is gone, before the next is started;
+    `on_message` gets the rest.
     """
 
     def __init__(

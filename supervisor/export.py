@@ -1,7 +1,7 @@
 """The Prometheus endpoint: the counters of all processes under their own names.
 
-Served by prometheus-client from a thread of its own. A scrape reads counters in memory and asks no child, so it costs the
-packet path next to nothing.
+Served by prometheus-client from a thread of its own. A scrape reads counters in memory and asks no child,
+so it costs the packet path next to nothing.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Removes the status socket when the supervisor is killed.
 
-Children, device, addresses and routes vanish by themselves with the supervisor's descriptors; a socket's name in the
-file system does not. A tiny shell waits for the end of a pipe whose other end only the supervisor has; it comes with the
-supervisor's death, however it dies. The inode is compared, so that a new daemon's socket is left alone.
+Children, device, addresses and routes vanish by themselves with the supervisor's descriptors; a socket's
+name in the file system does not. A tiny shell waits for the end of a pipe whose other end only the
+supervisor has; it comes with the supervisor's death, however it dies. The inode is compared, so that a new
+daemon's socket is left alone.
 """
 
 from __future__ import annotations

@@ -3,13 +3,14 @@
     talks to      over                            what comes, and who serves it
     ------------  ------------------------------  --------------------------------------------------------
     kernel        TUN descriptor                  Pump.read_tun
-    shards        channel                         Child (Ready, Failed), _on_shard (ShardStatus)
-    control       channel                         Child (Ready, Failed), _on_control (ControlStatus)
+    shards        channel                         Child (Ready, Failed), _on_answer (ShardStatus)
+    control       channel                         Child (Ready, Failed), _on_answer (ControlStatus)
     commands      status socket                   StatusServer: status, stop
     Prometheus    HTTP, if metrics.listen is set  Exporter
 
-Rights kept: the TUN descriptor (it moves the packets), CAP_NET_ADMIN (it takes its addresses and routes back), root's signals (it
-kills and restarts children of another user). It parses nothing that comes from the network: records are checked by the shards.
+Rights kept: the TUN descriptor (it moves the packets), CAP_NET_ADMIN (it takes its addresses and routes
+back), root's signals (it kills and restarts children of another user). It parses nothing that comes from
+the network: records are checked by the shards.
 
 Start order: what may be refused without a trace first (lock, overlap), then device, children, addresses and
 routes, last the line that says it works. Stop is the reverse. A failing start takes back what it did.

@@ -10,9 +10,9 @@
 
 Inbound packets do not come back to the supervisor: each shard writes them into the TUN itself (see shards/inbound.py).
 
-Reading straight into a ring needs the ring before the packet is seen: it is read into the ring of the shard that had
-the last packet, and copied only when the flow turns out to be another shard's. Bulk traffic is one flow, so this is rare
-where it would be dear.
+Reading straight into a ring needs the ring before the packet is seen: it is read into the ring of the shard
+that had the last packet, and copied only when the flow turns out to be another shard's. Bulk traffic is one
+flow, so this is rare where it would be dear.
 
 A flow stays with its shard for as long as packets come, also when a shard is added or comes back: otherwise
 packets of the old way and the new way could overtake each other.

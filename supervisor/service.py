@@ -28,9 +28,9 @@ class VPNService:
         async with VPNService(config) as service:
             print(await service.status())
 
-    `config` is checked when it is made (vpnd.config.load). Needs root and Linux. The children are processes of their own;
-    the TUN and the rings are served by the loop that `start` ran on, so keep that loop free of long callbacks.
-    Use one instance for one life: start, stop.
+    `config` is checked when it is made (vpnd.config.load). Needs root and Linux. The children are processes
+    of their own; the TUN and the rings are served by the loop that `start` ran on, so keep that loop free
+    of long callbacks. Use one instance for one life: start, stop.
     """
 
     def __init__(self, config: Config, identity: Identity | None = None) -> None:
@@ -38,7 +38,7 @@ class VPNService:
         self._node: Node | None = None
 
     async def start(self) -> None:
-        """Return when packets flow through the device. Raises a VpndError that says what to do; nothing is left then."""
+        """Return when packets flow through the device. Raises a VpndError that says what to do; nothing is left."""
         if os.geteuid() != 0:
             raise PrivilegeError("starting a node needs root: run it with sudo")
         config = self._config

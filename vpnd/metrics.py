@@ -1,10 +1,10 @@
 """Counters of all processes, in shared memory.
 
-Each child slot (control, shard 0, shard 1 …) has one page of unsigned 64-bit counters, native byte order, in
-a memfd that the supervisor makes and keeps: it outlives the child, so a restarted child goes on where the
-dead one stopped and nothing is forgotten. A counter has one writer, the child; the supervisor reads, and writes only while
-no process has the page, to settle what a dead one had under way.
-A name's offset is its place in the tuple below. One 8-byte store is atomic on every machine CPython runs on.
+Each child slot (control, shard 0, shard 1 …) has one page of unsigned 64-bit counters, native byte order,
+in a memfd that the supervisor makes and keeps: it outlives the child, so a restarted child goes on where
+the dead one stopped and nothing is forgotten. A counter has one writer, the child; the supervisor reads,
+and writes only while no process has the page, to settle what a dead one had under way. A name's offset is
+its place in the tuple below. One 8-byte store is atomic on every machine CPython runs on.
 
 The hot path adds to plain ints and stores them here once a batch.
 """

@@ -242,17 +242,23 @@ class Session:
         the caller when this returns, and no longer what it was.
         LocalProtocolError: the span is longer than room(), or start is less than 12.
         """
-        size = end - start
-        if stream.state is not _READY or size > stream.send_window or size > self._sealer.room():
-            raise LocalProtocolError("more is sent than there is room for")
         if start < _HEADER_BYTES:
             raise LocalProtocolError("no scratch in front of the span")
+        if not self.try_send(stream, ring, start, end):
+            raise LocalProtocolError("more is sent than there is room for")
+
+    def try_send(self, stream: Stream, ring: memoryview, start: int, end: int) -> bool:
+        """As send(), but False, and nothing done, when the span is longer than room(). `start` must be 12 or more."""
+        size = end - start
+        if stream.state is not _READY or size > stream.send_window or size > self._sealer.room():
+            return False
         try:
             self._mux.frames_sent += self._sealer.seal_data(stream.id, ring, start, end)
         except RemoteProtocolError as error:
             self._fail(error)
             raise
         stream.send_window -= size
+        return True
 
     def consumed(self, stream: Stream, count: int) -> None:
         """`count` payload bytes of Data events are done with: the peer may send as many again.

@@ -39,9 +39,9 @@ from multiaddr import Multiaddr
 
 from vpnd.adapter import binding
 from vpnd.adapter.addresses import Endpoint, expand_wildcards, parse_endpoint
+from vpnd.adapter.cipher import SESSION_MUXERS, offered
 from vpnd.adapter.dial import dial_session
 from vpnd.adapter.guards import Count, HandedOver, InboundGate, StreamHandler, contained
-from vpnd.adapter.cipher import SESSION_MUXERS, offered
 from vpnd.adapter.handoff import Detached, NotDetachable, detach
 from vpnd.adapter.logs import Seldom
 from vpnd.adapter.transport import MembersOnlyNoise, WatchfulTcp

@@ -16,8 +16,8 @@ log = logging.getLogger(__name__)
 class LoopChannel:
     """Watches `channel` on the running loop.
 
-    `on_message(message, descriptors)` owns the descriptors. `on_closed(reason)` is called once, after which the channel is
-    closed: the other process is gone, or broke the message table.
+    `on_message(message, descriptors)` owns the descriptors. `on_closed(reason)` is called once, after which
+    the channel is closed: the other process is gone, or broke the message table.
     """
 
     def __init__(

@@ -175,10 +175,9 @@ class PeersComplete(Message, frozen=True):
 class SessionHandover(Message, frozen=True):
     """An established libp2p session, Noise handshake done and muxer id agreed, now the shard's.
 
-    `cipher`: chachapoly or aesgcm, as vpnd.adapter.cipher names them. `send_key`, `receive_key`: 32 bytes each; nonces: the
-    next ones to use.
-    `leftover`: plaintext received behind the muxer negotiation, to be parsed first.
-    Descriptor: the TCP socket, non-blocking.
+    `cipher`: chachapoly or aesgcm, as vpnd.adapter.cipher names them. `send_key`, `receive_key`: 32 bytes
+    each; nonces: the next ones to use. `leftover`: plaintext received behind the muxer negotiation, to be
+    parsed first. Descriptor: the TCP socket, non-blocking.
     """
 
     session_id: int

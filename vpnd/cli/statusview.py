@@ -121,7 +121,7 @@ def _why_not(peer: Fields) -> str:
 _SHARD_HEAD = [
     ("shard", ">"), ("pid", ">"), ("state", "<"), ("restarts", ">"), ("cpu", ">"), ("memory", ">"),
     ("from tun", ">"), ("to tun", ">"), ("drops", ">"), ("flows", ">"), ("streams", ">"), ("sessions", ">"),
-    ("ring in", ">"), ("ring out", ">"),
+    ("ring", ">"),
 ]  # fmt: skip
 
 
@@ -145,8 +145,7 @@ def _shard(shard: Fields) -> Sequence[str]:
         count(shard.get("flows")),
         count(shard.get("streams")),
         count(shard.get("sessions")),
-        _occupancy(shard.get("ring_in")),
-        _occupancy(shard.get("ring_out")),
+        _occupancy(shard.get("ring")),
     )
 
 

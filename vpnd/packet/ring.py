@@ -13,14 +13,15 @@ Positions are 64-bit counts of bytes since the ring was made; they only grow.
 Scratch. The producer never fills the last SCRATCH bytes before `head`: the consumer may overwrite the SCRATCH bytes
 in front of an unreleased span, which is where a shard puts the frame header that is sealed together with it.
 
-Order. Publishing is: write the records, fence, store `tail`. The consumer loads `tail`, then reads the records. Releasing is:
-read the records, fence, store `head`. A producer without room drops or comes again: nobody waits for room.
-Falling asleep is: store `sleeps` = 1, fence, load `tail` again; waking is: store `tail`, fence, load `sleeps`. With a
-full barrier between store and load on both sides, at least one of the two sees the other's store, so a wake-up is never
-lost (Dekker's argument). On x86-64 stores are not reordered with stores nor loads with loads (Intel SDM 3A, 8.2.2), and
-an uncontended lock is a locked instruction, hence a full barrier: that is `fence` there. Elsewhere `fence` is
-membarrier(2) with MEMBARRIER_CMD_GLOBAL_EXPEDITED, which begins and ends with a full barrier on the caller. Words are
-read and written through a memoryview of native 64-bit items, each one aligned 8-byte access.
+Order. Publishing is: write the records, fence, store `tail`. The consumer loads `tail`, then reads the
+records. Releasing is: read the records, fence, store `head`. A producer without room drops or comes again:
+nobody waits for room. Falling asleep is: store `sleeps` = 1, fence, load `tail` again; waking is: store
+`tail`, fence, load `sleeps`. With a full barrier between store and load on both sides, at least one of the
+two sees the other's store, so a wake-up is never lost (Dekker's argument). On x86-64 stores are not
+reordered with stores nor loads with loads (Intel SDM 3A, 8.2.2), and an uncontended lock is a locked
+instruction, hence a full barrier: that is `fence` there. Elsewhere `fence` is membarrier(2) with
+MEMBARRIER_CMD_GLOBAL_EXPEDITED, which begins and ends with a full barrier on the caller. Words are read and
+written through a memoryview of native 64-bit items, each one aligned 8-byte access.
 
 Trust. A shard is less trusted than the supervisor: `Producer.room` and `Consumer.readable` check the other
 side's word and raise RingBroken when it is impossible.
@@ -77,7 +78,8 @@ fence = _make_fence()
 
 
 class Descriptors:
-    """What makes a ring, as descriptors to be passed to the other process: memory, and an eventfd to wake the consumer."""
+    """What makes a ring, as descriptors to be passed to the other process: memory, and an eventfd to wake
+    the consumer."""
 
     def __init__(self, memory: int, wake: int) -> None:
         self.memory, self.wake = memory, wake
