@@ -22,6 +22,7 @@ import os
 import signal
 import socket
 import sys
+from typing import Any
 
 import uvloop
 
@@ -78,6 +79,7 @@ class Shard:
         self._links: dict[int, Link] = {}
         self._told: set[str] | None = None
         self._control: LoopChannel | None = None
+        self._loop.set_exception_handler(self._on_bug)
         self._supervisor = LoopChannel(supervisor, self._on_supervisor, self._on_supervisor_closed)
         self._loop.add_reader(wake, self._on_wake)
         self._loop.call_later(config.worker.cleanup_interval, self._clean)
@@ -120,6 +122,11 @@ class Shard:
 
     def _on_supervisor_closed(self, reason: str) -> None:
         self._end(f"supervisor: {reason}")
+
+    def _on_bug(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """An exception left a callback: whatever it left half done is gone with this process, and a new one begins."""
+        log.error("%s", context.get("message", "error"), exc_info=context.get("exception"))
+        self._end("an error of its own")
 
     def _end(self, reason: str) -> None:
         if not self._stopped.done():

@@ -104,3 +104,4 @@ class PeerTable:
                 self._drops["session_lost"] += chunk.packets
             else:
                 sink.submit(chunk.buffer, SCRATCH, len(chunk.buffer), chunk.packets)
+        sink.flush()

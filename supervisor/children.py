@@ -115,6 +115,12 @@ class Child:
 
     # --- a process's life
 
+    def _respawn(self) -> None:
+        try:
+            self._spawn()
+        except OSError as error:  # no process, memory or descriptor to be had right now
+            self._restart_later(f"{self.title} cannot be started: {error.strerror}")
+
     def _spawn(self) -> None:
         self.state = State.STARTING
         self._started_s = self._loop.time()
@@ -214,7 +220,7 @@ class Child:
         self.state = State.WAITING
         self.restarts += 1
         log.warning("%s; starting it again in %.0f ms", what, self._backoff_s * 1000)
-        self._timer = self._loop.call_later(self._backoff_s, self._spawn)
+        self._timer = self._loop.call_later(self._backoff_s, self._respawn)
         self._backoff_s = min(max(self._backoff_s * 2, settings.restart_initial), settings.restart_max)
 
     def _cancel_timer(self) -> None:

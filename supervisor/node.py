@@ -25,7 +25,6 @@ import ipaddress
 import itertools
 import logging
 import os
-import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -44,7 +43,7 @@ from supervisor.statusd import StatusServer
 from vpnd.api import channel, messages
 from vpnd.config.schema import Config
 from vpnd.errors import AlreadyRunningError, MachineError
-from vpnd.identity import Identity, default_virtual_ip
+from vpnd.identity import Identity
 from vpnd.metrics import CONTROL_COUNTERS, create_page
 from vpnd.packet.capability import Offload
 from vpnd.packet.offload import UdpCoalescer
@@ -57,12 +56,14 @@ MOST_AUTOMATIC_SHARDS = 4
 
 
 class Node:
-    """One running node. Owner: the loop it was started on. `start`, then `stop`, once each."""
+    """One running node. Owner: the loop it was started on. `start`, then `stop`, once each.
+
+    `config` is complete: node.name and network.virtual_ip are filled in (vpnd.config.load.complete).
+    """
 
     def __init__(self, config: Config, identity: Identity) -> None:
         self._config, self._identity = config, identity
-        self.name = config.node.name or socket.gethostname().partition(".")[0]
-        self.virtual_ip = config.network.virtual_ip or default_virtual_ip(identity.peer_id)
+        self.name, self.virtual_ip = config.node.name, config.network.virtual_ip
         self.stopped: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._loop = asyncio.get_running_loop()
         self._undo = contextlib.AsyncExitStack()
@@ -198,7 +199,8 @@ class Node:
         self.shards.append(shard)
 
     async def _stop_children(self) -> None:
-        await asyncio.gather(*(child.stop() for child in (self.control, *self.shards)))
+        await asyncio.gather(*(shard.stop() for shard in self.shards))
+        await self.control.stop()
 
     def _shard_up(self, slot: Slot, shard: Child) -> None:
         slot.up()
@@ -243,9 +245,9 @@ class Node:
                 shard.kill(reason)
 
     def _age_flows(self) -> None:
-        self._pump.flows.age()
-        timer = self._loop.call_later(self._config.worker.idle_timeout, self._age_flows)
-        self._undo.callback(timer.cancel)
+        if not self.stopped.done():
+            self._pump.flows.age()
+            self._loop.call_later(self._config.worker.idle_timeout, self._age_flows)
 
     # --- status and end
 

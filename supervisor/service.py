@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +16,7 @@ import uvloop
 
 from supervisor.node import Node
 from vpnd import logs
+from vpnd.config import load
 from vpnd.config.schema import Config
 from vpnd.errors import PrivilegeError, VpndError
 from vpnd.identity import Identity, load_or_create
@@ -43,6 +45,7 @@ class VPNService:
             raise PrivilegeError("starting a node needs root: run it with sudo")
         config = self._config
         identity = self._identity or load_or_create(Path(config.state_dir, config.p2p.identity_file))
+        config = load.complete(config, identity.peer_id, socket.gethostname())
         node = Node(config, identity)
         starting = asyncio.ensure_future(node.start())
         try:
