@@ -11,6 +11,7 @@ first message. States and what leads from one to the next:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 import logging
 import os
@@ -188,7 +189,8 @@ class Child:
 
     def _kill(self) -> None:
         if self._pidfd >= 0:
-            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it has ended, which the loop will tell next
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
     def _exited(self) -> None:
         assert self._popen is not None

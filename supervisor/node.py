@@ -33,7 +33,6 @@ import psutil
 
 from supervisor import report
 from supervisor.children import Child, State
-from supervisor.export import Exporter
 from supervisor.network import overlap
 from supervisor.network.routes import NetworkSetup
 from supervisor.network.tun import Tun
@@ -111,6 +110,8 @@ class Node:
         self._undo.callback(self._loop.remove_reader, self.tun.fd)
         self._age_flows()
         if config.metrics.listen:
+            from supervisor.export import Exporter  # 44 ms of start-up that only those pay who want it
+
             exporter = Exporter(config.metrics.listen, self.counters)
             self._undo.callback(exporter.close)
         self._ready = True
@@ -192,7 +193,7 @@ class Node:
             self._config.process,
             lambda: slot.begin(own, self.tun),
             lambda child: self._shard_up(slot, child),
-            lambda child: self._shard_down(slot),
+            lambda child: self._shard_down(slot, child),
             lambda message: self._on_answer(f"shard {index}", message),
         )
         self.slots.append(slot)
@@ -206,8 +207,9 @@ class Node:
         slot.up()
         self._introduce(slot.index, shard)
 
-    def _shard_down(self, slot: Slot) -> None:
+    def _shard_down(self, slot: Slot, shard: Child) -> None:
         slot.ended()
+        self._no_answers(shard)
         self.control.send(messages.ShardLeft(index=slot.index))
 
     def _control_up(self, control: Child) -> None:
@@ -217,6 +219,7 @@ class Node:
 
     def _control_down(self, control: Child) -> None:
         """Sessions go on without it; shards see their channels close."""
+        self._no_answers(control)
 
     def _introduce(self, index: int, shard: Child) -> None:
         """Give control and a shard the two ends of a channel of their own."""
@@ -259,6 +262,12 @@ class Node:
             answer = self._answers.pop((who, message.serial), None)
             if answer is not None and not answer.done():
                 answer.set_result(message)
+
+    def _no_answers(self, child: Child) -> None:
+        """It is gone: nobody need wait for what it was asked."""
+        for (who, _), answer in self._answers.items():
+            if who == child.title and not answer.done():
+                answer.set_result(None)
 
     async def _ask(self, child: Child, timeout_s: float) -> Any:
         if child.state is not State.UP:

@@ -55,7 +55,7 @@ STATUS = {
     "supervisor": {"pid": 1},
     "control": {"pid": 2, "restarts": 0, "state": "up"},
     "shards": [
-        {"index": 0, "pid": 3, "state": "up", "rss_bytes": 1 << 20, "ring_in": {"used": 1, "size": 4}},
+        {"index": 0, "pid": 3, "state": "up", "rss_bytes": 1 << 20, "ring": {"used": 1, "size": 4}},
     ],
     "peers": [
         {"name": "b", "virtual_ip": "10.86.0.2", "state": "connected", "rtt_ms": 0.25, "sessions": 2},

@@ -15,18 +15,24 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from vpnd import peerid
 from vpnd.api import messages
 from vpnd.api.channel import Channel, ChannelClosed, pair
 from vpnd.config.schema import P2P, Config, Peer, Process, Retry
+from vpnd.config.schema import Session as SessionTable
 from vpnd.metrics import CONTROL_COUNTERS, create_page
 
 REPOSITORY = Path(__file__).parents[2]
 #: Nothing here takes long; a wait that does has failed.
 PATIENCE_S = 15.0
+#: Ciphers of Noise and how they write their nonce (https://noiseprotocol.org/noise.html, 12.3 and 12.4).
+CIPHERS: dict[str, tuple[Any, str]] = {
+    "chachapoly": (ChaCha20Poly1305, "<4xQ"),
+    "aesgcm": (AESGCM, ">4xQ"),
+}
 
 M = TypeVar("M", bound=messages.Message)
 
@@ -63,12 +69,13 @@ def peer(name: str, identity: Identity, number: int, *ports: int) -> Peer:
     return Peer(name=name, peer_id=identity.peer_id, virtual_ip=f"10.86.0.{number}", addresses=addresses)
 
 
-def config(listen: int | str, *peers: Peer, **p2p: Any) -> Config:
+def config(listen: int | str, *peers: Peer, cipher: str = "auto", **p2p: Any) -> Config:
     address = f"/ip4/127.0.0.1/tcp/{listen}" if isinstance(listen, int) else listen
     return Config(
         p2p=P2P(listen=(address,), **{"dial_stagger": 0.2, "dial_timeout": 1.0} | p2p),
         retry=Retry(initial_interval=0.05, max_interval=0.3),
         peers=peers,
+        session=SessionTable(cipher=cipher),
         process=Process(user="nobody"),
     )
 
@@ -99,17 +106,20 @@ class Session:
         self.message = message
         self.socket = socket.socket(fileno=fd)
         self.socket.settimeout(PATIENCE_S)
-        self._send, self._receive = ChaCha20Poly1305(message.send_key), ChaCha20Poly1305(message.receive_key)
+        kind, self._nonce = CIPHERS[message.cipher]
+        self._send, self._receive = kind(message.send_key), kind(message.receive_key)
         self._send_nonce, self._receive_nonce = message.send_nonce, message.receive_nonce
 
     def send(self, data: bytes) -> None:
-        sealed = self._send.encrypt(struct.pack("<4xQ", self._send_nonce), data, None)
+        sealed = self._send.encrypt(struct.pack(self._nonce, self._send_nonce), data, None)
         self._send_nonce += 1
         self.socket.sendall(struct.pack(">H", len(sealed)) + sealed)
 
     def receive(self) -> bytes:
         size = struct.unpack(">H", self._exactly(2))[0]
-        opened = self._receive.decrypt(struct.pack("<4xQ", self._receive_nonce), self._exactly(size), None)
+        opened = self._receive.decrypt(
+            struct.pack(self._nonce, self._receive_nonce), self._exactly(size), None
+        )
         self._receive_nonce += 1
         return opened
 

@@ -28,7 +28,12 @@ class Node:
     """A host in this process that keeps what is handed over to it."""
 
     def __init__(
-        self, *, listen: str = "/ip4/127.0.0.1/tcp/0", members: set[str] | None = None, **p2p: Any
+        self,
+        *,
+        listen: str = "/ip4/127.0.0.1/tcp/0",
+        members: set[str] | None = None,
+        cipher: str = "chachapoly",
+        **p2p: Any,
     ) -> None:
         keys = create_new_key_pair()
         self.peer_id = peer_id_of(keys)
@@ -42,7 +47,7 @@ class Node:
             Config(
                 p2p=P2P(listen=(listen,), **{"dial_timeout": 2.0, "handshake_timeout": 2.0} | p2p),
                 network=Network(interface="ctvpn0", virtual_ip="10.86.0.1"),
-                session=SessionTable(user_timeout=7.0),
+                session=SessionTable(user_timeout=7.0, cipher=cipher),
                 process=Process(stop_timeout=2.0),
             ),
             is_member=lambda peer_id: self.members is None or peer_id in self.members,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from typing import Any
@@ -21,8 +22,8 @@ from multiaddr import Multiaddr
 from noise.connection import NoiseConnection
 
 from vpnd.adapter import dial, host, shape, transport
+from vpnd.adapter.cipher import AESGCM, CHACHAPOLY, SESSION_MUXERS
 from vpnd.adapter.dial import DialError
-from vpnd.adapter.handoff import SESSION_MUXER
 from vpnd.errors import ChildError
 
 
@@ -57,7 +58,7 @@ def test_what_was_read_too_far_is_handed_over() -> None:
             raw = await a.host._tcp.dial(Multiaddr(b.address))
             session = await a.host.swarm.upgrader.upgrade_security(raw, True, b.id)
             await MultiselectClient().handshake(MultiselectCommunicator(session))
-            await session.write(encode_delim(SESSION_MUXER.encode()) + b"early data")
+            await session.write(encode_delim(SESSION_MUXERS[CHACHAPOLY].encode()) + b"early data")
             await eventually(lambda: len(b.taken) == 1)
             assert b.taken[0].leftover == b"early data"
             assert b.taken[0].receive_nonce == a_nonce(session)
@@ -65,6 +66,27 @@ def test_what_was_read_too_far_is_handed_over() -> None:
 
     def a_nonce(session: Any) -> int:
         return int(session.conn.noise_state.noise_protocol.cipher_state_encrypt.n)
+
+    trio.run(main)
+
+
+def test_keys_of_another_cipher_are_not_taken_over_from_what_came_too_early() -> None:
+    """A peer that speaks before the answer has sealed that with the handshake's cipher: no state to go on with."""
+
+    async def main() -> None:
+        a, b = Node(), Node(cipher=AESGCM)
+        async with running(a, b):
+            raw = await a.host._tcp.dial(Multiaddr(b.address))
+            session = await a.host.swarm.upgrader.upgrade_security(raw, True, b.id)
+            await MultiselectClient().handshake(MultiselectCommunicator(session))
+            await session.write(encode_delim(SESSION_MUXERS[AESGCM].encode()) + b"early data")
+            with trio.fail_after(5.0), contextlib.suppress(Exception):
+                while await session.read(1024):
+                    pass
+            assert not b.taken
+            transport.close_now(raw)
+            (await a.host.dial(b.address, b.peer_id)).close()
+            assert len(b.taken) == 1
 
     trio.run(main)
 
@@ -100,7 +122,7 @@ def test_a_connection_without_a_socket_is_not_taken() -> None:
         node = Node()
         async with running(node):
             with pytest.raises(host.NotDetachable):
-                node.host._session_muxer(RawConnection(Relayed(), False), node.id)  # type: ignore[arg-type]
+                node.host._session_muxer(CHACHAPOLY, RawConnection(Relayed(), False), node.id)  # type: ignore[arg-type]
             assert not node.taken
 
     trio.run(main)

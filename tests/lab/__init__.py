@@ -8,6 +8,9 @@ from __future__ import annotations
 from .network import Lab, LabError, Namespace, clean_exit_on_signals, wait_until
 from .node import Node, mesh_of_nodes, module_command, pair_of_nodes, script_command, to_toml
 from .processes import cpu_seconds, process_tree, pss_bytes
+from .running import check_logs, connected, drops, running_nodes, settled, wait_connected
+from .sockets import Datagrams, inside, socket_in, tcp_pair, tcp_transfer, transfer, udp_flow
+from .steady import SteadyFlow
 from .traffic import (
     Ping,
     goodput_bps,
@@ -22,6 +25,19 @@ from .traffic import (
 )
 
 __all__ = [
+    "Datagrams",
+    "check_logs",
+    "connected",
+    "drops",
+    "inside",
+    "running_nodes",
+    "settled",
+    "socket_in",
+    "tcp_pair",
+    "tcp_transfer",
+    "transfer",
+    "udp_flow",
+    "wait_connected",
     "Lab",
     "LabError",
     "Namespace",
@@ -38,6 +54,7 @@ __all__ = [
     "pair_of_nodes",
     "parse_ping",
     "ping",
+    "SteadyFlow",
     "process_tree",
     "pss_bytes",
     "received_bytes",

@@ -20,7 +20,7 @@ P2P_PORT = 4001
 VIRTUAL_NETWORK = "10.86.0"
 
 #: How long one question to the daemon may take while `wait_ready` polls.
-STATUS_TIMEOUT_S = 2.0
+STATUS_TIMEOUT_S = 5.0
 
 
 def script_command(root: Path = ROOT) -> list[str]:
