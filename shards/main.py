@@ -38,6 +38,7 @@ from vpnd import logs, privileges
 from vpnd.api import messages
 from vpnd.api.aio import LoopChannel
 from vpnd.api.channel import Channel, first_message
+from vpnd.discovery.registry import StaticRegistry
 from vpnd.metrics import SHARD_COUNTERS, CounterPage
 from vpnd.packet import ring
 from vpnd.packet.capability import Capabilities
@@ -70,6 +71,9 @@ class Shard:
             offloads=start.tun_offloads, max_record=MAX_RECORD_BYTES, mtu=config.network.mtu
         )
         self._peers = PeerTable(self._make_waiting, self._drops)
+        # Until control has told who the peers are, their packets wait instead of having no route.
+        for member in StaticRegistry(config.peers).members():
+            self._peers.know(member.peer_id, member.name, member.prefixes)
         self._flows = FlowTable(
             config.worker.max_flows, config.worker.idle_timeout, self._peers.place, self._drops
         )
@@ -114,14 +118,15 @@ class Shard:
             case messages.StatusRequest(serial=serial):
                 reports = tuple(link.report() for link in self._links.values())
                 self._store_all()
-                self._supervisor.send(messages.ShardStatus(serial=serial, sessions=reports))
+                traffic = tuple(peer.traffic() for peer in self._peers)
+                self._supervisor.send(messages.ShardStatus(serial=serial, sessions=reports, traffic=traffic))
             case messages.Stop():
                 self._end("stopped")
             case _:
                 self._end(f"{type(message).__name__} came twice")
 
-    def _on_supervisor_closed(self, reason: str) -> None:
-        self._end(f"supervisor: {reason}")
+    def _on_supervisor_closed(self, error: Exception) -> None:
+        self._end(f"supervisor: {error}")
 
     def _on_bug(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """An exception left a callback: whatever it left half done is gone with this process, and a new one begins."""
@@ -144,8 +149,8 @@ class Shard:
         held = tuple((link.session_id, link.peer.peer_id, link.initiator) for link in self._links.values())
         self._control.send(messages.SessionsHeld(sessions=held))
 
-    def _on_control_closed(self, reason: str) -> None:
-        log.info("control: %s; sessions go on", reason)
+    def _on_control_closed(self, error: Exception) -> None:
+        log.info("control: %s; sessions go on", error)
 
     def _on_control(self, message: messages.Any, descriptors: list[int]) -> None:
         match message:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from shards.flows import Drain, Sink, Waiting, unpin
 from shards.prefixes import Prefixes
+from vpnd.api.messages import PeerTraffic, SessionReport
 from vpnd.packet.ring import SCRATCH
 
 if TYPE_CHECKING:
@@ -21,6 +22,18 @@ class Peer:
         self.prefixes: tuple[str, ...] = ()
         self.sources: Prefixes[bool] = Prefixes()
         self.links: set[Link] = set()
+        self._ended = PeerTraffic(peer_id=peer_id)
+
+    def count_ended(self, link: Link) -> None:
+        """Keep what an ending link has counted."""
+        self._ended = _add(self._ended, link.report())
+
+    def traffic(self) -> PeerTraffic:
+        """Everything between this shard and the peer so far."""
+        total = self._ended
+        for link in self.links:
+            total = _add(total, link.report())
+        return total
 
     def sink(self) -> Sink:
         """Where a flow's packets go now: the ready link with the least waiting, or the waiting room."""
@@ -28,6 +41,16 @@ class Peer:
         if not ready:
             return self.waiting
         return min(ready, key=lambda link: (link.queue.bytes, len(link.flows), link.session_id))
+
+
+def _add(total: PeerTraffic, session: SessionReport) -> PeerTraffic:
+    return PeerTraffic(
+        peer_id=total.peer_id,
+        bytes_sent=total.bytes_sent + session.bytes_sent,
+        bytes_received=total.bytes_received + session.bytes_received,
+        packets_sent=total.packets_sent + session.packets_sent,
+        packets_received=total.packets_received + session.packets_received,
+    )
 
 
 class PeerTable:
@@ -96,6 +119,7 @@ class PeerTable:
         """Its flows find another sink; what was queued goes there too, or is lost."""
         peer = link.peer
         peer.links.discard(link)
+        peer.count_ended(link)
         unpin(link)
         sink = peer.sink()
         while link.queue:

@@ -27,6 +27,7 @@ from vpnd import errors
 from vpnd.api import channel, messages
 from vpnd.api.aio import LoopChannel
 from vpnd.config.schema import Process as Settings
+from vpnd.errors import ProtocolViolation
 
 log = logging.getLogger(__name__)
 
@@ -177,9 +178,10 @@ class Child:
         self._fail(errors.ChildError(f"{self.title} was not ready after {self._settings.ready_timeout:g} s"))
         self._kill()
 
-    def _channel_closed(self, reason: str) -> None:
-        if self.state is not State.STOPPED and self._popen is not None and self._popen.poll() is None:
-            log.error("%s (pid %d): %s; it is killed", self.title, self.pid, reason)
+    def _channel_closed(self, error: Exception) -> None:
+        """It has died, which its pidfd will tell, or it broke the message table: it must not live on without us."""
+        if isinstance(error, ProtocolViolation):
+            log.error("%s (pid %d): %s; it is killed", self.title, self.pid, error)
         self._kill()
 
     def kill(self, reason: str) -> None:

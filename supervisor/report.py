@@ -21,6 +21,8 @@ from vpnd.config.schema import Config
 from vpnd.metrics import DROP_REASONS, OUTBOUND_DROPS, CounterPage
 from vpnd.packet.capability import Offload
 
+TRAFFIC = ("bytes_sent", "bytes_received", "packets_sent", "packets_received")
+
 
 def usage(child: Child) -> dict[str, Any]:
     """pid, restarts, state, CPU and memory of a child; zeros while there is no process."""
@@ -61,6 +63,10 @@ def peer_rows(
     for shard in shards:
         for session in shard.sessions if shard is not None else ():
             sessions[session.peer_id].append(session)
+    traffic: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+    for shard in shards:
+        for row in shard.traffic if shard is not None else ():
+            traffic[row.peer_id].update({name: getattr(row, name) for name in TRAFFIC})
     known: dict[str, PeerReport] = (
         {peer.peer_id: peer for peer in control.peers} if control is not None else {}
     )
@@ -83,16 +89,8 @@ def peer_rows(
                 "next_dial_s": told.next_dial_s if told is not None else -1.0,
                 "dials": told.dials if told is not None else 0,
                 "dial_failures": told.dial_failures if told is not None else 0,
-                **{
-                    name: sum(getattr(session, name) for session in mine)
-                    for name in (
-                        "bytes_sent",
-                        "bytes_received",
-                        "packets_sent",
-                        "packets_received",
-                        "queued_bytes",
-                    )
-                },
+                "queued_bytes": sum(session.queued_bytes for session in mine),
+                **{name: traffic[peer.peer_id][name] for name in TRAFFIC},
             }
         )
     return rows

@@ -16,15 +16,15 @@ log = logging.getLogger(__name__)
 class LoopChannel:
     """Watches `channel` on the running loop.
 
-    `on_message(message, descriptors)` owns the descriptors. `on_closed(reason)` is called once, after which
-    the channel is closed: the other process is gone, or broke the message table.
+    `on_message(message, descriptors)` owns the descriptors. `on_closed(error)` is called once, after which the
+    channel is closed: the other process is gone (ChannelClosed), or broke the message table (ProtocolViolation).
     """
 
     def __init__(
         self,
         channel: Channel,
         on_message: Callable[[messages.Any, list[int]], None],
-        on_closed: Callable[[str], None],
+        on_closed: Callable[[ChannelClosed | ProtocolViolation], None],
     ) -> None:
         self._channel, self._on_message, self._on_closed = channel, on_message, on_closed
         self._loop = asyncio.get_running_loop()
@@ -40,7 +40,7 @@ class LoopChannel:
         try:
             self._channel.send(message, descriptors)
         except ChannelClosed as error:
-            self._end(str(error))
+            self._end(error)
             return
         self._watch_writable()
 
@@ -53,7 +53,7 @@ class LoopChannel:
         try:
             self._channel.flush()
         except ChannelClosed as error:
-            self._end(str(error))
+            self._end(error)
             return
         if not self._channel.backlog:
             self._writing = False
@@ -64,16 +64,16 @@ class LoopChannel:
             try:
                 received = self._channel.receive()
             except (ChannelClosed, ProtocolViolation) as error:
-                self._end(str(error))
+                self._end(error)
                 return
             if received is None:
                 return
             self._on_message(*received)
 
-    def _end(self, reason: str) -> None:
+    def _end(self, error: ChannelClosed | ProtocolViolation) -> None:
         if not self.closed:
             self.close()
-            self._on_closed(reason)
+            self._on_closed(error)
 
     def close(self) -> None:
         """Close without telling `on_closed`. Idempotent."""

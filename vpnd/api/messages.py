@@ -147,11 +147,22 @@ class SessionReport(msgspec.Struct, frozen=True, kw_only=True):
     age_s: float
 
 
+class PeerTraffic(msgspec.Struct, frozen=True, kw_only=True):
+    """What went between a shard and one peer, over all sessions, those that have ended too."""
+
+    peer_id: str
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    packets_sent: int = 0
+    packets_received: int = 0
+
+
 class ShardStatus(Message, frozen=True):
     """A shard's answer to StatusRequest. Counts live in the counter page, not here."""
 
     serial: int
     sessions: tuple[SessionReport, ...]
+    traffic: tuple[PeerTraffic, ...]
 
 
 class PeerKnown(Message, frozen=True):

@@ -1,0 +1,96 @@
+"""A steady flow of numbered datagrams in the background: what was lost, what came late, how long nothing came."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+import time
+from types import TracebackType
+
+from .network import Namespace
+from .sockets import socket_in
+
+_NUMBER = struct.Struct(">Q")
+
+
+class SteadyFlow:
+    """Datagrams to `ip`, an address of `receiver`, at `rate_hz`, from entering the block to leaving it.
+
+    `port` 0 is any. What is asked about the flow is complete once the block was left.
+    """
+
+    def __init__(
+        self,
+        sender: Namespace,
+        receiver: Namespace,
+        ip: str,
+        *,
+        port: int = 0,
+        rate_hz: int = 500,
+        size: int = 1200,
+    ) -> None:
+        self._inbox = socket_in(receiver, ip, socket.SOCK_DGRAM)
+        self._inbox.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 24)
+        self._inbox.bind((ip, port))
+        self._inbox.settimeout(0.5)
+        self._out = socket_in(sender, ip, socket.SOCK_DGRAM)
+        self._out.connect(self._inbox.getsockname()[:2])
+        self._rate_hz, self._size = rate_hz, size
+        self._ending = threading.Event()
+        self._threads = [threading.Thread(target=self._send), threading.Thread(target=self._receive)]
+        self.sent = 0
+        self.numbers: list[int] = []
+        self.times_s: list[float] = []
+
+    def __enter__(self) -> SteadyFlow:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ending.set()
+        for thread in self._threads:
+            thread.join()
+        self._inbox.close()
+        self._out.close()
+
+    def _send(self) -> None:
+        padding = bytes(self._size - _NUMBER.size)
+        begun_s = time.monotonic()
+        while not self._ending.is_set():
+            while self.sent < (time.monotonic() - begun_s) * self._rate_hz:
+                try:
+                    self._out.send(_NUMBER.pack(self.sent) + padding)
+                except OSError:
+                    pass  # the device may be gone for a while; the number is then lost like any other
+                self.sent += 1
+            time.sleep(1 / self._rate_hz)
+
+    def _receive(self) -> None:
+        while True:
+            try:
+                data = self._inbox.recv(65536)
+            except TimeoutError:
+                if self._ending.is_set():
+                    return
+                continue
+            self.times_s.append(time.monotonic())
+            self.numbers.append(_NUMBER.unpack_from(data)[0])
+
+    @property
+    def lost(self) -> int:
+        """Datagrams that never arrived."""
+        return self.sent - len(set(self.numbers))
+
+    @property
+    def late(self) -> int:
+        """Datagrams that came behind one sent after them."""
+        return sum(after < before for before, after in zip(self.numbers, self.numbers[1:], strict=False))
+
+    def longest_gap_s(self) -> float:
+        """The longest time in which nothing arrived."""
+        pairs = zip(self.times_s, self.times_s[1:], strict=False)
+        return max((after - before for before, after in pairs), default=float("inf"))

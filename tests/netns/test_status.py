@@ -1,0 +1,244 @@
+"""What a node says of itself: the documented fields, books that add up, every drop under its reason."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from lab import (
+    Lab,
+    Node,
+    inside,
+    mesh_of_nodes,
+    ping,
+    running_nodes,
+    settled,
+    socket_in,
+    tcp_transfer,
+    udp_flow,
+    wait_until,
+)
+
+pytestmark = pytest.mark.root
+
+METRICS_PORT = 9586
+NUMBER = (int, float)
+FIELDS: dict[str, dict[str, Any]] = {
+    "node": {"name": str, "peer_id": str, "virtual_ip": str, "uptime_s": NUMBER},
+    "supervisor": {"pid": int},
+    "control": {"pid": int, "restarts": int},
+    "tun": {
+        "interface": str, "mtu": int, "offloads": list, "packets_read": int, "packets_written": int,
+        "bytes_read": int, "bytes_written": int,
+    },
+}  # fmt: skip
+SHARD_FIELDS = {
+    "cpu_percent": NUMBER,
+    **dict.fromkeys(
+        (
+            "index", "pid", "restarts", "rss_bytes", "packets_from_tun", "packets_to_tun",
+            "bytes_from_tun", "bytes_to_tun", "flows", "streams", "sessions",
+        ),
+        int,
+    ),
+}  # fmt: skip
+PEER_FIELDS = {
+    "name": str,
+    "peer_id": str,
+    "virtual_ip": str,
+    "state": str,
+    "rtt_ms": (*NUMBER, type(None)),
+    "sessions": int,
+}
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[tuple[Node, Node]]:
+    def change(nodes: list[Node]) -> None:
+        nodes[0].config["metrics"] = {"listen": f"127.0.0.1:{METRICS_PORT}"}
+
+    with running_nodes(change=change) as (a, b):
+        yield a, b
+
+
+def has(fields: dict[str, Any], part: dict[str, Any]) -> None:
+    for name, kind in fields.items():
+        assert isinstance(part[name], kind), f"{name} is {part[name]!r}"
+
+
+def test_the_documented_fields_are_there(pair: tuple[Node, Node]) -> None:
+    a, b = pair
+    assert ping(a.lab, a.namespace, b.virtual_ip, count=3).loss == 0
+    status = a.status()
+    for part, fields in FIELDS.items():
+        has(fields, status[part])
+    assert [shard["index"] for shard in status["shards"]] == [0, 1]
+    for shard in status["shards"]:
+        has(SHARD_FIELDS, shard)
+        assert shard["rss_bytes"] > 1 << 20 and shard["pid"] != status["supervisor"]["pid"]
+    (peer,) = status["peers"]
+    has(PEER_FIELDS, peer)
+    assert (peer["name"], peer["state"], peer["virtual_ip"]) == ("b", "connected", b.virtual_ip)
+    assert peer["sessions"] >= 2 and 0 < peer["rtt_ms"] < 1000
+    assert all(isinstance(count, int) for count in status["dropped"].values())
+    assert status["node"]["peer_id"] == b.config["peers"][0]["peer_id"]
+    said = a.vpnd("status").stdout
+    assert said.splitlines()[0].startswith(f"{status['node']['name']}: healthy")
+
+
+def test_the_books_of_both_add_up_after_traffic(pair: tuple[Node, Node]) -> None:
+    a, b = pair
+    before = settled(a), settled(b)
+    tcp_transfer(a.namespace, b.namespace, b.virtual_ip, 8 << 20)
+    tcp_transfer(a.namespace, b.namespace, b.virtual_ip, 8 << 20, reverse=True)
+    udp_flow(a.namespace, b.namespace, b.virtual_ip, count=1000)
+    after = settled(a), settled(b)
+    assert after[0]["tun"]["bytes_read"] - before[0]["tun"]["bytes_read"] > 9 << 20
+    for one, other in ((0, 1), (1, 0)):
+        sent = after[one]["books"]["out"]["sent"] - before[one]["books"]["out"]["sent"]
+        received = after[other]["books"]["in"]["received"] - before[other]["books"]["in"]["received"]
+        assert sent == received > 0
+    assert after[0]["peers"][0]["bytes_sent"] == after[1]["peers"][0]["bytes_received"]
+
+
+def dropped(node: Node, reason: str) -> int:
+    count: int = settled(node)["dropped"][reason]
+    return count
+
+
+def send_datagrams(node: Node, ip: str, source: str = "") -> None:
+    with socket_in(node.namespace, ip, socket.SOCK_DGRAM) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        if source:
+            sock.bind((source, 0))
+        for port in range(5000, 5005):
+            sock.sendto(b"five of them", (ip, port))
+
+
+def test_what_nobody_owns_has_no_route(pair: tuple[Node, Node]) -> None:
+    before = dropped(pair[0], "no_route")
+    send_datagrams(pair[0], "10.86.77.77")
+    wait_until(lambda: dropped(pair[0], "no_route") - before == 5, 5, "five packets without a route")
+
+
+def test_multicast_and_broadcast_are_not_carried(pair: tuple[Node, Node]) -> None:
+    before = dropped(pair[0], "not_unicast")
+    pair[0].lab.ip(pair[0].namespace, "route", "add", "239.1.2.3/32", "dev", "vpnd0")
+    send_datagrams(pair[0], "239.1.2.3")
+    wait_until(
+        lambda: dropped(pair[0], "not_unicast") - before >= 5, 5, "five packets to nobody in particular"
+    )
+
+
+def test_a_peer_may_not_use_an_address_of_somebody_else(pair: tuple[Node, Node]) -> None:
+    a, b = pair
+    before = dropped(a, "source_not_allowed")
+    b.lab.ip(b.namespace, "addr", "add", "10.86.0.99/32", "dev", "vpnd0")
+    send_datagrams(b, a.virtual_ip, source="10.86.0.99")
+    wait_until(lambda: dropped(a, "source_not_allowed") - before == 5, 5, "five packets with a false sender")
+
+
+def test_what_is_not_for_us_is_not_let_in(pair: tuple[Node, Node]) -> None:
+    """B believes that another address is A's: its own packets to it arrive at A, which does not own it."""
+
+    def misled(nodes: list[Node]) -> None:
+        nodes[1].config["peers"][0]["virtual_ip"] = "10.86.5.5"
+
+    with running_nodes(change=misled) as (a, b):
+        send_datagrams(b, "10.86.5.5")
+        wait_until(lambda: dropped(a, "destination_not_ours") == 5, 5, "five packets for somebody else")
+
+
+def test_what_is_no_ip_packet_is_malformed(pair: tuple[Node, Node]) -> None:
+    a, _ = pair
+    before = dropped(a, "malformed_local")
+    # An IPv4 header that says it is 60 bytes long, in a packet of 24.
+    packet = struct.pack(">BBHHHBBH4s4s4x", 0x4F, 0, 24, 0, 0, 64, 17, 0, bytes(4), bytes([10, 86, 0, 2]))
+    with a_raw_device(a) as device:
+        device.send(packet)
+    wait_until(lambda: dropped(a, "malformed_local") - before == 1, 5, "a packet that lies about itself")
+
+
+def a_raw_device(node: Node) -> socket.socket:
+    """Packets as they are onto the TUN device, around the kernel's checks."""
+    with inside(node.namespace):
+        sock = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM)
+        sock.bind(("vpnd0", 0x0800))
+    return sock
+
+
+def test_a_stranger_is_refused_and_counted() -> None:
+    with Lab(3) as lab:
+        nodes = mesh_of_nodes(lab, shards=1)
+        nodes[0].config["peers"] = [peer for peer in nodes[0].config["peers"] if peer["name"] != "c"]
+        for node in nodes:
+            node.start()
+        a, _, c = nodes
+        for node in nodes:
+            node.wait_ready()
+
+        def refused() -> int:
+            count: int = a.ask()["control"]["counters"]["refused_unknown_peer"]
+            return count
+
+        wait_until(lambda: refused() > 1, 10, "a stranger is refused")
+        assert ping(lab, c.namespace, a.virtual_ip, count=2).loss == 1
+        (report,) = [peer for peer in c.ask()["peers"] if peer["name"] == "a"]
+        assert report["state"] != "connected" and "list this one" in report["last_error"]
+
+
+def scrape(node: Node) -> dict[str, float]:
+    """The samples of the Prometheus endpoint."""
+    with socket_in(node.namespace, "127.0.0.1", socket.SOCK_STREAM) as sock:
+        sock.connect(("127.0.0.1", METRICS_PORT))
+        sock.sendall(b"GET /metrics HTTP/1.0\r\nHost: localhost\r\n\r\n")
+        answer = b"".join(iter(lambda: sock.recv(65536), b"")).decode()
+    head, _, body = answer.partition("\r\n\r\n")
+    assert " 200 " in head.splitlines()[0]
+    rows = re.findall(r"^(\w+(?:\{[^}]*\})?) (\S+)$", body, re.MULTILINE)
+    return {name: float(value) for name, value in rows}
+
+
+def test_prometheus_is_told_the_same_as_status(pair: tuple[Node, Node]) -> None:
+    a, b = pair
+    assert ping(a.lab, a.namespace, b.virtual_ip, count=3).loss == 0
+
+    def agree() -> bool:
+        before, samples, after = settled(a), scrape(a), settled(a)
+        if before["tun"] != after["tun"]:
+            return False
+        for name in ("packets_read", "packets_written", "bytes_read", "bytes_written"):
+            assert samples[f"vpnd_tun_{name}_total"] == after["tun"][name]
+        for reason, count in after["dropped"].items():
+            assert samples[f'vpnd_dropped_packets_total{{reason="{reason}"}}'] == count
+        for shard in after["shards"]:
+            for name in ("packets_sent", "packets_received", "bytes_to_tun"):
+                assert samples[f'vpnd_shard_{name}_total{{shard="{shard["index"]}"}}'] == shard[name]
+            assert samples[f'vpnd_shard_sessions{{shard="{shard["index"]}"}}'] == shard["sessions"]
+        for name, count in after["control"]["counters"].items():
+            kind = "" if name == "connections" else "_total"
+            assert samples[f"vpnd_control_{name}{kind}"] == count
+        assert samples["vpnd_ready"] == 1
+        return True
+
+    wait_until(agree, 10, "a moment without packets")
+
+
+def test_a_question_that_is_none_is_answered_with_an_error(pair: tuple[Node, Node]) -> None:
+    for question in (
+        b"\n",
+        b"{}\n",
+        b"[1]\n",
+        b"status\n",
+        json.dumps({"command": "dance"}).encode() + b"\n",
+    ):
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.settimeout(10)
+            sock.connect(str(pair[0].state_dir / "vpnd.sock"))
+            sock.sendall(question)
+            assert "error" in json.loads(b"".join(iter(lambda: sock.recv(65536), b"")))
