@@ -250,9 +250,9 @@ def report(total_bytes: int) -> int:
 
 
 def _consumer_main(words: list[str]) -> None:
-    descriptors = Descriptors(*map(int, words[:3]))
+    descriptors = Descriptors(*map(int, words[:2]))
     ring = Consumer(descriptors)
-    print(json.dumps(asdict(_consume(ring, random.Random(int(words[3]))))))
+    print(json.dumps(asdict(_consume(ring, random.Random(int(words[2]))))))
 
 
 if __name__ == "__main__":
