@@ -44,7 +44,7 @@ MOST_SINGLE = 16
 
 @dataclass(frozen=True)
 class Result:
-    """What one side saw. `wakeups`: how often it really slept."""
+    """What one side saw. `wakeups`: how often it waited: the consumer asleep, the producer for room."""
 
     records: int
     payload_bytes: int
@@ -123,6 +123,7 @@ class _Source:
                 brim = payload[: fitting - HEADER.size]
                 self._write(brim, zlib.crc32(brim))
             self._ring.publish()
+            self.wakeups += 1
             self.wait_until_released()
         self._write(payload, checksum)
 
@@ -241,7 +242,7 @@ def report(total_bytes: int) -> int:
         rate = side.payload_bytes / side.seconds / 1e9 if side.seconds else 0.0
         print(
             f"ring {name}: {side.payload_bytes / 1e9:.2f} GB, {side.records} records, {side.seconds:.1f} s, "
-            f"{rate:.2f} GB/s, slept {side.wakeups} times{': ' + side.fault if side.fault else ''}"
+            f"{rate:.2f} GB/s, waited {side.wakeups} times{': ' + side.fault if side.fault else ''}"
         )
     same = (sent.records, sent.payload_bytes) == (received.records, received.payload_bytes)
     passed = same and not sent.fault and not received.fault
