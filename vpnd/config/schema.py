@@ -204,7 +204,7 @@ class Session(Table, frozen=True):
     )
     queue_bytes: Annotated[
         int, size("Packets waiting for a session that cannot take more.", 1 << 17, 1 << 30)
-    ] = 1 << 21
+    ] = 1 << 20
     not_sent_lowat_bytes: Annotated[
         int,
         size(
