@@ -3,6 +3,8 @@
 The socket's side of stages 4 and 5: `submit` seals a span, `flush` writes what is sealed, `on_readable`
 decrypts and hands on.
 
+Time here is time.monotonic: the loop's own clock counts in milliseconds, too coarse for a round trip.
+
 Back-pressure. Out: sealed bytes wait only for a socket that is full; as long as it is, and as long as the
 peer's window is shut, packets wait unsealed in a bounded queue and are dropped beyond it, so that a slow
 peer costs the ring nothing. In: what was read goes into the TUN at once, which does not block; a shard that
@@ -16,6 +18,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable
+from time import monotonic
 from typing import Protocol
 
 from shards.adapt import adapt
@@ -83,7 +86,7 @@ class Link:
         self.closed = False
         self.packets_sent = self.bytes_sent = 0
         self._loop = asyncio.get_running_loop()
-        self._opened_s = self._loop.time()
+        self._opened_s = monotonic()
         self._sock, self._session, self._settings = sock, session, settings
         self._hello, self._inbound, self._drops, self._events = hello, inbound, drops, events
         self._stream: Stream | None = None
@@ -91,11 +94,12 @@ class Link:
         self._adapt_to: Capabilities | None = None
         self._writer_on = False
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_due_s = 0.0
         self._tune(sock)
 
     def start(self) -> None:
         """Watch the socket; the initiator opens the stream. Events come from the next turn of the loop on."""
-        now_s = self._loop.time()
+        now_s = monotonic()
         self._loop.add_reader(self._sock, self.on_readable)
         if self.initiator:
             self._session.open_stream(now_s)
@@ -131,7 +135,7 @@ class Link:
             if start == end:
                 return
         sealed = not self.queue and not self._writer_on and self._seal(buffer, start, end, packets)
-        if not sealed and not self.queue.put(Chunk(buffer, start, end, packets, self._loop.time())):
+        if not sealed and not self.queue.put(Chunk(buffer, start, end, packets, monotonic())):
             self._drops["queue_full"] += packets
 
     def _seal(self, buffer: memoryview, start: int, end: int, packets: int) -> bool:
@@ -206,7 +210,7 @@ class Link:
     def _take_events(self) -> None:
         session = self._session
         next_event, deliver, sources = session.next_event, self._inbound.deliver_untrusted, self.peer.sources
-        now_s = self._loop.time()
+        now_s = monotonic()
         while (event := next_event(now_s)) is not None:
             if type(event) is Data:
                 stream = event.stream
@@ -259,22 +263,23 @@ class Link:
     def _arm(self, now_s: float) -> None:
         due_s = self._session.next_timer_s()
         if self._timer is not None:
-            if due_s is not None and self._timer.when() <= due_s:
+            if due_s is not None and self._timer_due_s <= due_s:
                 return
             self._timer.cancel()
             self._timer = None
         if due_s is not None and not self.closed:
-            self._timer = self._loop.call_at(max(due_s, now_s), self._on_timer)
+            self._timer_due_s = due_s
+            self._timer = self._loop.call_later(max(0.0, due_s - now_s), self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer = None
         if not self.closed:
-            self._session.handle_timer(self._loop.time())
+            self._session.handle_timer(monotonic())
             self._run(self._take_events)
 
     def _ping(self) -> None:
         if not self.closed:
-            self._session.ping(self._loop.time())
+            self._session.ping(monotonic())
             self.flush()
             self._loop.call_later(self._settings.ping_interval, self._ping)
 
@@ -325,5 +330,5 @@ class Link:
             packets_sent=self.packets_sent,
             packets_received=sum(each.packets for each in self._streams.values()),
             queued_bytes=self.queue.bytes,
-            age_s=self._loop.time() - self._opened_s,
+            age_s=monotonic() - self._opened_s,
         )
