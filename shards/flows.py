@@ -82,10 +82,10 @@ class Chunk:
 
 
 class Queue:
-    """Chunks in order, bounded in bytes. The owner decides what a refused chunk counts as."""
+    """Chunks in order, bounded in bytes and packets. The owner decides what a refused chunk counts as."""
 
-    def __init__(self, most_bytes: int) -> None:
-        self._most = most_bytes
+    def __init__(self, most_bytes: int, most_packets: int) -> None:
+        self._most_bytes, self._most_packets = most_bytes, most_packets
         self._chunks: deque[Chunk] = deque()
         self.bytes = 0
         self.packets = 0
@@ -95,7 +95,7 @@ class Queue:
 
     def put(self, chunk: Chunk) -> bool:
         """False when it does not fit: nothing was queued."""
-        if self.bytes + len(chunk) > self._most:
+        if self.bytes + len(chunk) > self._most_bytes or self.packets + chunk.packets > self._most_packets:
             return False
         self._chunks.append(chunk)
         self.bytes += len(chunk)
@@ -119,10 +119,10 @@ class Waiting:
     """
 
     def __init__(
-        self, most_bytes: int, drops: dict[str, int], now: Callable[[], float], want: Callable[[], None]
+        self, queue: Queue, drops: dict[str, int], now: Callable[[], float], want: Callable[[], None]
     ) -> None:
         self.flows: set[Flow] = set()
-        self.queue = Queue(most_bytes)
+        self.queue = queue
         self._drops, self._now, self._want = drops, now, want
 
     def submit(self, buffer: memoryview, start: int, end: int, packets: int) -> None:

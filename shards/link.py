@@ -75,13 +75,14 @@ class Link:
         peer: Peer,
         hello: Capabilities,
         settings: Settings,
+        buffer_size: int,
         inbound: Inbound,
         drops: dict[str, int],
         events: LinkEvents,
     ) -> None:
         self.session_id, self.initiator, self.peer = session_id, initiator, peer
         self.flows: set[Flow] = set()
-        self.queue = Queue(settings.queue_bytes)
+        self.queue = Queue(settings.queue_bytes, buffer_size)
         self.rtt_s: float | None = None
         self.closed = False
         self.packets_sent = self.bytes_sent = 0

@@ -27,7 +27,7 @@ from typing import Any
 import uvloop
 
 from shards.counters import Counters
-from shards.flows import FlowTable, Waiting, new_drops
+from shards.flows import FlowTable, Queue, Waiting, new_drops
 from shards.inbound import Inbound
 from shards.link import Link
 from shards.outbound import Outbound
@@ -197,8 +197,8 @@ class Shard:
             now_s=self._loop.time(),
         )
         link = Link(
-            sock, session, message.session_id, message.initiator, peer,
-            self._hello, self._config.session, self._inbound, self._drops, self,
+            sock, session, message.session_id, message.initiator, peer, self._hello,
+            self._config.session, self._config.worker.buffer_size, self._inbound, self._drops, self,
         )  # fmt: skip
         self._links[link.session_id] = link
         peer.links.add(link)
@@ -236,7 +236,7 @@ class Shard:
                 due_s = waiting.queue.first().since_s + worker.pending_timeout
                 self._loop.call_at(due_s, expire)
 
-        waiting = Waiting(worker.pending_bytes, self._drops, self._loop.time, want)
+        waiting = Waiting(Queue(worker.pending_bytes, worker.buffer_size), self._drops, self._loop.time, want)
         return waiting
 
     # --- time and counters

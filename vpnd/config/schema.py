@@ -171,7 +171,9 @@ class Worker(Table, frozen=True):
     max_flows: Annotated[
         int, number("Flows remembered at once, in the supervisor and in each shard.", 16, 10_000_000, "flows")
     ] = 131_072
-    buffer_size: Annotated[int, number("Packets one flow may have waiting.", 1, 1_000_000, "packets")] = 1024
+    buffer_size: Annotated[
+        int, number("Packets waiting for one session, or for a peer that has none.", 1, 1_000_000, "packets")
+    ] = 1024
     idle_timeout: Annotated[
         float, duration("A flow without packets for so long is forgotten.", 0.1, 86400.0)
     ] = 60.0
