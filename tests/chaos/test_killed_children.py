@@ -196,6 +196,9 @@ def test_a_shard_that_hangs_costs_its_own_flows_only_and_does_not_keep_the_node_
             time.sleep(0.5)
         assert (other.lost, other.late) == (0, 0)
         assert own.late == 0
-        assert own.lost == settled(a)["dropped"]["ring_full"]
+        drops = settled(a)["dropped"]
+        # What was dropped is counted in records, of which one may hold several datagrams of the flow.
+        counted = drops["ring_full"] + drops["queue_full"]
+        assert own.lost >= counted and (own.lost > 0) == (counted > 0)
         os.kill(stopped, signal.SIGSTOP)
         assert a.stop() == 0

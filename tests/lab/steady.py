@@ -9,7 +9,7 @@ import time
 from types import TracebackType
 
 from .network import Namespace
-from .sockets import socket_in
+from .sockets import SO_RCVBUFFORCE, socket_in
 
 _NUMBER = struct.Struct(">Q")
 
@@ -31,7 +31,7 @@ class SteadyFlow:
         size: int = 1200,
     ) -> None:
         self._inbox = socket_in(receiver, ip, socket.SOCK_DGRAM)
-        self._inbox.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 24)
+        self._inbox.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 1 << 24)  # a burst must not be lost here
         self._inbox.bind((ip, port))
         self._inbox.settimeout(0.5)
         self._out = socket_in(sender, ip, socket.SOCK_DGRAM)

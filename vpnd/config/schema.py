@@ -173,7 +173,7 @@ class Worker(Table, frozen=True):
     ] = 131_072
     buffer_size: Annotated[
         int, number("Packets waiting for one session, or for a peer that has none.", 1, 1_000_000, "packets")
-    ] = 1024
+    ] = 4096
     idle_timeout: Annotated[
         float, duration("A flow without packets for so long is forgotten.", 0.1, 86400.0)
     ] = 60.0
