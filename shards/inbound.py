@@ -5,7 +5,7 @@
 
 Each record is checked for itself (virtio_net_hdr against packet, source against what the peer may use,
 destination against what is ours), so a superpacket pays once; then it goes into the TUN straight from where it
-was decrypted to, without a copy and without waking another process: a third more datagrams a second and a quarter less
+was decrypted to, without a copy and without waking another process: some quarter more datagrams a second and less
 round trip than through a ring back to the supervisor (docs/performance.md).
 """
 
