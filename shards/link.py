@@ -105,7 +105,7 @@ class Link:
         if self.initiator:
             self._session.open_stream(now_s)
         self._session.ping(now_s)
-        self._loop.call_later(self._settings.ping_interval, self._ping)
+        self._loop.call_later(5.0, self._ping)
         self._loop.call_soon(self._run, self._take_events)
 
     def _tune(self, sock: socket.socket) -> None:
@@ -282,7 +282,7 @@ class Link:
         if not self.closed:
             self._session.ping(monotonic())
             self.flush()
-            self._loop.call_later(self._settings.ping_interval, self._ping)
+            self._loop.call_later(5.0, self._ping)
 
     def close(self, reason: str, polite: bool = False) -> None:
         """End the session; what waits in its queue goes to another link of the peer, or is dropped as session_lost.

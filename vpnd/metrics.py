@@ -25,7 +25,10 @@ DROP_REASONS = (
     # shard: from the ring, towards a peer
     "no_route",  # no peer owns the destination
     "no_session",  # waited for a session longer than worker.pending_timeout, or pending_bytes were full
-    "queue_full",  # session.queue_bytes or worker.buffer_size were full
+    "circuit_open",  # the peer's circuit is open and it has no session
+    "flow_full",  # worker.buffer_size packets of its flow waited already
+    "queue_full",  # session.queue_bytes were full
+    "queue_delay",  # waited longer than session.delay_target for longer than session.delay_interval
     "session_lost",  # was queued for a session that ended
     "too_big",  # the peer's TUN cannot take it and it cannot be cut
     "peer_forgotten",  # its destination is no longer a peer
@@ -42,7 +45,10 @@ OUTBOUND_DROPS = (
     "shard_died",
     "no_route",
     "no_session",
+    "circuit_open",
+    "flow_full",
     "queue_full",
+    "queue_delay",
     "session_lost",
     "too_big",
     "peer_forgotten",
@@ -58,16 +64,28 @@ SHARD_COUNTERS = (
     "packets_received",  # records received from peers, good or bad
     "bytes_received",
     "packets_queued",  # gauge: records waiting in queues of this shard
-    "flows",  # gauge
+    "flows",  # gauge; the next four are flows by state
+    "flows_active",
+    "flows_idle",
+    "flows_stalled",
+    "flows_draining",
     "flows_created",
     "flows_reaped",
+    "flows_moved",  # to another stream
     "streams",  # gauge
     "streams_opened",
     "streams_closed",
+    "streams_failed",  # did not open, or were reset
+    "streams_acquired",  # by a flow
+    "streams_returned",
     "sessions",  # gauge
     "sessions_opened",
     "sessions_closed",
+    "sessions_rotated",  # replaced because of session.max_age or session.max_bytes
     "session_errors",
+    "health_probes",
+    "health_failures",
+    "health_deaths",  # sessions ended because probes failed
     *(f"dropped_{reason}" for reason in DROP_REASONS),
 )
 
@@ -83,11 +101,31 @@ CONTROL_COUNTERS = (
     "refused_no_shard",
     "handshake_failures",
     "handler_errors",
+    "retries",  # dials after a failure
+    "circuits_opened",
+    "circuits_closed",
+    "circuits_open",  # gauge
+    "circuits_half_open",  # gauge
+    "network_changes",
     "connections",  # gauge: libp2p connections that are not data sessions
 )
 
 #: Names above that go up and down; the rest only grow.
-GAUGES = frozenset({"packets_queued", "flows", "streams", "sessions", "connections"})
+GAUGES = frozenset(
+    {
+        "packets_queued",
+        "flows",
+        "flows_active",
+        "flows_idle",
+        "flows_stalled",
+        "flows_draining",
+        "streams",
+        "sessions",
+        "connections",
+        "circuits_open",
+        "circuits_half_open",
+    }
+)
 
 
 class CounterPage:

@@ -31,7 +31,9 @@ MESSAGES: list[messages.Message] = [
     messages.ShardStart(config=Config(), index=1, own=("10.0.0.1/32",), tun_offloads=3),
     messages.Ready(listen=("/ip4/1.2.3.4/tcp/1",)),
     messages.Failed(kind="MachineError", error="no"),
-    messages.Stop(),
+    messages.Reconfigure(config=Config()),
+    messages.NetworkChanged(reason="r", addresses=("10.1.2.3",)),
+    messages.Stop(drain=True),
     messages.ShardArrived(index=0),
     messages.ShardLeft(index=0),
     messages.ControlArrived(),
@@ -40,6 +42,7 @@ MESSAGES: list[messages.Message] = [
     messages.ShardStatus(serial=9, sessions=(REPORT,), traffic=(messages.PeerTraffic(peer_id="p"),)),
     messages.PeerKnown(peer_id="p", name="b", prefixes=("10.0.0.2/32",)),
     messages.PeerForgotten(peer_id="p"),
+    messages.PeerCircuit(peer_id="p", state="open"),
     messages.PeersComplete(),
     messages.SessionHandover(
         session_id=1 << 47, peer_id="p", initiator=False, cipher="aesgcm", send_key=bytes(32), send_nonce=0,

@@ -57,7 +57,7 @@ def blackhole(node: Node, on: bool) -> None:
 
 def test_a_link_that_swallows_everything_is_noticed_and_used_again_when_it_works() -> None:
     patience = {
-        "session": {"user_timeout": "2s", "ping_interval": "1s"},
+        "session": {"user_timeout": "2s"},
         "p2p": {"keepalive_interval": "1s", "dial_timeout": "2s"},
         "retry": {"max_interval": "2s"},
     }

@@ -11,6 +11,8 @@ message, msgpack, tagged by the Struct's name, with the descriptors it speaks of
     ShardStart       S -> H    once, first                                      see ShardStart
     Ready            C,H -> S  once, as the answer to Start                     -
     Failed           C,H -> S  instead of Ready; the sender then exits          -
+    Reconfigure      S -> C,H  after Ready: settings changed                    -
+    NetworkChanged   S -> C,H  after Ready: addresses or routes changed         -
     Stop             S -> C,H  once, last; the receiver exits                   -
     ShardArrived     S -> C    after Ready                                      channel C-H
     ShardLeft        S -> C    after ShardArrived of that index                 -
@@ -20,12 +22,13 @@ message, msgpack, tagged by the Struct's name, with the descriptors it speaks of
     ShardStatus      H -> S    answer to StatusRequest                          -
     PeerKnown        C -> H    all peers first, then on every change            -
     PeerForgotten    C -> H    after PeerKnown of that peer                     -
+    PeerCircuit      C -> H    after PeerKnown of that peer, on every change     -
     PeersComplete    C -> H    after the first PeerKnowns of a channel          -
     SessionHandover  C -> H    after PeerKnown of that peer                     the TCP socket
     SessionsHeld     H -> C    once, first: what a shard has when control came  -
     SessionUp        H -> C    a stream of a handed-over session is open        -
     SessionDown      H -> C    a session has ended                              -
-    SessionWanted    H -> C    packets wait for a peer without a session        -
+    SessionWanted    H -> C    a shard wants (more) sessions with a peer        -
 
 `PERMITTED` is this table as data; a message outside it is fatal to the sender's channel.
 """
@@ -77,8 +80,26 @@ class Failed(Message, frozen=True):
     error: str
 
 
+class Reconfigure(Message, frozen=True):
+    """The configuration from now on; only what vpnd.config.live names differs from the one before."""
+
+    config: Config
+
+
+class NetworkChanged(Message, frozen=True):
+    """Addresses or routes of the machine changed, or it was suspended: look after every connection now.
+
+    `addresses`: all local IP addresses, without prefix length, those of the TUN not among them.
+    """
+
+    reason: str
+    addresses: tuple[str, ...]
+
+
 class Stop(Message, frozen=True):
-    """End now, cleanly."""
+    """End, cleanly. `drain` (shards only): the ring gets no more; first send what is in it and in the queues."""
+
+    drain: bool = False
 
 
 class ShardArrived(Message, frozen=True):
@@ -108,7 +129,8 @@ class PeerReport(msgspec.Struct, frozen=True, kw_only=True):
 
     `state`: connected (at least one session is up), dialing, backoff, waiting (no address, or the other
     side's turn). `last_error`: why the last dial failed; empty after a success. `next_dial_s`: seconds
-    until the next dial; negative when none is planned.
+    until the next dial; negative when none is planned. `circuit`: closed, open or half_open;
+    `circuit_opened`: how often it opened.
     """
 
     name: str
@@ -119,6 +141,8 @@ class PeerReport(msgspec.Struct, frozen=True, kw_only=True):
     next_dial_s: float = -1.0
     dials: int = 0
     dial_failures: int = 0
+    circuit: str = "closed"
+    circuit_opened: int = 0
 
 
 class ControlStatus(Message, frozen=True):
@@ -131,7 +155,11 @@ class ControlStatus(Message, frozen=True):
 
 
 class SessionReport(msgspec.Struct, frozen=True, kw_only=True):
-    """One session of a shard. Bytes are packet bytes without any framing; `rtt_ms` None until measured."""
+    """One session of a shard. Bytes are packet bytes without any framing; `rtt_ms` None until measured.
+
+    `state`: opening, up, draining. `health`: healthy, or suspect since a probe failed. `queue_delay_ms`: how long
+    the packet sent last had waited.
+    """
 
     peer_id: str
     session_id: int
@@ -145,6 +173,8 @@ class SessionReport(msgspec.Struct, frozen=True, kw_only=True):
     packets_received: int
     queued_bytes: int
     age_s: float
+    health: str = "healthy"
+    queue_delay_ms: float = 0.0
 
 
 class PeerTraffic(msgspec.Struct, frozen=True, kw_only=True):
@@ -177,6 +207,13 @@ class PeerForgotten(Message, frozen=True):
     """No longer a peer: close its sessions, drop its packets."""
 
     peer_id: str
+
+
+class PeerCircuit(Message, frozen=True):
+    """The peer's circuit breaker is `state` now: closed, open or half_open; closed is what it is until told."""
+
+    peer_id: str
+    state: str
 
 
 class PeersComplete(Message, frozen=True):
@@ -219,17 +256,23 @@ class SessionUp(Message, frozen=True):
 
 
 class SessionDown(Message, frozen=True):
-    """The session has ended; `reason` is one line."""
+    """The session has ended; `reason` is one line. `failed`: not by anybody's will, which counts against the peer."""
 
     session_id: int
     peer_id: str
     reason: str
+    failed: bool = True
 
 
 class SessionWanted(Message, frozen=True):
-    """Packets for this peer wait in this shard and there is no session."""
+    """This shard wants to have `sessions` sessions with the peer, from now until it says another number.
+
+    `urgent`: packets wait, so no backoff holds up the dial.
+    """
 
     peer_id: str
+    sessions: int = 1
+    urgent: bool = True
 
 
 Any = (
@@ -237,6 +280,8 @@ Any = (
     | ShardStart
     | Ready
     | Failed
+    | Reconfigure
+    | NetworkChanged
     | Stop
     | ShardArrived
     | ShardLeft
@@ -246,6 +291,7 @@ Any = (
     | ShardStatus
     | PeerKnown
     | PeerForgotten
+    | PeerCircuit
     | PeersComplete
     | SessionHandover
     | SessionsHeld
@@ -256,10 +302,14 @@ Any = (
 
 #: (from, to) -> messages permitted on that way
 PERMITTED: dict[tuple[str, str], frozenset[type[Message]]] = {
-    ("supervisor", "control"): frozenset({ControlStart, Stop, ShardArrived, ShardLeft, StatusRequest}),
-    ("supervisor", "shard"): frozenset({ShardStart, Stop, ControlArrived, StatusRequest}),
+    ("supervisor", "control"): frozenset(
+        {ControlStart, Stop, ShardArrived, ShardLeft, StatusRequest, Reconfigure, NetworkChanged}
+    ),
+    ("supervisor", "shard"): frozenset(
+        {ShardStart, Stop, ControlArrived, StatusRequest, Reconfigure, NetworkChanged}
+    ),
     ("control", "supervisor"): frozenset({Ready, Failed, ControlStatus}),
     ("shard", "supervisor"): frozenset({Ready, Failed, ShardStatus}),
-    ("control", "shard"): frozenset({PeerKnown, PeerForgotten, PeersComplete, SessionHandover}),
+    ("control", "shard"): frozenset({PeerKnown, PeerForgotten, PeerCircuit, PeersComplete, SessionHandover}),
     ("shard", "control"): frozenset({SessionsHeld, SessionUp, SessionDown, SessionWanted}),
 }

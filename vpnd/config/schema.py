@@ -11,42 +11,8 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import msgspec
-from msgspec import Meta
-
-
-def duration(text: str, least: float, most: float) -> Meta:
-    """A time in seconds, at least and at most so much; written as a duration in TOML."""
-    return Meta(ge=least, le=most, description=text, extra={"unit": "duration"})
-
-
-def size(text: str, least: int, most: int) -> Meta:
-    """A number of bytes; TOML may say it as an integer or with KiB, MiB, GiB."""
-    return Meta(ge=least, le=most, description=text, extra={"unit": "size"})
-
-
-def number(text: str, least: int, most: int, unit: str = "count") -> Meta:
-    """A plain integer within limits."""
-    return Meta(ge=least, le=most, description=text, extra={"unit": unit})
-
-
-def share(text: str, least: float, most: float) -> Meta:
-    """A plain ratio within limits."""
-    return Meta(ge=least, le=most, description=text, extra={"unit": "ratio"})
-
-
-def text(text: str, kind: str = "text") -> Meta:
-    """A string; `kind` names the further check in `check`: ip, cidr, multiaddr, path, name …"""
-    return Meta(description=text, extra={"unit": kind})
-
-
-def switch(text: str) -> Meta:
-    """true or false."""
-    return Meta(description=text, extra={"unit": "switch"})
-
-
-class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Base of every table: frozen, and an unknown key is an error."""
+from vpnd.config.streams import CircuitBreaker, Health, Multiplexer, Retry, Session, StreamPool
+from vpnd.config.units import Table, duration, number, size, switch, text
 
 
 class Node(Table, frozen=True):
@@ -82,6 +48,14 @@ class Network(Table, frozen=True):
         bool,
         switch("Merge datagrams of one flow that are read in one go into one superpacket (needs offloads)."),
     ] = True
+    change_settle: Annotated[
+        float,
+        duration("Changes of the machine's addresses and routes within so long are taken as one.", 0.0, 60.0),
+    ] = 0.1
+    suspend_check: Annotated[
+        float,
+        duration("How often it is looked whether the machine was suspended for longer than this.", 0.1, 60.0),
+    ] = 1.0
     queue_length: Annotated[int, number("Transmit queue of the TUN device.", 1, 100_000, "packets")] = 500
     read_batch: Annotated[
         int,
@@ -101,6 +75,9 @@ class P2P(Table, frozen=True):
         str, text("Private key of this node, PEM, 0600; relative to the state directory.", "path")
     ] = "identity.pem"
     dial_timeout: Annotated[float, duration("Deadline of one dial, handshake included.", 0.1, 300.0)] = 5.0
+    connect_timeout: Annotated[
+        float, duration("Deadline of the TCP connection of a dial, to one address.", 0.1, 300.0)
+    ] = 1.5
     dial_stagger: Annotated[
         float,
         duration("How long the node with the larger peer id waits for the other side's dial.", 0.0, 60.0),
@@ -138,14 +115,6 @@ class P2P(Table, frozen=True):
     ] = 64
 
 
-class Retry(Table, frozen=True):
-    """Exponential backoff with full jitter, for dials."""
-
-    initial_interval: Annotated[float, duration("Longest wait before the first retry.", 0.01, 3600.0)] = 0.25
-    max_interval: Annotated[float, duration("Longest wait before any retry.", 0.01, 86400.0)] = 15.0
-    multiplier: Annotated[float, share("Growth of the wait from one try to the next.", 1.0, 10.0)] = 2.0
-
-
 class Peer(Table, frozen=True):
     """Another node, named by hand."""
 
@@ -172,8 +141,11 @@ class Worker(Table, frozen=True):
         int, number("Flows remembered at once, in the supervisor and in each shard.", 16, 10_000_000, "flows")
     ] = 131_072
     buffer_size: Annotated[
-        int, number("Packets waiting for one session, or for a peer that has none.", 1, 1_000_000, "packets")
+        int, number("Packets waiting in one flow, or for a peer without a session.", 1, 1_000_000, "packets")
     ] = 4096
+    stall_timeout: Annotated[
+        float, duration("A flow whose oldest packet waits for so long is called stalled.", 0.001, 3600.0)
+    ] = 1.0
     idle_timeout: Annotated[
         float, duration("A flow without packets for so long is forgotten.", 0.1, 86400.0)
     ] = 60.0
@@ -186,58 +158,6 @@ class Worker(Table, frozen=True):
     ] = 3.0
 
 
-class Session(Table, frozen=True):
-    """One encrypted TCP connection to a peer's shard."""
-
-    window_bytes: Annotated[int, size("Receive window of one stream.", 1 << 18, 1 << 30)] = 1 << 24
-    send_buffer_bytes: Annotated[int, size("Sealed bytes waiting for the socket.", 1 << 17, 1 << 26)] = (
-        1 << 19
-    )
-    control_reserve_bytes: Annotated[
-        int,
-        size(
-            "Part of the send buffer kept for answers and window updates; a peer that fills it is cut off.",
-            1 << 12,
-            1 << 15,
-        ),
-    ] = 1 << 14
-    receive_buffer_bytes: Annotated[int, size("Room for one read from the socket.", 1 << 17, 1 << 26)] = (
-        1 << 19
-    )
-    queue_bytes: Annotated[
-        int, size("Packets waiting for a session that cannot take more.", 1 << 17, 1 << 30)
-    ] = 1 << 20
-    not_sent_lowat_bytes: Annotated[
-        int,
-        size(
-            "TCP_NOTSENT_LOWAT: unsent bytes in the kernel before the socket counts as full.",
-            1 << 14,
-            1 << 30,
-        ),
-    ] = 1 << 18
-    cipher: Annotated[
-        str,
-        text(
-            "auto (AES-GCM where both CPUs have instructions for it), aesgcm or chachapoly.",
-            "cipher",
-        ),
-    ] = "auto"
-    congestion_control: Annotated[
-        str, text("TCP congestion control where the kernel offers it; empty: the system's.", "name")
-    ] = "bbr"
-    max_streams: Annotated[int, number("Streams one peer may open in a session.", 1, 65536, "streams")] = 64
-    negotiate_timeout: Annotated[float, duration("Deadline for a stream to open.", 0.1, 300.0)] = 10.0
-    close_timeout: Annotated[
-        float, duration("Deadline for a peer to close its side of a stream.", 0.1, 300.0)
-    ] = 10.0
-    ping_interval: Annotated[
-        float, duration("How often a session's round trip is measured.", 0.1, 3600.0)
-    ] = 10.0
-    user_timeout: Annotated[
-        float, duration("TCP_USER_TIMEOUT: unacknowledged for so long ends the session.", 1.0, 3600.0)
-    ] = 15.0
-
-
 class Process(Table, frozen=True):
     """The processes of a node."""
 
@@ -246,6 +166,9 @@ class Process(Table, frozen=True):
     stop_timeout: Annotated[
         float, duration("How long a child may take to stop before it is killed.", 0.1, 600.0)
     ] = 3.0
+    drain_timeout: Annotated[
+        float, duration("How long a shard that is scaled away may take to empty its queues.", 0.0, 600.0)
+    ] = 2.0
     restart_initial: Annotated[float, duration("Wait before a dead child is started again.", 0.0, 600.0)] = (
         0.05
     )
@@ -309,6 +232,10 @@ class Config(Table, frozen=True):
     peers: tuple[Peer, ...] = ()
     worker: Worker = Worker()
     session: Session = Session()
+    stream_pool: StreamPool = StreamPool()
+    multiplexer: Multiplexer = Multiplexer()
+    circuit_breaker: CircuitBreaker = CircuitBreaker()
+    health: Health = Health()
     process: Process = Process()
     status: Status = Status()
     metrics: Metrics = Metrics()
