@@ -143,6 +143,7 @@ class FakeShard:
         """`silent`: never says what it holds."""
         self.index = index
         self.peers: list[messages.PeerKnown] = []
+        self.circuits: dict[str, str] = {}
         self._silent = silent
         self.attach()
 
@@ -159,11 +160,28 @@ class FakeShard:
             message, _ = receive_any(self.channel)
             if isinstance(message, messages.PeersComplete):
                 return
+            if isinstance(message, messages.PeerCircuit):
+                assert message.peer_id in [known.peer_id for known in self.peers]
+                self.circuits[message.peer_id] = message.state
+                continue
             assert isinstance(message, messages.PeerKnown)
             self.peers.append(message)
 
+    def circuit(self) -> str:
+        """The next thing told must be the state of a circuit."""
+        return receive(self.channel, messages.PeerCircuit)[0].state
+
+    def want(self, peer_id: str, sessions: int = 1, *, urgent: bool = True) -> None:
+        self.channel.send(messages.SessionWanted(peer_id=peer_id, sessions=sessions, urgent=urgent))
+
     def session(self, patience_s: float = PATIENCE_S, *, up: bool = True) -> Session:
-        message, descriptors = receive(self.channel, messages.SessionHandover, patience_s)
+        """The next session, and what is told of circuits before it."""
+        while True:
+            message, descriptors = receive_any(self.channel, patience_s)
+            if isinstance(message, messages.SessionHandover):
+                break
+            assert isinstance(message, messages.PeerCircuit), message
+            self.circuits[message.peer_id] = message.state
         session = Session(message, descriptors[0])
         if up:
             self.channel.send(messages.SessionUp(session_id=session.id, peer_id=session.peer_id))

@@ -6,7 +6,7 @@ import pytest
 
 from vpnd.config.schema import Peer
 from vpnd.discovery.keys import MAX_KEY_BYTES, dht_key
-from vpnd.discovery.registry import StaticRegistry
+from vpnd.discovery.registry import Member, StaticRegistry
 
 PEER_ID = "12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN"
 
@@ -28,6 +28,27 @@ def test_the_peer_id_behind_an_address_is_cut_off() -> None:
         [Peer(name="b", peer_id=PEER_ID, virtual_ip="10.86.0.2", addresses=(f"{address}/p2p/{PEER_ID}",))]
     )
     assert registry.members()[0].addresses == (address,)
+
+
+def test_another_list_says_what_is_different_and_holds_at_once() -> None:
+    def peer(number: int, *, name: str = "", at: str = "192.0.2.1") -> Peer:
+        return Peer(
+            name=name or f"p{number}",
+            peer_id=f"id{number}",
+            virtual_ip=f"10.86.0.{number}",
+            addresses=(f"/ip4/{at}/tcp/4001",),
+        )
+
+    def names(members: tuple[Member, ...]) -> list[str]:
+        return [member.name for member in members]
+
+    registry = StaticRegistry([peer(1), peer(2), peer(3), peer(4)])
+    assert not registry.replace([peer(4), peer(3), peer(2), peer(1)]), "the order says nothing"
+    change = registry.replace([peer(5), peer(1), peer(2, name="other"), peer(3, at="192.0.2.2")])
+    assert names(change.added) == ["p5"] and names(change.removed) == ["p4"]
+    assert [(before.name, after.name) for before, after in change.changed] == [("p2", "other"), ("p3", "p3")]
+    assert change.changed[1][1].addresses == ("/ip4/192.0.2.2/tcp/4001",)
+    assert registry.find("id4") is None and registry.find("id5") == change.added[0]
 
 
 def test_keys_of_the_distributed_table_are_short_enough_to_be_found() -> None:

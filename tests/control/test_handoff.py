@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,7 @@ from multiaddr import Multiaddr
 from noise.connection import NoiseConnection
 
 from vpnd.adapter import dial, host, shape, transport
+from vpnd.adapter.addresses import parse_endpoint
 from vpnd.adapter.cipher import AESGCM, CHACHAPOLY, SESSION_MUXERS
 from vpnd.adapter.dial import DialError
 from vpnd.errors import ChildError
@@ -47,6 +49,19 @@ def test_sessions_and_ordinary_connections_share_the_port() -> None:
             assert "/ipfs/id/1.0.0" in a.host.libp2p.get_peerstore().get_protocols(b.id)
             await connection.close()
             await eventually(lambda: b.connections == 0)
+
+    trio.run(main)
+
+
+def test_a_host_lets_go_of_one_peer_and_keeps_the_others() -> None:
+    async def main() -> None:
+        a, b, c = Node(), Node(), Node()
+        async with running(a, b, c):
+            await a.connect(b)
+            await c.connect(b)
+            await a.host.disconnect(c.peer_id)
+            await b.host.disconnect(a.peer_id)
+            await eventually(lambda: (a.connections, b.connections, c.connections) == (0, 1, 1))
 
     trio.run(main)
 
@@ -151,6 +166,38 @@ def test_another_libp2p_is_refused_with_a_sentence(
     spoil(monkeypatch)
     with pytest.raises(ChildError, match=said):
         shape.check_libp2p()
+
+
+def test_an_address_that_does_not_answer_costs_a_dial_connect_timeout_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A socket whose queue of connections is full drops the next SYN, like a black hole."""
+
+    async def main() -> None:
+        a, b = Node(connect_timeout=0.2), Node()
+        with socket.socket() as hole, contextlib.ExitStack() as filling:
+            hole.bind(("127.0.0.1", 0))
+            hole.listen(0)
+            port = hole.getsockname()[1]
+            for _ in range(2):
+                filler = filling.enter_context(socket.socket())
+                filler.setblocking(False)
+                filler.connect_ex(("127.0.0.1", port))
+            silent = f"/ip4/127.0.0.1/tcp/{port}"
+            async with running(a, b):
+                begun_s = trio.current_time()
+                with pytest.raises(DialError, match=r"no connection within 0\.2 s"):
+                    await a.host.dial(silent, b.peer_id)
+                assert 0.2 <= trio.current_time() - begun_s < 1.0
+
+                async def two(text: str) -> list[Any]:
+                    return [parse_endpoint(silent), parse_endpoint(b.address)]
+
+                monkeypatch.setattr(dial, "resolve", two)
+                (await a.host.dial("/dns/b/tcp/1", b.peer_id)).close()
+                assert len(b.taken) == 1, "the second endpoint behind a name has its turn"
+
+    trio.run(main)
 
 
 def test_addresses_of_a_peer_are_raced_with_a_head_start() -> None:

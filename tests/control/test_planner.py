@@ -2,61 +2,10 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from planner_node import INITIAL_S, STAGGER_S, Node, member, settings
 
-from vpnd.control.book import SessionBook
-from vpnd.control.planner import NEVER, Planner
-from vpnd.discovery.registry import Member
-from vpnd.resilience import Backoff
-
-STAGGER_S = 0.3
-MIN_S = 0.25
-CEILING_S = 4.0
-
-
-def member(peer_id: str, addresses: tuple[str, ...] = ("/ip4/192.0.2.1/tcp/4001",)) -> Member:
-    return Member(peer_id=peer_id, name=peer_id, prefixes=(), addresses=addresses)
-
-
-class Node:
-    """A planner with its book, and backoffs that always wait to their ceiling (1 s, 2 s, 4 s, 4 s …)."""
-
-    def __init__(self, own_id: str, *members: Member) -> None:
-        self.book = SessionBook(lambda bits: 0)
-        self.planner = Planner(
-            own_id,
-            members,
-            self.book,
-            lambda: Backoff(1.0, CEILING_S, 2.0, lambda low, high: high),
-            dial_stagger_s=STAGGER_S,
-            min_interval_s=MIN_S,
-        )
-
-    def due(self, now_s: float) -> list[tuple[str, int]]:
-        return [(who.peer_id, shard) for who, shard in self.planner.take_due(now_s)]
-
-    def succeed(self, peer_id: str, shard: int, now_s: float, *, up: bool = True) -> int:
-        """A dial under way ends in a session."""
-        session_id = self.book.new_id()
-        self.book.add(session_id, peer_id, shard, True)
-        self.planner.session_added(peer_id)
-        self.planner.dial_ended(peer_id, shard, "", now_s)
-        if up:
-            self.book.up(session_id, shard)
-            self.planner.session_up(peer_id)
-        return session_id
-
-    def lose(self, session_id: int, shard: int, now_s: float) -> None:
-        held = self.book.down(session_id, shard)
-        assert held is not None
-        self.planner.session_down(held, "gone", now_s)
-
-    def state(self, now_s: float = 0.0) -> str:
-        return self.planner.report(now_s)[0].state
+from vpnd.control.planner import NEVER
 
 
 @pytest.mark.parametrize(
@@ -68,20 +17,19 @@ class Node:
 )
 def test_whose_turn_it_is(own_id: str, first_s: float, why: str) -> None:
     node = Node(own_id, member("m"))
-    assert node.planner.next_due_s() == NEVER, "no shard yet"
+    assert node.next_s() == NEVER, "no shard yet"
     node.planner.shard_ready(0, 10.0)
-    assert node.planner.next_due_s() == first_s, why
+    assert node.next_s() == first_s, why
     assert node.due(first_s - 0.01) == []
     assert node.due(first_s) == [("m", 0)]
-    assert node.planner.next_due_s() == NEVER, "one dial a shard at a time"
+    assert node.next_s() == NEVER, "one dial a shard at a time"
 
 
 def test_the_larger_id_does_not_dial_when_the_session_arrives_in_time() -> None:
     node = Node("z", member("m"))
     node.planner.shard_ready(0, 0.0)
-    node.book.add(1, "m", 0, False)
-    node.planner.session_added("m")
-    assert node.planner.next_due_s() == NEVER
+    node.enter("m", 0, 0.0)
+    assert node.next_s() == NEVER
     assert node.due(100.0) == []
 
 
@@ -95,12 +43,10 @@ def test_every_shard_gets_a_session_of_its_own_at_once() -> None:
 def test_a_peer_without_addresses_is_waited_for() -> None:
     node = Node("a", member("m", addresses=()))
     node.planner.shard_ready(0, 0.0)
-    node.planner.wanted("m", 0.0)
-    assert node.planner.next_due_s() == NEVER
+    node.want("m", 0.0)
+    assert node.next_s() == NEVER
     assert node.state() == "waiting"
-    node.book.add(1, "m", 0, False)
-    node.book.up(1, 0)
-    node.planner.session_up("m")
+    node.up(node.enter("m", 0, 0.0))
     assert node.state() == "connected"
 
 
@@ -111,18 +57,18 @@ def test_failures_make_it_wait_longer_up_to_the_ceiling_and_a_session_forgets_th
     waits = []
     for _ in range(5):
         assert node.due(now_s) == [("m", 0)]
-        node.planner.dial_ended("m", 0, "refused", now_s)
+        node.fail("m", 0, now_s)
         assert node.state(now_s) == "backoff"
-        waits.append(node.planner.next_due_s() - now_s)
-        now_s = node.planner.next_due_s()
+        waits.append(node.next_s() - now_s)
+        now_s = node.next_s()
     assert waits == [1.0, 2.0, 4.0, 4.0, 4.0]
     assert node.due(now_s) == [("m", 0)]
     session_id = node.succeed("m", 0, now_s)
     assert node.planner.report(now_s)[0].last_error == ""
     node.lose(session_id, 0, now_s + 50)
     assert node.due(now_s + 50) == [("m", 0)], "a lost session is dialed again at once"
-    node.planner.dial_ended("m", 0, "refused", now_s + 50)
-    assert node.planner.next_due_s() == now_s + 51.0, "and backs off from the start"
+    node.fail("m", 0, now_s + 50)
+    assert node.next_s() == now_s + 51.0, "and backs off from the start"
 
 
 def test_a_session_that_ends_before_packets_flowed_counts_as_a_failure() -> None:
@@ -132,7 +78,7 @@ def test_a_session_that_ends_before_packets_flowed_counts_as_a_failure() -> None
     session_id = node.succeed("m", 0, 0.0, up=False)
     assert node.state() == "dialing"
     node.lose(session_id, 0, 5.0)
-    assert node.planner.next_due_s() == 6.0
+    assert node.next_s() == 6.0
     assert "ended at once" in node.planner.report(5.0)[0].last_error
 
 
@@ -142,25 +88,25 @@ def test_while_a_peer_is_away_only_one_shard_tries() -> None:
         node.planner.shard_ready(shard, 0.0)
     assert len(node.due(0.0)) == 4
     for shard in range(4):
-        node.planner.dial_ended("m", shard, "refused", 0.0)
-    at_s = node.planner.next_due_s()
+        node.fail("m", shard, 0.0)
+    at_s = node.next_s()
     assert len(node.due(at_s)) == 1
-    assert node.planner.next_due_s() == NEVER
+    assert node.next_s() == NEVER
     node.succeed("m", 0, at_s)
-    assert sorted(node.due(at_s + MIN_S)) == [("m", 1), ("m", 2), ("m", 3)], "it is back: all at once"
+    assert sorted(node.due(at_s + INITIAL_S)) == [("m", 1), ("m", 2), ("m", 3)], "it is back: all at once"
 
 
 def test_wanted_ends_the_backoff_but_keeps_the_pace() -> None:
     node = Node("a", member("m"))
     node.planner.shard_ready(0, 0.0)
     assert node.due(0.0)
-    node.planner.dial_ended("m", 0, "refused", 0.1)
-    node.planner.wanted("m", 0.15)
-    assert node.planner.next_due_s() == MIN_S
+    node.fail("m", 0, 0.1)
+    node.want("m", 0.15)
+    assert node.next_s() == INITIAL_S
     for _ in range(100):
-        node.planner.wanted("m", 0.2)
-    assert node.planner.next_due_s() == MIN_S, "however often it is said"
-    node.planner.wanted("nobody we know", 0.2)
+        node.want("m", 0.2)
+    assert node.next_s() == INITIAL_S, "however often it is said"
+    node.want("nobody we know", 0.2)
 
 
 def test_a_restarted_shard_gets_sessions_again_and_keeps_what_it_has() -> None:
@@ -168,13 +114,12 @@ def test_a_restarted_shard_gets_sessions_again_and_keeps_what_it_has() -> None:
     node.planner.shard_ready(0, 0.0)
     assert node.due(0.0)
     node.succeed("m", 0, 0.0)
-    node.book.shard_left(0)
-    node.planner.shard_left(0)
-    assert node.planner.next_due_s() == NEVER
+    node.shard_left(0)
+    assert node.next_s() == NEVER
     node.planner.shard_ready(0, 10.0)
     assert node.due(10.0) == [("m", 0)]
     other = Node("a", member("m"))
-    other.book.add(5, "m", 0, True, up=True)
+    other.book.add(5, "m", 0, True, 0.0, up=True)
     other.planner.shard_ready(0, 0.0)
     assert other.due(100.0) == [], "after a restart of control the shard still holds its session"
 
@@ -183,60 +128,126 @@ def test_news_is_told_once() -> None:
     node = Node("a", member("m"))
     node.planner.shard_ready(0, 0.0)
     assert node.due(0.0)
-    assert node.planner.dial_ended("m", 0, "refused", 0.0)
-    at_s = node.planner.next_due_s()
+    assert node.fail("m", 0, 0.0)
+    at_s = node.next_s()
     assert node.due(at_s)
-    assert not node.planner.dial_ended("m", 0, "refused", at_s)
+    assert not node.fail("m", 0, at_s)
 
 
-@given(st.randoms(use_true_random=False), st.sampled_from(("a", "z")))
-def test_whatever_happens_pace_is_kept_and_a_reachable_peer_is_reached(
-    rng: random.Random, own_id: str
-) -> None:
-    node = Node(own_id, member("m"), member("n", addresses=()))
-    now_s = 0.0
-    shards: set[int] = set()
-    flying: set[tuple[str, int]] = set()
-    last: dict[tuple[str, int], float] = {}
-    for _ in range(80):
-        now_s += rng.choice((0.0, 0.01, 0.3, 2.0))
-        for pair in node.due(now_s):
-            assert pair not in flying
-            assert pair[0] == "m" and pair[1] in shards
-            assert node.book.lacks(*pair)
-            assert now_s - last.get(pair, -NEVER) >= MIN_S
-            last[pair] = now_s
-            flying.add(pair)
-        what = rng.choice(("arrive", "leave", "fail", "succeed", "down", "wanted"))
-        shard = rng.randrange(3)
-        if what == "arrive" and shard not in shards:
-            shards.add(shard)
-            node.planner.shard_ready(shard, now_s)
-        elif what == "leave" and shard in shards:
-            shards.discard(shard)
-            node.book.shard_left(shard)
-            node.planner.shard_left(shard)
-            flying = {pair for pair in flying if pair[1] != shard}
-            last = {pair: at_s for pair, at_s in last.items() if pair[1] != shard}
-        elif what == "fail" and flying:
-            pair = rng.choice(sorted(flying))
-            flying.discard(pair)
-            node.planner.dial_ended(*pair, "refused", now_s)
-        elif what == "succeed" and flying:
-            pair = rng.choice(sorted(flying))
-            flying.discard(pair)
-            node.succeed(*pair, now_s, up=rng.random() < 0.8)
-        elif what == "down" and len(node.book):
-            held = rng.choice(sorted(node.book.sessions(), key=lambda held: held.session_id))
-            node.lose(held.session_id, held.shard, now_s)
-        elif what == "wanted":
-            node.planner.wanted("m", now_s)
-    # From here on every dial succeeds: within the longest wait every shard has its session.
-    for pair in sorted(flying):
-        node.succeed(*pair, now_s)
-    until_s = now_s + CEILING_S + 2 * STAGGER_S + MIN_S
-    while node.planner.next_due_s() <= until_s:
-        now_s = max(now_s, node.planner.next_due_s())
-        for pair in node.due(now_s):
-            node.succeed(*pair, now_s)
-    assert all(not node.book.lacks("m", shard) for shard in shards)
+def test_what_a_shard_wants_is_dialed_for_at_the_pace_until_the_book_has_it() -> None:
+    node = Node("a", member("m"))
+    node.planner.shard_ready(0, 0.0)
+    assert node.due(0.0)
+    first = node.succeed("m", 0, 0.0)
+    node.want("m", 5.0, sessions=3, urgent=False)
+    sessions = [first]
+    for at_s in (5.0, 5.0 + INITIAL_S):
+        assert node.next_s() == at_s
+        assert node.due(at_s) == [("m", 0)]
+        assert node.due(at_s + 10) == [], "one dial for a shard at a time"
+        sessions.append(node.succeed("m", 0, at_s))
+    assert node.next_s() == NEVER, "three it wanted"
+    node.lose(sessions[0], 0, 20.0)
+    assert node.due(20.0) == [("m", 0)], "and three it gets"
+    node.succeed("m", 0, 20.0)
+    node.want("m", 30.0, sessions=1, urgent=False)
+    node.lose(sessions[1], 0, 30.0)
+    node.lose(sessions[2], 0, 30.0)
+    assert node.due(100.0) == [], "one is left and wanted"
+    assert node.planner.wanted_by("m", 0) == 1 and node.planner.wanted_by("nobody", 0) == 0
+
+
+def test_sessions_of_the_other_side_count_and_it_has_its_turn_first() -> None:
+    node = Node("z", member("m"))
+    node.planner.shard_ready(0, 0.0)
+    node.up(node.enter("m", 0, 0.0))
+    node.want("m", 1.0, sessions=3)
+    assert node.next_s() == 1.0 + STAGGER_S
+    node.up(node.enter("m", 0, 1.1))
+    node.up(node.enter("m", 0, 1.2))
+    assert node.next_s() == NEVER
+
+
+@pytest.mark.parametrize("wanted", [2, 5, 1_000_000])
+def test_a_node_keeps_to_its_own_limit_of_sessions(wanted: int) -> None:
+    node = Node("a", member("m"), config=settings(sessions=3))
+    for shard in range(2):
+        node.planner.shard_ready(shard, 0.0)
+        node.want("m", 0.0, shard=shard, sessions=wanted, urgent=False)
+    taken = 0
+    for second in range(20):
+        for pair in node.due(float(second)):
+            node.succeed(*pair, float(second))
+            taken += 1
+    assert taken == node.book.count("m") == 3
+    assert node.next_s() == NEVER
+
+
+def test_what_a_shard_wanted_goes_with_it() -> None:
+    node = Node("a", member("m"))
+    node.planner.shard_ready(0, 0.0)
+    node.want("m", 0.0, sessions=4)
+    node.shard_left(0)
+    node.want("m", 0.0, sessions=4)
+    node.planner.shard_ready(0, 1.0)
+    assert node.due(1.0)
+    node.succeed("m", 0, 1.0)
+    assert node.next_s() == NEVER, "its successor wants one, and who has left wants none"
+
+
+def test_wanting_without_urgency_does_not_end_a_backoff() -> None:
+    node = Node("a", member("m"))
+    node.planner.shard_ready(0, 0.0)
+    until_s = node.fail_on(3) + 4.0
+    node.want("m", 4.0, sessions=2, urgent=False)
+    assert node.next_s() == until_s
+    node.want("m", 4.0, sessions=2)
+    assert node.next_s() == 4.0
+
+
+def test_a_changed_network_ends_all_waiting_and_calls_off_what_is_under_way() -> None:
+    node = Node("z", member("m"), member("n"))
+    node.planner.shard_ready(0, 0.0)
+    assert len(node.due(STAGGER_S)) == 2
+    node.fail("m", 0, 0.5)
+    stale = node.flying["n", 0]
+    node.planner.network_changed()
+    assert sorted(node.due(0.5)) == [("m", 0), ("n", 0)], "no pace, no turn, no backoff"
+    assert node.planner.dial_ended(stale, "timed out", 0.6) is False, "one from before says nothing now"
+    assert node.planner.report(0.6)[1].dial_failures == 0
+    assert node.due(9.0) == [], "nor does its end make room for another"
+    node.fail("n", 0, 10.0)
+    assert node.next_s() == 10.0 + INITIAL_S, "the first failure again"
+
+
+def test_members_come_change_and_go() -> None:
+    node = Node("a", member("m"))
+    node.planner.shard_ready(0, 0.0)
+    until_s = node.fail_on(2) + 2.0
+    node.planner.member_changed(member("m"))
+    assert node.next_s() == until_s, "the same addresses: it goes on waiting"
+    node.planner.member_changed(member("m", ("/ip4/192.0.2.9/tcp/1",)))
+    [dial] = node.planner.take_due(2.0)
+    assert dial.member.addresses == ("/ip4/192.0.2.9/tcp/1",), "other addresses are tried at once"
+    node.planner.member_removed("m")
+    assert node.planner.dial_ended(dial, "refused", 2.0) is False
+    assert node.next_s() == NEVER and node.planner.report(0.0) == ()
+    node.planner.member_added(member("m"), 3.0)
+    assert node.due(3.0) == [("m", 0)]
+    assert node.planner.report(3.0)[0].dial_failures == 0, "nothing is left from before"
+
+
+def test_other_settings_hold_from_then_on() -> None:
+    node = Node("a", member("m"))
+    node.planner.shard_ready(0, 0.0)
+    node.fail_on(4)
+    node.planner.configure(settings(retry={"initial_interval": 0.5, "max_interval": 0.5}))
+    assert node.next_s() < 0, "no wait from before, nor the pace"
+    at_s = node.fail_on(3, 20.0)
+    assert node.next_s() == at_s + 0.5
+    node.planner.configure(settings(sessions=1, retry={"initial_interval": 0.5, "max_interval": 0.5}))
+    assert node.next_s() == at_s + 0.5, "no other [retry], no other wait"
+    node.planner.shard_ready(1, at_s)
+    assert len(node.due(at_s + 0.5)) == 1
+    node.succeed("m", 0, at_s + 0.5)
+    assert node.next_s() == NEVER, "the limit is another one"

@@ -17,7 +17,7 @@ from libp2p.security.noise.exceptions import PeerIDMismatchesPubkey
 from libp2p.transport.upgrader import TransportUpgrader
 from multiaddr import Multiaddr
 
-from vpnd.adapter.addresses import resolve
+from vpnd.adapter.addresses import Endpoint, resolve
 from vpnd.adapter.cipher import CHACHAPOLY, SESSION_MUXERS
 from vpnd.adapter.handoff import Detached, detach
 from vpnd.adapter.transport import WatchfulTcp, close_now
@@ -35,10 +35,12 @@ async def dial_session(
     peer_id: ID,
     ciphers: Sequence[str],
     timeout_s: float,
+    connect_timeout_s: float,
 ) -> Detached:
     """A data session with `peer_id` at the multiaddr `address`, all of it within `timeout_s`.
 
-    `ciphers`: those to ask for, in this order.
+    `ciphers`: those to ask for, in this order. `connect_timeout_s`: for the TCP connection to one of the endpoints
+    behind the address; then the next one has its turn.
 
     The holder closes it. Raises DialError.
     """
@@ -47,8 +49,8 @@ async def dial_session(
             error: Exception | None = None
             for endpoint in await resolve(address):
                 try:
-                    raw = await tcp.dial(Multiaddr(endpoint.multiaddr()))
-                except BaseLibp2pError as failure:
+                    raw = await _connect(tcp, endpoint, connect_timeout_s)
+                except (BaseLibp2pError, DialError) as failure:
                     error = failure
                     continue
                 return await _establish(raw, upgrader, peer_id, ciphers, timeout_s)
@@ -61,6 +63,16 @@ async def dial_session(
         raise
     except Exception as error:  # libp2p lets errors of parsers and ciphers through as they are
         raise DialError(f"{address}: {_in_words(error)}") from error
+
+
+async def _connect(tcp: WatchfulTcp, endpoint: Endpoint, timeout_s: float) -> Any:
+    """A RawConnection. A SYN that was lost is sent again by the kernel after 1 s, 3 s, 7 s: whoever gives up
+    earlier and dials anew is there sooner when the way opens. Raises DialError, or what libp2p raises."""
+    try:
+        with trio.fail_after(timeout_s):
+            return await tcp.dial(Multiaddr(endpoint.multiaddr()))
+    except trio.TooSlowError:
+        raise DialError(f"{endpoint.multiaddr()}: no connection within {timeout_s:g} s") from None
 
 
 async def dial_any(

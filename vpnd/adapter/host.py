@@ -167,10 +167,25 @@ class Host:
 
     async def dial(self, address: str, peer_id: str) -> Detached:
         """A new data session; see vpnd.adapter.dial.dial_session."""
-        timeout_s = self._config.p2p.dial_timeout
+        p2p = self._config.p2p
         return await dial_session(
-            self._tcp, self.swarm.upgrader, address, ID.from_string(peer_id), self._ciphers, timeout_s
+            self._tcp,
+            self.swarm.upgrader,
+            address,
+            ID.from_string(peer_id),
+            self._ciphers,
+            p2p.dial_timeout,
+            p2p.connect_timeout,
         )
+
+    def configure(self, config: Config) -> None:
+        """Other deadlines for dials and for `disconnect` from now on; the rest of a host is made once."""
+        self._config = config
+
+    async def disconnect(self, peer_id: str) -> None:
+        """Close the libp2p connections with a peer, within process.stop_timeout. Data sessions are not ours."""
+        with trio.move_on_after(self._config.process.stop_timeout):
+            await self.swarm.close_peer(ID.from_string(peer_id))
 
     def _bound(self) -> list[Endpoint]:
         """What the kernel gave us, in the order of the configuration; libp2p binds in any order."""

@@ -45,12 +45,12 @@ def tame_libp2p(handler: logging.Handler) -> None:
 class Seldom:
     """A log line that strangers can provoke: written at most once in `interval_s`, with what was left out.
 
-    `now_s` is a clock. Owner: the loop that logs; not thread-safe.
+    `now_s` is a clock. `interval_s` may be changed. Owner: the loop that logs; not thread-safe.
     """
 
     def __init__(self, log: logging.Logger, interval_s: float, now_s: Callable[[], float]) -> None:
         self._log = log
-        self._interval_s = interval_s
+        self.interval_s = interval_s
         self._now_s = now_s
         self._next_s: dict[str, float] = {}
         self._left_out: dict[str, int] = {}
@@ -61,6 +61,6 @@ class Seldom:
         if now_s < self._next_s.get(kind, now_s):
             self._left_out[kind] = self._left_out.get(kind, 0) + 1
             return
-        self._next_s[kind] = now_s + self._interval_s
+        self._next_s[kind] = now_s + self.interval_s
         more = self._left_out.pop(kind, 0)
         self._log.warning("%s%s", text, f" (and {more} more like it)" if more else "")

@@ -7,7 +7,7 @@ it when its shard says it is down, or when the shard is gone.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Hashable, Iterable
+from collections.abc import Callable, Collection, Hashable, Mapping
 from typing import TypeVar
 
 import msgspec
@@ -21,12 +21,16 @@ ID_COUNT_BITS = 16
 
 
 class Held(msgspec.Struct, kw_only=True):
-    """One session. `up`: a stream of it is open, packets flow; it may be on trial before that."""
+    """One session. `up`: a stream of it is open, packets flow; before that it is on trial.
+
+    `since_s`: when it was entered.
+    """
 
     session_id: int
     peer_id: str
     shard: int
     initiator: bool
+    since_s: float
     up: bool = False
 
 
@@ -48,10 +52,14 @@ class SessionBook:
             self._next_id += 1
         return self._next_id
 
-    def add(self, session_id: int, peer_id: str, shard: int, initiator: bool, *, up: bool = False) -> None:
+    def add(
+        self, session_id: int, peer_id: str, shard: int, initiator: bool, now_s: float, *, up: bool = False
+    ) -> None:
         """Enter a session. An id that is held already is replaced."""
         self._remove(session_id)
-        held = Held(session_id=session_id, peer_id=peer_id, shard=shard, initiator=initiator, up=up)
+        held = Held(
+            session_id=session_id, peer_id=peer_id, shard=shard, initiator=initiator, since_s=now_s, up=up
+        )
         self._held[session_id] = held
         self._per_peer[peer_id] += 1
         self._per_pair[peer_id, shard] += 1
@@ -85,13 +93,23 @@ class SessionBook:
         """Whether packets flow in at least one session with the peer."""
         return self._up[peer_id] > 0
 
-    def lacks(self, peer_id: str, shard: int) -> bool:
-        """Whether the shard has no session with the peer."""
-        return not self._per_pair[peer_id, shard]
+    def on_trial(self, peer_id: str) -> int:
+        """Sessions with the peer in which no packets flow yet."""
+        return self._per_peer[peer_id] - self._up[peer_id]
 
-    def shard_for(self, peer_id: str, shards: Iterable[int]) -> int | None:
-        """Of `shards`, the one with the fewest sessions with the peer, the lowest index among equals."""
-        return min(shards, key=lambda shard: (self._per_pair[peer_id, shard], shard), default=None)
+    def count_of(self, peer_id: str, shard: int) -> int:
+        """Sessions of the shard with the peer."""
+        return self._per_pair[peer_id, shard]
+
+    def shard_for(self, peer_id: str, wanted: Mapping[int, int]) -> int | None:
+        """Of the shards in `wanted`, which says how many sessions with the peer each wants, the one that lacks
+        most; among equals the one with the fewest, then the lowest index."""
+
+        def order(shard: int) -> tuple[int, int, int]:
+            held = self._per_pair[peer_id, shard]
+            return held - wanted[shard], held, shard
+
+        return min(wanted, key=order, default=None)
 
     def __len__(self) -> int:
         return len(self._held)

@@ -1,6 +1,6 @@
-"""What control does with what it is told: the handlers of `main`'s table, and the dials.
+"""What control does with what it is told: the handlers of `main`'s table.
 
-Decisions are made in `book` and `planner`; here they are carried out.
+Decisions are made in `book` and `planner`; here and in `dialer` they are carried out.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from collections.abc import Callable
 
 import trio
 
-from vpnd.adapter.dial import DialError, dial_any
 from vpnd.adapter.handoff import Detached
 from vpnd.adapter.host import Host
 from vpnd.adapter.logs import Seldom
@@ -22,73 +21,65 @@ from vpnd.api.channel import Channel, ChannelClosed
 from vpnd.config.schema import Config
 from vpnd.control.book import SessionBook
 from vpnd.control.channels import TrioChannel
-from vpnd.control.planner import NEVER, Planner
-from vpnd.discovery.registry import Member, Registry
+from vpnd.control.dialer import Dialer
+from vpnd.control.dialstate import CircuitChange
+from vpnd.control.links import ShardLink, ShardLinks, greeting, news, send_all
+from vpnd.control.planner import Planner
+from vpnd.discovery.registry import Change, StaticRegistry
 from vpnd.errors import ProtocolViolation
-from vpnd.resilience import Backoff
+from vpnd.metrics import CounterPage
+from vpnd.resilience.breaker import Circuit
 
 log = logging.getLogger(__name__)
 
 
-class ShardLink:
-    """Control's side of one shard. `ready`: it has told what it holds and takes sessions."""
-
-    def __init__(self, index: int, channel: TrioChannel) -> None:
-        self.index = index
-        self.channel = channel
-        self.ready = False
-        self.scope = trio.CancelScope()
-
-    @property
-    def takes_sessions(self) -> bool:
-        """False also while the shard does not read what it was sent."""
-        return self.ready and not self.channel.backlog
-
-
 class Control:
-    """One node's control. `count` adds one to a counter of vpnd.metrics. Owner: a trio loop, `run`."""
+    """One node's control. Owner: a trio loop, `run`.
+
+    `page` gets its counts. `seldom` logs what others can cause; shared with the host.
+    """
 
     def __init__(
         self,
         config: Config,
         own_id: str,
-        registry: Registry,
-        count: Callable[[str], None],
+        registry: StaticRegistry,
+        page: CounterPage,
+        seldom: Seldom,
         now_s: Callable[[], float],
     ) -> None:
         self._config = config
         self._registry = registry
-        self._count = count
+        self._page = page
         self._now_s = now_s
-        self._seldom = Seldom(log, config.log.refusal_interval, now_s)
+        self._seldom = seldom
         self._book = SessionBook(secrets.randbits)
         uniform = random.SystemRandom().uniform
-        retry = config.retry
-        self._planner = Planner(
-            own_id,
-            registry.members(),
-            self._book,
-            lambda: Backoff(retry.initial_interval, retry.max_interval, retry.multiplier, uniform),
-            dial_stagger_s=config.p2p.dial_stagger,
-            min_interval_s=retry.initial_interval,
+        self._planner = Planner(own_id, registry.members(), self._book, config, uniform)
+        self._links = ShardLinks()
+        self._dialer = Dialer(
+            self._planner,
+            config,
+            keeps_up=self._keeps_up,
+            hand_over=self._dialed,
+            announce=self._announce,
+            count=page.add,
+            now_s=now_s,
         )
-        self._links: dict[int, ShardLink] = {}
-        self._changed = trio.Event()
         self._stop = trio.Event()
+        self._show_circuits()
 
     async def run(self, host: Host, supervisor: TrioChannel) -> None:
         """Serve until the supervisor says Stop or is gone. `host` must be running."""
         self._host = host
         self._supervisor = supervisor
-        self._dial_slots = trio.CapacityLimiter(self._config.p2p.max_dials)
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             nursery.start_soon(self._serve_supervisor)
-            nursery.start_soon(self._run_dials)
+            nursery.start_soon(self._dialer.run, host)
             await self._stop.wait()
             nursery.cancel_scope.cancel()
-        for link in list(self._links.values()):
-            link.channel.close()
+        self._links.close()
 
     def is_member(self, peer_id: str) -> bool:
         """Whether the host may let that peer in."""
@@ -114,6 +105,10 @@ class Control:
             self._shard_arrived(message.index, socket.socket(fileno=descriptors.pop()))
         elif isinstance(message, messages.ShardLeft):
             self._shard_left(message.index)
+        elif isinstance(message, messages.NetworkChanged):
+            self._network_changed(message)
+        elif isinstance(message, messages.Reconfigure):
+            self._reconfigure(message.config)
         elif isinstance(message, messages.StatusRequest):
             self._supervisor.send(
                 messages.ControlStatus(
@@ -126,28 +121,71 @@ class Control:
         else:
             raise ProtocolViolation(f"{type(message).__name__} came a second time")
 
+    def _network_changed(self, message: messages.NetworkChanged) -> None:
+        """Whatever hangs on the network as it was is begun anew. Sessions are looked after by their shards."""
+        log.info("the network changed: %s; dialing whoever lacks sessions", message.reason)
+        self._page.add("network_changes")
+        self._planner.network_changed()
+        self._dialer.cancel(lambda dial: True)
+        self._settle()
+
+    def _reconfigure(self, config: Config) -> None:
+        self._config = config
+        logging.getLogger().setLevel(config.log.level.upper())
+        self._seldom.interval_s = config.log.refusal_interval
+        self._host.configure(config)
+        self._dialer.configure(config)
+        self._planner.configure(config)
+        self.members_changed(self._registry.replace(config.peers))
+
+    def members_changed(self, change: Change) -> None:
+        """The registry has other members than before, and gives other answers already."""
+        now_s = self._now_s()
+        for member in change.removed:
+            log.info("%s is no longer a peer", member.name)
+            self._planner.member_removed(member.peer_id)
+            self._nursery.start_soon(self._host.disconnect, member.peer_id)
+        for before, after in change.changed:
+            log.info("peer %s is set otherwise", before.name)
+            self._planner.member_changed(after)
+        for member in change.added:
+            log.info("%s is a peer now", member.name)
+            self._planner.member_added(member, now_s)
+        gone = {member.peer_id for member in change.removed}
+        moved = {after.peer_id for before, after in change.changed if before.addresses != after.addresses}
+        self._dialer.cancel(lambda dial: dial.member.peer_id in gone | moved)
+        self._tell(news(change))
+        self._show_circuits()
+        self._settle()
+
+    # --- shards, as they come and go
+
     def _shard_arrived(self, index: int, sock: socket.socket) -> None:
         self._shard_left(index)
         link = ShardLink(index, TrioChannel(Channel(sock, "control", "shard")))
-        self._links[index] = link
+        self._links.add(link)
         self._nursery.start_soon(self._serve_shard, link)
-        try:
-            for member in self._registry.members():
-                link.channel.send(
-                    messages.PeerKnown(peer_id=member.peer_id, name=member.name, prefixes=member.prefixes)
-                )
-            link.channel.send(messages.PeersComplete())
-        except ChannelClosed:
+        if not send_all(link, greeting(self._registry.members(), self._planner.circuits())):
             self._shard_left(index)
 
     def _shard_left(self, index: int) -> None:
         """Forget a shard, if it is there: the supervisor says it is gone, or its channel has ended."""
-        link = self._links.pop(index, None)
+        link = self._links.remove(index)
         if link is not None:
             link.scope.cancel()
             self._book.shard_left(index)
             self._planner.shard_left(index)
-            self._replan()
+            # What they would bring is for a shard that is no more; its successor gets dials of its own.
+            self._dialer.cancel(lambda dial: dial.shard == index)
+            self._settle()
+
+    def _tell(self, told: list[messages.Message]) -> None:
+        for index in self._links.tell(told):
+            self._shard_left(index)
+
+    def _keeps_up(self, shard: int) -> bool:
+        link = self._links.get(shard)
+        return link is not None and link.takes_sessions
 
     # --- shards
 
@@ -163,11 +201,11 @@ class Control:
             except* ProtocolViolation as group:
                 log.error("shard %d is cut off: %s", link.index, group.exceptions[0])
         link.channel.close()
-        if self._links.get(link.index) is link:
+        if self._links.current(link):
             self._shard_left(link.index)
 
     def _on_shard(self, link: ShardLink, message: messages.Any) -> None:
-        if self._links.get(link.index) is not link:
+        if not self._links.current(link):
             return  # said before it was replaced
         now_s = self._now_s()
         if isinstance(message, messages.SessionsHeld):
@@ -178,18 +216,18 @@ class Control:
             raise ProtocolViolation(f"{type(message).__name__} came before SessionsHeld")
         elif isinstance(message, messages.SessionUp):
             if held := self._book.up(message.session_id, link.index):
-                self._planner.session_up(held.peer_id)
+                self._planner.session_up(held)
         elif isinstance(message, messages.SessionDown):
             if held := self._book.down(message.session_id, link.index):
-                self._planner.session_down(held, message.reason, now_s)
+                self._planner.session_down(held, message.reason, message.failed, now_s)
         elif isinstance(message, messages.SessionWanted):
-            self._planner.wanted(message.peer_id, now_s)
-        self._replan()
+            self._planner.wanted(message.peer_id, link.index, message.sessions, message.urgent, now_s)
+        self._settle()
 
     def _shard_ready(self, link: ShardLink, message: messages.SessionsHeld, now_s: float) -> None:
         for session_id, peer_id, initiator in message.sessions:
             # From before a restart of control; they were up, or the shard would have given them up by now.
-            self._book.add(session_id, peer_id, link.index, initiator, up=True)
+            self._book.add(session_id, peer_id, link.index, initiator, now_s, up=True)
         link.ready = True
         self._planner.shard_ready(link.index, now_s)
 
@@ -198,16 +236,29 @@ class Control:
     def take_session(self, session: Detached) -> None:
         """An inbound session of a member: give it to the shard that needs it most, or to none."""
         peer_id = session.peer_id
-        if self._book.count(peer_id) >= self._config.p2p.max_sessions_per_peer:
-            self._count("refused_session_limit")
+        if not self.is_member(peer_id):  # no more, since its handshake
+            self._page.add("refused_unknown_peer")
+            return
+        if not self._room(peer_id):
+            self._page.add("refused_session_limit")
             self._seldom.warn("session limit", f"{self._name(peer_id)} wants more sessions than it may have")
             return
-        ready = [index for index, link in self._links.items() if link.takes_sessions]
-        shard = self._book.shard_for(peer_id, ready)
+        ready = self._links.taking_sessions()
+        shard = self._book.shard_for(
+            peer_id, {shard: self._planner.wanted_by(peer_id, shard) for shard in ready}
+        )
         if shard is not None and self._hand_over(session, shard):
-            self._count("sessions_accepted")
+            self._page.add("sessions_accepted")
         else:
-            self._count("refused_no_shard")
+            self._page.add("refused_no_shard")
+
+    def _dialed(self, session: Detached, shard: int) -> bool:
+        """A dial for a shard was answered. False when inbound sessions have taken its place meanwhile, or the shard
+        cannot take it."""
+        return self._room(session.peer_id) and self._hand_over(session, shard)
+
+    def _room(self, peer_id: str) -> bool:
+        return self._book.count(peer_id) < self._config.p2p.max_sessions_per_peer
 
     def _hand_over(self, session: Detached, shard: int) -> bool:
         """Send a session to a shard, which gets a duplicate of the socket. False when it cannot take it."""
@@ -231,56 +282,43 @@ class Control:
         except ChannelClosed:
             self._shard_left(shard)
             return False
-        self._book.add(session_id, session.peer_id, shard, session.initiator)
+        self._book.add(session_id, session.peer_id, shard, session.initiator, self._now_s())
         self._planner.session_added(session.peer_id)
-        self._replan()
+        self._settle()
         return True
 
-    # --- dials
+    # --- what follows from what the planner was told
 
-    def _replan(self) -> None:
-        self._changed.set()
+    def _settle(self) -> None:
+        """Act on what has changed. After everything the planner is told."""
+        self._announce()
+        self._dialer.replan()
 
-    async def _run_dials(self) -> None:
-        while True:
-            self._changed = trio.Event()
-            for member, shard in self._planner.take_due(self._now_s()):
-                self._nursery.start_soon(self._dial, member, shard)
-            wait_s = self._planner.next_due_s() - self._now_s()
-            with trio.move_on_after(max(0.0, wait_s) if wait_s < NEVER else NEVER):
-                await self._changed.wait()
+    def _announce(self) -> None:
+        """Say what has become of circuits."""
+        changes = self._planner.take_circuit_changes()
+        for change in changes:
+            self._circuit_changed(change)
+        if changes:
+            self._show_circuits()
+            self._tell(
+                [messages.PeerCircuit(peer_id=change.member.peer_id, state=change.new) for change in changes]
+            )
 
-    async def _dial(self, member: Member, shard: int) -> None:
-        """One dial, from plan to session or failure. Whatever goes wrong stays in here."""
-        peer_id = member.peer_id
-        error = ""
-        try:
-            async with self._dial_slots:
-                link = self._links.get(shard)
-                if link is not None and not link.takes_sessions:
-                    raise DialError(f"shard {shard} does not keep up with its messages")
-                self._count("dials")
-                session = await dial_any(
-                    lambda address: self._host.dial(address, peer_id),
-                    member.addresses,
-                    self._config.p2p.address_stagger,
-                )
-            try:
-                # A shard that has left meanwhile is nobody's failure: its successor gets a dial of its own.
-                if self._hand_over(session, shard):
-                    self._count("sessions_dialed")
-            finally:
-                session.close()
-        except DialError as failure:
-            error = str(failure)
-        except Exception as failure:
-            log.exception("dialing %s failed in an unforeseen way", member.name)
-            error = f"{type(failure).__name__}: {failure}"
-        if error:
-            self._count("dial_failures")
-        if self._planner.dial_ended(peer_id, shard, error, self._now_s()):
-            log.info("no session with %s: %s", member.name, error)
-        self._replan()
+    def _circuit_changed(self, change: CircuitChange) -> None:
+        # From probe to probe of a peer that stays away nothing is new.
+        level = logging.INFO if Circuit.CLOSED in (change.old, change.new) else logging.DEBUG
+        why = f": {change.why}" if change.why else ""
+        log.log(level, "the circuit of %s is %s%s", change.member.name, change.new, why)
+        if change.old is Circuit.CLOSED:
+            self._page.add("circuits_opened")
+        elif change.new is Circuit.CLOSED:
+            self._page.add("circuits_closed")
+
+    def _show_circuits(self) -> None:
+        states = list(self._planner.circuits().values())
+        self._page.set("circuits_open", states.count(Circuit.OPEN))
+        self._page.set("circuits_half_open", states.count(Circuit.HALF_OPEN))
 
     def _name(self, peer_id: str) -> str:
         member = self._registry.find(peer_id)

@@ -3,11 +3,11 @@
     talks to       over                             what comes, and who serves it
     -------------  -------------------------------  -----------------------------------------------------
     supervisor     channel (inherited descriptor)   main: ControlStart; Control._on_supervisor: ShardArrived,
-                                                    ShardLeft, StatusRequest, Stop
+                                                    ShardLeft, StatusRequest, NetworkChanged, Reconfigure, Stop
     each shard     channel (from ShardArrived)      Control._on_shard: SessionsHeld, SessionUp, SessionDown,
                                                     SessionWanted
     other nodes    libp2p over TCP                  Host: Noise, identify, ping; Control.take_session: inbound
-                                                    data sessions; Control._dial: outbound ones
+                                                    data sessions; Dialer: outbound ones
 
 It starts as root, holding one channel. Rights kept after `privileges.drop`: the channels, the counter page,
 sockets of its own on unprivileged ports, the private key in memory. Nothing is imported from then on: the
@@ -76,7 +76,8 @@ def _main(channel: Channel, parent_pid: int) -> int:
     config = start.config
     now_s = trio.current_time
     registry = StaticRegistry(config.peers)
-    control = Control(config, start.peer_id, registry, page.add, now_s)
+    seldom = Seldom(log, config.log.refusal_interval, now_s)
+    control = Control(config, start.peer_id, registry, page, seldom, now_s)
     host = Host(
         keys,
         config,
@@ -84,7 +85,7 @@ def _main(channel: Channel, parent_pid: int) -> int:
         take_session=control.take_session,
         count=page.add,
         connections=lambda number: page.set("connections", number),
-        seldom=Seldom(log, config.log.refusal_interval, now_s),
+        seldom=seldom,
     )
     trio.run(_run, control, host, TrioChannel(channel))
     return 0

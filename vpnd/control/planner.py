@@ -1,43 +1,37 @@
 """Who is to be dialed, for which shard, and when. No I/O; time is an argument.
 
-The goal: every shard has a session with every peer that has addresses. The rules:
+The goal: every shard has as many sessions as it wants with every peer that has addresses; one until it says
+otherwise. The rules:
 
-    turn        the node with the smaller peer id dials at once, the other after `dial_stagger_s`: usually the
+    turn        the node with the smaller peer id dials at once, the other after p2p.dial_stagger: usually the
                 session has arrived by then
-    pace        never two dials for the same shard and peer within `min_interval_s`
+    pace        never two dials for the same shard and peer within retry.initial_interval, nor two at once
     backoff     a failed dial, or a session that ended before packets flowed, makes the peer wait; a session
                 in which packets flow forgets that. A peer that backs off is dialed for one shard at a time
-    wanted      packets waiting in a shard end the backoff, not the pace
+    circuit     an open circuit lets nobody dial for circuit_breaker.reset_timeout, then one probe for one shard.
+                The backoff goes on growing from probe to probe, and the longer of both waits counts
+    wanted      packets waiting in a shard end the backoff, neither the pace nor the circuit's wait: a dead peer is
+                probed every reset_timeout while somebody talks to it, and seldom while nobody does
+    limit       never more sessions with a peer than p2p.max_sessions_per_peer, those under way among them
+
+What a failure is, and when it counts, is in `dialstate`.
 """
 
 from __future__ import annotations
 
 import heapq
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from vpnd.api.messages import PeerReport
+from vpnd.config.schema import Config
 from vpnd.control.book import Held, SessionBook
+from vpnd.control.dialstate import NEVER, CircuitChange, Dial, PeerDials
 from vpnd.discovery.registry import Member
-from vpnd.resilience import Backoff
+from vpnd.resilience.backoff import Uniform
+from vpnd.resilience.breaker import Circuit
 
-NEVER = math.inf
-
-
-class _Peer:
-    """Dialing state of one peer."""
-
-    def __init__(self, member: Member, backoff: Backoff) -> None:
-        self.member = member
-        self.backoff = backoff
-        self.not_before_s = -NEVER  # end of the backoff
-        self.last_dial_s = -NEVER
-        self.turn_s: dict[int, float] = {}  # shard -> its turn, its pace
-        self.under_way: set[int] = set()  # shards being dialed for
-        self.due_s = NEVER  # as it stands in the queue
-        self.dials = 0
-        self.failures = 0
-        self.last_error = ""
+#: Sessions a shard wants with a peer until it says otherwise.
+WANTED = 1
 
 
 class Planner:
@@ -51,19 +45,62 @@ class Planner:
         own_id: str,
         members: Iterable[Member],
         book: SessionBook,
-        make_backoff: Callable[[], Backoff],
-        *,
-        dial_stagger_s: float,
-        min_interval_s: float,
+        config: Config,
+        uniform: Uniform,
     ) -> None:
         self._own_id = own_id
         self._book = book
-        self._stagger_s = dial_stagger_s
-        self._min_interval_s = min_interval_s
-        self._peers = {member.peer_id: _Peer(member, make_backoff()) for member in members}
+        self._config = config
+        self._uniform = uniform
+        self._changes: list[CircuitChange] = []
         self._shards: set[int] = set()
         #: (due, peer id); entries whose time is no longer the peer's are skipped.
         self._queue: list[tuple[float, str]] = []
+        self._peers: dict[str, PeerDials] = {}
+        for member in members:
+            self._peers[member.peer_id] = self._new(member)
+
+    def _new(self, member: Member) -> PeerDials:
+        return PeerDials(member, self._config, self._uniform, self._changes.append)
+
+    # --- what changes around the peers
+
+    def configure(self, config: Config) -> None:
+        """Other settings from now on."""
+        self._config = config
+        for peer in self._peers.values():
+            peer.configure(config)
+            self._reschedule(peer)
+
+    def network_changed(self) -> None:
+        """Addresses or routes of the machine changed: every peer is tried at once.
+
+        Dials under way are forgotten, the caller cancels them.
+        """
+        for peer in self._peers.values():
+            peer.begin_anew()
+            self._reschedule(peer)
+
+    def member_added(self, member: Member, now_s: float) -> None:
+        """A new peer, or one that was removed before."""
+        peer = self._peers[member.peer_id] = self._new(member)
+        for shard in self._shards:
+            self._lacking(peer, shard, now_s)
+        self._reschedule(peer)
+
+    def member_changed(self, member: Member) -> None:
+        """Other addresses are tried at once; dials under way to the old ones are forgotten, the caller cancels
+        them."""
+        peer = self._peers[member.peer_id]
+        moved = peer.member.addresses != member.addresses
+        peer.member = member
+        if moved:
+            peer.begin_anew()
+            self._reschedule(peer)
+
+    def member_removed(self, peer_id: str) -> None:
+        """No longer a peer. Dials under way are forgotten, the caller cancels them."""
+        self._peers.pop(peer_id, None)
 
     def shard_ready(self, shard: int, now_s: float) -> None:
         """The shard takes sessions; those it has are in the book."""
@@ -73,91 +110,141 @@ class Planner:
             self._reschedule(peer)
 
     def shard_left(self, shard: int) -> None:
-        """The shard is gone, and its sessions are out of the book. Dials under way for it end as they may."""
+        """The shard is gone, and its sessions are out of the book. Dials for it are forgotten, the caller
+        cancels them."""
         self._shards.discard(shard)
         for peer in self._peers.values():
-            peer.turn_s.pop(shard, None)
-            peer.under_way.discard(shard)
+            peer.shard_left(shard)
             self._reschedule(peer)
+
+    # --- sessions
 
     def session_added(self, peer_id: str) -> None:
         """A session of the peer was entered into the book."""
         if peer := self._peers.get(peer_id):
             self._reschedule(peer)
 
-    def session_up(self, peer_id: str) -> None:
+    def session_up(self, held: Held) -> None:
         """Packets flow in a session with the peer: it works."""
-        if peer := self._peers.get(peer_id):
-            peer.backoff.reset()
-            peer.not_before_s = -NEVER
-            peer.last_error = ""
+        if peer := self._peers.get(held.peer_id):
+            peer.worked(inbound=not held.initiator)
             self._reschedule(peer)
 
-    def session_down(self, held: Held, reason: str, now_s: float) -> None:
-        """A session has left the book because its shard said so."""
+    def session_down(self, held: Held, reason: str, failed: bool, now_s: float) -> None:
+        """A session has left the book because its shard said so; `failed`: not by anybody's will."""
         if peer := self._peers.get(held.peer_id):
+            connected = self._book.connected(held.peer_id)
             if not held.up:
                 # It was made and came to nothing: dialing again at once would turn in circles.
-                self._fail(peer, f"the session ended at once: {reason}", now_s)
+                error = f"the session ended at once: {reason}"
+                peer.failed(error, held.since_s, now_s, connected=connected, blame=failed)
+            elif failed and not connected:
+                peer.lost(reason, held.since_s, now_s)
             self._lacking(peer, held.shard, now_s)
             self._reschedule(peer)
 
-    def wanted(self, peer_id: str, now_s: float) -> None:
-        """Packets for the peer wait."""
-        if peer := self._peers.get(peer_id):
-            peer.not_before_s = min(peer.not_before_s, max(now_s, peer.last_dial_s + self._min_interval_s))
-            self._reschedule(peer)
+    def wanted(self, peer_id: str, shard: int, sessions: int, urgent: bool, now_s: float) -> None:
+        """The shard wants so many sessions with the peer; `urgent`: packets wait."""
+        peer = self._peers.get(peer_id)
+        if peer is None or shard not in self._shards:
+            return
+        if sessions > peer.wanted.get(shard, WANTED):
+            self._lacking(peer, shard, now_s)
+        peer.wanted[shard] = sessions
+        if urgent:
+            peer.urgent_s = now_s
+            pace_s = peer.last_dial_s + self._config.retry.initial_interval
+            peer.not_before_s = min(peer.not_before_s, max(now_s, pace_s))
+        self._reschedule(peer)
 
-    def take_due(self, now_s: float) -> list[tuple[Member, int]]:
-        """The dials to start now; each must be followed by `dial_ended`."""
+    def wanted_by(self, peer_id: str, shard: int) -> int:
+        """Sessions the shard wants with the peer."""
+        peer = self._peers.get(peer_id)
+        return peer.wanted.get(shard, WANTED) if peer is not None else 0
+
+    # --- dials
+
+    def take_due(self, now_s: float) -> list[Dial]:
+        """The dials to start now; each must be followed by `dial_ended`, unless it was forgotten."""
         taken = []
         while self._queue and self._queue[0][0] <= now_s:
             due_s, peer_id = heapq.heappop(self._queue)
-            peer = self._peers[peer_id]
-            if due_s != peer.due_s:
+            peer = self._peers.get(peer_id)
+            if peer is None or due_s != peer.due_s:
                 continue
             peer.due_s = NEVER
             for shard in sorted(self._candidates(peer)):
-                if self._due_s(peer, shard) <= now_s and not (peer.under_way and peer.backoff.failures):
-                    peer.under_way.add(shard)
-                    peer.turn_s[shard] = now_s + self._min_interval_s
+                if self._may_dial(peer, shard, now_s):
+                    dial = Dial(peer.member, shard, now_s, peer.retry.failures > 0)
+                    peer.under_way.add(dial)
+                    peer.turn_s[shard] = now_s + self._config.retry.initial_interval
                     peer.last_dial_s = now_s
                     peer.dials += 1
-                    taken.append((peer.member, shard))
+                    taken.append(dial)
             self._reschedule(peer)
         return taken
 
-    def dial_ended(self, peer_id: str, shard: int, error: str, now_s: float) -> bool:
-        """A dial is over; `error` is empty when there is a session or nobody is to blame.
+    def _may_dial(self, peer: PeerDials, shard: int, now_s: float) -> bool:
+        """Asked for one shard after the other: what was begun for those before counts."""
+        if self._due_s(peer, shard) > now_s or self._room(peer) <= 0:
+            return False
+        return self._book.connected(peer.member.peer_id) or peer.breaker.take(now_s)
 
-        Returns whether the failure is news, that is, not the same as before.
+    def dial_ended(self, dial: Dial, error: str, now_s: float, *, blame: bool = True) -> bool:
+        """A dial is over; `error` is empty when there is a session or the dial was called off. `blame`: whether
+        an error counts against the peer.
+
+        Returns whether the failure is news, that is, not the same as before. One that was forgotten is none.
         """
-        peer = self._peers[peer_id]
-        peer.under_way.discard(shard)
+        peer = self._peers.get(dial.member.peer_id)
+        if peer is None or dial not in peer.under_way:
+            return False
+        peer.under_way.discard(dial)
         news = False
         if error:
             news = error != peer.last_error
-            self._fail(peer, error, now_s)
+            connected = self._book.connected(dial.member.peer_id)
+            peer.failed(error, dial.begun_s, now_s, connected=connected, blame=blame)
         self._reschedule(peer)
         return news
 
     def next_due_s(self) -> float:
         """When `take_due` has something to do; infinite when nothing is planned."""
-        while self._queue and self._queue[0][0] != self._peers[self._queue[0][1]].due_s:
+        while self._queue:
+            due_s, peer_id = self._queue[0]
+            peer = self._peers.get(peer_id)
+            if peer is not None and peer.due_s == due_s:
+                return due_s
             heapq.heappop(self._queue)
-        return self._queue[0][0] if self._queue else NEVER
+        return NEVER
+
+    # --- what is told
+
+    def take_circuit_changes(self) -> list[CircuitChange]:
+        """The changes of circuits since it was asked last, in their order."""
+        changes = list(self._changes)
+        self._changes.clear()
+        return changes
+
+    def circuits(self) -> dict[str, Circuit]:
+        """Peer id -> circuit, of those that are not closed."""
+        return {
+            peer_id: peer.breaker.state
+            for peer_id, peer in self._peers.items()
+            if peer.breaker.state is not Circuit.CLOSED
+        }
 
     def report(self, now_s: float) -> tuple[PeerReport, ...]:
         """The peers for status."""
         return tuple(self._report(peer, now_s) for peer in self._peers.values())
 
-    def _report(self, peer: _Peer, now_s: float) -> PeerReport:
+    def _report(self, peer: PeerDials, now_s: float) -> PeerReport:
         peer_id = peer.member.peer_id
         if self._book.connected(peer_id):
             state = "connected"
         elif peer.under_way or self._book.count(peer_id):
             state = "dialing"
-        elif peer.backoff.failures and peer.due_s != NEVER:
+        elif (peer.retry.failures or peer.breaker.state is not Circuit.CLOSED) and peer.due_s != NEVER:
             state = "backoff"
         else:
             state = "waiting"
@@ -170,36 +257,46 @@ class Planner:
             next_dial_s=-1.0 if peer.due_s == NEVER else max(0.0, peer.due_s - now_s),
             dials=peer.dials,
             dial_failures=peer.failures,
+            circuit=str(peer.breaker.state),
+            circuit_opened=peer.breaker.opened,
         )
 
-    def _fail(self, peer: _Peer, error: str, now_s: float) -> None:
-        peer.failures += 1
-        peer.last_error = error
-        peer.not_before_s = peer.backoff.fail(now_s)
+    # --- when
 
-    def _lacking(self, peer: _Peer, shard: int, now_s: float) -> None:
+    def _lacking(self, peer: PeerDials, shard: int, now_s: float) -> None:
         """The shard may have come to lack a session with the peer: whose turn is it?"""
-        wait_s = 0.0 if self._own_id < peer.member.peer_id else self._stagger_s
+        wait_s = 0.0 if self._own_id < peer.member.peer_id else self._config.p2p.dial_stagger
         peer.turn_s[shard] = max(peer.turn_s.get(shard, -NEVER), now_s + wait_s)
 
-    def _candidates(self, peer: _Peer) -> list[int]:
+    def _room(self, peer: PeerDials) -> int:
+        held = self._book.count(peer.member.peer_id) + len(peer.under_way)
+        return self._config.p2p.max_sessions_per_peer - held
+
+    def _candidates(self, peer: PeerDials) -> list[int]:
         """Shards to dial the peer for, sooner or later."""
-        if not peer.member.addresses:
+        if not peer.member.addresses or self._room(peer) <= 0:
             return []
         peer_id = peer.member.peer_id
+        busy = {dial.shard for dial in peer.under_way}
         return [
             shard
             for shard in self._shards
-            if shard not in peer.under_way and self._book.lacks(peer_id, shard)
+            if shard not in busy and self._book.count_of(peer_id, shard) < peer.wanted.get(shard, WANTED)
         ]
 
-    def _due_s(self, peer: _Peer, shard: int) -> float:
-        return max(peer.not_before_s, peer.turn_s.get(shard, -NEVER))
+    def _due_s(self, peer: PeerDials, shard: int) -> float:
+        """When a dial may begin; infinite while one under way has to end first."""
+        due_s = max(peer.not_before_s, peer.turn_s.get(shard, -NEVER))
+        if peer.under_way and peer.retry.failures:
+            return NEVER
+        if peer.breaker.state is Circuit.CLOSED or self._book.connected(peer.member.peer_id):
+            return due_s
+        return NEVER if peer.under_way else max(due_s, peer.breaker.not_before_s)
 
-    def _reschedule(self, peer: _Peer) -> None:
+    def _reschedule(self, peer: PeerDials) -> None:
+        if not peer.under_way and not self._book.on_trial(peer.member.peer_id):
+            peer.breaker.release()  # the probe, if there was one, has ended without a verdict
         due_s = min((self._due_s(peer, shard) for shard in self._candidates(peer)), default=NEVER)
-        if peer.under_way and peer.backoff.failures:
-            due_s = NEVER  # looked at again when the dial under way has ended
         if due_s != peer.due_s:
             peer.due_s = due_s
             if due_s != NEVER:

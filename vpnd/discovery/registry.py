@@ -1,13 +1,14 @@
 """The registry of peers: virtual address <-> peer id <-> addresses.
 
 Control asks a `Registry` and nothing else, so the list in the configuration file can be joined by other
-sources (a signed membership, a distributed table) without control knowing.
+sources (a signed membership, a distributed table) without control knowing. A source whose members change
+says so with a `Change`, after its answers are the new ones.
 """
 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -28,6 +29,17 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
     addresses: tuple[str, ...]
 
 
+class Change(msgspec.Struct, frozen=True, kw_only=True):
+    """What is different from one moment to another. `changed`: as they were, as they are."""
+
+    added: tuple[Member, ...] = ()
+    removed: tuple[Member, ...] = ()
+    changed: tuple[tuple[Member, Member], ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.added or self.removed or self.changed)
+
+
 class Registry(Protocol):
     """Where control learns about members. All methods are cheap and local: they are asked per handshake."""
 
@@ -41,10 +53,10 @@ class Registry(Protocol):
 
 
 class StaticRegistry:
-    """The `[[peers]]` of the configuration file; never changes. Owner: control."""
+    """The `[[peers]]` of the configuration file; changes with a reload only. Owner: control."""
 
     def __init__(self, peers: Iterable[Peer]) -> None:
-        self._members = {peer.peer_id: _member(peer) for peer in peers}
+        self._members = _by_id(peers)
 
     def members(self) -> Sequence[Member]:
         """See Registry."""
@@ -53,6 +65,28 @@ class StaticRegistry:
     def find(self, peer_id: str) -> Member | None:
         """See Registry."""
         return self._members.get(peer_id)
+
+    def replace(self, peers: Iterable[Peer]) -> Change:
+        """Another list from now on; returns what is different."""
+        before, self._members = self._members, _by_id(peers)
+        return difference(before, self._members)
+
+
+def difference(before: Mapping[str, Member], after: Mapping[str, Member]) -> Change:
+    """From one set of members, by peer id, to another."""
+    return Change(
+        added=tuple(member for peer_id, member in after.items() if peer_id not in before),
+        removed=tuple(member for peer_id, member in before.items() if peer_id not in after),
+        changed=tuple(
+            (before[peer_id], member)
+            for peer_id, member in after.items()
+            if peer_id in before and before[peer_id] != member
+        ),
+    )
+
+
+def _by_id(peers: Iterable[Peer]) -> dict[str, Member]:
+    return {peer.peer_id: _member(peer) for peer in peers}
 
 
 def _member(peer: Peer) -> Member:

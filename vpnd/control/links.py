@@ -1,0 +1,103 @@
+"""The channels to the shards, and what every one of them has to know: the peers and their circuits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import trio
+
+from vpnd.api import messages
+from vpnd.api.channel import ChannelClosed
+from vpnd.control.channels import TrioChannel
+from vpnd.discovery.registry import Change, Member
+
+
+class ShardLink:
+    """Control's side of one shard. `ready`: it has told what it holds and takes sessions."""
+
+    def __init__(self, index: int, channel: TrioChannel) -> None:
+        self.index = index
+        self.channel = channel
+        self.ready = False
+        self.scope = trio.CancelScope()
+
+    @property
+    def takes_sessions(self) -> bool:
+        """False also while the shard does not read what it was sent."""
+        return self.ready and not self.channel.backlog
+
+
+def known(member: Member) -> messages.PeerKnown:
+    """What a shard has to know of a member."""
+    return messages.PeerKnown(peer_id=member.peer_id, name=member.name, prefixes=member.prefixes)
+
+
+def greeting(members: Iterable[Member], circuits: Mapping[str, str]) -> list[messages.Message]:
+    """What a shard that has just arrived is told. `circuits`: of the peers whose is not closed."""
+    told: list[messages.Message] = []
+    for member in members:
+        told.append(known(member))
+        if state := circuits.get(member.peer_id):
+            told.append(messages.PeerCircuit(peer_id=member.peer_id, state=state))
+    return [*told, messages.PeersComplete()]
+
+
+def news(change: Change) -> list[messages.Message]:
+    """What the shards are told when members change, in an order in which no prefix ever has two owners."""
+    told: list[messages.Message] = [
+        messages.PeerForgotten(peer_id=member.peer_id) for member in change.removed
+    ]
+    owners = {prefix: after.peer_id for _, after in change.changed for prefix in after.prefixes}
+    for before, after in change.changed:
+        if any(owners.get(prefix, after.peer_id) != after.peer_id for prefix in before.prefixes):
+            # Another one takes over what it gives up: it lets go first.
+            told.append(messages.PeerKnown(peer_id=after.peer_id, name=after.name, prefixes=()))
+    told += [known(after) for _, after in change.changed]
+    return told + [known(member) for member in change.added]
+
+
+class ShardLinks:
+    """The links by index of their shard. Owner: control's loop."""
+
+    def __init__(self) -> None:
+        self._links: dict[int, ShardLink] = {}
+
+    def add(self, link: ShardLink) -> None:
+        """Enter a link; there must be none of that index."""
+        self._links[link.index] = link
+
+    def remove(self, index: int) -> ShardLink | None:
+        """Take a link out; closing it is the caller's."""
+        return self._links.pop(index, None)
+
+    def get(self, index: int) -> ShardLink | None:
+        """The link of a shard, if it is there."""
+        return self._links.get(index)
+
+    def current(self, link: ShardLink) -> bool:
+        """Whether that link is the one its shard has now, not one from before."""
+        return self._links.get(link.index) is link
+
+    def taking_sessions(self) -> list[int]:
+        """The shards that take a session now."""
+        return [index for index, link in self._links.items() if link.takes_sessions]
+
+    def tell(self, told: Iterable[messages.Message]) -> list[int]:
+        """Send to all. Returns the shards whose channel turned out to be closed."""
+        told = tuple(told)
+        return [index for index, link in list(self._links.items()) if not send_all(link, told)]
+
+    def close(self) -> None:
+        """Close all channels, at the end."""
+        for link in self._links.values():
+            link.channel.close()
+
+
+def send_all(link: ShardLink, told: Iterable[messages.Message]) -> bool:
+    """Send to one shard. False when its channel is closed."""
+    try:
+        for message in told:
+            link.channel.send(message)
+    except ChannelClosed:
+        return False
+    return True

@@ -1,0 +1,141 @@
+"""The circuit breaker: leaving alone what fails again and again, and letting one try find out whether it works.
+
+          failure_threshold failures, or trip()
+closed ──────────────────────────────────────────▶ open ◀──┐
+  ▲ ▲                                               │ │     │
+  │ └───────────── proven: close() ─────────────────┘ │     │ one failure
+  │                                                   │     │
+  │   success_threshold successes       reset_timeout │     │
+  └───────────────────────────────────── half_open ◀──┘     │
+                                            └───────────────┘
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Callable
+
+
+class Circuit(enum.StrEnum):
+    """Named for what passes: everything, nothing, one try at a time."""
+
+    CLOSED = "closed"
+    OPEN = "open"
+    HALF_OPEN = "half_open"
+
+
+class Event(enum.Enum):
+    """What moves a circuit from state to state."""
+
+    FAILED = "failed"  # often enough for the state it is in
+    WAITED = "waited"  # long enough, or there is a reason to try early
+    PROVEN = "proven"  # it works
+
+
+TRANSITIONS: dict[tuple[Circuit, Event], Circuit] = {
+    (Circuit.CLOSED, Event.FAILED): Circuit.OPEN,
+    (Circuit.OPEN, Event.WAITED): Circuit.HALF_OPEN,
+    (Circuit.OPEN, Event.PROVEN): Circuit.CLOSED,
+    (Circuit.HALF_OPEN, Event.FAILED): Circuit.OPEN,
+    (Circuit.HALF_OPEN, Event.PROVEN): Circuit.CLOSED,
+}
+
+#: Told every change: from, to. Called in the middle of it: note it, and do not call the breaker from there.
+Changed = Callable[[Circuit, Circuit], None]
+
+
+class CircuitBreaker:
+    """The circuit of one thing. Closed to begin with.
+
+    `failure_threshold` failures in a row open it, `reset_timeout_s` later one try may `take` it half-open;
+    `success_threshold` successes close it. `opened`: how often it left the closed state; a try in between that
+    failed is the same outage.
+    """
+
+    def __init__(
+        self, failure_threshold: int, reset_timeout_s: float, success_threshold: int, changed: Changed
+    ) -> None:
+        self.configure(failure_threshold, reset_timeout_s, success_threshold)
+        self.state = Circuit.CLOSED
+        self.opened = 0
+        self.failures = 0  # in a row
+        self._changed = changed
+        self._successes = 0  # since it was open
+        self._opened_s = -math.inf
+        self._trying = False
+
+    def configure(self, failure_threshold: int, reset_timeout_s: float, success_threshold: int) -> None:
+        """Other settings from now on; the state stays, and what has been counted."""
+        self._failure_threshold = failure_threshold
+        self._reset_timeout_s = reset_timeout_s
+        self._success_threshold = success_threshold
+
+    @property
+    def not_before_s(self) -> float:
+        """When `take` may say yes: infinite while a try is out, without limit when it says yes at once."""
+        if self.state is Circuit.OPEN:
+            return self._opened_s + self._reset_timeout_s
+        return math.inf if self._trying else -math.inf
+
+    def take(self, now_s: float) -> bool:
+        """Whether a try may begin now. Half-open that is one, which ends with `fail`, `succeed` or `release`."""
+        if now_s < self.not_before_s:
+            return False
+        if self.state is Circuit.OPEN:
+            self._move(Event.WAITED)
+        self._trying = self.state is Circuit.HALF_OPEN
+        return True
+
+    def release(self) -> None:
+        """The try that was out came to nothing, and nobody is to blame: another one may begin."""
+        self._trying = False
+
+    def fail(self, now_s: float) -> None:
+        """A failure. One that began before the circuit opened and comes late changes nothing."""
+        self.failures += 1
+        if self.state is Circuit.HALF_OPEN or self.failures >= self._failure_threshold:
+            self.trip(now_s)
+
+    def trip(self, now_s: float) -> None:
+        """Open it, whatever the count says."""
+        if self.state is Circuit.OPEN:
+            return
+        if self.state is Circuit.CLOSED:
+            self.opened += 1
+        self._opened_s = now_s
+        self._move(Event.FAILED)
+
+    def succeed(self) -> None:
+        """A success; in an open circuit too, where something that was on its way has worked after all."""
+        self.failures = 0
+        self._trying = False
+        if self.state is Circuit.CLOSED:
+            return
+        successes = self._successes + 1
+        if successes >= self._success_threshold:
+            self._move(Event.PROVEN)
+            return
+        if self.state is Circuit.OPEN:
+            self._move(Event.WAITED)
+        self._successes = successes
+
+    def close(self) -> None:
+        """It is known to work."""
+        self.failures = 0
+        if self.state is not Circuit.CLOSED:
+            self._move(Event.PROVEN)
+
+    def wait_no_more(self) -> None:
+        """The circumstances are new: failures so far say nothing, and an open circuit is half-open now."""
+        self.failures = 0
+        self._trying = False
+        if self.state is Circuit.OPEN:
+            self._move(Event.WAITED)
+
+    def _move(self, event: Event) -> None:
+        """The only place the state changes."""
+        old, self.state = self.state, TRANSITIONS[self.state, event]
+        self._successes = 0
+        self._trying = False
+        self._changed(old, self.state)
