@@ -5,7 +5,8 @@ first message. States and what leads from one to the next:
 
     STARTING --Ready--> UP --exit, channel closed--> WAITING --backoff over--> STARTING …
     STARTING --Failed, exit, process.ready_timeout--> WAITING
-    any --stop()--> STOPPED
+    UP --stop(drain=True)--> DRAINING --exit, or killed--> STOPPED
+    any --stop()--> STOPPED --start()--> STARTING
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class State(enum.Enum):
     STARTING = "starting"
     UP = "up"
     WAITING = "restarting"
+    DRAINING = "draining"
     STOPPED = "stopped"
 
 
@@ -63,7 +65,9 @@ class Child:
         on_down: Callable[[Child], None],
         on_message: Callable[[messages.Any], None],
     ) -> None:
-        self.title, self._module, self._role, self._settings = title, module, role, settings
+        self.title, self._module, self._role = title, module, role
+        #: may be replaced at any time
+        self.settings = settings
         self._begin, self._on_up, self._on_down, self._on_message = begin, on_up, on_down, on_message
         self._loop = asyncio.get_running_loop()
         self.state = State.STOPPED
@@ -86,29 +90,42 @@ class Child:
         return self._popen.pid if self._popen is not None else 0
 
     async def start(self) -> None:
-        """Start it and wait until it is up. Raises the error it reported, or ChildError; it is stopped then."""
-        self._spawn()
+        """Start it and wait until it is up. Raises the error it reported, or ChildError; it is stopped then, as it
+        is when the caller is cancelled. A stopped child may be started again."""
+        if self._first.done():
+            self._first = self._loop.create_future()
+        self._backoff_s = self.settings.restart_initial
         try:
+            self._spawn()
             await self._first
+        except OSError as error:  # no process, memory or descriptor to be had
+            await self.stop()
+            raise errors.ChildError(f"{self.title} cannot be started: {error.strerror}") from error
         except BaseException:
             await self.stop()
             raise
 
     def send(self, message: messages.Message, descriptors: tuple[int, ...] = ()) -> None:
-        """Send to the process there is; to none when it is not up."""
-        if self.state is State.UP and self._channel is not None:
+        """Send to the process there is; to none when it is neither up nor draining."""
+        if self.state in (State.UP, State.DRAINING) and self._channel is not None:
             self._channel.send(message, descriptors)
 
-    async def stop(self) -> None:
-        """Ask it to stop, kill it after process.stop_timeout; it is not started again. Idempotent."""
-        was, self.state = self.state, State.STOPPED
+    async def stop(self, drain: bool = False) -> None:
+        """Ask it to stop, kill it after process.stop_timeout; it is not started again. Idempotent.
+
+        `drain`: it may take process.drain_timeout longer, to empty its queues first.
+        """
+        was = self.state
+        self.state = State.DRAINING if drain and was is State.UP else State.STOPPED
         self._cancel_timer()
         if self._popen is None:
             return
-        if was is State.UP and self._channel is not None:
-            self._channel.send(messages.Stop())
+        if was in (State.UP, State.DRAINING) and self._channel is not None:
+            if was is State.UP:
+                self._channel.send(messages.Stop(drain=drain))
+            patience_s = self.settings.stop_timeout + (self.settings.drain_timeout if drain else 0.0)
             try:
-                await asyncio.wait_for(self._gone.wait(), self._settings.stop_timeout)
+                await asyncio.wait_for(self._gone.wait(), patience_s)
                 return
             except TimeoutError:
                 log.warning("%s (pid %d) did not stop in time and is killed", self.title, self.pid)
@@ -145,7 +162,7 @@ class Child:
         )
         message, descriptors = self._begin()
         self._channel.send(message, descriptors)
-        self._timer = self._loop.call_later(self._settings.ready_timeout, self._not_ready)
+        self._timer = self._loop.call_later(self.settings.ready_timeout, self._not_ready)
 
     def _receive(self, message: messages.Any, descriptors: list[int]) -> None:
         for fd in descriptors:  # no message to the supervisor carries any
@@ -170,12 +187,12 @@ class Child:
     def _fail(self, error: errors.VpndError) -> None:
         if not self._first.done():
             self._first.set_exception(error)
-        elif self.state is not State.STOPPED:
+        elif self.state not in (State.STOPPED, State.DRAINING):
             log.error("%s: %s", self.title, error)
 
     def _not_ready(self) -> None:
         self._timer = None
-        self._fail(errors.ChildError(f"{self.title} was not ready after {self._settings.ready_timeout:g} s"))
+        self._fail(errors.ChildError(f"{self.title} was not ready after {self.settings.ready_timeout:g} s"))
         self._kill()
 
     def _channel_closed(self, error: Exception) -> None:
@@ -206,6 +223,8 @@ class Child:
             self._channel.close()
         self._cancel_timer()
         self._gone.set()
+        if self.state is State.DRAINING:
+            self.state = State.STOPPED
         self._on_down(self)
         if self.state is State.STOPPED:
             return
@@ -218,7 +237,7 @@ class Child:
         self._restart_later(f"{self.title} (pid {pid}) {how}")
 
     def _restart_later(self, what: str) -> None:
-        settings = self._settings
+        settings = self.settings
         if self._loop.time() - self._started_s >= settings.restart_settle:
             self._backoff_s = settings.restart_initial
         self.state = State.WAITING

@@ -36,20 +36,21 @@ class Exporter(Collector):
         return ()
 
     def collect(self) -> Iterable[Metric]:
-        """All metrics, from one report."""
+        """All metrics, from one report. Shards that were scaled away are in it: no sum over shards ever shrinks."""
         report = self._report()
+        shards = [*report["shards"], *report["retired"]]
         for name in SHARD_COUNTERS:
             if name.startswith("dropped_"):
                 continue
             family = _family(f"vpnd_shard_{name}", name in GAUGES, ["shard"])
-            for row in report["shards"]:
+            for row in shards:
                 family.add_metric([str(row["index"])], row[name])
             yield family
         restarts = CounterMetricFamily(
             "vpnd_restarts", "Times a process was started again.", labels=["process"]
         )
         restarts.add_metric(["control"], report["control"]["restarts"])
-        for row in report["shards"]:
+        for row in shards:
             restarts.add_metric([f"shard {row['index']}"], row["restarts"])
         yield restarts
         for name in CONTROL_COUNTERS:
@@ -62,6 +63,7 @@ class Exporter(Collector):
         for reason, count in report["dropped"].items():
             drops.add_metric([reason], count)
         yield drops
+        yield GaugeMetricFamily("vpnd_shards", "Shards there are meant to be.", report["node"]["shards"])
         yield GaugeMetricFamily("vpnd_ready", "1 when all processes are up.", int(report["ready"]))
 
     def close(self) -> None:

@@ -3,9 +3,10 @@
     talks to      over                            what comes, and who serves it
     ------------  ------------------------------  --------------------------------------------------------
     kernel        TUN descriptor                  Pump.read_tun
-    shards        channel                         Child (Ready, Failed), _on_answer (ShardStatus)
-    control       channel                         Child (Ready, Failed), _on_answer (ControlStatus)
-    commands      status socket                   StatusServer: status, stop
+    kernel        netlink                         Watch
+    shards        channel                         Child (Ready, Failed), Fleet (ShardStatus)
+    control       channel                         Child (Ready, Failed), Fleet (ControlStatus)
+    commands      status socket                   StatusServer: status, stop, reload, scale
     Prometheus    HTTP, if metrics.listen is set  Exporter
 
 Rights kept: the TUN descriptor (it moves the packets), CAP_NET_ADMIN (it takes its addresses and routes
@@ -22,53 +23,58 @@ import asyncio
 import contextlib
 import fcntl
 import ipaddress
-import itertools
 import logging
 import os
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psutil
 
 from supervisor import report
-from supervisor.children import Child, State
+from supervisor.fleet import Fleet
 from supervisor.network import overlap
 from supervisor.network.routes import NetworkSetup
 from supervisor.network.tun import Tun
+from supervisor.network.watch import Watch
 from supervisor.pump import Pump
-from supervisor.slots import Slot
 from supervisor.statusd import StatusServer
-from vpnd.api import channel, messages
+from vpnd.api import messages
+from vpnd.config import fields, live, load
 from vpnd.config.schema import Config
-from vpnd.errors import AlreadyRunningError, MachineError
+from vpnd.errors import AlreadyRunningError, ConfigError, MachineError, VpndError
 from vpnd.identity import Identity
-from vpnd.metrics import CONTROL_COUNTERS, create_page
 from vpnd.packet.capability import Offload
 from vpnd.packet.offload import UdpCoalescer
 from vpnd.packet.ring import RingBroken
 
 log = logging.getLogger("supervisor")
 
-#: Shards when worker.shards is 0: one per CPU, but no more than this; a flow uses one of them.
-MOST_AUTOMATIC_SHARDS = 4
-
 
 class Node:
     """One running node. Owner: the loop it was started on. `start`, then `stop`, once each.
 
-    `config` is complete: node.name and network.virtual_ip are filled in (vpnd.config.load.complete).
+    `config` is complete: node.name and network.virtual_ip are filled in (vpnd.config.load.complete). `reread` gives the
+    configuration to change to at the command `reload`, complete as well, or raises VpndError; `reloaded` is told every
+    configuration that came into force.
     """
 
-    def __init__(self, config: Config, identity: Identity) -> None:
+    def __init__(
+        self,
+        config: Config,
+        identity: Identity,
+        reread: Callable[[], Config],
+        reloaded: Callable[[Config], None],
+    ) -> None:
         self._config, self._identity = config, identity
+        self._reread, self._reloaded = reread, reloaded
         self.name, self.virtual_ip = config.node.name, config.network.virtual_ip
         self.stopped: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._loop = asyncio.get_running_loop()
         self._undo = contextlib.AsyncExitStack()
         self._started_s = time.monotonic()
-        self._serials = itertools.count(1)
-        self._answers: dict[tuple[str, int], asyncio.Future[Any]] = {}
         self._process = psutil.Process()
         self._ready = False
 
@@ -92,16 +98,25 @@ class Node:
         self._undo.callback(self.tun.close)
         merging = network.coalesce_udp and Offload.USO4 in self.tun.offloads
         self._pump = Pump(self.tun.fd, config, UdpCoalescer() if merging else None)
-        self._make_children()
-        server = StatusServer(
+        self._fleet = self._make_fleet()
+        self._undo.callback(self._fleet.close)
+        self._server = StatusServer(
             str(self.path(config.status.socket)),
             config.status.timeout,
-            {"status": self.status, "stop": self._on_stop},
+            {
+                "status": lambda _: self.status(),
+                "stop": lambda _: self._on_stop(),
+                "reload": lambda _: self.reload_again(),
+                "scale": self._on_scale,
+            },
         )
-        self._undo.push_async_callback(server.stop)
-        await server.start()
-        await self._start_children()
-        setup = NetworkSetup()
+        self._undo.push_async_callback(self._server.stop)
+        await self._server.start()
+        self._undo.push_async_callback(self._fleet.stop)
+        await self._fleet.start()
+        self._watch = Watch(self.tun.name, network, self._network_changed)
+        self._undo.callback(self._watch.close)
+        setup = NetworkSetup(config.retry)
         self._undo.callback(setup.undo)
         setup.apply(
             self.tun.name, network.mtu, self.virtual_ip, network.subnet, network.routes, network.queue_length
@@ -136,99 +151,14 @@ class Node:
                 f"a vpnd is running in {path.parent}: stop it with `vpnd stop`, or choose another --state-dir"
             ) from None
 
-    # --- children
-
-    def _make_children(self) -> None:
+    def _make_fleet(self) -> Fleet:
         config = self._config
-        count = config.worker.shards or min(len(os.sched_getaffinity(0)), MOST_AUTOMATIC_SHARDS)
-        self._control_page, page_fd = create_page(CONTROL_COUNTERS, "vpnd-counters-control")
-        self._undo.callback(self._control_page.close)
-        self._undo.callback(os.close, page_fd)
         identity_fd = os.open(self.path(config.p2p.identity_file), os.O_RDONLY | os.O_CLOEXEC)
         self._undo.callback(os.close, identity_fd)
-        control_start = messages.ControlStart(
-            config=config,
-            node_name=self.name,
-            peer_id=self._identity.peer_id,
-            virtual_ip=self.virtual_ip,
+        start = messages.ControlStart(
+            config=config, node_name=self.name, peer_id=self._identity.peer_id, virtual_ip=self.virtual_ip
         )
-
-        def begin_control() -> tuple[messages.Message, tuple[int, ...]]:
-            os.lseek(identity_fd, 0, os.SEEK_SET)  # the offset is shared with the children before
-            return control_start, (identity_fd, page_fd)
-
-        self.control = Child(
-            "control",
-            "vpnd.control",
-            "control",
-            config.process,
-            begin_control,
-            self._control_up,
-            self._control_down,
-            self._on_control,
-        )
-        self.slots: list[Slot] = []
-        self.shards: list[Child] = []
-        for index in range(count):
-            self._make_shard(index)
-
-    async def _start_children(self) -> None:
-        """All at once; the slowest is control, which loads libp2p."""
-        self._undo.push_async_callback(self._stop_children)
-        try:
-            async with asyncio.TaskGroup() as group:
-                for child in (self.control, *self.shards):
-                    group.create_task(child.start())
-        except BaseExceptionGroup as failures:
-            raise failures.exceptions[0] from None
-
-    def _make_shard(self, index: int) -> None:
-        own = (str(ipaddress.ip_network(self.virtual_ip)),)
-        slot = Slot(index, self._config, self._pump)
-        self._undo.callback(slot.close)
-        shard = Child(
-            f"shard {index}",
-            "shards",
-            "shard",
-            self._config.process,
-            lambda: slot.begin(own, self.tun),
-            lambda child: self._shard_up(slot, child),
-            lambda child: self._shard_down(slot, child),
-            lambda message: self._on_answer(f"shard {index}", message),
-        )
-        self.slots.append(slot)
-        self.shards.append(shard)
-
-    async def _stop_children(self) -> None:
-        await asyncio.gather(*(shard.stop() for shard in self.shards))
-        await self.control.stop()
-
-    def _shard_up(self, slot: Slot, shard: Child) -> None:
-        slot.up()
-        self._introduce(slot.index, shard)
-
-    def _shard_down(self, slot: Slot, shard: Child) -> None:
-        slot.ended()
-        self._no_answers(shard)
-        self.control.send(messages.ShardLeft(index=slot.index))
-
-    def _control_up(self, control: Child) -> None:
-        for index, shard in enumerate(self.shards):
-            if shard.state is State.UP:
-                self._introduce(index, shard)
-
-    def _control_down(self, control: Child) -> None:
-        """Sessions go on without it; shards see their channels close."""
-        self._no_answers(control)
-
-    def _introduce(self, index: int, shard: Child) -> None:
-        """Give control and a shard the two ends of a channel of their own."""
-        if self.control.state is not State.UP:
-            return
-        controls, shards = channel.pair()
-        with controls, shards:
-            self.control.send(messages.ShardArrived(index=index), (controls.fileno(),))
-            shard.send(messages.ControlArrived(), (shards.fileno(),))
+        return Fleet(config, start, identity_fd, self.tun, self._pump)
 
     # --- packets
 
@@ -236,66 +166,95 @@ class Node:
         try:
             self._pump.read_tun()
         except RingBroken as error:
-            self._pump_broken(str(error))
+            self._fleet.kill_broken(str(error))
         except OSError as error:
             self._end(f"{self.tun.name}: {error.strerror}")
-
-    def _pump_broken(self, reason: str) -> None:
-        """A shard wrote nonsense into the header of the ring to it: find out which one."""
-        for slot, shard in zip(self.slots, self.shards, strict=True):
-            if slot.port is not None and slot.port.to_shard.broken():
-                slot.ended()
-                shard.kill(reason)
 
     def _age_flows(self) -> None:
         if not self.stopped.done():
             self._pump.flows.age()
             self._loop.call_later(self._config.worker.idle_timeout, self._age_flows)
 
-    # --- status and end
+    # --- changes
 
-    def _on_control(self, message: messages.Any) -> None:
-        self._on_answer("control", message)
+    async def reload_again(self) -> dict[str, Any]:
+        """Read the configuration again and take over what can be; see `reload`."""
+        return await self.reload(self._reread())
 
-    def _on_answer(self, who: str, message: messages.Any) -> None:
-        if isinstance(message, messages.ControlStatus | messages.ShardStatus):
-            answer = self._answers.pop((who, message.serial), None)
-            if answer is not None and not answer.done():
-                answer.set_result(message)
+    async def reload(self, wanted: Config) -> dict[str, Any]:
+        """Take over what vpnd.config.live allows of a complete configuration; what happened, ready for JSON.
 
-    def _no_answers(self, child: Child) -> None:
-        """It is gone: nobody need wait for what it was asked."""
-        for (who, _), answer in self._answers.items():
-            if who == child.title and not answer.done():
-                answer.set_result(None)
-
-    async def _ask(self, child: Child, timeout_s: float) -> Any:
-        if child.state is not State.UP:
-            return None
-        key = child.title, next(self._serials)
-        answer = self._answers[key] = self._loop.create_future()
-        child.send(messages.StatusRequest(serial=key[1]))
+        Raises ConfigError, and nothing is changed, when it does not go together with what stays as it is.
+        """
+        if not self._ready:
+            raise VpndError("the node is not running; try again when it is ready")
+        shards = self._config.worker.shards
+        change = live.compare(_with_shards(self._config, self._fleet.scaled_to or shards), wanted)
+        config = _with_shards(change.config, shards)
         try:
-            return await asyncio.wait_for(answer, timeout_s)
-        except TimeoutError:
-            return None
-        finally:
-            self._answers.pop(key, None)
+            # Our own name and address are what they were: only their company is judged.
+            load.complete(config, self._identity.peer_id, self.name)
+        except ConfigError as error:
+            kept = ", ".join(difference.key for difference in change.needs_restart)
+            raise ConfigError(
+                f"{error}\nthis holds while the node is not restarted with its new {kept}"
+            ) from None
+        self._take_over(config)
+        log.info(
+            "reloaded: %d settings changed, %d peers added, %d removed, %d settings need a restart",
+            len(change.applied), len(change.peers_added), len(change.peers_removed), len(change.needs_restart),
+        )  # fmt: skip
+        return {
+            "applied": [_difference(each) for each in change.applied],
+            "needs_restart": [{**_difference(each), "remedy": each.remedy} for each in change.needs_restart],
+            "peers_added": [{"name": peer.name, "peer_id": peer.peer_id} for peer in change.peers_added],
+            "peers_removed": [{"name": peer.name, "peer_id": peer.peer_id} for peer in change.peers_removed],
+        }
+
+    def _take_over(self, config: Config) -> None:
+        if config == self._config:
+            return
+        self._config = config
+        self._pump.flows.most = config.worker.max_flows
+        self._server.timeout_s = config.status.timeout
+        self._watch.settings = config.network
+        self._fleet.reconfigure(config)
+        self._reloaded(config)
+
+    async def _on_scale(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        return await self.scale(request.get("shards"))
+
+    async def scale(self, shards: object) -> dict[str, Any]:
+        """Change the number of shards, and return when it is done; see Fleet.scale. Raises VpndError."""
+        limits = fields.tables()["worker"]["shards"]
+        if type(shards) is not int or not 1 <= shards <= limits.most_value:
+            raise ConfigError(f"shards = {shards}: must be a number from 1 to {limits.most_value:g}")
+        if not self._ready:
+            raise VpndError("the node is not running; try again when it is ready")
+        return await self._fleet.scale(shards)
+
+    def _network_changed(self, reason: str, addresses: tuple[str, ...]) -> None:
+        log.info("the network changed: %s", reason)
+        self._fleet.broadcast(messages.NetworkChanged(reason=reason, addresses=addresses))
+
+    # --- status and end
 
     async def status(self) -> dict[str, Any]:
         """The status report; see supervisor.report. A child that does not answer within half of status.timeout is
         reported without what only it knows."""
         patience_s = self._config.status.timeout / 2
-        asked = (self._ask(child, patience_s) for child in (self.control, *self.shards))
-        control_status, *shard_statuses = await asyncio.gather(*asked)
-        return self._report(control_status, shard_statuses)
+        present = self._fleet.present
+        children = (self._fleet.control, *(shard for _, shard in present))
+        control, *shards = await asyncio.gather(*(self._fleet.ask(child, patience_s) for child in children))
+        told = {slot.index: status for (slot, _), status in zip(present, shards, strict=True)}
+        return self._report(control, told)
 
     def counters(self) -> dict[str, Any]:
         """The report without asking anybody: counters only."""
-        return self._report(None, [None] * len(self.shards))
+        return self._report(None, {})
 
     def _report(
-        self, control: messages.ControlStatus | None, shards: list[messages.ShardStatus | None]
+        self, control: messages.ControlStatus | None, shards: Mapping[int, messages.ShardStatus | None]
     ) -> dict[str, Any]:
         network = self._config.network
         result = report.build(
@@ -304,6 +263,7 @@ class Node:
                 "peer_id": self._identity.peer_id,
                 "virtual_ip": self.virtual_ip,
                 "subnet": str(ipaddress.ip_network(f"{self.virtual_ip}/{network.subnet}", strict=False)),
+                "shards": self._fleet.count,
                 "uptime_s": time.monotonic() - self._started_s,
                 "warnings": [],
             },
@@ -315,10 +275,7 @@ class Node:
             config=self._config,
             tun=self.tun,
             pump=self._pump,
-            slots=self.slots,
-            shards=self.shards,
-            control=self.control,
-            control_page=self._control_page,
+            fleet=self._fleet,
             control_status=control,
             shard_statuses=shards,
         )
@@ -339,3 +296,11 @@ class Node:
         self._ready = False
         self._end("stopped")
         await self._undo.aclose()
+
+
+def _difference(difference: live.Difference) -> dict[str, Any]:
+    return {"key": difference.key, "old": difference.old, "new": difference.new}
+
+
+def _with_shards(config: Config, shards: int) -> Config:
+    return msgspec.structs.replace(config, worker=msgspec.structs.replace(config.worker, shards=shards))

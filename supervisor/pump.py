@@ -59,7 +59,8 @@ class FlowTable:
     """
 
     def __init__(self, most_flows: int) -> None:
-        self._most = most_flows
+        #: of one generation; may be changed
+        self.most = most_flows
         self.young: dict[int, int] = {}
         self._old: dict[int, int] = {}
 
@@ -68,7 +69,7 @@ class FlowTable:
         index = self._old.get(key, -1)
         if index not in shards:
             index = flow.shard_of(key, shards)
-        if len(self.young) >= self._most:
+        if len(self.young) >= self.most:
             self.age()
         self.young[key] = index
         return index
@@ -77,10 +78,12 @@ class FlowTable:
         """Forget what was idle for a whole generation."""
         self._old, self.young = self.young, {}
 
-    def forget(self, shard: int) -> None:
-        """A shard is gone: its flows are placed anew when their next packet comes."""
+    def forget(self, shard: int) -> int:
+        """A shard is gone: its flows, whose number is returned, are placed anew when their next packet comes."""
+        before = len(self)
         self.young = {key: index for key, index in self.young.items() if index != shard}
         self._old = {key: index for key, index in self._old.items() if index != shard}
+        return before - len(self)
 
     def __len__(self) -> int:
         return len(self.young.keys() | self._old.keys())
@@ -112,15 +115,16 @@ class Pump:
         self._ports[port.index] = port
         self._up = sorted(self._ports)
 
-    def detach(self, port: ShardPort) -> None:
-        """A shard is gone: its flows move to those left. The port stays the caller's to close."""
+    def detach(self, port: ShardPort) -> int:
+        """A shard is gone, or leaves: its flows, whose number is returned, move to those left. The port stays the
+        caller's to close."""
         if self._ports.get(port.index) is not port:
-            return
+            return 0
         del self._ports[port.index]
         self._up = sorted(self._ports)
-        self.flows.forget(port.index)
         if self._last is port:
             self._last = None
+        return self.flows.forget(port.index)
 
     def read_tun(self) -> None:
         """Stages 1 and 2: up to `network.read_batch` packets from the TUN. Call when it is readable.

@@ -7,21 +7,24 @@ They are exact when nothing moves; under load, counts of different processes are
 from __future__ import annotations
 
 import collections
+from collections.abc import Mapping
 from typing import Any
 
 import psutil
 
-from supervisor.children import Child, State
+from supervisor import traffic
+from supervisor.children import Child
+from supervisor.fleet import Fleet
 from supervisor.network.tun import Tun
 from supervisor.pump import Pump
 from supervisor.slots import Slot
 from vpnd import __version__
 from vpnd.api.messages import ControlStatus, PeerReport, SessionReport, ShardStatus
 from vpnd.config.schema import Config
-from vpnd.metrics import DROP_REASONS, OUTBOUND_DROPS, CounterPage
+from vpnd.metrics import DROP_REASONS, OUTBOUND_DROPS
 from vpnd.packet.capability import Offload
 
-TRAFFIC = ("bytes_sent", "bytes_received", "packets_sent", "packets_received")
+FLOW_STATES = ("active", "idle", "stalled", "draining")
 
 
 def usage(child: Child) -> dict[str, Any]:
@@ -56,44 +59,66 @@ def shard_row(slot: Slot, child: Child) -> dict[str, Any]:
 
 
 def peer_rows(
-    config: Config, control: ControlStatus | None, shards: list[ShardStatus | None]
+    config: Config,
+    control: ControlStatus | None,
+    shards: Mapping[int, ShardStatus | None],
+    slots: list[Slot],
 ) -> list[dict[str, Any]]:
-    """peers[]: what the configuration names, what control knows of it, what the shards measured."""
+    """peers[]: what the configuration in force names, what control knows of it, what the shards measured."""
     sessions: dict[str, list[SessionReport]] = collections.defaultdict(list)
-    for shard in shards:
+    for shard in shards.values():
         for session in shard.sessions if shard is not None else ():
             sessions[session.peer_id].append(session)
-    traffic: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
-    for shard in shards:
-        for row in shard.traffic if shard is not None else ():
-            traffic[row.peer_id].update({name: getattr(row, name) for name in TRAFFIC})
     known: dict[str, PeerReport] = (
         {peer.peer_id: peer for peer in control.peers} if control is not None else {}
     )
     rows = []
     for peer in config.peers:
         mine = sessions[peer.peer_id]
-        rtts = [session.rtt_ms for session in mine if session.rtt_ms is not None]
-        told = known.get(peer.peer_id)
-        up = any(session.state == "up" for session in mine)
+        totals: collections.Counter[str] = collections.Counter()
+        for slot in slots:
+            totals.update(slot.traffic.of(peer.peer_id))
         rows.append(
             {
                 "name": peer.name,
                 "peer_id": peer.peer_id,
                 "virtual_ip": peer.virtual_ip,
                 "addresses": peer.addresses,
-                "state": "connected" if up else told.state if told is not None else "unknown",
-                "rtt_ms": min(rtts) if rtts else None,
-                "sessions": len(mine),
-                "last_error": told.last_error if told is not None else "",
-                "next_dial_s": told.next_dial_s if told is not None else -1.0,
-                "dials": told.dials if told is not None else 0,
-                "dial_failures": told.dial_failures if told is not None else 0,
-                "queued_bytes": sum(session.queued_bytes for session in mine),
-                **{name: traffic[peer.peer_id][name] for name in TRAFFIC},
+                **_told(known.get(peer.peer_id), any(session.state == "up" for session in mine)),
+                **_measured(mine),
+                **{name: totals[name] for name in traffic.NAMES},
             }
         )
     return rows
+
+
+def _told(peer: PeerReport | None, up: bool) -> dict[str, Any]:
+    """What control says of a peer; a session that is up is known better by its shard."""
+    if peer is None:
+        row: dict[str, Any] = {
+            "state": "unknown", "circuit": "unknown", "circuit_opened": 0,
+            "last_error": "", "next_dial_s": -1.0, "dials": 0, "dial_failures": 0,
+        }  # fmt: skip
+    else:
+        row = {
+            "state": peer.state, "circuit": peer.circuit, "circuit_opened": peer.circuit_opened,
+            "last_error": peer.last_error, "next_dial_s": peer.next_dial_s,
+            "dials": peer.dials, "dial_failures": peer.dial_failures,
+        }  # fmt: skip
+    return {**row, "state": "connected"} if up else row
+
+
+def _measured(sessions: list[SessionReport]) -> dict[str, Any]:
+    """What the shards say of the sessions with a peer: sums, but the best round trip and the longest queue."""
+    rtts = [session.rtt_ms for session in sessions if session.rtt_ms is not None]
+    return {
+        "rtt_ms": min(rtts) if rtts else None,
+        "sessions": len(sessions),
+        "streams": sum(session.streams for session in sessions),
+        "suspect": sum(session.health != "healthy" for session in sessions),
+        "queued_bytes": sum(session.queued_bytes for session in sessions),
+        "queue_delay_ms": max((session.queue_delay_ms for session in sessions), default=0.0),
+    }
 
 
 def dropped(pump: Pump, slots: list[Slot]) -> dict[str, int]:
@@ -149,41 +174,43 @@ def build(
     config: Config,
     tun: Tun,
     pump: Pump,
-    slots: list[Slot],
-    shards: list[Child],
-    control: Child,
-    control_page: CounterPage,
+    fleet: Fleet,
     control_status: ControlStatus | None,
-    shard_statuses: list[ShardStatus | None],
+    shard_statuses: Mapping[int, ShardStatus | None],
 ) -> dict[str, Any]:
-    """The whole report, ready for JSON. None for a process that did not answer in time."""
-    drops = dropped(pump, slots)
-    rows = [shard_row(slot, child) for slot, child in zip(slots, shards, strict=True)]
-    children_up = all(child.state is State.UP for child in (control, *shards))
+    """The whole report, ready for JSON. None, or nothing at its index, for a process that did not answer in time.
+
+    retired[] are shards that were scaled away: rows like those of shards[], whose counts stay in every sum.
+    """
+    drops = dropped(pump, fleet.slots)
+    rows = [shard_row(slot, child) for slot, child in fleet.present]
+    retired = [shard_row(slot, child) for slot, child in fleet.retired]
     return {
         "version": __version__,
-        "ready": children_up,
-        "node": {**node, "listen": control.listen},
+        "ready": fleet.ready,
+        "node": {**node, "listen": fleet.control.listen},
         "supervisor": supervisor,
         "control": {
-            **usage(control),
+            **usage(fleet.control),
             "connections": control_status.connections if control_status is not None else None,
-            "counters": control_page.read(),
+            "counters": fleet.control_page.read(),
         },
         "shards": rows,
-        "peers": peer_rows(config, control_status, shard_statuses),
+        "retired": retired,
+        "flows": {state: sum(row[f"flows_{state}"] for row in rows) for state in FLOW_STATES},
+        "peers": peer_rows(config, control_status, shard_statuses, fleet.slots),
         "tun": {
             "interface": tun.name,
             "mtu": tun.mtu,
             "offloads": [flag.name for flag in Offload if flag in tun.offloads],
             "packets_read": pump.packets_read,
-            "packets_written": sum(row["packets_to_tun"] for row in rows),
+            "packets_written": sum(row["packets_to_tun"] for row in (*rows, *retired)),
             "bytes_read": pump.bytes_read,
-            "bytes_written": sum(row["bytes_to_tun"] for row in rows),
+            "bytes_written": sum(row["bytes_to_tun"] for row in (*rows, *retired)),
             "reads": pump.reads,
             "merged": pump.merged,
             "flows": len(pump.flows),
         },
         "dropped": drops,
-        "books": books(pump, slots, drops),
+        "books": books(pump, fleet.slots, drops),
     }

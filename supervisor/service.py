@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import socket
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -16,10 +17,11 @@ import uvloop
 
 from supervisor.node import Node
 from vpnd import logs
-from vpnd.config import load
+from vpnd.config import load, template
 from vpnd.config.schema import Config
-from vpnd.errors import PrivilegeError, VpndError
+from vpnd.errors import AlreadyRunningError, PrivilegeError, VpndError
 from vpnd.identity import Identity, load_or_create
+from vpnd.printable import printable
 
 log = logging.getLogger("supervisor")
 
@@ -33,20 +35,43 @@ class VPNService:
     `config` is checked when it is made (vpnd.config.load). Needs root and Linux. The children are processes
     of their own; the TUN and the rings are served by the loop that `start` ran on, so keep that loop free
     of long callbacks. Use one instance for one life: start, stop.
+
+    `reread` is called for the configuration to change to when somebody says `vpnd reload`; it may raise VpndError.
+    Without it that command is refused, and the program calls `reload`. `reloaded` is told each configuration that came
+    into force.
     """
 
-    def __init__(self, config: Config, identity: Identity | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        identity: Identity | None = None,
+        *,
+        reread: Callable[[], Config] | None = None,
+        reloaded: Callable[[Config], None] = lambda config: None,
+    ) -> None:
         self._config, self._identity = config, identity
+        self._given_reread, self._reloaded = reread, reloaded
+        self._host_name = socket.gethostname()
+        self._starting = False
         self._node: Node | None = None
 
     async def start(self) -> None:
         """Return when packets flow through the device. Raises a VpndError that says what to do; nothing is left."""
+        if self._starting or self._node is not None:
+            raise AlreadyRunningError("this service is running already")
+        self._starting = True
+        try:
+            await self._start()
+        finally:
+            self._starting = False
+
+    async def _start(self) -> None:
         if os.geteuid() != 0:
             raise PrivilegeError("starting a node needs root: run it with sudo")
         config = self._config
         identity = self._identity or load_or_create(Path(config.state_dir, config.p2p.identity_file))
-        config = load.complete(config, identity.peer_id, socket.gethostname())
-        node = Node(config, identity)
+        self._identity = identity
+        node = Node(self._complete(config), identity, self._reread, self._reloaded)
         starting = asyncio.ensure_future(node.start())
         try:
             both: set[asyncio.Future[Any]] = {starting, node.stopped}
@@ -70,6 +95,36 @@ class VPNService:
         """What `vpnd status --json` prints. Raises VpndError when the node is not running."""
         return await self._running().status()
 
+    async def reload(self, config: Config | None = None) -> dict[str, Any]:
+        """Take over what can be without a restart (see vpnd.config.live); what `vpnd reload --json` prints.
+
+        Without `config`: what `reread` gives. Raises VpndError, ConfigError with every problem; the node then goes
+        on as it was.
+        """
+        node = self._running()
+        if config is None:
+            return await node.reload_again()
+        # Its fields may have been set by hand: read it as a file would be.
+        load.from_mapping(tomllib.loads(template.as_toml(config)), Path(config.state_dir))
+        return await node.reload(self._complete(config))
+
+    async def scale(self, shards: int) -> dict[str, Any]:
+        """Have so many shards, 1 to 64; what `vpnd scale --json` prints. Returns when it is done.
+
+        Raises VpndError while another change is under way, ChildError when a new shard does not get ready; the number
+        is then what it was.
+        """
+        return await self._running().scale(shards)
+
+    def _complete(self, config: Config) -> Config:
+        assert self._identity is not None
+        return load.complete(config, self._identity.peer_id, self._host_name)
+
+    def _reread(self) -> Config:
+        if self._given_reread is None:
+            raise VpndError("this node is part of another program, which alone can change its configuration")
+        return self._complete(self._given_reread())
+
     async def wait_stopped(self) -> str:
         """Wait until the node wants to end (`vpnd stop`, or the device is gone): why. Then call `stop`."""
         return await asyncio.shield(self._running().stopped)
@@ -89,14 +144,20 @@ class VPNService:
         await self.stop()
 
 
-def run_foreground(config: Config, identity: Identity, announce: Callable[[str], None]) -> int:
+def run_foreground(
+    config: Config, identity: Identity, announce: Callable[[str], None], reread: Callable[[], Config]
+) -> int:
     """Run a node until SIGINT, SIGTERM or `vpnd stop`: the exit code. `announce` gets the lines for the user.
 
-    Raises a VpndError when the node cannot start.
+    `reread` gives the configuration to change to at SIGHUP and `vpnd reload`. Raises a VpndError when the node cannot
+    start.
     """
     logs.configure(config.log.level, "supervisor")
+    service = VPNService(
+        config, identity, reread=reread, reloaded=lambda config: logs.set_level(config.log.level)
+    )
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_run(VPNService(config, identity), announce))
+        return runner.run(_run(service, announce))
 
 
 async def _run(service: VPNService, announce: Callable[[str], None]) -> int:
@@ -111,8 +172,10 @@ async def _run(service: VPNService, announce: Callable[[str], None]) -> int:
             this.cancel()
 
     started = False
+    hung_up = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, on_signal, number)
+    loop.add_signal_handler(signal.SIGHUP, hung_up.set)
     try:
         await service.start()
         started = True
@@ -121,13 +184,27 @@ async def _run(service: VPNService, announce: Callable[[str], None]) -> int:
         return 128 + signal.Signals[signalled.result()].value
     for line in welcome(await service.status()):
         announce(line)
+    reloading = loop.create_task(_reload_at(hung_up, service))
     ended = loop.create_task(service.wait_stopped())
     await asyncio.wait([signalled, ended], return_when=asyncio.FIRST_COMPLETED)
     reason = signalled.result() if signalled.done() else ended.result()
     ended.cancel()
+    reloading.cancel()
     log.info("stopping: %s", reason)
     await service.stop()
     return 0 if signalled.done() or reason == "stopped by command" else 1
+
+
+async def _reload_at(hung_up: asyncio.Event, service: VPNService) -> None:
+    """`vpnd reload` at every SIGHUP; one that came while the node started counts as well."""
+    while True:
+        await hung_up.wait()
+        hung_up.clear()
+        try:
+            await service.reload()
+        except VpndError as error:
+            for line in str(error).split("\n"):
+                log.error("not reloaded: %s", printable(line))
 
 
 def welcome(status: dict[str, Any]) -> list[str]:

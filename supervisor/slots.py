@@ -1,4 +1,5 @@
-"""A shard's slot: what stays when its process dies. The ring is made anew for each process, the counter page is not."""
+"""A shard's slot: what stays when its process dies or is scaled away. The ring is made anew for each process, the
+counter page is not."""
 
 from __future__ import annotations
 
@@ -6,9 +7,10 @@ import os
 
 from supervisor.network.tun import Tun
 from supervisor.pump import Pump, ShardPort
+from supervisor.traffic import Traffic
 from vpnd.api import messages
 from vpnd.config.schema import Config
-from vpnd.metrics import OUTBOUND_DROPS, SHARD_COUNTERS, create_page
+from vpnd.metrics import GAUGES, OUTBOUND_DROPS, SHARD_COUNTERS, create_page
 from vpnd.packet import ring
 
 
@@ -19,21 +21,25 @@ class Slot:
     what it had taken is gone; `end` settles the difference as shard_died, so that the sum holds for ever.
     """
 
-    def __init__(self, index: int, config: Config, pump: Pump) -> None:
+    def __init__(self, index: int, pump: Pump) -> None:
         self.index = index
-        self._config, self._pump = config, pump
+        self._pump = pump
+        self.traffic = Traffic()
+        #: the configuration its process was started with
+        self.given: Config | None = None
         self.page, self._page_fd = create_page(SHARD_COUNTERS, f"vpnd-counters-{index}")
         self.port: ShardPort | None = None
         self._ring: ring.Descriptors | None = None
         self._packets_in = 0
 
-    def begin(self, own: tuple[str, ...], tun: Tun) -> tuple[messages.Message, tuple[int, ...]]:
+    def begin(
+        self, config: Config, own: tuple[str, ...], tun: Tun
+    ) -> tuple[messages.Message, tuple[int, ...]]:
         """A new ring, and the first message for a new process."""
-        self._ring = ring.Descriptors.create(self._config.worker.ring_bytes, f"vpnd-ring-{self.index}")
+        self.given = config
+        self._ring = ring.Descriptors.create(config.worker.ring_bytes, f"vpnd-ring-{self.index}")
         self.port = ShardPort(self.index, self._ring)
-        start = messages.ShardStart(
-            config=self._config, index=self.index, own=own, tun_offloads=int(tun.offloads)
-        )
+        start = messages.ShardStart(config=config, index=self.index, own=own, tun_offloads=int(tun.offloads))
         return start, (*self._ring.all(), self._page_fd, tun.fd)
 
     def up(self) -> None:
@@ -41,8 +47,13 @@ class Slot:
         assert self.port is not None
         self._pump.attach(self.port)
 
+    def leave(self) -> int:
+        """The process is scaled away: its flows move, their number is returned. What the ring has is still its own."""
+        return self._pump.detach(self.port) if self.port is not None else 0
+
     def ended(self) -> None:
         """The process is gone, or no longer trusted: settle the books, drop the ring."""
+        self.traffic.ended()
         port, self.port = self.port, None
         if port is None or self._ring is None:
             return
@@ -60,7 +71,7 @@ class Slot:
         done = counts["packets_sent"] + sum(counts[f"dropped_{reason}"] for reason in OUTBOUND_DROPS)
         page.add("dropped_shard_died", max(0, self._packets_in - done))
         page.set("packets_from_tun", max(self._packets_in, done))
-        for gauge in ("packets_queued", "flows", "streams", "sessions"):
+        for gauge in GAUGES & page.index.keys():
             page.set(gauge, 0)
 
     def in_ring(self) -> int:
@@ -71,7 +82,7 @@ class Slot:
     def ring_use(self) -> dict[str, int]:
         """Bytes in use and size of the ring; nothing is used while there is no process."""
         used = self.port.to_shard.used() if self.port is not None else 0
-        return {"used": used, "size": self._config.worker.ring_bytes}
+        return {"used": used, "size": self.given.worker.ring_bytes if self.given is not None else 0}
 
     def close(self) -> None:
         """The node stops."""

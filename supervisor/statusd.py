@@ -1,8 +1,11 @@
 """The status socket: one JSON request line, one JSON answer, end.
 
-{"command": "status"}   →  the status report
-{"command": "stop"}     →  {"stopping": true}; the node then stops
-anything else           →  {"error": "…"}
+{"command": "status"}               →  the status report
+{"command": "stop"}                 →  {"stopping": true}; the node then stops
+{"command": "reload"}               →  what of the configuration is in force now, and what needs a restart
+{"command": "scale", "shards": N}   →  how many there were and are, once it is done
+anything else                       →  {"error": "…"}
+what is refused                     →  {"error": "…", "kind": name of a class of vpnd.errors}; one problem on each line
 """
 
 from __future__ import annotations
@@ -13,24 +16,30 @@ import logging
 import os
 import socket
 from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
 
 import orjson
 
 from supervisor.janitor import Janitor
-from vpnd.errors import MachineError
+from vpnd.errors import MachineError, VpndError
 
 log = logging.getLogger(__name__)
 
-Command = Callable[[], Awaitable[object]]
+#: Gets the request, as it came.
+Command = Callable[[Mapping[str, Any]], Awaitable[object]]
 #: A request is one short line; more is somebody else's protocol.
 MAX_REQUEST_BYTES = 65_536
 
 
 class StatusServer:
-    """Listens on a unix socket, mode 0600. Owner: supervisor loop."""
+    """Listens on a unix socket, mode 0600. Owner: supervisor loop.
+
+    `timeout_s`, which may be replaced, bounds how long a client may take to ask and to listen; a command takes its
+    time. A command whose client has gone is still carried out.
+    """
 
     def __init__(self, path: str, timeout_s: float, commands: Mapping[str, Command]) -> None:
-        self._path, self._timeout_s, self._commands = path, timeout_s, commands
+        self._path, self.timeout_s, self._commands = path, timeout_s, commands
         self._server: asyncio.Server | None = None
         self._janitor: Janitor | None = None
 
@@ -58,8 +67,11 @@ class StatusServer:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            async with asyncio.timeout(self._timeout_s):
-                writer.write(orjson.dumps(await self._answer(await reader.readline())))
+            async with asyncio.timeout(self.timeout_s):
+                line = await reader.readline()
+            answer = await self._answer(line)
+            async with asyncio.timeout(self.timeout_s):
+                writer.write(orjson.dumps(answer))
                 await writer.drain()
         except (TimeoutError, ConnectionError, ValueError):
             pass  # a client that says nothing, too much, or has gone
@@ -73,7 +85,10 @@ class StatusServer:
         except (orjson.JSONDecodeError, KeyError, TypeError):
             known = ", ".join(sorted(self._commands))
             return {"error": f"not a request; send one line of JSON with a command of {known}"}
-        return await command()
+        try:
+            return await command(request)
+        except VpndError as error:
+            return {"error": str(error), "kind": type(error).__name__}
 
     async def stop(self) -> None:
         """Stop listening and remove the socket. Idempotent."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from fake_daemon import daemon
 
 from vpnd import errors, peerid, statusclient
 from vpnd.cli import main, statusview
@@ -21,26 +21,6 @@ from vpnd.cli.drops import DROP_MEANINGS
 from vpnd.metrics import DROP_REASONS
 
 ROOT = Path(__file__).resolve().parent.parent
-
-#: A daemon as small as can be: its status socket. Arguments: path, answer of status, seconds to stop.
-DAEMON = """
-import json, os, socket, sys, time
-path, answer, stop_s = sys.argv[1], json.loads(sys.argv[2]), float(sys.argv[3])
-answer.setdefault("supervisor", {})["pid"] = os.getpid()
-server = socket.socket(socket.AF_UNIX)
-server.bind(path)
-server.listen()
-print("listening", flush=True)
-while True:
-    client, _ = server.accept()
-    command = json.loads(client.makefile().readline())["command"]
-    client.sendall(json.dumps(answer if command == "status" else {"stopping": True}).encode())
-    client.close()
-    if command == "stop":
-        time.sleep(stop_s)
-        os.unlink(path)
-        break
-"""
 
 STATUS = {
     "ready": True,
@@ -58,31 +38,31 @@ STATUS = {
         {"index": 0, "pid": 3, "state": "up", "rss_bytes": 1 << 20, "ring": {"used": 1, "size": 4}},
     ],
     "peers": [
-        {"name": "b", "virtual_ip": "10.86.0.2", "state": "connected", "rtt_ms": 0.25, "sessions": 2},
+        {
+            "name": "b",
+            "virtual_ip": "10.86.0.2",
+            "state": "connected",
+            "rtt_ms": 0.25,
+            "sessions": 2,
+            "streams": 3,
+            "suspect": 1,
+            "queue_delay_ms": 0.75,
+            "circuit": "closed",
+        },
         {
             "name": "c",
             "virtual_ip": "10.86.0.3",
             "state": "backoff",
             "last_error": "refused",
             "next_dial_s": 2.0,
+            "circuit": "open",
+            "circuit_opened": 1,
         },
     ],
     "tun": {"interface": "vpnd0", "mtu": 1400, "offloads": ["CSUM", "TSO4"]},
+    "flows": {"active": 3, "idle": 0, "stalled": 1, "draining": 0},
     "dropped": {"no_route": 3, "ring_full": 0},
 }
-
-
-@contextlib.contextmanager
-def daemon(state_dir: Path, answer: object, stop_s: float = 0.0):
-    command = [sys.executable, "-c", DAEMON, str(state_dir / "vpnd.sock"), json.dumps(answer), str(stop_s)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE)
-    try:
-        assert process.stdout.readline() == b"listening\n"
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
 
 
 def vpnd(*arguments: object, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -137,12 +117,13 @@ def test_wrong_usage_ends_with_2_on_standard_error(what, arguments, capsys):
     assert "Traceback" not in said.err
 
 
-@pytest.mark.parametrize("command", ["status", "stop"])
+@pytest.mark.parametrize("command", ["status", "stop", "reload", "scale"])
 def test_without_a_daemon_one_line_says_what_to_do(command, tmp_path, capsys):
-    assert main([command, "--state-dir", str(tmp_path)]) == errors.NotRunningError.exit_code
+    command = [command, "2"] if command == "scale" else [command]
+    assert main([*command, "--state-dir", str(tmp_path)]) == errors.NotRunningError.exit_code
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(tmp_path / "vpnd.sock"))  # what a killed daemon leaves: a file nobody listens behind
-    assert main([command, "--state-dir", str(tmp_path)]) == errors.NotRunningError.exit_code
+    assert main([*command, "--state-dir", str(tmp_path)]) == errors.NotRunningError.exit_code
     for line in capsys.readouterr().err.splitlines():
         assert line.startswith("vpnd: error: no daemon answers on")
         assert line.endswith("start it: sudo vpnd start")
@@ -170,7 +151,9 @@ def test_status_for_people_has_every_part(tmp_path, capsys):
     assert said.startswith("a: healthy (1 of 2 peers connected)\n")
     for part in ("10.86.0.1 on vpnd0, mtu 1400", "CSUM TSO4", "1 h 2 m", "0.25 ms", "25 %", "1.0 MiB"):
         assert part in said
-    assert "refused, next dial in 2.0 s" in said
+    assert "\nc: circuit open, next try in 2.0 s: refused\n" in said
+    assert "2 (1 suspect)" in said and "0.75 ms" in said
+    assert "3 active, 1 stalled" in said
     assert "no_route  no peer owns the destination" in said
     assert "ring_full" not in said
 
@@ -189,6 +172,14 @@ AILING = [
         {"shards": [{"state": "restarting"}, {"state": "up"}]},
         "1 of 2 shards not running",
     ),
+    (
+        "one that stays is restarting while another goes",
+        {
+            "node": {"shards": 1},
+            "shards": [{"state": "restarting"}, {"state": "draining"}],
+        },
+        "1 of 1 shards not running",
+    ),
     ("a warning", {"node": {"warnings": ["clock is off"]}}, "clock is off"),
     ("alone", {"peers": [{"state": "dialing"}]}, "no peer is connected"),
 ]
@@ -199,6 +190,11 @@ def test_the_first_line_says_why_a_node_is_not_healthy(what, change, reason):
     headline = statusview.render({**STATUS, **change}).splitlines()[0]
     assert "NOT HEALTHY: " in headline
     assert reason in headline
+
+
+def test_shards_that_come_or_go_are_no_ailment():
+    shards = [{"state": "up"}, {"state": "draining"}, {"state": "starting"}]
+    assert not statusview.ailments({**STATUS, "node": {"shards": 1}, "shards": shards})
 
 
 def test_status_exit_code_is_1_until_the_node_is_ready(tmp_path):

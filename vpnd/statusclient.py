@@ -3,9 +3,12 @@
 A connection carries one exchange: one line of JSON from the command, then JSON from the daemon until it
 closes the connection.
 
-    {"command": "status"}    the node's status, see docs of `vpnd status --json`
-    {"command": "stop"}      any object: the daemon has begun to stop
-    anything else            {"error": "…"}
+    {"command": "status"}               the node's status, see docs of `vpnd status --json`
+    {"command": "stop"}                 any object: the daemon has begun to stop
+    {"command": "reload"}               what is in force now, and what needs a restart
+    {"command": "scale", "shards": N}   the number of shards before and after, once it is done
+    anything else                       {"error": "…"}
+    what is refused                     {"error": "…", "kind": the class of vpnd.errors, for the exit code}
 """
 
 from __future__ import annotations
@@ -16,11 +19,13 @@ import select
 import socket
 import struct
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from vpnd import errors
 from vpnd.errors import ChildError, NotRunningError, PrivilegeError, VpndError
 
 #: Bytes asked of the socket at once.
@@ -31,8 +36,18 @@ _UCRED = struct.Struct("3i")
 
 def status(path: Path, timeout_s: float) -> dict[str, Any]:
     """The daemon's status. Raises NotRunningError, PrivilegeError, VpndError."""
+    return ask(path, {"command": "status"}, timeout_s)
+
+
+def ask(
+    path: Path, request: Mapping[str, Any], timeout_s: float, patience_s: float | None = None
+) -> dict[str, Any]:
+    """One request and its answer, which may take `patience_s` when that is longer than asking, `timeout_s`.
+
+    Raises NotRunningError, PrivilegeError, or the error the daemon refused with.
+    """
     with _connect(path, timeout_s) as sock:
-        return _exchange(sock, path, "status", timeout_s)
+        return _exchange(sock, path, request, patience_s or timeout_s)
 
 
 def stop(path: Path, timeout_s: float, gone_within_s: float, poll_interval_s: float) -> None:
@@ -46,7 +61,7 @@ def stop(path: Path, timeout_s: float, gone_within_s: float, poll_interval_s: fl
         # 0: the daemon is in another pid namespace, its socket alone tells
         process = os.pidfd_open(pid) if pid else None
         try:
-            _exchange(sock, path, "stop", timeout_s)
+            _exchange(sock, path, {"command": "stop"}, timeout_s)
             deadline = time.monotonic() + gone_within_s
             if process is not None and not select.select([process], [], [], gone_within_s)[0]:
                 raise ChildError(
@@ -82,11 +97,13 @@ def _connect(path: Path, timeout_s: float) -> socket.socket:
     return sock
 
 
-def _exchange(sock: socket.socket, path: Path, command: str, timeout_s: float) -> dict[str, Any]:
+def _exchange(
+    sock: socket.socket, path: Path, request: Mapping[str, Any], timeout_s: float
+) -> dict[str, Any]:
     deadline = time.monotonic() + timeout_s
     parts = []
     try:
-        sock.sendall(msgspec.json.encode({"command": command}) + b"\n")
+        sock.sendall(msgspec.json.encode(request) + b"\n")
         while True:
             left_s = deadline - time.monotonic()
             if left_s <= 0:
@@ -107,6 +124,9 @@ def _exchange(sock: socket.socket, path: Path, command: str, timeout_s: float) -
     if not isinstance(answer, dict):
         raise VpndError(f"what listens on {path} is not vpnd; see status.socket")
     if "error" in answer:
+        known = getattr(errors, str(answer.get("kind")), None)
+        if isinstance(known, type) and issubclass(known, VpndError) and known is not errors.BadPacket:
+            raise known(str(answer["error"]))
         raise VpndError(f"the daemon refused: {answer['error']}")
     return answer
 

@@ -10,12 +10,17 @@ import errno
 import ipaddress
 import logging
 import os
+import random
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from supervisor.network.netlink import IPRoute, NetlinkError, converse
+from vpnd.config.streams import Retry as RetrySettings
 from vpnd.errors import MachineError
 from vpnd.packet.offload.headers import UDP_MAX_SEGMENTS
+from vpnd.resilience.backoff import Backoff
+from vpnd.resilience.retry import Retry
 
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -30,15 +35,26 @@ RTPROT_STATIC = 4
 #: What is gone already is what undoing wanted.
 _GONE = frozenset({errno.ENODEV, errno.ESRCH, errno.EADDRNOTAVAIL, errno.ENOENT, errno.ENETUNREACH})
 
+#: What the kernel says when it could not do it just now.
+_TRANSIENT = frozenset({errno.EBUSY, errno.EAGAIN, errno.ENOBUFS, errno.EINTR})
+
+DEFAULT_RETRY = RetrySettings()
+
 log = logging.getLogger(__name__)
 
 Undo = Callable[[IPRoute], object]
 
 
 class NetworkSetup:
-    """What was done to one TUN device, and how to take it back. Owner: the supervisor; not thread-safe."""
+    """What was done to one TUN device, and how to take it back. Owner: the supervisor; not thread-safe.
 
-    def __init__(self) -> None:
+    What the kernel cannot do at the moment is tried again under `retry`, each step by itself; `wait` takes seconds.
+    """
+
+    def __init__(
+        self, retry: RetrySettings = DEFAULT_RETRY, wait: Callable[[float], object] = time.sleep
+    ) -> None:
+        self._retry, self._wait = retry, wait
         self._undo: list[tuple[str, Undo]] = []
 
     def apply(
@@ -55,8 +71,9 @@ class NetworkSetup:
         The subnet virtual_ip/prefixlen is routed by the kernel because of the address; `routes` equal to it,
         and repeated ones, are skipped. The device makes no IPv6 address of its own and takes no router
         advertisement, and without an IPv6 address or route in the VPN it has no IPv6 at all.
-        Blocks for some milliseconds. Raises MachineError naming the step the kernel refused; the steps done
-        until then are undone and `apply` may be called again. Strings that are no addresses: ValueError.
+        Blocks for some milliseconds, and for the waits between tries. Raises MachineError naming the step the
+        kernel refused; the steps done until then are undone and `apply` may be called again. Strings that are
+        no addresses: ValueError.
         """
         address = ipaddress.ip_interface(f"{virtual_ip}/{prefixlen}")
         networks = dict.fromkeys(ipaddress.ip_network(route) for route in routes)
@@ -90,16 +107,33 @@ class NetworkSetup:
         while self._undo:
             what, action = self._undo.pop()
             try:
-                action(netlink)
+                self._try(what, lambda action=action: action(netlink))  # type: ignore[misc]
             except (NetlinkError, OSError) as error:
-                number = error.code if isinstance(error, NetlinkError) else error.errno
-                if number not in _GONE:
-                    log.warning("not undone: %s: %s", what, os.strerror(number or 0))
+                if _number(error) not in _GONE:
+                    log.warning("not undone: %s: %s", what, os.strerror(_number(error)))
+
+    def _try(self, what: str, action: Callable[[], object]) -> None:
+        """Do it, again and again while the error is a transient one and attempts are left."""
+        settings = self._retry
+        backoff = Backoff(
+            settings.initial_interval, settings.max_interval, settings.multiplier, random.uniform
+        )
+        retry = Retry(backoff, settings.max_attempts)
+        while True:
+            try:
+                action()
+                return
+            except (NetlinkError, OSError) as error:
+                wait_s = retry.fail(0.0) if _number(error) in _TRANSIENT else None
+                if wait_s is None:
+                    raise
+                log.info("%s: %s; again in %.0f ms", what, os.strerror(_number(error)), wait_s * 1000)
+                self._wait(wait_s)
 
     def _do(self, netlink: IPRoute, what: str, action: Callable[[], object], undo: Undo) -> None:
         try:
-            action()
-        except NetlinkError as error:
+            self._try(what, action)
+        except (NetlinkError, OSError) as error:
             raise MachineError(f"the kernel refused to {what}: {_reason(error)}") from error
         self._undo.append((what, undo))
 
@@ -190,10 +224,14 @@ def _lookup(netlink: IPRoute, name: str) -> int:
     return int(found[0])
 
 
-def _reason(error: NetlinkError) -> str:
-    if error.code == errno.EEXIST:
+def _number(error: NetlinkError | OSError) -> int:
+    return int(error.code if isinstance(error, NetlinkError) else error.errno or 0)
+
+
+def _reason(error: NetlinkError | OSError) -> str:
+    if _number(error) == errno.EEXIST:
         return "another one like it exists already (see `ip route`, `ip address`)"
-    return os.strerror(error.code)
+    return os.strerror(_number(error))
 
 
 def _write(path: str, value: str) -> None:

@@ -24,12 +24,15 @@ from lab import (
     wait_until,
 )
 
+from vpnd.metrics import GAUGES
+
 pytestmark = pytest.mark.root
 
 METRICS_PORT = 9586
 NUMBER = (int, float)
 FIELDS: dict[str, dict[str, Any]] = {
-    "node": {"name": str, "peer_id": str, "virtual_ip": str, "uptime_s": NUMBER},
+    "node": {"name": str, "peer_id": str, "virtual_ip": str, "uptime_s": NUMBER, "shards": int},
+    "flows": {"active": int, "idle": int, "stalled": int, "draining": int},
     "supervisor": {"pid": int},
     "control": {"pid": int, "restarts": int},
     "tun": {
@@ -52,8 +55,13 @@ PEER_FIELDS = {
     "peer_id": str,
     "virtual_ip": str,
     "state": str,
+    "circuit": str,
+    "circuit_opened": int,
     "rtt_ms": (*NUMBER, type(None)),
+    "queue_delay_ms": NUMBER,
     "sessions": int,
+    "suspect": int,
+    "streams": int,
 }
 
 
@@ -221,7 +229,7 @@ def test_prometheus_is_told_the_same_as_status(pair: tuple[Node, Node]) -> None:
                 assert samples[f'vpnd_shard_{name}_total{{shard="{shard["index"]}"}}'] == shard[name]
             assert samples[f'vpnd_shard_sessions{{shard="{shard["index"]}"}}'] == shard["sessions"]
         for name, count in after["control"]["counters"].items():
-            kind = "" if name == "connections" else "_total"
+            kind = "" if name in GAUGES else "_total"
             assert samples[f"vpnd_control_{name}{kind}"] == count
         assert samples["vpnd_ready"] == 1
         return True

@@ -1,4 +1,5 @@
-"""The commands: start, stop, status, id, version; `config` is in `configuration`."""
+"""The commands that start a node, and id and version; those to a running node are in `running`, `config` in
+`configuration`."""
 
 from __future__ import annotations
 
@@ -9,9 +10,10 @@ from typing import Annotated
 import typer
 
 from vpnd import __version__
-from vpnd.cli import configuration
+from vpnd.cli import configuration, running
 from vpnd.cli.options import ConfigOption, StateDirOption, Where, load_tables, where
 from vpnd.config import load, paths
+from vpnd.config.schema import Config
 from vpnd.errors import PrivilegeError
 
 # Plain help and plain errors: the decorated ones load another library for longer than most commands run
@@ -59,60 +61,35 @@ def start(
         raise PrivilegeError(
             "starting a node makes a TUN device and routes, which needs root; run: sudo vpnd start"
         )
-    place = where(context, config, state_dir)
+    place = where(context, config, state_dir).absolute()
     overrides: dict[str, object] = {
         "worker.shards": shards,
         "network.interface": interface,
         "log.level": log_level,
     }
-    loaded = load.load_with_origins(place.config_file, place.state_dir, overrides, os.environ)
+    host_name = socket.gethostname().partition(".")[0]
+
+    def read() -> load.Loaded:
+        return load.load_with_origins(place.config_file, place.state_dir, overrides, os.environ)
+
+    loaded = read()
     from vpnd.cli import launch
     from vpnd.identity import load_or_create
 
     launch.make_state_dir(loaded.config)
     identity = load_or_create(paths.identity_file(loaded.config))
-    completed = load.complete(
-        loaded.config, identity.peer_id, socket.gethostname().partition(".")[0], loaded.origins
-    )
+
+    def complete(loaded: load.Loaded) -> Config:
+        return load.complete(loaded.config, identity.peer_id, host_name, loaded.origins)
+
+    completed = complete(loaded)
     if detach:
         launch.detached(completed, loaded.places, overrides)
         return
-    raise typer.Exit(launch.foreground(completed, identity))
+    raise typer.Exit(launch.foreground(completed, identity, lambda: complete(read())))
 
 
-@app.command()
-def stop(context: typer.Context, config: ConfigOption = None, state_dir: StateDirOption = None) -> None:
-    """Stop the node; returns when it is gone."""
-    settings = load_tables(where(context, config, state_dir), "status", "process").config
-    from vpnd import statusclient
-
-    # shards end first, then control; each is killed after process.stop_timeout
-    gone_within_s = 2 * settings.process.stop_timeout + settings.status.timeout
-    socket_path = paths.status_socket(settings)
-    statusclient.stop(socket_path, settings.status.timeout, gone_within_s, settings.status.poll_interval)
-
-
-@app.command()
-def status(
-    context: typer.Context,
-    as_json: Annotated[bool, typer.Option("--json", help="Everything, as JSON.")] = False,
-    config: ConfigOption = None,
-    state_dir: StateDirOption = None,
-) -> None:
-    """Show the node, its peers, its shards and its drops; exit code 0 when it is ready, else 1."""
-    settings = load_tables(where(context, config, state_dir), "status").config
-    from vpnd import statusclient
-
-    answer = statusclient.status(paths.status_socket(settings), settings.status.timeout)
-    if as_json:
-        import orjson
-
-        typer.echo(orjson.dumps(answer, option=orjson.OPT_INDENT_2).decode())
-    else:
-        from vpnd.cli import statusview
-
-        typer.echo(statusview.render(answer))
-    raise typer.Exit(0 if answer.get("ready") else 1)
+running.add_to(app)
 
 
 @app.command("id")

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,11 +29,11 @@ def make_state_dir(config: Config) -> None:
         raise ConfigError(f"{text}; give another --state-dir") from None
 
 
-def foreground(config: Config, identity: Identity) -> int:
-    """Run the node until it is stopped. Returns the exit code."""
+def foreground(config: Config, identity: Identity, reread: Callable[[], Config]) -> int:
+    """Run the node until it is stopped; `reread` gives the configuration to reload. Returns the exit code."""
     from supervisor.service import run_foreground
 
-    return run_foreground(config, identity, _announce)
+    return run_foreground(config, identity, _announce, reread)
 
 
 def _announce(line: str) -> None:

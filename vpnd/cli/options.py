@@ -34,6 +34,10 @@ class Where(NamedTuple):
     config_file: Path | None = None
     state_dir: Path | None = None
 
+    def absolute(self) -> Where:
+        """The same place from every working directory."""
+        return Where(*(path.absolute() if path is not None else None for path in self))
+
 
 def where(context: typer.Context, config_file: Path | None, state_dir: Path | None) -> Where:
     """The options of this command, else those before its name."""

@@ -19,7 +19,14 @@ _NONE = "-"
 
 def render(status: Fields) -> str:
     """The whole text, without a final newline."""
-    parts = [_headline(status), _node(status), _peers(status), _shards(status), _drops(status)]
+    parts = [
+        _headline(status),
+        _node(status),
+        _peers(status),
+        _troubles(status),
+        _shards(status),
+        _drops(status),
+    ]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -29,7 +36,9 @@ def ailments(status: Fields) -> list[str]:
     control = _part(status, "control")
     if control.get("state", "ready") not in ("ready", "up"):
         found.append(f"control is {control['state']}")
-    shards = _list(status, "shards")
+    meant = _part(status, "node").get("shards")
+    # beyond that number are those that are coming or going at the moment
+    shards = _list(status, "shards")[: meant if isinstance(meant, int) else None]
     down = [shard for shard in shards if shard.get("state", "ready") not in ("ready", "up")]
     if down:
         found.append(f"{len(down)} of {len(shards)} shards not running")
@@ -64,6 +73,7 @@ def _node(status: Fields) -> str:
         ("listens", " ".join(node.get("listen") or []) or "nowhere"),
         ("offloads", _offloads(offloads)),
         ("up for", duration(node.get("uptime_s"))),
+        ("flows", _flows(status)),
         ("from tun", f"{count(tun.get('packets_read'))} packets, {size(tun.get('bytes_read'))}"),
         ("to tun", f"{count(tun.get('packets_written'))} packets, {size(tun.get('bytes_written'))}"),
         ("processes", _processes(_part(status, "supervisor"), control)),
@@ -83,39 +93,71 @@ def _processes(supervisor: Fields, control: Fields) -> str:
     return f"supervisor {_text(supervisor.get('pid'))}, control {_text(control.get('pid'))}{again}"
 
 
+def _flows(status: Fields) -> str:
+    flows = _part(status, "flows")
+    return ", ".join(f"{count(flows[state])} {state}" for state in flows if flows[state]) or "none"
+
+
 def _peers(status: Fields) -> str:
     peers = _list(status, "peers")
     if not peers:
         return "No peers: add [[peers]] entries to the configuration."
-    head = [("peer", "<"), ("address", "<"), ("state", "<"), ("rtt", ">"), ("sessions", ">"), ("sent", ">")]
-    head += [("received", ">"), ("", "<")]
-    return _table(head, [_peer(peer) for peer in peers])
+    return _table(_PEER_HEAD, [_peer(peer) for peer in peers])
+
+
+_PEER_HEAD = [
+    ("peer", "<"), ("address", "<"), ("state", "<"), ("circuit", "<"), ("opened", ">"), ("rtt", ">"),
+    ("sessions", ">"), ("streams", ">"), ("waits", ">"), ("sent", ">"), ("received", ">"),
+]  # fmt: skip
 
 
 def _peer(peer: Fields) -> Sequence[str]:
-    rtt = peer.get("rtt_ms")
+    suspect = peer.get("suspect")
     return (
         _text(peer.get("name")),
         _text(peer.get("virtual_ip")),
         _text(peer.get("state")),
-        f"{rtt:.2f} ms" if isinstance(rtt, int | float) else _NONE,
-        count(peer.get("sessions")),
+        _text(peer.get("circuit")).replace("_", "-"),
+        count(peer.get("circuit_opened")),
+        _milliseconds(peer.get("rtt_ms")),
+        count(peer.get("sessions")) + (f" ({suspect} suspect)" if suspect else ""),
+        count(peer.get("streams")),
+        _milliseconds(peer.get("queue_delay_ms")),
         size(peer.get("bytes_sent")),
         size(peer.get("bytes_received")),
-        "" if peer.get("state") == "connected" else _why_not(peer),
     )
 
 
+def _milliseconds(value: object) -> str:
+    return f"{value:.2f} ms" if isinstance(value, int | float) else _NONE
+
+
+def _troubles(status: Fields) -> str:
+    """A line for each peer that does not work: why, and what happens next."""
+    lines = [
+        f"{_text(peer.get('name'))}: {reason}"
+        for peer in _list(status, "peers")
+        if peer.get("state") != "connected" and (reason := _why_not(peer))
+    ]
+    return "\n".join(lines)
+
+
 def _why_not(peer: Fields) -> str:
-    reasons = []
-    if peer.get("last_error"):
-        reasons.append(str(peer["last_error"]))
-    elif "addresses" in peer and not peer["addresses"]:
-        reasons.append("no address to dial: waiting for its dial")
+    """ "circuit open, next try in 0.7 s: connection refused", or as much of it as is known."""
+    parts = []
+    circuit = peer.get("circuit")
+    if circuit == "open":
+        parts.append("circuit open")
+    elif circuit == "half_open":
+        parts.append("circuit half-open, one try is under way")
     next_dial_s = peer.get("next_dial_s")
     if isinstance(next_dial_s, int | float) and next_dial_s >= 0:
-        reasons.append(f"next dial in {next_dial_s:.1f} s")
-    return printable(", ".join(reasons))
+        parts.append(f"next try in {next_dial_s:.1f} s")
+    if peer.get("last_error"):
+        return printable(": ".join(filter(None, [", ".join(parts), str(peer["last_error"])])))
+    if "addresses" in peer and not peer["addresses"]:
+        parts.append("no address to dial: waiting for its dial")
+    return printable(", ".join(parts))
 
 
 _SHARD_HEAD = [

@@ -37,6 +37,7 @@ def check(config: Config, report: Report, *, network_known: bool = True) -> None
         _peers_inside(config, report)
     _endpoints(config, report)
     _peers_differ(config, report)
+    _registry(config, report)
     _orders(config, report)
     _socket(config, report)
 
@@ -139,8 +140,18 @@ def _with_address(config: Config) -> Iterator[tuple[int, Peer]]:
     return ((place, peer) for place, peer in enumerate(config.peers) if known and peer.virtual_ip)
 
 
+def _registry(config: Config, report: Report) -> None:
+    if config.registry.kind != "contract":
+        return
+    for key in ("rpc_url", "contract_address"):
+        if not getattr(config.registry, key):
+            report(f"registry.{key}", "", 'is missing; registry.kind = "contract" needs it')
+
+
 def _orders(config: Config, report: Report) -> None:
-    retry, process = config.retry, config.process
+    retry, process, network = config.retry, config.process, config.network
+    if network.change_settle > network.change_settle_max:
+        report("network.change_settle", network.change_settle, "must not be above network.change_settle_max")
     if retry.initial_interval > retry.max_interval:
         report("retry.initial_interval", retry.initial_interval, "must not be above retry.max_interval")
     if process.restart_initial > process.restart_max:
