@@ -102,12 +102,17 @@ CONTROL_COUNTERS = (
     "handshake_failures",
     "handler_errors",
     "retries",  # dials after a failure
-    "circuits_opened",
+    "circuits_opened",  # from closed; a probe that fails is the same outage
     "circuits_closed",
     "circuits_open",  # gauge
     "circuits_half_open",  # gauge
     "network_changes",
     "connections",  # gauge: libp2p connections that are not data sessions
+    "dns_queries",  # answered, refused ones too
+    "dns_ignored",  # not queries at all, too long, or their answer could not be sent
+    "dns_connections_refused",  # closed because of dns.max_connections or dns.max_connections_per_client
+    "registry_lookups",  # questions put to the contract
+    "registry_failures",  # without a usable answer
 )
 
 #: Names above that go up and down; the rest only grow.

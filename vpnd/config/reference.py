@@ -41,6 +41,9 @@ _KINDS = {
     "ip": "IP address",
     "level": "level",
     "cipher": "cipher",
+    "contract_address": "0x and 40 hex digits",
+    "registry": "static, contract",
+    "url": "http or https URL",
     "multiaddr": "multiaddrs",
     "peer_id": "peer id",
 }

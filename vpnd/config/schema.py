@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from typing import Annotated
 
+from vpnd.config.naming import Dns, Registry
+from vpnd.config.network import Membership
 from vpnd.config.streams import CircuitBreaker, Health, Multiplexer, Retry, Session, StreamPool
 from vpnd.config.units import Table, duration, number, size, switch, text
 
@@ -52,6 +54,10 @@ class Network(Table, frozen=True):
         float,
         duration("Changes of the machine's addresses and routes within so long are taken as one.", 0.0, 60.0),
     ] = 0.1
+    change_settle_max: Annotated[
+        float,
+        duration("While changes do not end, that time doubles from one to the next, up to this.", 0.0, 600.0),
+    ] = 5.0
     suspend_check: Annotated[
         float,
         duration("How often it is looked whether the machine was suspended for longer than this.", 0.1, 60.0),
@@ -227,6 +233,7 @@ class Config(Table, frozen=True):
     )
     node: Node = Node()
     network: Network = Network()
+    membership: Membership = Membership()
     p2p: P2P = P2P()
     retry: Retry = Retry()
     peers: tuple[Peer, ...] = ()
@@ -236,6 +243,8 @@ class Config(Table, frozen=True):
     multiplexer: Multiplexer = Multiplexer()
     circuit_breaker: CircuitBreaker = CircuitBreaker()
     health: Health = Health()
+    dns: Dns = Dns()
+    registry: Registry = Registry()
     process: Process = Process()
     status: Status = Status()
     metrics: Metrics = Metrics()

@@ -84,6 +84,14 @@ class Session(Table, frozen=True):
         float,
         duration("Waiting longer than delay_target for so long begins to cost packets (CoDel).", 0.001, 60.0),
     ] = 0.1
+    hold_bytes: Annotated[
+        int,
+        size(
+            "Packets held back, to keep order, while flows move from one session to another.",
+            1 << 17,
+            1 << 32,
+        ),
+    ] = 1 << 25
     drain_timeout: Annotated[
         float, duration("Deadline for a session that is replaced to become empty.", 0.1, 300.0)
     ] = 5.0

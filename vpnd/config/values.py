@@ -11,6 +11,7 @@ import ipaddress
 import math
 import pwd
 import re
+import urllib.parse
 from collections.abc import Callable
 
 from vpnd import peerid
@@ -28,6 +29,7 @@ RECORDS_IN_RING = 4
 
 LEVELS = ("debug", "info", "warning", "error")
 CIPHERS = ("auto", "aesgcm", "chachapoly")
+REGISTRIES = ("static", "contract")
 _SWITCHES = {
     "true": True,
     "yes": True,
@@ -256,6 +258,29 @@ def _cipher(value: str) -> str:
     return value.lower()
 
 
+def _registry(value: str) -> str:
+    if value.lower() not in REGISTRIES:
+        raise Refused(f"must be one of {', '.join(REGISTRIES)}")
+    return value.lower()
+
+
+def _url(value: str) -> str:
+    try:
+        parts = urllib.parse.urlsplit(value)
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        good = False
+    if not good or not value.isascii() or not value.isprintable() or " " in value or "#" in value:
+        raise Refused('must be a URL; write for example "https://rpc.example.org" or "http://127.0.0.1:8545"')
+    return value
+
+
+def _contract_address(value: str) -> str:
+    if not re.fullmatch(r"0x[0-9a-fA-F]{40}", value, re.ASCII):
+        raise Refused("must be 0x and 40 hex digits, as a block explorer shows it")
+    return value.lower()
+
+
 def _path(value: str) -> str:
     if not value or value.endswith("/"):
         raise Refused("must be the path of a file")
@@ -283,4 +308,7 @@ _TEXT_KINDS: dict[str, Callable[[str], str]] = {
     "host_port": _host_port,
     "level": _level,
     "cipher": _cipher,
+    "registry": _registry,
+    "url": _url,
+    "contract_address": _contract_address,
 }

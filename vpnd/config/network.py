@@ -1,0 +1,60 @@
+"""The table of membership: how long it lasts, and how the directory of members spreads.
+
+The rest, and what a table is, in `schema`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from vpnd.config.units import Table, duration, number, share, size, text
+
+
+class Membership(Table, frozen=True):
+    """The network this node makes or joins: its members, and how nodes tell each other of them."""
+
+    name: Annotated[str, text("Name of a network that is made here: a-z, 0-9 and -.", "name")] = "home"
+    subnet: Annotated[
+        str, text("Where a network that is made here takes its IPv4 addresses from.", "cidr")
+    ] = "10.86.0.0/16"
+    record_lifetime: Annotated[
+        float, duration("How long a membership is valid that this authority signs.", 60.0, 31536000.0)
+    ] = 2592000.0
+    renew_share: Annotated[
+        float, share("A membership is renewed when this share of its lifetime is left.", 0.05, 0.95)
+    ] = 0.5
+    clock_skew: Annotated[float, duration("How far the clocks of two nodes may differ.", 0.0, 86400.0)] = (
+        300.0
+    )
+    forget_after: Annotated[
+        float,
+        duration(
+            "For so long an expired member may still renew, and its addresses are not given away.",
+            0.0,
+            31536000.0,
+        ),
+    ] = 2592000.0
+    max_members: Annotated[
+        int, number("Peer ids the directory holds at most, removed ones too.", 1, 100_000, "members")
+    ] = 16_384
+    invite_lifetime: Annotated[
+        float, duration("How long a token is good for, unless it was made for another time.", 1.0, 31536000.0)
+    ] = 3600.0
+    gossip_interval: Annotated[
+        float,
+        duration("How often the directory is compared with that of a random neighbour.", 0.05, 86400.0),
+    ] = 5.0
+    gossip_push: Annotated[
+        int,
+        size(
+            "New statements are sent whole up to so much at once; more are named and asked for.", 0, 1 << 24
+        ),
+    ] = 1 << 14
+    gossip_request_timeout: Annotated[
+        float,
+        duration("A statement that was asked for is asked for elsewhere after so long.", 0.05, 3600.0),
+    ] = 2.0
+    presence_interval: Annotated[
+        float,
+        duration("New addresses of one member are pushed on to others at most this often.", 0.0, 3600.0),
+    ] = 1.0
