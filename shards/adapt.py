@@ -14,8 +14,9 @@ def adapt(
 ) -> tuple[memoryview, int, int, int]:
     """The records of buffer[start:end] as the peer takes them: (buffer, start, end, records left out).
 
-    Without anything to cut this is the same span; else a new buffer with SCRATCH bytes in front of `start`. Left out is
-    what cannot be made to fit. Such peers are rare (another kernel, offloads switched off), so this may copy.
+    Without anything to cut this is the same span; else a new buffer with SCRATCH bytes in front of `start`.
+    Left out is what cannot be made to fit. Such peers are rare (another kernel, offloads switched off), so
+    this may copy.
     """
     fit = bytearray(SCRATCH)
     unfit = 0

@@ -1,7 +1,8 @@
 """A shard's counts, written into its page of shared memory.
 
-The page outlives the process: counts go on from what an earlier process of the same shard left there, gauges start
-at zero. What changes with every batch is stored with every batch; the rest at metrics.interval and when asked for.
+The page outlives the process: counts go on from what an earlier process of the same shard left there, gauges
+start at zero. What changes with every batch is stored with every batch; the rest at metrics.interval and when
+asked for.
 """
 
 from __future__ import annotations

@@ -1,19 +1,34 @@
 """Flow workers: the state of one destination IP:port, and the places a flow's packets may go to.
 
-A flow worker is an entry in a table, not a task. It is pinned to one `Sink`: a link (a session's stream),
+A flow worker is an entry in a table, not a task. It is pinned to one `Sink`: a lane (a stream of a session),
 the waiting room of a peer without a session, or a drain that counts and drops. When a sink ends, its flows
-are unpinned and find a new one with their next packet.
+are unpinned and find a new one with their next packet; what it had not sent is dispatched anew, in order.
+
+States, as told in status:
+
+    active    packets came since the table was last cleaned, and go out as they come
+    stalled   its oldest packet has waited for worker.stall_timeout
+    draining  held back until what it sent before has arrived (see shards/moving.py)
+    idle      no packet since the table was last cleaned; forgotten after worker.idle_timeout
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
+from shards.live import Live
 from vpnd.metrics import DROP_REASONS
-from vpnd.packet.flow import destination_of
+from vpnd.packet.flow import READ_AHEAD_BYTES, destination_of
+from vpnd.packet.record import LENGTH, LENGTH_BYTES
 from vpnd.packet.ring import SCRATCH
+
+#: `Sink.movable_before_s` of a sink whose flows stay.
+STAY = float("-inf")
+#: Entries of a full table that are looked at for one to forget: enough that it is rarely one in use.
+_LOOKED_AT = 8
 
 
 class Sink(Protocol):
@@ -21,26 +36,73 @@ class Sink(Protocol):
 
     #: flows pinned here
     flows: set[Flow]
+    #: flows whose last packet is older look for a better place with their next one: nothing of theirs is on
+    #: its way
+    movable_before_s: float
+    #: whether packets are held back here for the sake of order
+    holding: bool
 
     def submit(self, buffer: memoryview, start: int, end: int, packets: int) -> None:
         """Take the records in buffer[start:end]. borrowed: until this returns; SCRATCH bytes in front of
-        `start` may be overwritten."""
+        `start` may be overwritten, READ_AHEAD_BYTES behind the last packet's start must be readable."""
 
     def flush(self) -> None:
         """The end of a batch: let go of what was held together."""
 
 
+class Chunk:
+    """Records that wait, copied out of the ring: buffer[start:end], with SCRATCH bytes in front of them."""
+
+    __slots__ = ("buffer", "end", "packets", "since_s", "start")
+
+    def __init__(self, source: memoryview, start: int, end: int, packets: int, now_s: float) -> None:
+        size = end - start
+        self.buffer = memoryview(bytearray(SCRATCH + size + READ_AHEAD_BYTES))
+        self.buffer[SCRATCH : SCRATCH + size] = source[start:end]
+        self.start, self.end = SCRATCH, SCRATCH + size
+        self.packets = packets
+        self.since_s = now_s
+
+    def __len__(self) -> int:
+        return self.end - self.start
+
+    def drop_first(self) -> int:
+        """Leave out the first record; the bytes it took. Scratch grows by what it was."""
+        (count,) = LENGTH.unpack_from(self.buffer, self.start)
+        size: int = LENGTH_BYTES + count
+        self.start += size
+        self.packets -= 1
+        return size
+
+
+class Backlog:
+    """What waits of one flow in the fair queue of a session; there while something waits, and kept until the
+    flow is forgotten. Owner: the fair queue, whose state of the flow (deficit, CoDel) is here too."""
+
+    __slots__ = ("above_s", "bytes", "chunks", "count", "deficit", "drop_s", "dropping", "packets", "queue")
+
+    def __init__(self) -> None:
+        self.chunks: deque[Chunk] = deque()
+        self.bytes = self.packets = 0
+        self.deficit = 0
+        self.queue: object | None = None  # the fair queue in whose lists it is
+        self.above_s = 0.0  # when dropping begins if the delay stays above the target; 0: it is below
+        self.drop_s = 0.0  # when the next packet is dropped
+        self.count = 0  # packets dropped since dropping began
+        self.dropping = False
+
+
 class Flow:
-    """One flow worker. `last_s` is the loop's time of its last packet."""
+    """One flow worker. `last_s`: when a packet of it came, or left the queue it had waited in, last."""
 
-    __slots__ = ("key", "last_s", "packets", "sink")
+    __slots__ = ("backlog", "dropped", "key", "last_s", "packets", "sink")
 
-    def __init__(self, key: int, sink: Sink) -> None:
+    def __init__(self, key: int) -> None:
         self.key = key
-        self.packets = 0
+        self.packets = self.dropped = 0
         self.last_s = 0.0
-        self.sink: Sink | None = sink
-        sink.flows.add(self)
+        self.sink: Sink | None = None
+        self.backlog: Backlog | None = None
 
     def pin(self, sink: Sink) -> None:
         """From now on packets go to `sink`."""
@@ -49,136 +111,99 @@ class Flow:
         self.sink = sink
         sink.flows.add(self)
 
+    def oldest_s(self) -> float | None:
+        """Since when its oldest waiting packet waits; None when none does."""
+        backlog = self.backlog
+        return backlog.chunks[0].since_s if backlog is not None and backlog.chunks else None
+
 
 class Drain:
-    """A sink that drops, under one reason."""
+    """A sink that drops, under one reason. `seen` is called before each drop, for those who act on demand."""
 
-    def __init__(self, reason: str, drops: dict[str, int]) -> None:
+    movable_before_s = STAY
+    holding = False
+
+    def __init__(self, reason: str, drops: dict[str, int], seen: Callable[[], None] | None = None) -> None:
         self.flows: set[Flow] = set()
-        self._reason, self._drops = reason, drops
+        self._reason, self._drops, self._seen = reason, drops, seen
 
     def submit(self, buffer: memoryview, start: int, end: int, packets: int) -> None:
+        if self._seen is not None:
+            self._seen()
         self._drops[self._reason] += packets
 
     def flush(self) -> None:
         pass
 
 
-class Chunk:
-    """Records that wait, copied out of the ring: `buffer[SCRATCH:]`.
-
-    The scratch in front of the span is copied with it, whatever it holds: cheaper than zeroing the room first.
-    """
-
-    __slots__ = ("buffer", "packets", "since_s")
-
-    def __init__(self, source: memoryview, start: int, end: int, packets: int, now_s: float) -> None:
-        self.buffer = memoryview(bytearray(source[start - SCRATCH : end]))
-        self.packets = packets
-        self.since_s = now_s
-
-    def __len__(self) -> int:
-        return len(self.buffer) - SCRATCH
-
-
-class Queue:
-    """Chunks in order, bounded in bytes and packets. The owner decides what a refused chunk counts as."""
-
-    def __init__(self, most_bytes: int, most_packets: int) -> None:
-        self._most_bytes, self._most_packets = most_bytes, most_packets
-        self._chunks: deque[Chunk] = deque()
-        self.bytes = 0
-        self.packets = 0
-
-    def __bool__(self) -> bool:
-        return bool(self._chunks)
-
-    def put(self, chunk: Chunk) -> bool:
-        """False when it does not fit: nothing was queued."""
-        if self.bytes + len(chunk) > self._most_bytes or self.packets + chunk.packets > self._most_packets:
-            return False
-        self._chunks.append(chunk)
-        self.bytes += len(chunk)
-        self.packets += chunk.packets
-        return True
-
-    def first(self) -> Chunk:
-        return self._chunks[0]
-
-    def take(self) -> Chunk:
-        chunk = self._chunks.popleft()
-        self.bytes -= len(chunk)
-        self.packets -= chunk.packets
-        return chunk
-
-
-class Waiting:
-    """The waiting room of a peer without a session: a small queue, each chunk for a limited time.
-
-    `want` is called when packets begin to wait: a session is wanted.
-    """
-
-    def __init__(
-        self, queue: Queue, drops: dict[str, int], now: Callable[[], float], want: Callable[[], None]
-    ) -> None:
-        self.flows: set[Flow] = set()
-        self.queue = queue
-        self._drops, self._now, self._want = drops, now, want
-
-    def submit(self, buffer: memoryview, start: int, end: int, packets: int) -> None:
-        if not self.queue:
-            self._want()
-        if not self.queue.put(Chunk(buffer, start, end, packets, self._now())):
-            self._drops["no_session"] += packets
-
-    def flush(self) -> None:
-        pass
-
-    def expire(self, before_s: float) -> None:
-        """Drop what has waited since before `before_s`."""
-        while self.queue and self.queue.first().since_s <= before_s:
-            self._drops["no_session"] += self.queue.take().packets
-
-    def empty_into(self, sink: Sink) -> None:
-        """There is a session: everything goes on, in order."""
-        while self.queue:
-            chunk = self.queue.take()
-            sink.submit(chunk.buffer, SCRATCH, len(chunk.buffer), chunk.packets)
-
-
 class FlowTable:
     """All flow workers of a shard. `place` finds the sink for a destination. Owner: shard loop."""
 
-    def __init__(
-        self, most_flows: int, idle_timeout_s: float, place: Callable[[int, int], Sink], drops: dict[str, int]
-    ) -> None:
+    def __init__(self, live: Live, place: Callable[[int, int], Sink]) -> None:
         self.flows: dict[int, Flow] = {}
-        self._most, self._idle_timeout_s, self._place = most_flows, idle_timeout_s, place
-        self.created = self.reaped = 0
+        self._live, self._place = live, place
+        self.created = self.reaped = self.moved = 0
+        #: how many flows were in each state when they were last counted
+        self.states = {"active": 0, "idle": 0, "stalled": 0, "draining": 0}
+        self._cleaned_s = 0.0
 
     def open(self, key: int, now_s: float) -> Flow:
-        """The flow worker for a key that is not in `flows`, or whose sink has ended (None)."""
+        """The flow worker for a key that is not in `flows`, whose sink has ended, or that may move."""
         flow = self.flows.get(key)
+        if flow is not None and flow.sink is not None and flow.oldest_s() is not None:
+            return flow  # it may not move: what waits of it has not been sent
         sink = self._place(*destination_of(key))
-        if flow is not None:
+        if flow is None:
+            if len(self.flows) >= self._live.config.worker.max_flows:
+                self._make_room()
+            flow = self.flows[key] = Flow(key)
+            flow.last_s = now_s
+            self.created += 1
+        elif flow.sink is not None and sink is not flow.sink:
+            self.moved += 1
+        if flow.sink is not sink:
             flow.pin(sink)
-            return flow
-        if len(self.flows) >= self._most:
-            self.reap(now_s)
-        if len(self.flows) >= self._most:  # all alive: the one that has been there longest goes
-            self._remove(next(iter(self.flows.values())))
-        flow = self.flows[key] = Flow(key, sink)
-        flow.last_s = now_s
-        self.created += 1
         return flow
 
-    def reap(self, now_s: float) -> None:
+    def clean(self, now_s: float) -> None:
         """Forget the flows that were idle for worker.idle_timeout."""
-        before_s = now_s - self._idle_timeout_s
+        before_s = now_s - self._live.config.worker.idle_timeout
         for flow in [flow for flow in self.flows.values() if flow.last_s < before_s]:
             self._remove(flow)
+        self.count_states(now_s)
+        self._cleaned_s = now_s
+
+    def count_states(self, now_s: float) -> None:
+        """Bring `states` up to date. Every flow is looked at: not for the packet path, nor many times a second."""
+        stalled_s = now_s - self._live.config.worker.stall_timeout
+        self.states = dict.fromkeys(self.states, 0)
+        for flow in self.flows.values():
+            self.states[self._state(flow, stalled_s)] += 1
+
+    def _state(self, flow: Flow, stalled_s: float) -> str:
+        if flow.sink is not None and flow.sink.holding:
+            return "draining"
+        oldest_s = flow.oldest_s()
+        if oldest_s is not None and oldest_s <= stalled_s:
+            return "stalled"
+        return "active" if flow.last_s >= self._cleaned_s else "idle"
+
+    def _make_room(self) -> None:
+        """The table is full: of the next few in turn, the one longest without a packet goes. All get to the
+        end of the line, so that a flow that is alive is looked at once a round and a flood of new ones costs
+        a few steps each."""
+        flows = self.flows
+        longest: Flow | None = None
+        for key in list(itertools.islice(flows, _LOOKED_AT)):
+            flow = flows[key] = flows.pop(key)
+            if flow.oldest_s() is None and (longest is None or flow.last_s < longest.last_s):
+                longest = flow
+        if longest is not None:
+            self._remove(longest)
 
     def _remove(self, flow: Flow) -> None:
+        if flow.oldest_s() is not None:
+            return  # it is not over: something of it waits to be sent
         del self.flows[flow.key]
         if flow.sink is not None:
             flow.sink.flows.discard(flow)
@@ -186,7 +211,8 @@ class FlowTable:
 
 
 def unpin(sink: Sink) -> None:
-    """A sink has ended, or may no longer be the right one: its flows look for a new one with their next packet."""
+    """A sink has ended, or may no longer be the right one: its flows look for a new one with their next
+    packet."""
     for flow in sink.flows:
         flow.sink = None
     sink.flows.clear()

@@ -5,13 +5,13 @@
 
 Each record is checked for itself (virtio_net_hdr against packet, source against what the peer may use,
 destination against what is ours), so a superpacket pays once; then it goes into the TUN straight from where it
-was decrypted to, without a copy and without waking another process: some quarter more datagrams a second and less
-round trip than through a ring back to the supervisor (docs/performance.md).
+was decrypted to, without a copy and without waking another process: some quarter more datagrams a second and
+less round trip than through a ring back to the supervisor (docs/performance.md).
 """
 
 from __future__ import annotations
 
-import os
+from collections.abc import Callable
 
 from shards.prefixes import Prefixes
 from vpnd.errors import BadPacket, RemoteProtocolError
@@ -30,7 +30,8 @@ _MOST = MAX_RECORD_BYTES - LENGTH_BYTES
 
 
 class Reassembly:
-    """The beginning of a record whose rest has not come yet, and what came before; one for each stream of a session."""
+    """The beginning of a record whose rest has not come yet, and what came before; one for each stream of a
+    session."""
 
     __slots__ = ("bytes", "packets", "partial")
 
@@ -40,10 +41,16 @@ class Reassembly:
 
 
 class Inbound:
-    """Stage 6, for all sessions of a shard. Owner: shard loop. `tun_fd` stays the caller's and is never read from."""
+    """Stage 6, for all sessions of a shard. Owner: shard loop.
 
-    def __init__(self, tun_fd: int, own: Prefixes[bool], drops: dict[str, int]) -> None:
-        self._tun_fd, self._own, self._drops = tun_fd, own, drops
+    `write(record)` gets the virtio_net_hdr and the packet behind it, borrowed until it returns; OSError is a
+    packet that the kernel refused.
+    """
+
+    def __init__(
+        self, write: Callable[[memoryview], object], own: Prefixes[bool], drops: dict[str, int]
+    ) -> None:
+        self._write, self._own, self._drops = write, own, drops
         self.packets_received = self.bytes_received = 0
         self.packets_to_tun = self.bytes_to_tun = 0
 
@@ -59,8 +66,8 @@ class Inbound:
             position = self._complete_untrusted(sources, reassembly, view)
             if position < 0:
                 return
-        length_at, write, inspect = LENGTH.unpack_from, os.write, inspect_untrusted
-        own, drops, tun_fd = self._own.find, self._drops, self._tun_fd
+        length_at, write, inspect = LENGTH.unpack_from, self._write, inspect_untrusted
+        own, drops = self._own.find, self._drops
         allowed = sources.find
         begun = position
         packets = good = good_bytes = 0
@@ -86,7 +93,7 @@ class Inbound:
                 drops["destination_not_ours"] += 1
                 continue
             try:
-                write(tun_fd, view[start:following])
+                write(view[start:following])
             except OSError:  # the device is going down, or an offload this kernel does not know
                 drops["tun_write_failed"] += 1
                 continue
@@ -103,7 +110,8 @@ class Inbound:
             reassembly.partial += view[position:end]
 
     def _complete_untrusted(self, sources: Prefixes[bool], reassembly: Reassembly, view: memoryview) -> int:
-        """Finish the record begun earlier: how many bytes of `view` that took, -1 when it is still not whole."""
+        """Finish the record begun earlier: how many bytes of `view` that took, -1 when it is still not
+        whole."""
         partial = reassembly.partial
         used = 0
         if len(partial) < LENGTH_BYTES:

@@ -1,70 +1,45 @@
 """A link: one session with its socket, on the asyncio loop, without a task or an await.
 
-The socket's side of stages 4 and 5: `submit` seals a span, `flush` writes what is sealed, `on_readable`
+The socket's side of stages 4 and 5: `send` seals a span, `flush` writes what is sealed, `on_readable`
 decrypts and hands on.
 
-Time here is time.monotonic: the loop's own clock counts in milliseconds, too coarse for a round trip.
+    opening ── first stream ready ──▶ up ── go-away, or being replaced ──▶ leaving ──▶ closed
+       └──────────────────────────────┴───────── socket ends, protocol broken, no sign of life ──▶ closed
 
 Back-pressure. Out: sealed bytes wait only for a socket that is full; as long as it is, and as long as the
-peer's window is shut, packets wait unsealed in a bounded queue and are dropped beyond it, so that a slow
-peer costs the ring nothing. In: what was read goes into the TUN at once, which does not block; a shard that
-is too slow is a socket that is read late.
+peer's window is shut, packets wait unsealed in a fair queue (shards/fair.py), so that a slow peer costs the
+ring nothing and a small flow does not wait for a large one. In: what was read goes into the TUN at once,
+which does not block; a shard that is too slow is a socket that is read late.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import socket
 from collections.abc import Callable
-from time import monotonic
-from typing import Protocol
 
 from shards.adapt import adapt
-from shards.flows import Chunk, Flow, Queue
-from shards.inbound import Inbound, Reassembly
+from shards.events import LinkEvents
+from shards.fair import FairQueue
+from shards.flows import Chunk, FlowTable
+from shards.inbound import Inbound
+from shards.lane import Lane
+from shards.live import Live
 from shards.peers import Peer
+from shards.sockets import SIOCOUTQ, SIOCOUTQNSD, outstanding, tune
 from shards.stream.events import Data, GoneAway, Pong, StreamClosed, StreamReady, WindowOpened
 from shards.stream.session import Session
 from shards.stream.yamux import Stream
-from vpnd.api.messages import SessionReport
-from vpnd.config.schema import Session as Settings
-from vpnd.errors import RemoteProtocolError
+from shards.vitals import Vitals
+from vpnd.errors import LocalProtocolError, RemoteProtocolError
 from vpnd.packet.capability import Capabilities
 from vpnd.packet.record import PACKET_OFFSET
-from vpnd.packet.ring import SCRATCH
-
-log = logging.getLogger(__name__)
-
-#: Linux' TCP_NOTSENT_LOWAT (include/uapi/linux/tcp.h); the socket module has no name for it.
-TCP_NOTSENT_LOWAT = 25
-
-
-class LinkEvents(Protocol):
-    """What a link tells its shard; the counts are of all links together."""
-
-    packets_sent: int
-    bytes_sent: int
-    streams_opened: int
-    streams_closed: int
-    session_errors: int
-
-    def batch_done(self) -> None:
-        """A batch of packets has come in."""
-
-    def link_ready(self, link: Link) -> None:
-        """Packets can be sent over it."""
-
-    def link_closed(self, link: Link, reason: str) -> None:
-        """It has ended; its flows and its queue are the shard's to place anew."""
 
 
 class Link:
-    """One session. Owner: shard loop. After `close` only `report` may be called.
-
-    `events` is the shard: it hears of a link that got ready, that ended, that waits for room in the ring.
-    """
+    """One session. Owner: shard loop. After `close` only `report` may be called; `now` is the clock of
+    everything."""
 
     def __init__(
         self,
@@ -74,84 +49,79 @@ class Link:
         initiator: bool,
         peer: Peer,
         hello: Capabilities,
-        settings: Settings,
-        buffer_size: int,
+        live: Live,
+        flows: FlowTable,
         inbound: Inbound,
         drops: dict[str, int],
         events: LinkEvents,
+        now: Callable[[], float],
     ) -> None:
-        self.session_id, self.initiator, self.peer = session_id, initiator, peer
-        self.flows: set[Flow] = set()
-        self.queue = Queue(settings.queue_bytes, buffer_size)
+        self.session_id, self.initiator, self.peer, self.events, self.now = (
+            session_id, initiator, peer, events, now,
+        )  # fmt: skip
+        self.queue = FairQueue(live, drops)
+        self.lanes: dict[Stream, Lane] = {}
         self.rtt_s: float | None = None
-        self.closed = False
+        self.closed = self.leaving = False
+        self.opened_s = self.heard_s = now()
+        self.vitals = Vitals(self, live)
         self.packets_sent = self.bytes_sent = 0
+        #: packets that had to wait in the queue, of packets_sent
+        self.waited = 0
+        self._ended = [0, 0]  # packets and bytes received on lanes that are gone
         self._loop = asyncio.get_running_loop()
-        self._opened_s = monotonic()
-        self._sock, self._session, self._settings = sock, session, settings
-        self._hello, self._inbound, self._drops, self._events = hello, inbound, drops, events
-        self._stream: Stream | None = None
-        self._streams: dict[Stream, Reassembly] = {}
-        self._adapt_to: Capabilities | None = None
+        self._sock, self._session, self._live = sock, session, live
+        self._hello, self._flows, self._inbound, self._drops = hello, flows, inbound, drops
+        self._opening: set[Stream] = set()
+        self._barriers: dict[int, tuple[float, Callable[[float], None]]] = {}
         self._writer_on = False
+        self._unchecked = 0
+        self._most_unsent = live.config.session.not_sent_lowat_bytes
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due_s = 0.0
-        self._tune(sock)
+        tune(sock, live.config.session)
 
     def start(self) -> None:
-        """Watch the socket; the initiator opens the stream. Events come from the next turn of the loop on."""
-        now_s = monotonic()
+        """Watch the socket; the initiator opens a stream. Events come from the next turn of the loop on."""
         self._loop.add_reader(self._sock, self.on_readable)
         if self.initiator:
-            self._session.open_stream(now_s)
-        self._session.ping(now_s)
-        self._loop.call_later(5.0, self._ping)
+            self.open_stream()
+        self._session.ping(self.now())
+        self.vitals.watch()
         self._loop.call_soon(self._run, self._take_events)
-
-    def _tune(self, sock: socket.socket) -> None:
-        """Socket options of a data session. Only the congestion control may be refused (unknown to the kernel, or
-        not in net.ipv4.tcp_allowed_congestion_control): the system's is then as good as any."""
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, self._settings.not_sent_lowat_bytes)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(self._settings.user_timeout * 1000))
-        if self._settings.congestion_control:
-            try:
-                name = self._settings.congestion_control.encode()
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, name)
-            except OSError as error:
-                log.debug("congestion control %s: %s", self._settings.congestion_control, error)
 
     # --- out: stage 4
 
-    def submit(self, buffer: memoryview, start: int, end: int, packets: int) -> None:
-        """Seal the records in buffer[start:end], or queue them, or drop them when the queue is full.
+    def send(self, lane: Lane, buffer: memoryview, start: int, end: int, packets: int) -> None:
+        """Seal the records in buffer[start:end], or queue them by flow.
 
-        borrowed: `buffer`, until this returns; SCRATCH bytes in front of `start` are overwritten. Call `flush` at the
-        end of a batch.
+        borrowed: `buffer`, until this returns; SCRATCH bytes in front of `start` are overwritten. Call
+        `flush` at the end of a batch.
         """
-        if self._adapt_to is not None:
-            buffer, start, end, unfit = adapt(buffer, start, end, self._adapt_to)
+        if lane.adapt_to is not None:
+            buffer, start, end, unfit = adapt(buffer, start, end, lane.adapt_to)
             self._drops["too_big"] += unfit
             packets -= unfit
             if start == end:
                 return
-        sealed = not self.queue and not self._writer_on and self._seal(buffer, start, end, packets)
-        if not sealed and not self.queue.put(Chunk(buffer, start, end, packets, monotonic())):
-            self._drops["queue_full"] += packets
+        if self._writer_on or self.queue.packets or not self._seal(lane, buffer, start, end, packets):
+            if self.closed:  # the socket ended under our hands; the flows have new sinks
+                self.events.dispatch(Chunk(buffer, start, end, packets, self.now()))
+            else:
+                lane.queue_span(self._flows, buffer, start, end, self.now())
 
-    def _seal(self, buffer: memoryview, start: int, end: int, packets: int) -> bool:
-        session, stream = self._session, self._stream
-        if stream is None:
-            return False
+    def _seal(self, lane: Lane, buffer: memoryview, start: int, end: int, packets: int) -> bool:
+        session, stream = self._session, lane.stream
         if not session.try_send(stream, buffer, start, end):
             self.flush()
-            if not session.try_send(stream, buffer, start, end):
+            if self.closed or not session.try_send(stream, buffer, start, end):
                 return False
-        size = end - start
+        size = end - start - packets * PACKET_OFFSET
+        lane.packets_sent += packets
         self.packets_sent += packets
-        self.bytes_sent += size - packets * PACKET_OFFSET
-        self._events.packets_sent += packets
-        self._events.bytes_sent += size - packets * PACKET_OFFSET
+        self.bytes_sent += size
+        self.events.packets_sent += packets
+        self.events.bytes_sent += size
         return True
 
     def flush(self) -> None:
@@ -159,13 +129,25 @@ class Link:
         session = self._session
         try:
             while view := session.data_to_send():
-                session.data_sent(self._sock.send(view))
+                count = self._sock.send(view)
+                session.data_sent(count)
+                self._unchecked += count
         except BlockingIOError:
-            if not self._writer_on and not self.closed:
-                self._writer_on = True
-                self._loop.add_writer(self._sock, self._run, self._on_writable)
+            self._wait_writable()
         except OSError as error:
             self.close(f"send: {os.strerror(error.errno or 0)}")
+            return
+        if self._unchecked >= self._most_unsent:
+            # A socket takes more than TCP_NOTSENT_LOWAT in one call; what is beyond it would wait there, in
+            # order of arrival, instead of in the fair queue.
+            self._unchecked = 0
+            if not self._writer_on and outstanding(self._sock, SIOCOUTQNSD) > self._most_unsent:
+                self._wait_writable()
+
+    def _wait_writable(self) -> None:
+        if not self._writer_on and not self.closed:
+            self._writer_on = True
+            self._loop.add_writer(self._sock, self._run, self._on_writable)
 
     def _on_writable(self) -> None:
         if self._writer_on:
@@ -175,15 +157,22 @@ class Link:
         self._send_queue()
 
     def _send_queue(self) -> None:
-        """Seal what waits, as long as the socket and the peer's window take it."""
+        """Seal what waits, as long as the socket and the peer's windows take it."""
         queue = self.queue
-        while queue and not self._writer_on and not self.closed:
-            chunk = queue.first()
-            if not self._seal(chunk.buffer, SCRATCH, len(chunk.buffer), chunk.packets):
-                break
-            queue.take()
-            if len(self._session.data_to_send()) >= self._settings.not_sent_lowat_bytes:
-                self.flush()
+        if not queue.packets:
+            return
+        now_s = self.now()
+        while not self._writer_on and not self.closed and (flow := queue.first(now_s)) is not None:
+            lane, chunk = flow.sink, flow.backlog.chunks[0]  # type: ignore[union-attr]
+            assert isinstance(lane, Lane)  # what waits here is pinned to a lane of this link
+            if self._seal(lane, chunk.buffer, chunk.start, chunk.end, chunk.packets):
+                queue.sent(flow, now_s)
+                flow.last_s = now_s
+                self.waited += chunk.packets
+                if len(self._session.data_to_send()) >= self._most_unsent:
+                    self.flush()
+            elif not self._writer_on and not self.closed:
+                queue.block(flow)
         if not self.closed:
             self.flush()
 
@@ -203,15 +192,17 @@ class Link:
             self.close(f"receive: {os.strerror(error.errno or 0)}")
             return
         if not count:
-            self.close("closed by the peer")
+            self.close("closed by the peer", failed=not self.leaving)
             return
         session.received(count)
         self._take_events()
+        if self.vitals.suspect:
+            self.vitals.check()
 
     def _take_events(self) -> None:
         session = self._session
         next_event, deliver, sources = session.next_event, self._inbound.deliver_untrusted, self.peer.sources
-        now_s = monotonic()
+        self.heard_s = now_s = self.now()
         while (event := next_event(now_s)) is not None:
             if type(event) is Data:
                 stream = event.stream
@@ -221,33 +212,87 @@ class Link:
                 self._on_event(event)
                 if self.closed:
                     return
-        self._events.batch_done()
+        self.events.batch_done()
         self.flush()
         self._arm(now_s)
 
     def _on_event(self, event: object) -> None:
         match event:
             case StreamReady(stream=stream, hello=hello):
-                stream.context = self._streams[stream] = Reassembly()
-                self._events.streams_opened += 1
-                if self._stream is None:
-                    self._stream = stream
-                    fits = hello.offloads & self._hello.offloads == self._hello.offloads
-                    fits = fits and hello.max_record >= self._hello.max_record
-                    self._adapt_to = None if fits else hello
-                    self._events.link_ready(self)
-                    self._send_queue()
+                self._opening.discard(stream)
+                fits = hello.offloads & self._hello.offloads == self._hello.offloads
+                fits = fits and hello.max_record >= self._hello.max_record
+                lane = self.lanes[stream] = Lane(self, stream, None if fits else hello, self.now())
+                stream.context = lane.reassembly
+                self.events.lane_ready(lane)
             case WindowOpened():
+                self.queue.unblock()
                 self._send_queue()
-            case Pong(rtt_s=rtt_s):
+            case Pong(value=value, rtt_s=rtt_s):
                 self.rtt_s = rtt_s
-            case StreamClosed(stream=stream, reason=reason):
-                if self._streams.pop(stream, None) is not None:
-                    self._events.streams_closed += 1
-                if stream is self._stream or (self._stream is None and self.initiator):
-                    self.close(f"stream closed: {reason}")
+                if value in self._barriers:
+                    sent_s, then = self._barriers.pop(value)
+                    then(sent_s)
+            case StreamClosed(stream=stream):
+                self._opening.discard(stream)
+                closed = self.lanes.pop(stream, None)
+                if closed is None:
+                    self.events.stream_failed(self)
+                    return
+                closed.closed = True
+                self._ended[0] += closed.reassembly.packets
+                self._ended[1] += closed.reassembly.bytes
+                self.events.lane_closed(closed)
             case GoneAway():
-                self.close("the peer went away")
+                self.leaving = True
+                self.events.link_leaving(self)
+
+    # --- streams and order
+
+    def open_stream(self) -> bool:
+        """Begin a stream: lane_ready, or stream_failed, follows. False when the session takes no more."""
+        try:
+            stream = self._session.open_stream(self.now())
+        except LocalProtocolError:
+            return False
+        self._opening.add(stream)
+        self.flush_soon()
+        return True
+
+    def close_lane(self, lane: Lane) -> None:
+        """No more of ours on it; lane_closed follows when the peer has closed its side."""
+        if not self.closed:
+            self._session.close_stream(lane.stream)
+            self._arm(self.now())
+            self.flush_soon()
+
+    def go_away(self) -> None:
+        """Begin to end the session: neither side opens streams any more."""
+        self.leaving = True
+        self._session.go_away()
+        self.flush_soon()
+
+    def barrier(self, then: Callable[[float], None]) -> None:
+        """Call `then` once the peer has taken everything sent so far, with the time of this call. If the link
+        ends, never."""
+        now_s = self.now()
+        self._barriers[self._session.ping(now_s)] = now_s, then
+        self.flush_soon()
+
+    def flush_soon(self) -> None:
+        """Flush when what runs now, maybe in the middle of a batch, is done; take what happened within."""
+        if not self.closed:
+            self._loop.call_soon(self._run, self._take_local_events)
+
+    def _take_local_events(self) -> None:
+        heard_s = self.heard_s
+        self._take_events()
+        self.heard_s = heard_s  # nothing came from the peer
+
+    def probe(self) -> None:
+        """Ask for a sign of life."""
+        self._session.ping(self.now())
+        self.flush_soon()
 
     # --- time and end
 
@@ -258,7 +303,7 @@ class Link:
         try:
             step()
         except RemoteProtocolError as error:
-            self._events.session_errors += 1
+            self.events.session_errors += 1
             self.close(f"protocol error: {error}")
 
     def _arm(self, now_s: float) -> None:
@@ -275,19 +320,14 @@ class Link:
     def _on_timer(self) -> None:
         self._timer = None
         if not self.closed:
-            self._session.handle_timer(monotonic())
-            self._run(self._take_events)
+            self._session.handle_timer(self.now())
+            self._run(self._take_local_events)
 
-    def _ping(self) -> None:
-        if not self.closed:
-            self._session.ping(monotonic())
-            self.flush()
-            self._loop.call_later(5.0, self._ping)
+    def close(self, reason: str, *, failed: bool = True, polite: bool = False) -> None:
+        """End the session; what waits in its queue goes to another link of the peer, or waits for one.
 
-    def close(self, reason: str, polite: bool = False) -> None:
-        """End the session; what waits in its queue goes to another link of the peer, or is dropped as session_lost.
-
-        `polite` tells the peer first, so that it does not take the end for a failure.
+        `failed`: not by our will. `polite` tells the peer first, so that it does not take the end for a
+        failure.
         """
         if self.closed:
             return
@@ -303,33 +343,41 @@ class Link:
             self._loop.remove_writer(self._sock)
         if self._timer is not None:
             self._timer.cancel()
+        self.vitals.stop()
         self._sock.close()
-        self._events.streams_closed += len(self._streams)
-        self._events.link_closed(self, reason)
+        self._barriers.clear()
+        for lane in self.lanes.values():
+            lane.closed = True
+        self.events.link_closed(self, reason, failed)
+
+    # --- what others look at
 
     @property
-    def ready(self) -> bool:
-        """A stream is open: packets can be sent."""
-        return self._stream is not None and not self.closed
+    def usable(self) -> bool:
+        """Packets can be sent, and it is not about to end."""
+        return not self.closed and not self.leaving and any(not lane.leaving for lane in self.lanes.values())
 
     @property
-    def streams(self) -> int:
-        """Open streams."""
-        return 0 if self.closed else len(self._streams)
+    def opening(self) -> int:
+        """Streams of ours that are not open yet."""
+        return len(self._opening)
 
-    def report(self) -> SessionReport:
-        """For `vpnd status`."""
-        return SessionReport(
-            peer_id=self.peer.peer_id,
-            session_id=self.session_id,
-            initiator=self.initiator,
-            state="up" if self.ready else "opening",
-            rtt_ms=None if self.rtt_s is None else self.rtt_s * 1000,
-            streams=self.streams,
-            bytes_sent=self.bytes_sent,
-            bytes_received=sum(each.bytes for each in self._streams.values()),
-            packets_sent=self.packets_sent,
-            packets_received=sum(each.packets for each in self._streams.values()),
-            queued_bytes=self.queue.bytes,
-            age_s=monotonic() - self._opened_s,
-        )
+    def load(self) -> int:
+        """Bytes that are ahead of the next packet: in our queue, sealed, and in the kernel until
+        acknowledged."""
+        if self.closed:
+            return 0
+        return self.queue.bytes + len(self._session.data_to_send()) + outstanding(self._sock, SIOCOUTQ)
+
+    def local_address(self) -> str:
+        """The local IP address of its socket; empty if the kernel does not know any more."""
+        try:
+            return str(self._sock.getsockname()[0]).removeprefix("::ffff:")
+        except OSError:
+            return ""
+
+    def received(self) -> tuple[int, int]:
+        """Packets and bytes received, on all streams it ever had."""
+        each = [lane.reassembly for lane in self.lanes.values()]
+        packets, size = self._ended
+        return packets + sum(one.packets for one in each), size + sum(one.bytes for one in each)

@@ -1,63 +1,145 @@
-"""The peers a shard knows, their links, and who owns a destination."""
+"""The peers a shard knows, their sessions, and who owns a destination."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from shards.flows import Drain, Sink, Waiting, unpin
+from shards.flows import Drain, Sink, unpin
+from shards.live import Live
 from shards.prefixes import Prefixes
-from vpnd.api.messages import PeerTraffic, SessionReport
-from vpnd.packet.ring import SCRATCH
+from shards.rooms import Waiting
+from shards.stream.multiplexer import Multiplexer
+from shards.stream.pool import PoolHost, StreamPool
+from vpnd.api.messages import PeerTraffic
 
 if TYPE_CHECKING:
+    from shards.lane import Lane
     from shards.link import Link
+
+CLOSED, OPEN = "closed", "open"
+
+
+class PeerHost(PoolHost, Protocol):
+    """What peers need of their shard."""
+
+    def now(self) -> float:
+        """The clock of everything."""
+
+    def draw(self, below: int) -> int:
+        """A random number."""
+
+    def want_now(self, peer: Peer) -> None:
+        """Packets wait: a session is wanted."""
 
 
 class Peer:
     """One peer. `sources`: the addresses it may send from, and by which it is reached (cryptokey routing)."""
 
-    def __init__(self, peer_id: str, name: str, waiting: Waiting) -> None:
-        self.peer_id, self.name, self.waiting = peer_id, name, waiting
+    def __init__(self, peer_id: str, name: str, live: Live, host: PeerHost, drops: dict[str, int]) -> None:
+        self.peer_id, self.name = peer_id, name
         self.prefixes: tuple[str, ...] = ()
         self.sources: Prefixes[bool] = Prefixes()
-        self.links: set[Link] = set()
-        self._ended = PeerTraffic(peer_id=peer_id)
+        self.circuit = CLOSED
+        self.waiting = Waiting(live, drops, host.now, lambda: host.want_now(self))
+        self.pool = StreamPool(peer_id, live, host, drops, host.now, self._lost)
+        self.multiplexer = Multiplexer(live, self.pool, host.draw)
+        self._host, self._live = host, live
+        self._barred = Drain("circuit_open", drops, self._knocked)
+        self._knocked_s = 0.0
+        self._ended = [0, 0, 0, 0]
 
-    def count_ended(self, link: Link) -> None:
-        """Keep what an ending link has counted."""
-        self._ended = _add(self._ended, link.report())
+    def sink(self) -> Sink:
+        """Where a new flow's packets go: a lane; without one the waiting room, or nowhere if the circuit is
+        open."""
+        lane = self.multiplexer.pick()
+        if lane is not None:
+            self._host.counts.acquired += 1
+            return lane
+        return self._barred if self.circuit == OPEN else self.waiting
+
+    def set_circuit(self, state: str) -> None:
+        """The peer is to be left alone, or not any more."""
+        self.circuit = state
+        unpin(self._barred)
+        if state == OPEN and not self.pool.lanes():
+            unpin(self.waiting)
+            self.waiting.drop_all("circuit_open")
+
+    def _knocked(self) -> None:
+        """Packets are dropped for an open circuit: say so now and then, for it decides how soon it is tried
+        again."""
+        now_s = self._host.now()
+        if now_s - self._knocked_s >= self._live.config.circuit_breaker.reset_timeout:
+            self._knocked_s = now_s
+            self._host.want_now(self)
+
+    def lane_ready(self, lane: Lane) -> None:
+        """What waited goes on."""
+        self.pool.lane_ready(lane)
+        unpin(self._barred)
+        unpin(self.waiting)
+        self.waiting.empty(self._host.dispatch)
+
+    def link_closed(self, link: Link) -> None:
+        """Keep what it has counted; flows and queue go elsewhere."""
+        packets, size = link.received()
+        for place, count in enumerate((link.bytes_sent, size, link.packets_sent, packets)):
+            self._ended[place] += count
+        self.pool.link_closed(link)
+
+    def _lost(self) -> None:
+        """A session is gone. If it was the last, packets wait or not, by the state of the circuit."""
+        if self.circuit == OPEN and not self.pool.lanes():
+            self.set_circuit(OPEN)
+
+    def end(self) -> None:
+        """No longer a peer: sessions are closed, what waits is dropped."""
+        self.pool.drop_waiting("peer_forgotten")
+        self.waiting.drop_all("peer_forgotten")
+        for sink in (self._barred, self.waiting):
+            unpin(sink)
+        for link in list(self.pool.links):
+            link.close("no longer a peer", failed=False, polite=True)
+
+    def look_again(self) -> None:
+        """Destinations have new owners: every flow pinned here finds its sink anew."""
+        for sink in (self._barred, self.waiting):
+            unpin(sink)
+        for link in self.pool.links:
+            self.pool.abandon(link)
+
+    def queued(self) -> int:
+        """Packets that wait, anywhere."""
+        return (
+            self.waiting.queue.packets
+            + self.pool.held()
+            + sum(link.queue.packets for link in self.pool.links)
+        )
 
     def traffic(self) -> PeerTraffic:
         """Everything between this shard and the peer so far."""
-        total = self._ended
-        for link in self.links:
-            total = _add(total, link.report())
-        return total
-
-    def sink(self) -> Sink:
-        """Where a flow's packets go now: the ready link with the least waiting, or the waiting room."""
-        ready = [link for link in self.links if link.ready]
-        if not ready:
-            return self.waiting
-        return min(ready, key=lambda link: (link.queue.bytes, len(link.flows), link.session_id))
-
-
-def _add(total: PeerTraffic, session: SessionReport) -> PeerTraffic:
-    return PeerTraffic(
-        peer_id=total.peer_id,
-        bytes_sent=total.bytes_sent + session.bytes_sent,
-        bytes_received=total.bytes_received + session.bytes_received,
-        packets_sent=total.packets_sent + session.packets_sent,
-        packets_received=total.packets_received + session.packets_received,
-    )
+        sent, received, packets_sent, packets_received = self._ended
+        for link in self.pool.links:
+            packets, size = link.received()
+            sent += link.bytes_sent
+            received += size
+            packets_sent += link.packets_sent
+            packets_received += packets
+        return PeerTraffic(
+            peer_id=self.peer_id,
+            bytes_sent=sent,
+            bytes_received=received,
+            packets_sent=packets_sent,
+            packets_received=packets_received,
+        )
 
 
 class PeerTable:
     """All peers by id and by address. Owner: shard loop."""
 
-    def __init__(self, make_waiting: Callable[[str], Waiting], drops: dict[str, int]) -> None:
-        self._make_waiting, self._drops = make_waiting, drops
+    def __init__(self, make: Callable[[str, str], Peer], drops: dict[str, int]) -> None:
+        self._make = make
         self._peers: dict[str, Peer] = {}
         self._owners: Prefixes[Peer] = Prefixes()
         self._no_route = Drain("no_route", drops)
@@ -77,55 +159,30 @@ class PeerTable:
         """A new peer, or new prefixes of a known one."""
         peer = self._peers.get(peer_id)
         if peer is None:
-            peer = self._peers[peer_id] = Peer(peer_id, name, self._make_waiting(peer_id))
+            peer = self._peers[peer_id] = self._make(peer_id, name)
         if prefixes != peer.prefixes:
             for prefix in peer.prefixes:
                 peer.sources.remove(prefix)
-                self._owners.remove(prefix)
+                if self._owners.get(prefix) is peer:
+                    self._owners.remove(prefix)
             for prefix in prefixes:
                 peer.sources.add(prefix, True)
+                owner = self._owners.get(prefix)
+                if owner is not None:
+                    owner.look_again()
                 self._owners.add(prefix, peer)
             peer.prefixes = prefixes
-            self._look_again(peer)
+            peer.look_again()
+            unpin(self._no_route)
         peer.name = name
         return peer
 
-    def forget(self, peer_id: str) -> Peer | None:
-        """No longer a peer: what waits for it is dropped. Its links are the caller's to close."""
+    def forget(self, peer_id: str) -> None:
+        """No longer a peer: its sessions are closed, what waits for it is dropped."""
         peer = self._peers.pop(peer_id, None)
         if peer is None:
-            return None
+            return
         for prefix in peer.prefixes:
-            self._owners.remove(prefix)
-        self._look_again(peer)
-        while peer.waiting.queue:
-            self._drops["peer_forgotten"] += peer.waiting.queue.take().packets
-        return peer
-
-    def _look_again(self, peer: Peer) -> None:
-        """Destinations have new owners: every flow that this may touch finds its sink anew."""
-        unpin(self._no_route)
-        unpin(peer.waiting)
-        for link in peer.links:
-            unpin(link)
-
-    def link_ready(self, link: Link) -> None:
-        """What waited goes on over the first link that is ready."""
-        waiting = link.peer.waiting
-        unpin(waiting)
-        waiting.empty_into(link)
-
-    def link_closed(self, link: Link) -> None:
-        """Its flows find another sink; what was queued goes there too, or is lost."""
-        peer = link.peer
-        peer.links.discard(link)
-        peer.count_ended(link)
-        unpin(link)
-        sink = peer.sink()
-        while link.queue:
-            chunk = link.queue.take()
-            if sink is peer.waiting or self._peers.get(peer.peer_id) is not peer:
-                self._drops["session_lost"] += chunk.packets
-            else:
-                sink.submit(chunk.buffer, SCRATCH, len(chunk.buffer), chunk.packets)
-        sink.flush()
+            if self._owners.get(prefix) is peer:
+                self._owners.remove(prefix)
+        peer.end()

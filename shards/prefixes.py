@@ -1,7 +1,7 @@
 """Which value owns an address: exact addresses in a dict, networks by longest prefix.
 
-Nearly every look-up is for a single address (a peer's virtual IP), so that is one dict look-up; networks, of which
-there are few, are walked longest first.
+Nearly every look-up is for a single address (a peer's virtual IP), so that is one dict look-up; networks, of
+which there are few, are walked longest first.
 """
 
 from __future__ import annotations
@@ -42,6 +42,15 @@ class Prefixes(Generic[Value]):
         place = (shift, int(network.network_address) >> shift)
         rows = self._networks[network.version]
         rows[:] = [row for row in rows if row[:2] != place]
+
+    def get(self, prefix: str) -> Value | None:
+        """The value of exactly this prefix."""
+        network = ipaddress.ip_network(prefix)
+        if network.prefixlen == network.max_prefixlen:
+            return self._hosts[network.version].get(int(network.network_address))
+        shift = network.max_prefixlen - network.prefixlen
+        place = (shift, int(network.network_address) >> shift)
+        return next((row[2] for row in self._networks[network.version] if row[:2] == place), None)
 
     def find(self, version: int, address: int) -> Value | None:
         """The value of the longest prefix that holds the address."""

@@ -59,8 +59,10 @@ class WindowOpened(msgspec.Struct, frozen=True, gc=False):
 
 
 class Pong(msgspec.Struct, frozen=True, gc=False):
-    """The answer to ping() came after so long, as seen through next_event()'s clock."""
+    """The answer to the ping() that returned `value` came after so long, as seen through next_event()'s
+    clock."""
 
+    value: int
     rtt_s: float
 
 

@@ -18,9 +18,9 @@ import msgspec
 
 from shards.stream import spec
 from shards.stream.events import Data, Event
-from shards.stream.multiplexer import Multiplexer
 from shards.stream.negotiate import encode_hello
 from shards.stream.noise import Opener, Sealer
+from shards.stream.table import StreamTable
 from shards.stream.yamux import Stream, StreamState
 from vpnd.config.schema import Session as Settings
 from vpnd.errors import LocalProtocolError, RemoteProtocolError
@@ -92,7 +92,7 @@ class Session:
         self._opener = Opener(
             receive_key, receive_nonce, settings.receive_buffer_bytes, len(leftover), cipher
         )
-        self._mux = Multiplexer(
+        self._table = StreamTable(
             initiator=initiator,
             sealer=self._sealer,
             hello_item=encode_hello(hello),
@@ -100,8 +100,8 @@ class Session:
             now_s=now_s,
         )
         self._first_nonces = (send_nonce, receive_nonce)
-        self._events = self._mux.events
-        self._streams = self._mux.streams
+        self._events = self._table.events
+        self._streams = self._table.streams
         self._failure: RemoteProtocolError | None = None
         # The opened plaintext, and how much of it is used.
         self._plain = self._opener.plain
@@ -133,7 +133,7 @@ class Session:
         Ends the life of the last Data event's view, and of data_to_send()'s: answers may be sealed.
         Raises RemoteProtocolError: the session is dead.
         """
-        self._mux.now_s = now_s
+        self._table.now_s = now_s
         if self._failure is not None:
             raise self._failure
         try:
@@ -159,7 +159,7 @@ class Session:
                         stream = self._streams.get(stream_id)
                         if stream is not None and stream.state is _READY and length <= stream.receive_window:
                             stream.receive_window -= length
-                            self._mux.frames_received += 1
+                            self._table.frames_received += 1
                             self._position = self._limit = limit
                             return Data(stream, self._plain[_HEADER_BYTES:limit])
                 self._position = 0
@@ -186,7 +186,7 @@ class Session:
             fields = _fields(self._plain, position)
             self._position = position + spec.HEADER_BYTES
         _, kind, flags, _, length = fields
-        stream = self._mux.take_header_untrusted(*fields)
+        stream = self._table.take_header_untrusted(*fields)
         if kind == spec.TYPE_DATA and length:
             self._payload_left = length
             self._payload_stream = stream
@@ -197,7 +197,7 @@ class Session:
         end = min(position + self._payload_left, self._limit)
         stream = self._payload_stream
         if stream is not None and stream.state is _NEGOTIATING:
-            end = position + self._mux.negotiate_untrusted(stream, self._plain[position:end])
+            end = position + self._table.negotiate_untrusted(stream, self._plain[position:end])
             data = None
         elif stream is not None and stream.state is not _CLOSED:
             data = Data(stream, self._plain[position:end])
@@ -211,11 +211,11 @@ class Session:
     def _end_payload(self) -> None:
         self._payload_fin = False
         if self._payload_stream is not None:
-            self._mux.remote_fin(self._payload_stream)
+            self._table.remote_fin(self._payload_stream)
 
     def _fail(self, error: RemoteProtocolError) -> None:
         self._failure = error
-        self._mux.die()
+        self._table.die()
 
     # --- packets out
 
@@ -224,7 +224,7 @@ class Session:
 
         LocalProtocolError: the session is dead or the peer going away, or max_streams of ours are open.
         """
-        return self._mux.open(now_s)
+        return self._table.open(now_s)
 
     def room(self, stream: Stream) -> int:
         """Payload bytes send() takes now, by the peer's window and the send buffer; 0 unless it is ready."""
@@ -248,12 +248,13 @@ class Session:
             raise LocalProtocolError("more is sent than there is room for")
 
     def try_send(self, stream: Stream, ring: memoryview, start: int, end: int) -> bool:
-        """As send(), but False, and nothing done, when the span is longer than room(). `start` must be 12 or more."""
+        """As send(), but False, and nothing done, when the span is longer than room(). `start` must be 12 or
+        more."""
         size = end - start
         if stream.state is not _READY or size > stream.send_window or size > self._sealer.room():
             return False
         try:
-            self._mux.frames_sent += self._sealer.seal_data(stream.id, ring, start, end)
+            self._table.frames_sent += self._sealer.seal_data(stream.id, ring, start, end)
         except RemoteProtocolError as error:
             self._fail(error)
             raise
@@ -266,26 +267,29 @@ class Session:
         A window update goes out once half the window is consumed. May come late and in any portions; does
         nothing on a closed stream. LocalProtocolError: so much was never received.
         """
-        self._mux.consumed(stream, count)
+        self._table.consumed(stream, count)
 
-    def ping(self, now_s: float) -> None:
-        """Ask for a Pong. While one is under way nothing is sent."""
-        self._mux.ping(now_s)
+    def ping(self, now_s: float) -> int:
+        """Ask for a Pong, which will have the value returned here.
+
+        It says that the peer has taken everything that was sealed before: frames are answered in order.
+        """
+        return self._table.ping(now_s)
 
     def close_stream(self, stream: Stream) -> None:
         """No more payload from us; what was sent still arrives. Theirs comes until they close or are late.
 
         A stream that is not ready yet is reset. StreamClosed follows; closing twice does nothing.
         """
-        self._mux.close(stream)
+        self._table.close(stream)
 
     def reset_stream(self, stream: Stream) -> None:
         """End the stream both ways at once. StreamClosed follows; on a closed one nothing happens."""
-        self._mux.reset(stream)
+        self._table.reset(stream)
 
     def go_away(self, code: int = spec.GO_AWAY_NORMAL) -> None:
         """Tell the peer to open no more streams, and refuse those it opens nevertheless. Open ones go on."""
-        self._mux.go_away(code)
+        self._table.go_away(code)
 
     # --- bytes out
 
@@ -302,17 +306,17 @@ class Session:
         LocalProtocolError: there were not so many.
         """
         self._sealer.data_sent(count)
-        self._mux.room_made()
+        self._table.room_made()
 
     # --- time
 
     def next_timer_s(self) -> float | None:
         """When handle_timer() is to be called; None: not until something else has happened."""
-        return self._mux.next_timer_s()
+        return self._table.next_timer_s()
 
     def handle_timer(self, now_s: float) -> None:
         """Reset streams late to open or to close; next_event() then has their StreamClosed."""
-        self._mux.expire(now_s)
+        self._table.expire(now_s)
 
     def statistics(self) -> Statistics:
         """A snapshot, for status and debugging; not for the packet path."""
@@ -334,8 +338,8 @@ class Session:
             bytes_received=self._opener.bytes_received,
             messages_sent=self._sealer.nonce - self._first_nonces[0],
             messages_received=self._opener.nonce - self._first_nonces[1],
-            frames_sent=self._mux.frames_sent,
-            frames_received=self._mux.frames_received,
+            frames_sent=self._table.frames_sent,
+            frames_received=self._table.frames_received,
             waiting_bytes=len(self._sealer.data_to_send()),
             streams_by_state=by_state,
             streams=streams,

@@ -23,7 +23,7 @@ from vpnd.config.schema import Session as Settings
 from vpnd.errors import LocalProtocolError, RemoteProtocolError
 
 
-class Multiplexer:
+class StreamTable:
     """Stream table of one session. Owner: the session; not thread-safe."""
 
     def __init__(
@@ -51,7 +51,8 @@ class Multiplexer:
         self._postponed: deque[bytes] = deque()
         self._owing: dict[Stream, None] = {}
         self._ping_value = 0
-        self._ping_sent_s: float | None = None
+        #: Unanswered pings of ours, oldest first: value → when it was asked for.
+        self._pings: dict[int, float] = {}
         self._leaving = False
         self._peer_leaving = False
         self._dead = False
@@ -93,12 +94,13 @@ class Multiplexer:
             self._ask(yamux.window_update(stream.id, 0, spec.FLAG_RST))
             self._finish(stream, Happening.RESET, reason)
 
-    def ping(self, now_s: float) -> None:
-        """One at a time: while an answer is missing nothing is sent."""
-        if self._ping_sent_s is None and not self._dead:
-            self._ping_value = (self._ping_value + 1) & spec.MAX_PING_VALUE
-            self._ping_sent_s = now_s
+    def ping(self, now_s: float) -> int:
+        """Several may be under way; the caller does not ask without end for what is not answered."""
+        self._ping_value = (self._ping_value + 1) & spec.MAX_PING_VALUE
+        if not self._dead:
+            self._pings[self._ping_value] = now_s
             self._ask(yamux.ping(self._ping_value, spec.FLAG_SYN))
+        return self._ping_value
 
     def go_away(self, code: int) -> None:
         """Refuse new streams of the peer from now on, and tell it."""
@@ -162,9 +164,8 @@ class Multiplexer:
         if kind == spec.TYPE_PING:
             if flags & spec.FLAG_SYN:
                 self._answer(yamux.ping(length, spec.FLAG_ACK))
-            elif flags & spec.FLAG_ACK and self._ping_sent_s is not None and length == self._ping_value:
-                self.events.append(Pong(max(self.now_s - self._ping_sent_s, 0.0)))
-                self._ping_sent_s = None
+            elif flags & spec.FLAG_ACK and (sent_s := self._pings.pop(length, None)) is not None:
+                self.events.append(Pong(length, max(self.now_s - sent_s, 0.0)))
         elif kind == spec.TYPE_GO_AWAY:
             self._peer_leaving = True
             self.events.append(GoneAway(length))

@@ -39,7 +39,7 @@ class Conversation(RuleBasedStateMachine):
         self.given_up: set[int] = set()  # reset by somebody: what was on its way may be lost
         self.sent: dict[tuple[str, int], bytearray] = {}
         self.unconsumed: dict[tuple[str, int], int] = {}
-        self.pinged = {"a": False, "b": False}
+        self.pinged: dict[str, list[int]] = {"a": [], "b": []}
 
     def pick(self, side: str, choice: int) -> Stream | None:
         ids = sorted(self.ready[side] - self.closed[side])
@@ -101,8 +101,7 @@ class Conversation(RuleBasedStateMachine):
 
     @rule(side=SIDES)
     def ping(self, side: str) -> None:
-        self.session[side].ping(self.now_s)
-        self.pinged[side] = True
+        self.pinged[side].append(self.session[side].ping(self.now_s))
 
     # --- what the world does
 
@@ -127,8 +126,7 @@ class Conversation(RuleBasedStateMachine):
 
     def check(self, side: str, event: Any) -> None:
         if type(event) is Pong:
-            assert self.pinged[side] and event.rtt_s >= 0
-            self.pinged[side] = False
+            assert self.pinged[side].pop(0) == event.value and event.rtt_s >= 0
             return
         stream = event.stream
         assert stream.id not in self.closed[side], "an event after StreamClosed"

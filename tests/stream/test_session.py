@@ -330,14 +330,15 @@ def test_a_no_to_ours() -> None:
 # --- the session's own frames
 
 
-def test_ping_measures_one_round_trip_at_a_time() -> None:
+def test_each_ping_measures_its_round_trip() -> None:
     pair = Pair()
-    pair.a.ping(1.0)
-    pair.a.ping(1.1)
+    first = pair.a.ping(1.0)
+    second = pair.a.ping(1.125)
     events_a, _ = pair.shuttle(1.25)
-    assert events_a == [Pong(0.25)]
-    pair.a.ping(2.0)
-    assert pair.shuttle(2.5)[0] == [Pong(0.5)]
+    assert events_a == [Pong(first, 0.25), Pong(second, 0.125)]
+    third = pair.a.ping(2.0)
+    assert len({first, second, third}) == 3
+    assert pair.shuttle(2.5)[0] == [Pong(third, 0.5)]
 
 
 def test_a_ping_is_answered_with_its_value_and_foreign_answers_are_ignored() -> None:
@@ -347,7 +348,7 @@ def test_a_ping_is_answered_with_its_value_and_foreign_answers_are_ignored() -> 
     peer.session.ping(1.0)
     ((_, _, _, value, _),) = peer.hear()
     assert peer.say(yamux.ping(value + 1, spec.FLAG_ACK), now_s=2.0) == []
-    assert peer.say(yamux.ping(value, spec.FLAG_ACK), now_s=3.0) == [Pong(2.0)]
+    assert peer.say(yamux.ping(value, spec.FLAG_ACK), now_s=3.0) == [Pong(value, 2.0)]
     assert peer.say(yamux.ping(value, spec.FLAG_ACK), now_s=4.0) == []
 
 

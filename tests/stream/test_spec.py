@@ -102,7 +102,7 @@ def test_settings_leave_room_for_what_must_fit() -> None:
 BANNED = {"asyncio", "socket", "time", "os", "logging", "trio", "libp2p", "selectors", "threading", "random"}
 
 
-ENGINE = ("spec", "noise", "yamux", "negotiate", "events", "multiplexer", "session")
+ENGINE = ("spec", "noise", "yamux", "negotiate", "events", "table", "session")
 
 
 @pytest.mark.parametrize("name", ENGINE)

@@ -1,0 +1,38 @@
+"""What the data plane asks of a session's TCP socket."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import socket
+import sys
+
+from vpnd.config.schema import Session as Settings
+
+log = logging.getLogger(__name__)
+
+#: Linux' TCP_NOTSENT_LOWAT (include/uapi/linux/tcp.h); the socket module has no name for it.
+TCP_NOTSENT_LOWAT = 25
+#: Linux' ioctls for the bytes in a socket's send queue (include/uapi/linux/sockios.h): not acknowledged, not
+#: sent.
+SIOCOUTQ = 0x5411
+SIOCOUTQNSD = 0x894B
+
+
+def tune(sock: socket.socket, settings: Settings) -> None:
+    """Socket options of a data session. Only the congestion control may be refused (unknown to the kernel, or
+    not in net.ipv4.tcp_allowed_congestion_control): the system's is then as good as any."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, settings.not_sent_lowat_bytes)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(settings.user_timeout * 1000))
+    if settings.congestion_control:
+        try:
+            name = settings.congestion_control.encode()
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, name)
+        except OSError as error:
+            log.debug("congestion control %s: %s", settings.congestion_control, error)
+
+
+def outstanding(sock: socket.socket, request: int) -> int:
+    """Bytes in the socket's send queue: SIOCOUTQ, not acknowledged yet; SIOCOUTQNSD, not even sent."""
+    return int.from_bytes(fcntl.ioctl(sock, request, bytes(4)), sys.byteorder)

@@ -1,0 +1,76 @@
+"""Whether a session is alive: probes, signs of life, and what is concluded. No clock, no socket.
+
+    healthy ── a probe, nothing heard for the timeout ──▶ suspect ── max_consecutive_failures in all ──▶ dead
+       ▲                                                    │
+       └──────────────── anything heard ────────────────────┘
+
+A probe is a Yamux ping; anything received after it was sent is a sign of life. Probes are sent every
+health.interval, and at once on an occasion (`hurry`), then with health.urgent_timeout. A peer that vanishes
+is suspect within interval + timeout and given up within max_consecutive_failures - 1 timeouts more.
+"""
+
+from __future__ import annotations
+
+import enum
+
+from shards.live import Live
+
+
+class Verdict(enum.Enum):
+    """What the caller is to do."""
+
+    NOTHING = "nothing"
+    PROBE = "send a probe"
+    SUSPECT = "a probe has failed: send another one, look for a replacement"
+    RECOVERED = "it was suspect and is healthy again"
+    DEAD = "end the session"
+
+
+class Health:
+    """One session's. `step` at `next_s`, and when something is heard while it is suspect; times in seconds."""
+
+    def __init__(self, live: Live, now_s: float) -> None:
+        self._live = live
+        self.failures = 0
+        self.next_s = now_s + live.config.health.interval
+        self._sent_s: float | None = None
+        self._timeout_s = 0.0
+
+    @property
+    def suspect(self) -> bool:
+        """The last probe failed."""
+        return self.failures > 0
+
+    def hurry(self, now_s: float) -> Verdict:
+        """Something happened that sessions do not always survive: probe now, or wait no longer for the one
+        under way."""
+        urgent_s = self._live.config.health.urgent_timeout
+        if self._sent_s is not None:
+            self._timeout_s = min(self._timeout_s, now_s - self._sent_s + urgent_s)
+            self.next_s = self._sent_s + self._timeout_s
+            return Verdict.NOTHING
+        return self._probe(now_s, urgent_s)
+
+    def step(self, now_s: float, heard_s: float) -> Verdict:
+        """What is to be done now; `heard_s`: when something was received last."""
+        health = self._live.config.health
+        if self._sent_s is None:
+            return self._probe(now_s, health.timeout) if now_s >= self.next_s else Verdict.NOTHING
+        if heard_s >= self._sent_s:
+            recovered = self.suspect
+            self.failures = 0
+            self.next_s = max(now_s, self._sent_s + health.interval)
+            self._sent_s = None
+            return Verdict.RECOVERED if recovered else Verdict.NOTHING
+        if now_s < self.next_s:
+            return Verdict.NOTHING
+        self.failures += 1
+        if self.failures >= health.max_consecutive_failures:
+            return Verdict.DEAD
+        self._probe(now_s, self._timeout_s)
+        return Verdict.SUSPECT
+
+    def _probe(self, now_s: float, timeout_s: float) -> Verdict:
+        self._sent_s, self._timeout_s = now_s, timeout_s
+        self.next_s = now_s + timeout_s
+        return Verdict.PROBE
