@@ -25,5 +25,10 @@ def configure(level: str, process: str) -> logging.Handler:
     handler.setFormatter(_Format(f"%(asctime)s %(levelname)-7s {process}: %(message)s"))
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(level.upper())
+    set_level(level)
     return handler
+
+
+def set_level(level: str) -> None:
+    """Another level from now on: debug, info, warning or error."""
+    logging.getLogger().setLevel(level.upper())

@@ -25,6 +25,8 @@ IPV4 = struct.Struct(">B5xHxB6xI2xH")
 IPV6 = struct.Struct(">B3xHBx16xQQ2xH")
 #: More-fragments flag and offset of an IPv4 header.
 IPV4_FRAGMENT = 0x3FFF
+#: So many bytes from a packet's start are read to make its key, whatever its length.
+READ_AHEAD_BYTES = IPV6.size
 IPV6_MARK = 1 << 152
 
 _MASK64 = (1 << 64) - 1
@@ -33,7 +35,8 @@ _MASK64 = (1 << 64) - 1
 def key_of(buffer: memoryview, offset: int, length: int) -> int:
     """Flow key of the packet at buffer[offset : offset + length]; -1 when it is not an IP packet.
 
-    `buffer` must be readable for 44 bytes from `offset`, whatever `length` says; bytes beyond it do not enter the key.
+    `buffer` must be readable for READ_AHEAD_BYTES from `offset`, whatever `length` says; bytes beyond it do not
+    enter the key.
     """
     version = buffer[offset] >> 4
     if version == 4:
