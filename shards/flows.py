@@ -210,12 +210,13 @@ class FlowTable:
         self.reaped += 1
 
 
-def unpin(sink: Sink) -> None:
-    """A sink has ended, or may no longer be the right one: its flows look for a new one with their next
-    packet."""
-    for flow in sink.flows:
+def unpin(sink: Sink, flows: set[Flow] | None = None) -> None:
+    """A sink has ended, or may no longer be the right one for these flows: they look for a new one with their
+    next packet."""
+    leaving = list(sink.flows) if flows is None else sink.flows & flows
+    for flow in leaving:
         flow.sink = None
-    sink.flows.clear()
+    sink.flows.difference_update(leaving)
 
 
 def new_drops() -> dict[str, int]:

@@ -61,7 +61,8 @@ class Lane:
             self.link.flush()
 
     def queue_span(self, flows: FlowTable, buffer: memoryview, start: int, end: int, now_s: float) -> None:
-        """Put the records of buffer[start:end] into the link's queue, cut by flow: from here on each waits for its turn."""
+        """Put the records of buffer[start:end] into the link's queue, cut by flow: from here on each waits for its
+        turn."""
         put = self.link.queue.put
         position = begin = start
         last, packets = -1, 0

@@ -135,7 +135,7 @@ class Link:
         except BlockingIOError:
             self._wait_writable()
         except OSError as error:
-            self.close(f"send: {os.strerror(error.errno or 0)}")
+            self.close(f"send: {os.strerror(error.errno or 0)}", failed=not self.leaving)
             return
         if self._unchecked >= self._most_unsent:
             # A socket takes more than TCP_NOTSENT_LOWAT in one call; what is beyond it would wait there, in
@@ -189,7 +189,8 @@ class Link:
         except BlockingIOError:
             return
         except OSError as error:
-            self.close(f"receive: {os.strerror(error.errno or 0)}")
+            # The end of a session that is being left may come as a reset: the peer had not read our last pings.
+            self.close(f"receive: {os.strerror(error.errno or 0)}", failed=not self.leaving)
             return
         if not count:
             self.close("closed by the peer", failed=not self.leaving)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Protocol
 
-from shards.flows import Drain, Sink, unpin
+from shards.flows import Drain, Flow, Sink, unpin
 from shards.live import Live
 from shards.prefixes import Prefixes
 from shards.rooms import Waiting
 from shards.stream.multiplexer import Multiplexer
 from shards.stream.pool import PoolHost, StreamPool
-from vpnd.api.messages import PeerTraffic
+from vpnd.api.reports import PeerTraffic
+from vpnd.packet.flow import destination_of
 
 if TYPE_CHECKING:
     from shards.lane import Lane
@@ -102,12 +103,14 @@ class Peer:
         for link in list(self.pool.links):
             link.close("no longer a peer", failed=False, polite=True)
 
-    def look_again(self) -> None:
-        """Destinations have new owners: every flow pinned here finds its sink anew."""
+    def look_again(self, owned: Callable[[Flow], bool]) -> None:
+        """Destinations have new owners: flows pinned here whose destination is not `owned` any more find their
+        sink anew. The others stay where they are, or they would be reordered."""
         for sink in (self._barred, self.waiting):
             unpin(sink)
-        for link in self.pool.links:
-            self.pool.abandon(link)
+        for link in list(self.pool.links):
+            lost = {flow for lane in link.lanes.values() for flow in lane.flows if not owned(flow)}
+            self.pool.abandon(link, lost)
 
     def queued(self) -> int:
         """Packets that wait, anywhere."""
@@ -161,21 +164,26 @@ class PeerTable:
         if peer is None:
             peer = self._peers[peer_id] = self._make(peer_id, name)
         if prefixes != peer.prefixes:
+            touched = {peer: None}  # in order, each once
             for prefix in peer.prefixes:
                 peer.sources.remove(prefix)
                 if self._owners.get(prefix) is peer:
                     self._owners.remove(prefix)
             for prefix in prefixes:
                 peer.sources.add(prefix, True)
-                owner = self._owners.get(prefix)
+                owner = self._owners.around(prefix)
                 if owner is not None:
-                    owner.look_again()
+                    touched[owner] = None
                 self._owners.add(prefix, peer)
             peer.prefixes = prefixes
-            peer.look_again()
+            for each in touched:
+                each.look_again(lambda flow, each=each: self._owner(flow) is each)  # type: ignore[misc]
             unpin(self._no_route)
         peer.name = name
         return peer
+
+    def _owner(self, flow: Flow) -> Peer | None:
+        return self._owners.find(*destination_of(flow.key))
 
     def forget(self, peer_id: str) -> None:
         """No longer a peer: its sessions are closed, what waits for it is dropped."""

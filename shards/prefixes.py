@@ -52,6 +52,18 @@ class Prefixes(Generic[Value]):
         place = (shift, int(network.network_address) >> shift)
         return next((row[2] for row in self._networks[network.version] if row[:2] == place), None)
 
+    def around(self, prefix: str) -> Value | None:
+        """The value of the longest prefix that holds all of this one, itself included."""
+        network = ipaddress.ip_network(prefix)
+        value = self.get(prefix)
+        if value is not None:
+            return value
+        shift = network.max_prefixlen - network.prefixlen
+        for wider, start, value in self._networks[network.version]:
+            if wider >= shift and int(network.network_address) >> wider == start:
+                return value
+        return None
+
     def find(self, version: int, address: int) -> Value | None:
         """The value of the longest prefix that holds the address."""
         value = self._hosts[version].get(address)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from shards.link import Link
-from vpnd.api.messages import SessionReport
+from vpnd.api.reports import SessionReport
 
 
 def session_report(link: Link) -> SessionReport:

@@ -19,7 +19,8 @@ from supervisor.network.tun import Tun
 from supervisor.pump import Pump
 from supervisor.slots import Slot
 from vpnd import __version__
-from vpnd.api.messages import ControlStatus, PeerReport, SessionReport, ShardStatus
+from vpnd.api.messages import ControlStatus, ShardStatus
+from vpnd.api.reports import PeerReport, SessionReport
 from vpnd.config.schema import Config
 from vpnd.metrics import DROP_REASONS, OUTBOUND_DROPS
 from vpnd.packet.capability import Offload

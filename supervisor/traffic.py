@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 
-from vpnd.api.messages import PeerTraffic
+from vpnd.api.reports import PeerTraffic
 
 NAMES = ("bytes_sent", "bytes_received", "packets_sent", "packets_received")
 

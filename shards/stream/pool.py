@@ -18,7 +18,7 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
-from shards.flows import Chunk, unpin
+from shards.flows import Chunk, Flow, unpin
 from shards.live import Live
 from shards.rooms import Holding
 from vpnd.resilience.backoff import Backoff
@@ -172,11 +172,12 @@ class StreamPool:
 
     # --- leaving
 
-    def abandon(self, link: Link) -> None:
-        """Its flows, and what waits of them, go elsewhere at once; what is on its way may be lost."""
-        chunks = link.queue.take_all()
+    def abandon(self, link: Link, flows: set[Flow] | None = None) -> None:
+        """Its flows, or only those given, and what waits of them go elsewhere at once; what is on its way may
+        be lost."""
+        chunks = link.queue.take_all(flows)
         for lane in link.lanes.values():
-            unpin(lane)
+            unpin(lane, flows)
         for chunk in chunks:
             self._host.dispatch(chunk)
 

@@ -14,17 +14,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vpnd.api import aio, channel, messages
+from vpnd.api import aio, channel, messages, reports
 from vpnd.api.channel import Channel, ChannelClosed
 from vpnd.config.schema import Config
 from vpnd.errors import ProtocolViolation
 
 Ends = tuple[Channel, Channel, socket.socket]
-REPORT = messages.SessionReport(
+REPORT = reports.SessionReport(
     peer_id="p", session_id=7, initiator=True, state="up", rtt_ms=None, streams=1, bytes_sent=1,
     bytes_received=2, packets_sent=3, packets_received=4, queued_bytes=0, age_s=1.5,
 )  # fmt: skip
-PEER_REPORT = messages.PeerReport(name="b", peer_id="p", addresses=("/ip4/1.2.3.4/tcp/1",), state="dialing")
+PEER_REPORT = reports.PeerReport(name="b", peer_id="p", addresses=("/ip4/1.2.3.4/tcp/1",), state="dialing")
+OWN = reports.OwnAddresses(
+    network="home", label="a", addresses=("10.86.0.1", "fd00::1"), subnets=("10.86.0.0/16", "fd00::/64")
+)
 #: One of each.
 MESSAGES: list[messages.Message] = [
     messages.ControlStart(config=Config(), node_name="n", peer_id="p", virtual_ip="10.0.0.1"),
@@ -33,13 +36,19 @@ MESSAGES: list[messages.Message] = [
     messages.Failed(kind="MachineError", error="no"),
     messages.Reconfigure(config=Config()),
     messages.NetworkChanged(reason="r", addresses=("10.1.2.3",)),
+    messages.OwnChanged(own=OWN),
+    messages.OwnPrefixes(own=("10.86.0.1/32",)),
+    messages.RoutesKnown(routes=("192.0.2.0/24",)),
+    messages.NameSockets(udp=2),
+    messages.Request(serial=1, command="members", arguments={"name": "b", "uses": 1}),
+    messages.Answer(serial=1, result=b"[]"),
     messages.Stop(drain=True),
     messages.ShardArrived(index=0),
     messages.ShardLeft(index=0),
     messages.ControlArrived(),
     messages.StatusRequest(serial=9),
     messages.ControlStatus(serial=9, listen=(), peers=(PEER_REPORT,), connections=2),
-    messages.ShardStatus(serial=9, sessions=(REPORT,), traffic=(messages.PeerTraffic(peer_id="p"),)),
+    messages.ShardStatus(serial=9, sessions=(REPORT,), traffic=(reports.PeerTraffic(peer_id="p"),)),
     messages.PeerKnown(peer_id="p", name="b", prefixes=("10.0.0.2/32",)),
     messages.PeerForgotten(peer_id="p"),
     messages.PeerCircuit(peer_id="p", state="open"),

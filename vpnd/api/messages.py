@@ -17,6 +17,12 @@ message, msgpack, tagged by the Struct's name, with the descriptors it speaks of
     ShardArrived     S -> C    after Ready                                      channel C-H
     ShardLeft        S -> C    after ShardArrived of that index                 -
     ControlArrived   S -> H    after Ready, again after each control restart    channel C-H
+    OwnChanged       C -> S    after Ready: other virtual addresses of ours     -
+    OwnPrefixes      S -> H    after Ready: what packets may be addressed to    -
+    RoutesKnown      C -> S    after Ready: networks that members announce      -
+    NameSockets      S -> C    after Ready, again after each control restart    UDP sockets, then TCP
+    Request          S -> C    after Ready: a command of the user               -
+    Answer           C -> S    answer to Request                                -
     StatusRequest    S -> C,H  after Ready                                      -
     ControlStatus    C -> S    answer to StatusRequest                          -
     ShardStatus      H -> S    answer to StatusRequest                          -
@@ -37,6 +43,7 @@ from __future__ import annotations
 
 import msgspec
 
+from vpnd.api.reports import NetworkReport, OwnAddresses, PeerReport, PeerTraffic, SessionReport
 from vpnd.config.schema import Config
 
 
@@ -45,12 +52,22 @@ class Message(msgspec.Struct, frozen=True, tag=True, kw_only=True):
 
 
 class ControlStart(Message, frozen=True):
-    """Configuration and privileges of control. Descriptors: identity file (read only), counter page."""
+    """Configuration and privileges of control.
+
+    Descriptors: identity file (read only), counter page, and where the node is in a network, or is to make or
+    join one, the directory of what it keeps of it, which belongs to process.user. `virtual_ip` is empty then: it
+    comes with Ready.
+    `token`: of `start --join`, used once, when the directory is empty.
+    """
 
     config: Config
     node_name: str
     peer_id: str
     virtual_ip: str
+    token: str = ""
+
+    def __repr__(self) -> str:  # a token is a secret
+        return f"ControlStart(peer_id={self.peer_id!r})"
 
 
 class ShardStart(Message, frozen=True):
@@ -68,9 +85,12 @@ class ShardStart(Message, frozen=True):
 
 
 class Ready(Message, frozen=True):
-    """The child works. `listen`: control's addresses, without the /p2p part; empty from shards."""
+    """The child works. `listen`: control's addresses, without the /p2p part; empty from shards. `own`: what the node is
+    in its network; None from shards, and of a node whose peers are all configured by hand.
+    """
 
     listen: tuple[str, ...] = ()
+    own: OwnAddresses | None = None
 
 
 class Failed(Message, frozen=True):
@@ -94,6 +114,58 @@ class NetworkChanged(Message, frozen=True):
 
     reason: str
     addresses: tuple[str, ...]
+
+
+class OwnChanged(Message, frozen=True):
+    """The node has other virtual addresses, or may announce other networks, from now on."""
+
+    own: OwnAddresses
+
+
+class OwnPrefixes(Message, frozen=True):
+    """Packets from peers may be addressed to these, and to nothing else, from now on."""
+
+    own: tuple[str, ...]
+
+
+class RoutesKnown(Message, frozen=True):
+    """Networks that members announce and this node wants: to be routed into the TUN, instead of those before.
+
+    `exit_peer`: the member all other traffic goes through, by network.exit_node; empty: none.
+    """
+
+    routes: tuple[str, ...]
+    exit_peer: str = ""
+
+
+class NameSockets(Message, frozen=True):
+    """DNS is to be answered on these bound sockets. Descriptors: `udp` UDP sockets, then as many TCP ones."""
+
+    udp: int
+
+
+class Request(Message, frozen=True):
+    """A command of the user that control carries out: invite, members, remove … (vpnd/control/requests.py)."""
+
+    serial: int
+    command: str
+    arguments: dict[str, str | int | float | bool | None]
+
+    def __repr__(self) -> str:  # arguments may hold secrets
+        return f"Request({self.serial}, {self.command})"
+
+
+class Answer(Message, frozen=True):
+    """What came of a Request: JSON for the command line; or `error`, a line for the user, and the VpndError
+    class `kind`."""
+
+    serial: int
+    result: bytes = b"{}"
+    error: str = ""
+    kind: str = ""
+
+    def __repr__(self) -> str:  # an invitation is a secret
+        return f"Answer({self.serial}, error={self.error!r})"
 
 
 class Stop(Message, frozen=True):
@@ -124,27 +196,6 @@ class StatusRequest(Message, frozen=True):
     serial: int
 
 
-class PeerReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What control knows of one peer.
-
-    `state`: connected (at least one session is up), dialing, backoff, waiting (no address, or the other
-    side's turn). `last_error`: why the last dial failed; empty after a success. `next_dial_s`: seconds
-    until the next dial; negative when none is planned. `circuit`: closed, open or half_open;
-    `circuit_opened`: how often it opened.
-    """
-
-    name: str
-    peer_id: str
-    addresses: tuple[str, ...]
-    state: str
-    last_error: str = ""
-    next_dial_s: float = -1.0
-    dials: int = 0
-    dial_failures: int = 0
-    circuit: str = "closed"
-    circuit_opened: int = 0
-
-
 class ControlStatus(Message, frozen=True):
     """Control's answer to StatusRequest."""
 
@@ -152,39 +203,7 @@ class ControlStatus(Message, frozen=True):
     listen: tuple[str, ...]
     peers: tuple[PeerReport, ...]
     connections: int
-
-
-class SessionReport(msgspec.Struct, frozen=True, kw_only=True):
-    """One session of a shard. Bytes are packet bytes without any framing; `rtt_ms` None until measured.
-
-    `state`: opening, up, draining. `health`: healthy, or suspect since a probe failed. `queue_delay_ms`: how long
-    the packet sent last had waited.
-    """
-
-    peer_id: str
-    session_id: int
-    initiator: bool
-    state: str
-    rtt_ms: float | None
-    streams: int
-    bytes_sent: int
-    bytes_received: int
-    packets_sent: int
-    packets_received: int
-    queued_bytes: int
-    age_s: float
-    health: str = "healthy"
-    queue_delay_ms: float = 0.0
-
-
-class PeerTraffic(msgspec.Struct, frozen=True, kw_only=True):
-    """What went between a shard and one peer, over all sessions, those that have ended too."""
-
-    peer_id: str
-    bytes_sent: int = 0
-    bytes_received: int = 0
-    packets_sent: int = 0
-    packets_received: int = 0
+    network: NetworkReport | None = None
 
 
 class ShardStatus(Message, frozen=True):
@@ -282,6 +301,12 @@ Any = (
     | Failed
     | Reconfigure
     | NetworkChanged
+    | OwnChanged
+    | OwnPrefixes
+    | RoutesKnown
+    | NameSockets
+    | Request
+    | Answer
     | Stop
     | ShardArrived
     | ShardLeft
@@ -303,12 +328,22 @@ Any = (
 #: (from, to) -> messages permitted on that way
 PERMITTED: dict[tuple[str, str], frozenset[type[Message]]] = {
     ("supervisor", "control"): frozenset(
-        {ControlStart, Stop, ShardArrived, ShardLeft, StatusRequest, Reconfigure, NetworkChanged}
+        {
+            ControlStart,
+            Stop,
+            ShardArrived,
+            ShardLeft,
+            StatusRequest,
+            Reconfigure,
+            NetworkChanged,
+            NameSockets,
+            Request,
+        }
     ),
     ("supervisor", "shard"): frozenset(
-        {ShardStart, Stop, ControlArrived, StatusRequest, Reconfigure, NetworkChanged}
+        {ShardStart, Stop, ControlArrived, StatusRequest, Reconfigure, NetworkChanged, OwnPrefixes}
     ),
-    ("control", "supervisor"): frozenset({Ready, Failed, ControlStatus}),
+    ("control", "supervisor"): frozenset({Ready, Failed, ControlStatus, OwnChanged, RoutesKnown, Answer}),
     ("shard", "supervisor"): frozenset({Ready, Failed, ShardStatus}),
     ("control", "shard"): frozenset({PeerKnown, PeerForgotten, PeerCircuit, PeersComplete, SessionHandover}),
     ("shard", "control"): frozenset({SessionsHeld, SessionUp, SessionDown, SessionWanted}),

@@ -18,7 +18,7 @@ from vpnd.config.schema import Config, Peer
 _AGAIN = "stop the node and start it again"
 
 #: Tables of which everything is taken at the start.
-_RESTART_TABLES = ("membership", "dns", "registry")
+_RESTART_TABLES = ("membership", "discovery", "dns", "registry")
 
 #: Setting -> how it gets into force.
 RESTART: dict[str, str] = {
@@ -38,6 +38,9 @@ RESTART: dict[str, str] = {
             "network.coalesce_udp",
             "network.queue_length",
             "network.read_batch",
+            "network.advertise",
+            "network.accept_routes",
+            "network.exit_node",
             "p2p.listen",
             "p2p.identity_file",
             # of the libp2p host and its transport, which are made once

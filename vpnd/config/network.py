@@ -1,4 +1,4 @@
-"""The table of membership: how long it lasts, and how the directory of members spreads.
+"""The tables of membership and discovery: how long it lasts, how the directory spreads, where members are found.
 
 The rest, and what a table is, in `schema`.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from vpnd.config.units import Table, duration, number, share, size, text
+from vpnd.config.units import Table, duration, number, share, size, switch, text
 
 
 class Membership(Table, frozen=True):
@@ -58,3 +58,42 @@ class Membership(Table, frozen=True):
         float,
         duration("New addresses of one member are pushed on to others at most this often.", 0.0, 3600.0),
     ] = 1.0
+    neighbours: Annotated[
+        int, number("Members this node keeps a connection to, to hear what is new.", 1, 1024, "members")
+    ] = 8
+    join_timeout: Annotated[float, duration("How long `start --join` may take to be let in.", 0.5, 300.0)] = (
+        15.0
+    )
+    max_guests: Annotated[
+        int,
+        number(
+            "Strangers that may be connected at once to join or to renew, on an authority.",
+            1,
+            10_000,
+            "peers",
+        ),
+    ] = 32
+    guest_timeout: Annotated[float, duration("How long a stranger may stay connected.", 0.5, 300.0)] = 15.0
+
+
+class Discovery(Table, frozen=True):
+    """Where members are found whose addresses are not known, or no longer right."""
+
+    bootstrap: Annotated[
+        tuple[str, ...], text("Multiaddrs, with /p2p/<peer id>, that are asked first.", "multiaddr")
+    ] = ()
+    dht: Annotated[bool, switch("Publish and look up addresses in the members' Kademlia table.")] = True
+    dht_publish_interval: Annotated[
+        float, duration("How often our record is published anew.", 1.0, 86400.0)
+    ] = 600.0
+    dht_record_lifetime: Annotated[
+        float, duration("How old a record of another node may be to be believed.", 1.0, 604800.0)
+    ] = 3600.0
+    dht_timeout: Annotated[float, duration("Deadline of one look-up.", 0.1, 300.0)] = 5.0
+    mdns: Annotated[bool, switch("Find members on the local network.")] = True
+    cache_lifetime: Annotated[float, duration("How long an answer of a look-up is used.", 0.0, 86400.0)] = (
+        60.0
+    )
+    negative_cache_lifetime: Annotated[
+        float, duration("How long it is remembered that a look-up found nothing.", 0.0, 86400.0)
+    ] = 5.0

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from vpnd.config.naming import Dns, Registry
-from vpnd.config.network import Membership
+from vpnd.config.network import Discovery, Membership
 from vpnd.config.streams import CircuitBreaker, Health, Multiplexer, Retry, Session, StreamPool
 from vpnd.config.units import Table, duration, number, size, switch, text
 
@@ -50,6 +50,15 @@ class Network(Table, frozen=True):
         bool,
         switch("Merge datagrams of one flow that are read in one go into one superpacket (needs offloads)."),
     ] = True
+    advertise: Annotated[
+        tuple[str, ...],
+        text("Networks behind this node that it announces, if its membership lets it.", "cidr"),
+    ] = ()
+    accept_routes: Annotated[bool, switch("Route into the TUN device what members announce.")] = True
+    exit_node: Annotated[
+        str,
+        text("Member through which everything else goes (it must announce 0.0.0.0/0 or ::/0).", "name"),
+    ] = ""
     change_settle: Annotated[
         float,
         duration("Changes of the machine's addresses and routes within so long are taken as one.", 0.0, 60.0),
@@ -234,6 +243,7 @@ class Config(Table, frozen=True):
     node: Node = Node()
     network: Network = Network()
     membership: Membership = Membership()
+    discovery: Discovery = Discovery()
     p2p: P2P = P2P()
     retry: Retry = Retry()
     peers: tuple[Peer, ...] = ()

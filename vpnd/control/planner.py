@@ -22,7 +22,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable
 
-from vpnd.api.messages import PeerReport
+from vpnd.api.reports import PeerReport
 from vpnd.config.schema import Config
 from vpnd.control.book import Held, SessionBook
 from vpnd.control.dialstate import NEVER, CircuitChange, Dial, PeerDials

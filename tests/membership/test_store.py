@@ -1,0 +1,135 @@
+"""The state directory: complete after every save, useful after damage, and closed to others."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+import pytest
+from membership_world import NETWORK, NOW, World, directory, key, peer
+
+from vpnd.membership import store
+from vpnd.membership.invitations import Invitations
+from vpnd.membership.store import Store, StoreError
+
+
+@pytest.fixture
+def held(tmp_path):
+    opened = Store(tmp_path / "network")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def world() -> World:
+    made = World()
+    made.enrol("b")
+    made.enrol("c")
+    return made
+
+
+def test_a_new_one_is_empty(held):
+    assert held.load_network() is None and held.load_key() is None
+    assert held.load_statements() == ([], True) and held.load_invitations() == ()
+
+
+def test_everything_comes_back(held, world, tmp_path):
+    invitations = Invitations()
+    invitations.add(bytes(16), world.directory, NOW, lifetime_ms=1000, name="x")
+    held.save_network(NETWORK)
+    held.save_key(key("root"))
+    held.save_statements(world.directory.statements())
+    held.save_invitations(invitations.all())
+    again = Store(tmp_path / "network")
+    assert again.load_network() == NETWORK
+    assert again.load_key().private_bytes_raw() == key("root").private_bytes_raw()
+    assert again.load_statements() == (world.directory.statements(), True)
+    assert again.load_invitations() == invitations.all()
+    again.close()
+
+
+def test_nobody_else_may_read_any_of_it(held, tmp_path):
+    held.save_network(NETWORK)
+    held.save_key(key("root"))
+    held.save_statements([b"x"])
+    held.save_invitations(())
+    files = list((tmp_path / "network").iterdir())
+    assert len(files) == 4
+    assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
+    assert stat.S_IMODE((tmp_path / "network").stat().st_mode) == 0o700
+
+
+def test_a_key_is_never_overwritten(held):
+    held.save_key(key("root"))
+    with pytest.raises(StoreError, match="already"):
+        held.save_key(key("other"))
+
+
+def test_of_a_directory_cut_anywhere_the_whole_statements_are_used(held, world, tmp_path):
+    wires = world.directory.statements()
+    held.save_statements(wires)
+    path = tmp_path / "network" / store.DIRECTORY
+    data = path.read_bytes()
+    for cut in range(0, len(data), 7):
+        path.write_bytes(data[:cut])
+        found, whole = held.load_statements()
+        assert found == wires[: len(found)]
+        assert not whole or b"".join(found) == b"" or found == wires[: len(found)]
+        restored = directory()
+        assert not restored.restore(found, NOW).refused
+    path.write_bytes(data)
+    restored = directory()
+    restored.restore(held.load_statements()[0], NOW)
+    assert restored.find(peer("b"), NOW)
+
+
+def test_changed_bytes_cost_the_statements_they_are_in(held, world, tmp_path):
+    held.save_statements(world.directory.statements())
+    path = tmp_path / "network" / store.DIRECTORY
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    restored = directory()
+    merged = restored.restore(held.load_statements()[0], NOW)
+    assert [one.reason for one in merged.refused] == ["forged"] and len(restored.members(NOW)) == 1
+
+
+@pytest.mark.parametrize("name", [store.NETWORK, store.KEY, store.INVITATIONS])
+@pytest.mark.parametrize("data", [b"", b"junk", b"vpnd invitations 1\n\x91\x01"])
+def test_other_damage_is_an_error_that_names_the_file(held, tmp_path, name, data):
+    (tmp_path / "network" / name).write_bytes(data)
+    load = {
+        store.NETWORK: held.load_network,
+        store.KEY: held.load_key,
+        store.INVITATIONS: held.load_invitations,
+    }
+    with pytest.raises(StoreError, match=name):
+        load[name]()
+
+
+def test_a_failed_save_leaves_the_old_file_and_nothing_beside_it(held, tmp_path, monkeypatch):
+    held.save_network(NETWORK)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StoreError, match="No space"):
+        held.save_network(NETWORK)
+    monkeypatch.undo()
+    assert os.listdir(tmp_path / "network") == [store.NETWORK] and held.load_network() == NETWORK
+
+
+def test_leaving_forgets_everything(held, tmp_path):
+    held.save_network(NETWORK)
+    held.save_key(key("root"))
+    held.save_statements([b"x"])
+    held.forget()
+    held.forget()
+    assert os.listdir(tmp_path / "network") == []
+
+
+def test_a_place_that_cannot_be_one_is_an_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="--state-dir"):
+        Store(tmp_path / "file" / "network")

@@ -1,0 +1,397 @@
+"""The directory: all statements a node knows of its network, and the members they make.
+
+    bytes ── parse ──▶ statement ── admit ──▶ charter (who is an authority) ─┐
+                          │ refused, why      dossiers (one per peer id) ────┴─▶ members, owners of addresses
+                                                        └────────────────────▶ index (what is told to others)
+
+Directories that were given the same statements are equal, whatever the order and however often, as long as each
+statement came after those it rests on (a grant before what the granted key signs, a membership before its member's
+presence); `merge` orders what comes at once, and what came too early is refused and taken when it is offered again.
+What is void because its authority was revoked, or its subject removed, is set aside and comes back should the
+revocation or removal turn out to be void itself.
+
+Expired memberships are neither valid nor told to others, but known for a while longer: the member may still renew,
+and its addresses are not given away. Removals are kept for ever, or a removed member could come back by an authority
+that has not heard of them.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterable
+
+import msgspec
+
+from vpnd.membership import charter
+from vpnd.membership.claims import Conflict
+from vpnd.membership.dossier import Dossier
+from vpnd.membership.index import Index
+from vpnd.membership.network import Network
+from vpnd.membership.refusal import MembershipRefused
+from vpnd.membership.roster import Changes, Member, Roster, Valid
+from vpnd.membership.statements import (
+    Grant,
+    Kind,
+    Membership,
+    Presence,
+    Removal,
+    Revoke,
+    Statement,
+    digest_of,
+    parse_untrusted,
+)
+
+#: Void, but not by their own fault or age: set aside.
+VOID = frozenset({"revoked_authority", "removed"})
+
+
+class Refused(msgspec.Struct, frozen=True):
+    """A statement that was not taken. `slot` is empty when it could not even be read."""
+
+    reason: str
+    digest: bytes
+    slot: bytes = b""
+
+
+class Merged(msgspec.Struct, frozen=True):
+    """What a merge did. Statements known before are neither accepted nor refused."""
+
+    accepted: tuple[Statement, ...]
+    refused: tuple[Refused, ...]
+    changes: Changes
+
+
+class Directory:
+    """The directory of one node. Times are milliseconds since 1970 and an argument everywhere.
+
+    `skew_ms`: how far clocks may differ. `forget_ms`: how long expired memberships are remembered. `max_members`: peer
+    ids it holds at most. `parse` reads a statement and verifies its signature. Owner: control.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        *,
+        skew_ms: int,
+        forget_ms: int,
+        max_members: int,
+        parse: Callable[[bytes], Statement] = parse_untrusted,
+    ) -> None:
+        self.network = network
+        self.index = Index()
+        self._id = network.id
+        self._skew_ms = skew_ms
+        self._forget_ms = forget_ms
+        self._max_members = max_members
+        self._parse = parse
+        self._digests: set[bytes] = set()
+        self._aside: dict[bytes, Statement] = {}  # by digest
+        self._charter: dict[bytes, Statement] = {}  # by digest
+        self._standings = charter.settle(network.root, ())
+        self._dossiers: dict[str, Dossier] = {}
+        self._roster = Roster()
+        self._due: list[tuple[int, str]] = []  # (when something of a peer expires, peer id)
+
+    # reading
+
+    def find(self, peer_id: str, now_ms: int) -> Member | None:
+        """The member with that peer id; None for everybody else, the expired and removed too."""
+        member = self._roster.get(peer_id)
+        return member if member is not None and now_ms <= member.expires_ms + self._skew_ms else None
+
+    def members(self, now_ms: int) -> tuple[Member, ...]:
+        """All members, by name and peer id."""
+        valid = (member for member in self._roster if now_ms <= member.expires_ms + self._skew_ms)
+        return tuple(sorted(valid, key=lambda member: (member.name, member.peer_id)))
+
+    def owner(self, address: str) -> str | None:
+        """The peer id of the member that has a virtual address, written as usual."""
+        return self._roster.owner(address)
+
+    def named(self, name: str) -> str | None:
+        """The peer id of the member of that name."""
+        return self._roster.owner(name)  # a name holds no dot or colon, so it is never an address
+
+    def conflicts(self) -> tuple[Conflict, ...]:
+        """Addresses and names that more than one member claims."""
+        return self._roster.conflicts()
+
+    def newest(self, peer_id: str) -> Membership | None:
+        """The membership of a peer, expired (and not forgotten) ones too; None for the removed."""
+        held = self.membership(peer_id)
+        return held.body if held is not None and isinstance(held.body, Membership) else None
+
+    def membership(self, peer_id: str) -> Statement | None:
+        """The statement of `newest`."""
+        dossier = self._dossiers.get(peer_id)
+        return dossier.newest() if dossier is not None else None
+
+    def removal(self, peer_id: str) -> Removal | None:
+        """The latest removal of a peer; it may have been let in again since (`find`)."""
+        dossier = self._dossiers.get(peer_id)
+        held = dossier.removal() if dossier else None
+        return held.body if held is not None and isinstance(held.body, Removal) else None
+
+    def taken(self) -> set[str]:
+        """Every address and name somebody has or may have again: not to be given to others."""
+        return {
+            what
+            for dossier in self._dossiers.values()
+            for held in dossier.memberships()
+            if isinstance(held.body, Membership)
+            for what in (held.body.name, *held.body.addresses)
+        }
+
+    def authorities(self) -> tuple[charter.Standing, ...]:
+        """All that are or were authorities, the most senior first."""
+        return tuple(self._standings.values())
+
+    def authority(self, key: bytes) -> charter.Standing | None:
+        """What is known of one key."""
+        return self._standings.get(key)
+
+    def statements(self) -> list[bytes]:
+        """Everything to be kept over a restart, for `restore`."""
+        held = [*self._charter.values(), *(s for d in self._dossiers.values() for s in d)]
+        return [statement.wire for statement in _in_order([*held, *self._aside.values()])]
+
+    def charter_wires(self) -> list[bytes]:
+        """The grants and revocations, which a new member needs before anything else."""
+        return [statement.wire for statement in _in_order(self._effective_charter().values())]
+
+    def knows(self, digest: bytes) -> bool:
+        """Whether that very statement is held."""
+        return digest in self._digests
+
+    # writing
+
+    def merge(self, wires: Iterable[bytes], now_ms: int) -> Merged:
+        """Take in statements of anybody; nothing is raised. Bad ones are refused and change nothing."""
+        return self._merge(wires, now_ms, restoring=False)
+
+    def restore(self, wires: Iterable[bytes], now_ms: int) -> Merged:
+        """Take in what `statements` gave before a restart: also what has expired or was set aside."""
+        return self._merge(wires, now_ms, restoring=True)
+
+    def advance(self, now_ms: int) -> Changes:
+        """Let time pass: expired members go, the expired for long are forgotten."""
+        due = set()
+        while self._due and self._due[0][0] < now_ms:
+            due.add(heapq.heappop(self._due)[1])
+        return self._refresh(due, now_ms)
+
+    def next_expiry_ms(self) -> int | None:
+        """When `advance` has something to do: the first millisecond in which something is no longer valid."""
+        return self._due[0][0] + 1 if self._due else None
+
+    # inside
+
+    def _merge(self, wires: Iterable[bytes], now_ms: int, *, restoring: bool) -> Merged:
+        fresh: dict[bytes, Statement] = {}
+        refused: dict[bytes, Refused] = {}
+        for wire in wires:
+            digest = digest_of(wire)
+            if digest in self._digests or digest in fresh:
+                continue
+            try:
+                fresh[digest] = self._parse(wire)
+            except MembershipRefused as refusal:
+                refused[digest] = Refused(refusal.reason, digest)
+        if not fresh:
+            return Merged((), tuple(refused.values()), Changes())
+        dirty: set[str] = set()
+        accepted: list[Statement] = []
+
+        def take(statement: Statement) -> bool:
+            reason = self._admit(statement, now_ms, dirty, restoring)
+            if reason:
+                refused[statement.digest] = Refused(reason, statement.digest, statement.slot)
+                return False
+            refused.pop(statement.digest, None)
+            self._digests.add(statement.digest)
+            accepted.append(statement)
+            return True
+
+        ordered = _in_order(fresh.values())
+        grants = [statement for statement in ordered if statement.kind in _CHARTER]
+        while grants:  # the grant that one of them rests on may stand behind it
+            left = [statement for statement in grants if not take(statement)]
+            grants = left if len(left) < len(grants) else []
+        for statement in ordered:
+            if statement.kind not in _CHARTER:
+                take(statement)
+        return Merged(tuple(accepted), tuple(refused.values()), self._refresh(dirty, now_ms))
+
+    def _admit(self, statement: Statement, now_ms: int, dirty: set[str], restoring: bool) -> str:
+        """Take the statement, or say why not. The members it concerns are added to `dirty`."""
+        body = statement.body
+        if body.network != self._id:
+            return "wrong_network"
+        if statement.issued_ms > now_ms + self._skew_ms:
+            return "not_yet_valid"
+        if isinstance(body, Membership):
+            grace_ms = self._skew_ms + (self._forget_ms if restoring else 0)
+            if now_ms > body.expires_ms + grace_ms:
+                return "expired"
+        reason = self._void(statement)
+        if isinstance(body, Grant | Revoke):
+            if reason and not (restoring and reason in VOID):
+                return reason
+            return self._admit_charter(statement, dirty)
+        if reason:
+            if not (restoring and reason in VOID):
+                return reason
+            self._aside[statement.digest] = statement
+            return ""
+        if body.peer_id not in self._dossiers and len(self._dossiers) >= self._max_members:
+            return "directory_full"
+        held = self._held(statement)
+        if held is not None and held.rank >= statement.rank:
+            return "rolled_back"
+        self._place(statement)
+        dirty.add(body.peer_id)
+        return ""
+
+    def _void(self, statement: Statement) -> str:
+        """Why a statement has no effect, its age and time left aside; empty when it has."""
+        body = statement.body
+        if not isinstance(body, Presence):
+            reason = charter.refusal(self._standings, statement)
+            if reason or isinstance(body, Grant | Revoke | Removal):
+                return reason
+        dossier = self._dossiers.get(body.peer_id)
+        if isinstance(body, Membership):
+            return "removed" if dossier is not None and body.enrolled_ms <= dossier.removed_ms else ""
+        return "" if dossier is not None and dossier.newest() is not None else "not_member"
+
+    def _admit_charter(self, statement: Statement, dirty: set[str]) -> str:
+        before, shown = self._standings, self._effective_charter()
+        held = shown.get(statement.slot)
+        if held is not None and held.rank >= statement.rank:
+            return "rolled_back"
+        if len(self._charter) >= charter.MAX_CHARTER:
+            return "directory_full"
+        # Older ones stay: they count again should the newer one turn out to be void.
+        self._charter[statement.digest] = statement
+        self._standings = charter.settle(self.network.root, self._charter.values())
+        for old in shown.values():
+            self.index.discard(old)
+        for new in self._effective_charter().values():
+            self.index.put(new)
+        changed = any(
+            key not in self._standings or self._standings[key].until_ms != standing.until_ms
+            for key, standing in before.items()
+        )
+        if changed or (self._aside and len(self._standings) > len(before)):
+            self._replay(dirty)
+        return ""
+
+    def _effective_charter(self) -> dict[bytes, Statement]:
+        """Of the grants and revocations that have effect, the newest of each slot."""
+        found: dict[bytes, Statement] = {}
+        for statement in self._charter.values():
+            held = found.get(statement.slot)
+            if (held is None or held.rank < statement.rank) and not charter.refusal(
+                self._standings, statement
+            ):
+                found[statement.slot] = statement
+        return found
+
+    def _replay(self, dirty: set[str]) -> None:
+        """Authorities came or went: judge again everything that is held or was set aside."""
+        everything = [*self._aside.values(), *(s for d in self._dossiers.values() for s in d)]
+        dirty.update(self._dossiers)
+        for dossier in self._dossiers.values():
+            for shown in dossier.shared.values():
+                self.index.discard(shown)
+        self._dossiers, self._aside = {}, {}
+        for statement in _in_order(everything):
+            reason = self._void(statement)
+            if reason == "not_member":
+                self._digests.discard(statement.digest)
+                continue
+            if reason:
+                self._aside[statement.digest] = statement
+                continue
+            held = self._held(statement)
+            if held is not None and held.rank >= statement.rank:
+                self._digests.discard(statement.digest)
+            else:
+                self._place(statement)
+        dirty.update(self._dossiers)
+
+    def _held(self, statement: Statement) -> Statement | None:
+        """What is in its slot now."""
+        body = statement.body
+        dossier = None if isinstance(body, Grant | Revoke) else self._dossiers.get(body.peer_id)
+        return dossier.held(statement.slot) if dossier is not None else None
+
+    def _place(self, statement: Statement) -> None:
+        """Put a statement that has effect into its dossier, instead of the older one there."""
+        body = statement.body
+        assert isinstance(body, Membership | Removal | Presence)
+        dossier = self._dossiers.setdefault(body.peer_id, Dossier())
+        held = dossier.held(statement.slot)
+        if held is not None:
+            self._digests.discard(held.digest)
+        for void in dossier.put(statement):
+            self._aside[void.digest] = void
+        if dossier.presence is not None and dossier.newest() is None:
+            self._drop(dossier, dossier.presence)
+
+    def _drop(self, dossier: Dossier, statement: Statement) -> None:
+        dossier.drop(statement)
+        self._digests.discard(statement.digest)
+
+    def _refresh(self, dirty: Iterable[str], now_ms: int) -> Changes:
+        """Bring index, claims and members up to date for some peer ids, and say what changed."""
+        return self._roster.update({peer_id: self._refresh_dossier(peer_id, now_ms) for peer_id in dirty})
+
+    def _refresh_dossier(self, peer_id: str, now_ms: int) -> Valid | None:
+        """Forget what is too old, update the index. Returns what is valid now, if it is a member."""
+        dossier = self._dossiers.get(peer_id)
+        if dossier is None:
+            return None
+        shared: dict[bytes, Statement] = {}
+        due_ms: list[int] = []
+        for held in list(dossier):
+            if not isinstance(held.body, Membership):
+                shared[held.slot] = held
+                continue
+            last_ms = held.body.expires_ms + self._skew_ms
+            if now_ms <= last_ms:
+                shared[held.slot] = held
+                due_ms.append(last_ms)
+            elif now_ms <= last_ms + self._forget_ms:
+                due_ms.append(last_ms + self._forget_ms)
+            else:
+                self._drop(dossier, held)
+        newest = dossier.newest()
+        if dossier.presence is not None and (newest is None or newest.slot not in shared):
+            shared.pop(dossier.presence.slot, None)
+            if newest is None:
+                self._drop(dossier, dossier.presence)
+        for slot, shown in dossier.shared.items():
+            if shared.get(slot) is not shown:
+                self.index.discard(shown)
+        for slot, held in shared.items():
+            if dossier.shared.get(slot) is not held:
+                self.index.put(held)
+        dossier.shared = shared
+        if due_ms and min(due_ms) != dossier.due_ms:
+            dossier.due_ms = min(due_ms)
+            heapq.heappush(self._due, (dossier.due_ms, peer_id))
+        if not len(dossier):
+            del self._dossiers[peer_id]
+        if newest is None or newest.slot not in shared or not isinstance(newest.body, Membership):
+            return None
+        presence = dossier.presence.body if dossier.presence is not None else None
+        return newest.body, presence if isinstance(presence, Presence) else None
+
+
+_CHARTER = (Kind.GRANT, Kind.REVOKE)
+
+
+def _in_order(statements: Iterable[Statement]) -> list[Statement]:
+    """Each behind those it can rest on."""
+    return sorted(statements, key=lambda statement: statement.kind)

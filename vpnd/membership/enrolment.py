@@ -1,0 +1,99 @@
+"""What a node and an authority say to each other: one request, one answer, on a stream whose peer ids are proven.
+
+    request    Join     let me in, here is my token's secret         Renew    my membership, once more
+    answer     Welcome  the network and the statements to start with Refusal  no, and why
+
+A Welcome to a Join carries the charter and the node's own membership; everybody else it learns by gossip.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from vpnd.membership import network
+from vpnd.membership.refusal import REASONS, MembershipRefused
+from vpnd.membership.statements import MAX_STATEMENT, NETWORK_ID_BYTES
+from vpnd.membership.token import SECRET_BYTES
+
+MAX_REQUEST = 512
+#: Room for the largest charter there is.
+MAX_ANSWER = 1 << 18
+MAX_REASON = 32
+MAX_REFUSAL_TEXT = 256
+#: Longest name a node may go by; it is made a label anyway.
+MAX_WISHED_NAME = 255
+
+
+class Message(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, tag=True):
+    """Base of all messages. The version of them is that of the protocol they are spoken under."""
+
+
+class Join(Message, frozen=True, tag=1):
+    """`secret`: the token's. `name`: what the node calls itself."""
+
+    secret: Annotated[bytes, Meta(min_length=SECRET_BYTES, max_length=SECRET_BYTES)]
+    name: Annotated[str, Meta(max_length=MAX_WISHED_NAME)] = ""
+
+    def __repr__(self) -> str:  # the secret never reaches a log
+        return f"Join(name={self.name!r})"
+
+
+class Renew(Message, frozen=True, tag=2):
+    """Renew the membership of the node that asks."""
+
+    network: Annotated[bytes, Meta(min_length=NETWORK_ID_BYTES, max_length=NETWORK_ID_BYTES)]
+
+
+class Welcome(Message, frozen=True, tag=3):
+    """`network`: its description (`network.parse_untrusted`). `statements`: for the directory, in this order."""
+
+    network: Annotated[bytes, Meta(max_length=network.MAX_BYTES)]
+    statements: tuple[Annotated[bytes, Meta(max_length=MAX_STATEMENT)], ...]
+
+
+class Refusal(Message, frozen=True, tag=4):
+    """`reason`: one of `refusal.REASONS`. `text`: for the user, untrusted as everything that came from elsewhere."""
+
+    reason: Annotated[str, Meta(max_length=MAX_REASON)]
+    text: Annotated[str, Meta(max_length=MAX_REFUSAL_TEXT)] = ""
+
+
+_requests: msgspec.msgpack.Decoder[Join | Renew] = msgspec.msgpack.Decoder(Join | Renew)
+_answers: msgspec.msgpack.Decoder[Welcome | Refusal] = msgspec.msgpack.Decoder(Welcome | Refusal)
+
+
+def encode(message: Join | Renew | Welcome | Refusal) -> bytes:
+    """The bytes of a message."""
+    return msgspec.msgpack.encode(message)
+
+
+def refusal(error: MembershipRefused) -> Refusal:
+    """The answer that stands for an error."""
+    return Refusal(reason=error.reason, text=str(error)[:MAX_REFUSAL_TEXT])
+
+
+def parse_request_untrusted(data: bytes) -> Join | Renew:
+    """A request. Raises MembershipRefused only."""
+    if len(data) > MAX_REQUEST:
+        raise MembershipRefused("too_long", f"a request has at most {MAX_REQUEST} bytes")
+    try:
+        return _requests.decode(data)
+    except (msgspec.MsgspecError, ValueError):
+        # the error of a decoder may quote the secret
+        raise MembershipRefused("malformed", "a request is malformed") from None
+
+
+def parse_answer_untrusted(data: bytes) -> Welcome | Refusal:
+    """An answer; the reason in a Refusal is a known one, or malformed. Raises MembershipRefused only."""
+    if len(data) > MAX_ANSWER:
+        raise MembershipRefused("too_long", f"an answer has at most {MAX_ANSWER} bytes")
+    try:
+        answer = _answers.decode(data)
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise MembershipRefused("malformed", f"an answer is malformed: {error}") from None
+    if isinstance(answer, Refusal) and answer.reason not in REASONS:
+        raise MembershipRefused("malformed", "an answer refuses for a reason that is unknown here")
+    return answer

@@ -1,0 +1,94 @@
+"""What a network is: a name, the key it rests on, and where its addresses come from.
+
+The id of a network is a hash over all of this, so the description needs no signature and cannot be changed:
+another subnet, name or root key is another network. Addresses of IPv6 are a unique local prefix (RFC 4193 section 3.1)
+whose global id is taken from the network id instead of drawn (section 3.2 asks for one that is unlikely to be
+another's, which a hash is).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from vpnd.membership.names import is_label
+from vpnd.membership.refusal import MembershipRefused
+from vpnd.membership.statements import NETWORK_ID_BYTES, Key, Label
+
+VERSION = 1
+MAX_BYTES = 256
+#: RFC 4193 section 3.1: fd00::/8, then 40 bits of global id.
+ULA_PREFIX = 0xFD
+ULA_GLOBAL_ID_BYTES = 5
+#: The /64 of the /48 that members are in; the others are free for what lies behind them.
+ULA_SUBNET = 0
+#: A subnet has room for a few members at least, and its addresses can be counted through.
+LONGEST_SUBNET = 30
+SHORTEST_SUBNET = 8
+
+_DOMAIN = f"vpnd network {VERSION}\0".encode()
+
+
+class Network(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, kw_only=True):
+    """A network. `root`: public key of the first authority. `subnet`: where IPv4 addresses of members are from."""
+
+    version: Annotated[int, Meta(ge=VERSION, le=VERSION)] = VERSION
+    name: Label
+    root: Key
+    subnet: Annotated[str, Meta(max_length=18)]
+
+    @property
+    def id(self) -> bytes:
+        """16 bytes that stand for all fields."""
+        return hashlib.sha256(_DOMAIN + msgspec.msgpack.encode(self)).digest()[:NETWORK_ID_BYTES]
+
+    @property
+    def ipv4(self) -> ipaddress.IPv4Network:
+        """The subnet, parsed."""
+        return ipaddress.IPv4Network(self.subnet)
+
+    @property
+    def ipv6(self) -> ipaddress.IPv6Network:
+        """The unique local /48 of the network."""
+        prefix = bytes([ULA_PREFIX]) + self.id[:ULA_GLOBAL_ID_BYTES]
+        return ipaddress.IPv6Network((prefix + bytes(16 - len(prefix)), 8 * len(prefix)))
+
+    @property
+    def members_ipv6(self) -> ipaddress.IPv6Network:
+        """The /64 in it whose addresses members have."""
+        return ipaddress.IPv6Network((int(self.ipv6.network_address) + (ULA_SUBNET << 64), 64))
+
+    def encode(self) -> bytes:
+        """The description, for others and for the state directory; `parse_untrusted` reads it."""
+        return msgspec.msgpack.encode(self)
+
+
+def create(name: str, root: bytes, subnet: str) -> Network:
+    """A network of these. Raises MembershipRefused for a name that is no label, or a subnet of another size."""
+    if not is_label(name):
+        raise MembershipRefused("malformed", f"{name!r} cannot be a network's name: a-z, 0-9 and - only")
+    return parse_untrusted(Network(name=name, root=root, subnet=subnet).encode())
+
+
+def parse_untrusted(data: bytes) -> Network:
+    """The network described by `data`; whether it is the right one, its id says. Raises MembershipRefused only."""
+    if len(data) > MAX_BYTES:
+        raise MembershipRefused("too_long", f"a network's description has at most {MAX_BYTES} bytes")
+    try:
+        network = msgspec.msgpack.decode(data, type=Network)
+        subnet = network.ipv4
+        if str(subnet) != network.subnet:
+            raise ValueError(f"{network.subnet} is not written as networks are")
+        if (
+            not SHORTEST_SUBNET <= subnet.prefixlen <= LONGEST_SUBNET
+            or subnet.is_loopback
+            or subnet.is_multicast
+        ):
+            raise ValueError(f"{subnet} cannot be a network's subnet")
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise MembershipRefused("malformed", f"a network's description is malformed: {error}") from None
+    return network

@@ -1,0 +1,184 @@
+"""What a node keeps of its network over a restart: four files in one directory, each readable by its owner only.
+
+    network.bin      the description of the network          also what says that there is one
+    authority.key    the authority key, PKCS#8 in PEM        only on authorities
+    directory.bin    statements                              head, then for each: u16 length, bytes
+    invitations.bin  invitations, with hashes of secrets     only on authorities; head, then msgpack
+
+A file is replaced whole (written beside, fsync, renamed, directory fsync): a kill or a power cut leaves the old or the
+new. Should a file be damaged all the same, of directory.bin everything that can be read is used (each statement proves
+itself, and the rest comes by gossip), the others are an error that names the file.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from vpnd.errors import ConfigError
+from vpnd.membership import network as network_format
+from vpnd.membership.invitations import Invitation
+from vpnd.membership.network import Network
+from vpnd.membership.refusal import MembershipRefused
+from vpnd.membership.statements import MAX_STATEMENT
+
+NETWORK = "network.bin"
+KEY = "authority.key"
+DIRECTORY = "directory.bin"
+INVITATIONS = "invitations.bin"
+
+_DIRECTORY_HEAD = b"vpnd directory 1\n"
+_INVITATIONS_HEAD = b"vpnd invitations 1\n"
+_LENGTH_BYTES = 2
+
+
+class StoreError(ConfigError):
+    """A file of the network's state cannot be read or written; it is left as it is. The text names file and remedy."""
+
+
+class Store:
+    """The state of one network in the directory `path`, which is made (0700) when missing. Raises StoreError.
+
+    Works through a descriptor of the directory, so the path need not be reachable later. Owner: one process.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise StoreError(f"{path}: cannot be used ({error.strerror}); give another --state-dir") from None
+
+    def close(self) -> None:
+        """Close the descriptor; nothing is lost, for every save is complete when it returns."""
+        os.close(self._fd)
+
+    def load_network(self) -> Network | None:
+        """The network this node is in, if any."""
+        data = self._read(NETWORK)
+        if data is None:
+            return None
+        try:
+            return network_format.parse_untrusted(data)
+        except MembershipRefused as refusal:
+            raise self._damaged(NETWORK, str(refusal)) from None
+
+    def save_network(self, network: Network) -> None:
+        """From now on this node is in that network."""
+        self._write(NETWORK, network.encode())
+
+    def load_key(self) -> Ed25519PrivateKey | None:
+        """The authority key, if this node has one."""
+        data = self._read(KEY)
+        if data is None:
+            return None
+        try:
+            key = serialization.load_pem_private_key(data, password=None)
+        except (ValueError, TypeError, UnsupportedAlgorithm):
+            key = None
+        if not isinstance(key, Ed25519PrivateKey):
+            raise self._damaged(KEY, "it is not an ed25519 key in PEM without password")
+        return key
+
+    def save_key(self, key: Ed25519PrivateKey) -> None:
+        """Keep an authority key. One that is there is never overwritten: raises StoreError."""
+        if self._read(KEY) is not None:
+            raise StoreError(f"{self._path / KEY}: there is an authority key already; move it away first")
+        self._write(
+            KEY,
+            key.private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            ),
+        )
+
+    def load_statements(self) -> tuple[list[bytes], bool]:
+        """The statements of the directory, unverified (`Directory.restore`), and whether the file was whole."""
+        data = self._read(DIRECTORY)
+        if data is None:
+            return [], True
+        if not data.startswith(_DIRECTORY_HEAD):
+            return [], False
+        found: list[bytes] = []
+        place = len(_DIRECTORY_HEAD)
+        while place < len(data):
+            start = place + _LENGTH_BYTES
+            length = int.from_bytes(data[place:start])
+            place = start + length
+            if place > len(data) or not 0 < length <= MAX_STATEMENT:
+                return found, False
+            found.append(data[start:place])
+        return found, True
+
+    def save_statements(self, wires: Iterable[bytes]) -> None:
+        """Keep the statements `Directory.statements` gives, instead of those before."""
+        self._write(
+            DIRECTORY,
+            _DIRECTORY_HEAD + b"".join(len(wire).to_bytes(_LENGTH_BYTES) + wire for wire in wires),
+        )
+
+    def load_invitations(self) -> tuple[Invitation, ...]:
+        """The invitations given out."""
+        data = self._read(INVITATIONS)
+        if data is None:
+            return ()
+        try:
+            if not data.startswith(_INVITATIONS_HEAD):
+                raise ValueError("it does not begin as it should")
+            return msgspec.msgpack.decode(data[len(_INVITATIONS_HEAD) :], type=tuple[Invitation, ...])
+        except (msgspec.MsgspecError, ValueError) as error:
+            raise self._damaged(INVITATIONS, str(error)) from None
+
+    def save_invitations(self, invitations: tuple[Invitation, ...]) -> None:
+        """Keep these, instead of those before."""
+        self._write(INVITATIONS, _INVITATIONS_HEAD + msgspec.msgpack.encode(invitations))
+
+    def forget(self) -> None:
+        """Leave the network: everything of it goes, the authority key too. What says that there is one goes last."""
+        for name in (INVITATIONS, DIRECTORY, KEY, NETWORK):
+            try:
+                os.unlink(name, dir_fd=self._fd)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise StoreError(f"{self._path / name}: cannot be removed ({error.strerror})") from None
+        os.fsync(self._fd)
+
+    def _read(self, name: str) -> bytes | None:
+        try:
+            fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=self._fd)
+            with os.fdopen(fd, "rb") as file:
+                return file.read()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise StoreError(f"{self._path / name}: cannot be read ({error.strerror})") from None
+
+    def _write(self, name: str, data: bytes) -> None:
+        beside = f".{name}.{secrets.token_hex(8)}"
+        try:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            fd = os.open(beside, flags, 0o600, dir_fd=self._fd)
+            try:
+                with os.fdopen(fd, "wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.rename(beside, name, src_dir_fd=self._fd, dst_dir_fd=self._fd)
+            except BaseException:
+                os.unlink(beside, dir_fd=self._fd)
+                raise
+            os.fsync(self._fd)
+        except OSError as error:
+            raise StoreError(f"{self._path / name}: cannot be written ({error.strerror})") from None
+
+    def _damaged(self, name: str, why: str) -> StoreError:
+        remedy = "put a good copy back, or leave the network (vpnd leave) and join again"
+        return StoreError(f"{self._path / name}: is damaged ({why}); {remedy}")
