@@ -62,6 +62,8 @@ MESSAGES: list[messages.Message] = [
     messages.SessionDown(session_id=1, peer_id="p", reason="gone"),
     messages.SessionWanted(peer_id="p"),
 ]  # fmt: skip
+(HANDOVER,) = [message for message in MESSAGES if isinstance(message, messages.SessionHandover)]
+(START,) = [message for message in MESSAGES if isinstance(message, messages.ShardStart)]
 WAYS = sorted(messages.PERMITTED)
 
 
@@ -107,8 +109,7 @@ def test_every_message_has_a_way_and_is_tried_here() -> None:
 
 
 def test_keys_are_not_in_what_is_printed() -> None:
-    (handover,) = [message for message in MESSAGES if isinstance(message, messages.SessionHandover)]
-    assert repr(handover.receive_key) not in repr(handover) and "key" not in repr(handover)
+    assert repr(HANDOVER.receive_key) not in repr(HANDOVER) and "key" not in repr(HANDOVER)
 
 
 NONSENSE = [
@@ -175,7 +176,7 @@ def test_more_descriptors_than_any_message_has_are_a_violation_and_none_is_kept(
 def test_a_descriptor_arrives_as_a_duplicate_that_no_child_inherits(ends: Ends) -> None:
     control, shard, _ = ends
     read_end, write_end = os.pipe()
-    control.send(MESSAGES[14], (write_end,))
+    control.send(HANDOVER, (write_end,))
     os.close(write_end)
     received = shard.receive()
     assert received is not None
@@ -209,7 +210,7 @@ def test_a_full_channel_queues_in_order_with_descriptors_and_never_blocks(ends: 
     while not control.backlog:
         control.send(messages.PeerKnown(peer_id=str(sent), name=name, prefixes=()))
         sent += 1
-    control.send(MESSAGES[14], (write_end,))
+    control.send(HANDOVER, (write_end,))
     os.close(write_end)  # the queue has one of its own
     received = []
     while True:
@@ -221,7 +222,7 @@ def test_a_full_channel_queues_in_order_with_descriptors_and_never_blocks(ends: 
             continue
         received.append(got)
     assert [message.peer_id for message, _ in received[:-1]] == [str(number) for number in range(sent)]
-    assert received[-1][0] == MESSAGES[14]
+    assert received[-1][0] == HANDOVER
     os.close(received[-1][1][0])
     os.close(read_end)
     assert open_descriptors() == before
@@ -232,7 +233,7 @@ def test_closing_forgets_what_waits_and_its_descriptors(ends: Ends) -> None:
     before = open_descriptors()
     while not control.backlog:
         control.send(messages.PeerKnown(peer_id="p", name="n" * 50_000, prefixes=()))
-    control.send(MESSAGES[14], (raw.fileno(),))
+    control.send(HANDOVER, (raw.fileno(),))
     assert open_descriptors() == before + 1
     control.close()
     assert open_descriptors() == before - 1
@@ -241,8 +242,8 @@ def test_closing_forgets_what_waits_and_its_descriptors(ends: Ends) -> None:
 def test_a_child_waits_for_its_first_message_and_takes_no_other() -> None:
     here, there = channel.pair()
     supervisor, shard = Channel(here, "supervisor", "shard"), Channel(there, "shard", "supervisor")
-    supervisor.send(MESSAGES[1])
-    assert channel.first_message(shard, messages.ShardStart) == (MESSAGES[1], [])
+    supervisor.send(START)
+    assert channel.first_message(shard, messages.ShardStart) == (START, [])
     supervisor.send(messages.Stop())
     with pytest.raises(ProtocolViolation, match="Stop came before ShardStart"):
         channel.first_message(shard, messages.ShardStart)
