@@ -196,18 +196,23 @@ class FlowTable:
         longest: Flow | None = None
         for key in list(itertools.islice(flows, _LOOKED_AT)):
             flow = flows[key] = flows.pop(key)
-            if flow.oldest_s() is None and (longest is None or flow.last_s < longest.last_s):
+            if not _waits(flow) and (longest is None or flow.last_s < longest.last_s):
                 longest = flow
         if longest is not None:
             self._remove(longest)
 
     def _remove(self, flow: Flow) -> None:
-        if flow.oldest_s() is not None:
-            return  # it is not over: something of it waits to be sent
+        if _waits(flow):
+            return  # it is not over, and a new worker of the same flow would overtake what waits
         del self.flows[flow.key]
         if flow.sink is not None:
             flow.sink.flows.discard(flow)
         self.reaped += 1
+
+
+def _waits(flow: Flow) -> bool:
+    """Whether something of it waits to be sent, or may."""
+    return flow.oldest_s() is not None or (flow.sink is not None and flow.sink.holding)
 
 
 def unpin(sink: Sink, flows: set[Flow] | None = None) -> None:

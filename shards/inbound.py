@@ -44,13 +44,13 @@ class Inbound:
     """Stage 6, for all sessions of a shard. Owner: shard loop.
 
     `write(record)` gets the virtio_net_hdr and the packet behind it, borrowed until it returns; OSError is a
-    packet that the kernel refused.
+    packet that the kernel refused. `own`: what packets may be addressed to; may be replaced at any time.
     """
 
     def __init__(
         self, write: Callable[[memoryview], object], own: Prefixes[bool], drops: dict[str, int]
     ) -> None:
-        self._write, self._own, self._drops = write, own, drops
+        self._write, self.own, self._drops = write, own, drops
         self.packets_received = self.bytes_received = 0
         self.packets_to_tun = self.bytes_to_tun = 0
 
@@ -67,7 +67,7 @@ class Inbound:
             if position < 0:
                 return
         length_at, write, inspect = LENGTH.unpack_from, self._write, inspect_untrusted
-        own, drops = self._own.find, self._drops
+        own, drops = self.own.find, self._drops
         allowed = sources.find
         begun = position
         packets = good = good_bytes = 0

@@ -349,7 +349,13 @@ class Link:
         self._barriers.clear()
         for lane in self.lanes.values():
             lane.closed = True
+        self._loop.call_soon(self._forget_session)
         self.events.link_closed(self, reason, failed)
+
+    def _forget_session(self) -> None:
+        """Nobody is within a call of it any more: its buffers, a megabyte, go now. The link refers to itself by its
+        lanes, and waits for the garbage collector, which does not know how large it is."""
+        del self._session
 
     # --- what others look at
 

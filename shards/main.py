@@ -3,7 +3,7 @@
     talks to      over                               what comes, and who serves it
     ------------  ---------------------------------  --------------------------------------------------
     supervisor    channel (inherited descriptor)     _on_supervisor: ShardStart, ControlArrived, Reconfigure,
-                                                     NetworkChanged, Stop, StatusRequest
+                                                     NetworkChanged, OwnPrefixes, Stop, StatusRequest
     supervisor    ring from it                       Outbound.run
     kernel        TUN descriptor, written to only    Inbound
     control       channel (from ControlArrived)      Controlled: peers, circuits, SessionHandover
@@ -117,6 +117,8 @@ class Shard:
                 )
             case messages.Reconfigure(config=config):
                 self._reconfigure(config)
+            case messages.OwnPrefixes(own=own):
+                self._plane.own_changed(own)
             case messages.NetworkChanged(addresses=addresses):
                 self._plane.network_changed(addresses)
             case messages.Stop(drain=True):

@@ -21,7 +21,7 @@ from shards.link import Link
 from shards.live import Live
 from shards.outbound import Outbound
 from shards.peers import Peer, PeerTable
-from shards.prefixes import Prefixes
+from shards.prefixes import set_of
 from shards.stream.pool import PoolCounts
 from shards.stream.session import Session
 from vpnd.api.messages import SessionHandover
@@ -73,10 +73,7 @@ class Plane:
         self.links: dict[int, Link] = {}
         self.peers = PeerTable(self._make_peer, self.drops)
         self.flows = FlowTable(live, self.peers.place)
-        prefixes: Prefixes[bool] = Prefixes()
-        for prefix in own:
-            prefixes.add(prefix, True)
-        self.inbound = Inbound(write, prefixes, self.drops)
+        self.inbound = Inbound(write, set_of(own), self.drops)
         # A batch is a part of the ring, so that its room is given back while there is more to do.
         self.outbound = Outbound(self.flows, now, live.config.worker.ring_bytes // 4)
         self.batch_done = batch_done
@@ -95,6 +92,10 @@ class Plane:
         self._ended = True
         for link in list(self.links.values()):
             link.close(reason, failed=False, polite=True)
+
+    def own_changed(self, own: tuple[str, ...]) -> None:
+        """Packets from peers may be addressed to these prefixes from now on."""
+        self.inbound.own = set_of(own)
 
     # --- peers
 

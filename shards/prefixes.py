@@ -7,6 +7,7 @@ which there are few, are walked longest first.
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Iterable
 from typing import Generic, TypeVar
 
 Value = TypeVar("Value")
@@ -73,3 +74,11 @@ class Prefixes(Generic[Value]):
             if address >> shift == network:
                 return value
         return None
+
+
+def set_of(prefixes: Iterable[str]) -> Prefixes[bool]:
+    """Prefixes that only matter as being in it."""
+    found: Prefixes[bool] = Prefixes()
+    for prefix in prefixes:
+        found.add(prefix, True)
+    return found

@@ -62,7 +62,9 @@ class Health:
             self.next_s = max(now_s, self._sent_s + health.interval)
             self._sent_s = None
             return Verdict.RECOVERED if recovered else Verdict.NOTHING
-        if now_s < self.next_s:
+        failed_s = self._sent_s + self._timeout_s
+        if now_s < failed_s:
+            self.next_s = failed_s
             return Verdict.NOTHING
         self.failures += 1
         if self.failures >= health.max_consecutive_failures:
@@ -72,5 +74,6 @@ class Health:
 
     def _probe(self, now_s: float, timeout_s: float) -> Verdict:
         self._sent_s, self._timeout_s = now_s, timeout_s
-        self.next_s = now_s + timeout_s
+        # Answered or not: an interval that is shorter than the timeout is kept as well.
+        self.next_s = now_s + min(timeout_s, self._live.config.health.interval)
         return Verdict.PROBE

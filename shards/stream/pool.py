@@ -109,7 +109,10 @@ class StreamPool:
         """A stream is open. What was only waiting for a way out takes it."""
         self._host.counts.opened += 1
         self._retry.reset()
-        if lane.link.leaving or lane.link.vitals.suspect:
+        if lane.link.leaving:
+            self._leave_lane(lane)  # it was opening when the session was left: it goes as the others did
+            return
+        if lane.link.vitals.suspect:
             return
         for link in [link for link in self.links if link.vitals.suspect]:
             self.abandon(link)
@@ -255,6 +258,8 @@ class StreamPool:
         leaving = sum(
             1 for link in self.links if link in self._replacing or link.leaving or link.vitals.suspect
         )
+        multiplexer = self._live.config.multiplexer
+        self.scaled = min(max(self.scaled, multiplexer.min_sessions), multiplexer.max_sessions)
         wanted = self.scaled + leaving
         if wanted != self._wanted or urgent:
             self._wanted = wanted
@@ -286,6 +291,7 @@ class StreamPool:
                 self.leave(link)
                 spare -= len(lanes)
         self.fill()
+        self.tell_wanted(urgent=False)  # a suspect may have recovered, the limits may be others
 
     def fill(self) -> None:
         """Open streams up to the minimum; only who dialed a session opens them there, so that both do not."""

@@ -1,0 +1,281 @@
+"""Flow workers: when they are made, moved and forgotten, and what state they are said to be in."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from queue_harness import Fair, chunk, live, numbers
+
+from shards.fair import FairQueue
+from shards.flows import STAY, Drain, Flow, FlowTable, Sink, new_drops, unpin
+from shards.live import Live
+from shards.rooms import Holding, Waiting
+from vpnd.packet.ring import SCRATCH
+
+DROPS = new_drops()
+
+
+class Place:
+    """A lane, as the table sees it."""
+
+    holding = False
+
+    def __init__(self) -> None:
+        self.flows: set[Flow] = set()
+        self.movable_before_s = STAY
+
+    def submit(self, buffer: memoryview, start: int, end: int, packets: int) -> None:
+        raise AssertionError("nothing is sent here")
+
+    def flush(self) -> None:
+        raise AssertionError("nothing is sent here")
+
+
+def table(max_flows: int = 16, sinks: list[Sink] | None = None, **worker: float) -> tuple[FlowTable, Live]:
+    """A table whose flows get the sinks in turn, the last one for good."""
+    settings = live(worker={"max_flows": max_flows, "idle_timeout": 10.0, "stall_timeout": 1.0} | worker)
+    order = sinks or [Place()]
+    return FlowTable(
+        settings, lambda version, address: order.pop(0) if len(order) > 1 else order[0]
+    ), settings
+
+
+def wait(flow: Flow, settings: Live, since_s: float = 0.0) -> FairQueue:
+    """Something of the flow waits."""
+    queue = FairQueue(settings, new_drops())
+    queue.put(flow, chunk(1, range(1), since_s))
+    return queue
+
+
+def test_a_full_table_forgets_the_flow_longest_without_a_packet():
+    flows, _ = table(max_flows=16)
+    for key in range(16):
+        flows.open(key, 1.0)
+    flows.flows[5].last_s = 0.5
+    flows.open(100, 2.0)
+    assert len(flows.flows) == 16
+    assert 5 not in flows.flows and 100 in flows.flows
+    assert (flows.created, flows.reaped) == (17, 1)
+
+
+def test_the_table_grows_with_its_limit():
+    flows, settings = table(max_flows=16)
+    for key in range(20):
+        flows.open(key, 1.0)
+    assert len(flows.flows) == 16
+    settings.config = live(worker={"max_flows": 40}).config
+    for key in range(100, 120):
+        flows.open(key, 1.0)
+    assert len(flows.flows) == 36
+
+
+def test_flows_of_which_something_waits_are_never_forgotten():
+    flows, settings = table(max_flows=16)
+    waiting = [flows.open(key, 0.0) for key in range(4)]
+    for flow in waiting:
+        wait(flow, settings)
+    for key in range(100, 200):
+        flows.open(key, 50.0)
+    flows.clean(1000.0)
+    assert set(flows.flows) == {0, 1, 2, 3}
+
+
+def test_flows_that_are_held_back_are_never_forgotten():
+    """A new worker would not know of the packets that wait, and overtake them."""
+    holding = Holding(live(), DROPS, lambda: 0.0)
+    flows, _ = table(max_flows=16, sinks=[holding, Place()])
+    held = flows.open(1, 0.0)
+    for key in range(100, 200):
+        flows.open(key, 50.0)
+    flows.clean(1000.0)
+    assert flows.flows == {1: held}
+
+
+IDLE = [
+    ("a flow that was silent for the idle timeout is forgotten", 10.0, 20.1, False),
+    ("a flow that was silent for less is kept", 10.0, 19.9, True),
+    ("a longer timeout keeps it longer", 30.0, 20.1, True),
+]
+
+
+@pytest.mark.parametrize(("sentence", "timeout_s", "now_s", "kept"), IDLE, ids=[row[0] for row in IDLE])
+def test_silent_flows_are_forgotten(sentence, timeout_s, now_s, kept):
+    place = Place()
+    flows, settings = table(sinks=[place])
+    flow = flows.open(1, 10.0)
+    settings.config = live(worker={"idle_timeout": timeout_s}).config
+    flows.clean(now_s)
+    assert (1 in flows.flows) == kept
+    assert (flow in place.flows) == kept
+    assert flows.reaped == (0 if kept else 1)
+
+
+STATES = [
+    ("a packet since the last cleaning: active", 6.0, None, False, {}, "active"),
+    ("none since then: idle", 4.0, None, False, {}, "idle"),
+    ("its oldest packet waits for the stall timeout: stalled", 6.0, 6.0, False, {}, "stalled"),
+    ("for less: active", 6.0, 6.5, False, {}, "active"),
+    ("with a longer timeout: active", 6.0, 6.0, False, {"stall_timeout": 2.0}, "active"),
+    ("held back: draining, whatever else", 4.0, None, True, {}, "draining"),
+]
+
+
+@pytest.mark.parametrize(
+    ("sentence", "last_s", "waits_since_s", "held", "worker", "state"), STATES, ids=[row[0] for row in STATES]
+)
+def test_a_flow_is_in_one_state(sentence, last_s, waits_since_s, held, worker, state):
+    place: Sink = Holding(live(), DROPS, lambda: 0.0) if held else Place()
+    flows, settings = table(sinks=[place], **worker)
+    flows.clean(5.0)
+    flow = flows.open(1, last_s)
+    if waits_since_s is not None:
+        wait(flow, settings, waits_since_s)
+    flows.count_states(7.0)
+    assert flows.states.pop(state) == 1 and not any(flows.states.values())
+
+
+def test_a_flow_moves_only_when_nothing_of_it_waits():
+    first, second = Place(), Place()
+    flows, settings = table(sinks=[first, second])
+    flow = flows.open(1, 0.0)
+    queue = wait(flow, settings)
+    assert flows.open(1, 1.0).sink is first
+    queue.take_all()
+    assert flows.open(1, 1.0).sink is second
+    assert (first.flows, second.flows, flows.moved) == (set(), {flow}, 1)
+
+
+def test_a_flow_whose_sink_has_ended_finds_another():
+    first, second = Place(), Place()
+    flows, _ = table(sinks=[first, second])
+    flow, other = flows.open(1, 0.0), Flow(7)
+    other.pin(first)
+    unpin(first, {flow})
+    assert (flow.sink, other.sink) == (None, first)
+    assert flows.open(1, 0.0).sink is second
+    unpin(first)
+    assert other.sink is None and not first.flows
+
+
+def test_a_drain_counts_and_says_so_before():
+    drops, seen = new_drops(), []
+    drain = Drain("circuit_open", drops, lambda: seen.append(drops["circuit_open"]))
+    drain.submit(memoryview(b""), 0, 0, 3)
+    drain.submit(memoryview(b""), 0, 0, 2)
+    assert (drops["circuit_open"], seen) == (5, [0, 3])
+
+
+@given(st.randoms(use_true_random=False))
+def test_every_flow_is_pinned_where_it_says(chance: random.Random) -> None:
+    places = [Place() for _ in range(3)]
+    fair = Fair(live())
+    flows = FlowTable(
+        live(worker={"max_flows": 16, "idle_timeout": 1.0}), lambda version, address: chance.choice(places)
+    )
+    now_s = 0.0
+    for _ in range(chance.randrange(150)):
+        now_s += chance.random() / 4
+        what, key = chance.randrange(8), chance.randrange(40)
+        if what < 5:
+            fair.flows[key] = flow = flows.open(key, now_s)
+            flow.last_s = now_s
+            if chance.random() < 0.2:
+                fair.put(key, 1, now_s)
+        elif what == 5:
+            unpin(chance.choice(places))
+        elif what == 6:
+            flows.clean(now_s)
+        else:
+            fair.send(now_s)
+        pinned = [flow for place in places for flow in place.flows]
+        assert len(pinned) == len(set(pinned))
+        assert all(flows.flows[flow.key] is flow and flow in flow.sink.flows for flow in pinned)
+        assert flows.created - flows.reaped == len(flows.flows)
+        waiting = sum(flow.oldest_s() is not None for flow in flows.flows.values())
+        assert len(flows.flows) <= 16 + waiting
+
+
+# --- what waits together
+
+
+def test_a_chunk_keeps_the_records_and_has_scratch_in_front():
+    source = memoryview(bytes(range(64)))
+    kept = chunk(1, range(1)).__class__(source, 20, 50, 1, 0.0)
+    assert bytes(kept.buffer[kept.start : kept.end]) == bytes(range(20, 50))
+    kept.buffer[:SCRATCH] = b"!" * SCRATCH
+    assert kept.start >= SCRATCH and len(kept) == 30
+
+
+def test_dropping_the_first_packet_of_a_chunk_leaves_the_others():
+    kept = chunk(4, range(5, 8))
+    whole = len(kept)
+    taken = kept.drop_first()
+    assert (len(kept), kept.packets) == (whole - taken, 2)
+    assert numbers(kept) == [(4, 6), (4, 7)]
+
+
+ROOM = [
+    ("bytes are the bound", {"pending_bytes": 300}, 3, 2),
+    ("packets are the bound", {"buffer_size": 1}, 3, 1),
+    ("with room everything waits", {}, 3, 3),
+    ("no room, no waiting", {"pending_bytes": 0}, 2, 0),
+]
+
+
+@pytest.mark.parametrize(("sentence", "worker", "packets", "kept"), ROOM, ids=[row[0] for row in ROOM])
+def test_packets_wait_for_a_session_within_bounds(sentence, worker, packets, kept):
+    drops, wanted = new_drops(), []
+    waiting = Waiting(live(worker=worker), drops, lambda: 0.0, lambda: wanted.append(1))
+    for number in range(packets):
+        one = chunk(1, range(number, number + 1), size=100)
+        waiting.submit(one.buffer, one.start, one.end, 1)
+    assert (waiting.queue.packets, drops["no_session"]) == (kept, packets - kept)
+    assert wanted[:1] == [1] and len(wanted) == (1 if kept else packets)
+    out: list[tuple[int, int]] = []
+    waiting.empty(lambda each: out.extend(numbers(each)))
+    assert out == [(1, number) for number in range(kept)]
+    assert not waiting.queue and waiting.queue.bytes == 0
+
+
+def test_what_waits_for_too_long_is_dropped():
+    drops, clock = new_drops(), [0.0]
+    settings = live(worker={"pending_timeout": 2.0})
+    waiting = Waiting(settings, drops, lambda: clock[0], lambda: None)
+    for clock[0] in (0.0, 1.0):
+        one = chunk(1, range(2))
+        waiting.submit(one.buffer, one.start, one.end, 2)
+    assert waiting.expire(1.9) == 2.0
+    assert waiting.expire(2.0) == 3.0
+    assert drops["no_session"] == 2
+    settings.config = live(worker={"pending_timeout": 5.0}).config
+    assert waiting.expire(3.0) == 6.0
+    waiting.drop_all("circuit_open")
+    assert waiting.expire(9.0) is None and drops["circuit_open"] == 2
+
+
+def test_what_finds_no_way_after_all_waits_on_in_order():
+    waiting = Waiting(live(), new_drops(), lambda: 0.0, lambda: None)
+    for number in range(3):
+        one = chunk(1, range(number, number + 1))
+        waiting.submit(one.buffer, one.start, one.end, 1)
+    waiting.empty(lambda each: waiting.submit(each.buffer, each.start, each.end, each.packets))
+    out: list[tuple[int, int]] = []
+    waiting.empty(lambda each: out.extend(numbers(each)))
+    assert out == [(1, 0), (1, 1), (1, 2)]
+
+
+@pytest.mark.parametrize(("hold_bytes", "kept"), [(1 << 17, 2), (1 << 20, 3)])
+def test_what_is_held_back_is_bounded_but_for_what_waited_before(hold_bytes, kept):
+    drops = new_drops()
+    holding = Holding(live(hold_bytes=hold_bytes), drops, lambda: 0.0)
+    holding.hold(chunk(1, range(1), size=60_000))
+    for number in (1, 2):
+        one = chunk(1, range(number, number + 1), size=60_000)
+        holding.submit(one.buffer, one.start, one.end, 1)
+    assert (holding.queue.packets, drops["queue_full"]) == (kept, 3 - kept)
+    out: list[tuple[int, int]] = []
+    holding.empty(lambda each: out.extend(numbers(each)))
+    assert out == [(1, number) for number in range(kept)]

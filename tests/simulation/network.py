@@ -1,0 +1,267 @@
+"""Made-up TCP between the nodes of a simulation: segments that take their time, and everything that goes wrong.
+
+    delay, bandwidth   per network; a segment is of a random size, and reads and writes are cut anywhere
+    cut                a pair of nodes hears nothing of each other; what was sent comes after it is healed
+    reset              both ends get ECONNRESET, what is on its way is lost
+    vanish             half-open: nothing moves any more, nobody is told, until TCP_USER_TIMEOUT
+    pause              one end is not read for a while
+
+As in Linux: a socket closed with unread bytes, or sent to after it was closed, answers with RST; what had
+arrived before a RST is read first.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections import deque
+from random import Random
+
+from shards.sockets import SIOCOUTQNSD, TCP_NOTSENT_LOWAT
+from simulation.clock import VirtualLoop, Watched
+
+#: After an outage: until the sender tries again.
+RETRANSMIT_S = 0.2
+LEAST_SEGMENT_BYTES, MOST_SEGMENT_BYTES = 40, 9000
+
+
+class Network:
+    """What all connections share. `delay_s` one way, `rate` in bytes a second for each direction of each."""
+
+    def __init__(
+        self, loop: VirtualLoop, random: Random, *, delay_s: float, rate: float, buffer: int
+    ) -> None:
+        self.loop, self.random, self.delay_s, self.rate, self.buffer = loop, random, delay_s, rate, buffer
+        self.cut: set[frozenset[str]] = set()
+        self.connections: list[Connection] = []
+
+    def connect(self, dialer: str, addresses: tuple[str, str], acceptor: str) -> Connection:
+        """An established connection from one node to another."""
+        connection = Connection(self, (dialer, acceptor), addresses)
+        self.connections.append(connection)
+        return connection
+
+    def set_cut(self, one: str, other: str, cut: bool) -> None:
+        """Begin or end an outage between two nodes."""
+        pair = frozenset((one, other))
+        if cut == (pair in self.cut):
+            return
+        (self.cut.add if cut else self.cut.discard)(pair)
+        for connection in self.connections:
+            if connection.pair == pair:
+                connection.faulted = True
+                if not cut:
+                    for end in connection.ends:
+                        self.loop.call_later(RETRANSMIT_S, end.pump)
+
+
+class Connection:
+    """Two sockets. `faulted`: something was done to it, so packets in it may be lost or late."""
+
+    def __init__(self, network: Network, nodes: tuple[str, str], addresses: tuple[str, str]) -> None:
+        self.network, self.nodes = network, nodes
+        self.pair = frozenset(nodes)
+        self.vanished = False
+        self.faulted = self.pair in network.cut
+        self.ends = (FakeSocket(self, addresses[0]), FakeSocket(self, addresses[1]))
+        self.ends[0].other, self.ends[1].other = self.ends[1], self.ends[0]
+
+    def passes(self) -> bool:
+        return not self.vanished and self.pair not in self.network.cut
+
+    def open(self) -> bool:
+        return any(not end.closed for end in self.ends)
+
+    def reset(self) -> None:
+        """A RST for both, from somewhere between."""
+        self.faulted = True
+        for end in self.ends:
+            end.take_reset()
+
+    def vanish(self) -> None:
+        """The way between them is gone for good, without a sign."""
+        self.faulted = self.vanished = True
+
+    def pause(self, end: int, seconds: float) -> None:
+        """The process behind one end does not read for a while."""
+        self.faulted = True
+        self.ends[end].pause(seconds)
+
+
+class FakeSocket(Watched):
+    """One end of a connection: the methods of socket.socket that the data plane calls."""
+
+    other: FakeSocket
+
+    def __init__(self, connection: Connection, address: str) -> None:
+        super().__init__()
+        self._connection, self._network, self._address = connection, connection.network, address
+        self._loop = connection.network.loop
+        self.closed = False
+        self._error = 0
+        self._unsent = bytearray()
+        self._on_way: deque[bytes] = deque()
+        self._on_way_bytes = 0
+        self._free_s = 0.0  # when the line is free again
+        self._received = bytearray()
+        self._end_sent = self._ended = False
+        self._paused = self._pump_due = False
+        self._lowat = 1 << 31
+        self._user_timeout_s = 0.0
+        self._waits_since_s: float | None = None
+
+    # --- as a socket
+
+    def setsockopt(self, level: int, option: int, value: int | bytes) -> None:
+        if option == TCP_NOTSENT_LOWAT:
+            assert isinstance(value, int)
+            self._lowat = value
+        elif option == socket.TCP_USER_TIMEOUT:
+            assert isinstance(value, int)
+            self._user_timeout_s = value / 1000
+
+    def getsockname(self) -> tuple[str, int]:
+        return self._address, 4001
+
+    def outstanding(self, request: int) -> int:
+        return len(self._unsent) + (0 if request == SIOCOUTQNSD else self._on_way_bytes)
+
+    def send(self, view: memoryview) -> int:
+        assert not self.closed
+        if self._error:
+            raise OSError(self._error, "reset")
+        room = self._network.buffer - len(self._unsent) - self._on_way_bytes
+        if room <= 0 or not len(view):
+            raise BlockingIOError
+        count = min(room, len(view))
+        self._unsent += view[:count]
+        self._watch_for_silence()
+        self.pump()
+        return count
+
+    def recv_into(self, buffer: memoryview) -> int:
+        assert not self.closed and len(buffer)
+        if self._received:
+            count = min(len(buffer), len(self._received), self._network.random.randint(1, 1 << 17))
+            buffer[:count] = self._received[:count]
+            del self._received[:count]
+            self.other.pump()
+            return count
+        if self._error:
+            raise OSError(self._error, "reset")
+        if self._ended:
+            return 0
+        raise BlockingIOError
+
+    def close(self) -> None:
+        assert not self.closed
+        self.closed = True
+        if self._received:  # unread bytes: the peer is told that they were not taken
+            self._unsent.clear()
+            self._loop.call_later(self._network.delay_s, self._reset_other)
+        else:
+            self.pump()
+
+    # --- as the loop sees it
+
+    def readable(self) -> bool:
+        return not self._paused and bool(self._received or self._error or self._ended)
+
+    def writable(self) -> bool:
+        used = len(self._unsent) + self._on_way_bytes
+        return bool(self._error) or (len(self._unsent) < self._lowat and used * 3 <= self._network.buffer * 2)
+
+    def pause(self, seconds: float) -> None:
+        self._paused = True
+        self._loop.call_later(seconds, self._resume)
+
+    def _resume(self) -> None:
+        self._paused = False
+        self._loop.look(self)
+
+    # --- the way of the bytes
+
+    def pump(self) -> None:
+        """Send what the line and the other end's buffer take."""
+        if self._error or not self._connection.passes():
+            return
+        network, now_s = self._network, self._loop.now_s
+        while self._unsent:
+            room = network.buffer - len(self.other._received) - self._on_way_bytes
+            size = min(
+                room, len(self._unsent), network.random.randint(LEAST_SEGMENT_BYTES, MOST_SEGMENT_BYTES)
+            )
+            if size <= 0:
+                return
+            if self._free_s > now_s + network.delay_s:
+                if not self._pump_due:
+                    self._pump_due = True
+                    self._loop.call_at(self._free_s - network.delay_s / 2, self._pump_again)
+                return
+            segment = bytes(self._unsent[:size])
+            del self._unsent[:size]
+            self._on_way.append(segment)
+            self._on_way_bytes += size
+            self._free_s = max(self._free_s, now_s) + size / network.rate
+            self._loop.call_at(self._free_s + network.delay_s, self._arrive)
+        if self.closed and not self._end_sent:
+            self._end_sent = True
+            self._loop.call_at(max(self._free_s, now_s) + network.delay_s, self._arrive_end)
+        self._loop.look(self)
+
+    def _pump_again(self) -> None:
+        self._pump_due = False
+        self.pump()
+
+    def _arrive(self) -> None:
+        if not self._on_way:
+            return
+        if not self._connection.passes():  # it is sent again when that is over
+            self._loop.call_later(RETRANSMIT_S, self._arrive)
+            return
+        segment = self._on_way.popleft()
+        self._on_way_bytes -= len(segment)
+        self._waits_since_s = self._loop.now_s if self._on_way or self._unsent else None
+        other = self.other
+        if other.closed:
+            self._loop.call_later(self._network.delay_s, self.take_reset)
+        elif not other._error:
+            other._received += segment
+            self._loop.look(other)
+        self.pump()
+        self._loop.look(self)
+
+    def _arrive_end(self) -> None:
+        if self._on_way or not self._connection.passes():
+            self._loop.call_later(RETRANSMIT_S, self._arrive_end)
+            return
+        self.other._ended = True
+        self._loop.look(self.other)
+
+    def _reset_other(self) -> None:
+        if self._connection.passes():
+            self.other.take_reset()
+        else:
+            self._loop.call_later(RETRANSMIT_S, self._reset_other)
+
+    def take_reset(self, error: int = errno.ECONNRESET) -> None:
+        """A RST has come, or the kernel has given up."""
+        self._error = self._error or error
+        self._unsent.clear()
+        self._on_way.clear()
+        self._on_way_bytes = 0
+        self._loop.look(self)
+
+    def _watch_for_silence(self) -> None:
+        if self._waits_since_s is None:
+            self._waits_since_s = self._loop.now_s
+            self._loop.call_later(self._user_timeout_s, self._check_silence)
+
+    def _check_silence(self) -> None:
+        since_s = self._waits_since_s
+        if since_s is None or self._error or self.closed:
+            return
+        if self._loop.now_s - since_s >= self._user_timeout_s and not self._connection.passes():
+            self.take_reset(errno.ETIMEDOUT)
+        else:
+            self._loop.call_later(self._user_timeout_s, self._check_silence)

@@ -1,0 +1,237 @@
+"""A simulated node: a real data plane, and a control of which only the I/O is made up."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from shards.lane import Lane
+from shards.link import Link
+from shards.live import Live
+from shards.peers import Peer
+from shards.plane import Plane
+from simulation.packets import Batch, number_of, seen
+from vpnd.api.messages import SessionHandover
+from vpnd.config.schema import Config
+from vpnd.control.book import SessionBook
+from vpnd.control.dialstate import NEVER, Dial
+from vpnd.control.planner import Planner
+from vpnd.discovery.registry import Member
+from vpnd.metrics import OUTBOUND_DROPS
+from vpnd.packet.capability import Capabilities
+from vpnd.packet.record import MAX_RECORD_BYTES
+
+if TYPE_CHECKING:
+    from simulation.network import Connection
+    from simulation.world import World
+
+HELLO = Capabilities(offloads=0, max_record=MAX_RECORD_BYTES, mtu=1400)
+SHARD = 0
+
+
+class Node:
+    """`name` is its peer id. `address` is its virtual IP, `place` where it is on the network."""
+
+    def __init__(self, world: World, name: str, address: str, place: str, config: Config) -> None:
+        self.world, self.name, self.address, self.place = world, name, address, place
+        self.source = number_of(address)
+        self.members: dict[str, Member] = {}
+        self.live = Live(config)
+        # the highest limits so far: what there is goes only when it is idle
+        self._most_sessions = config.multiplexer.max_sessions
+        self._most_streams = config.stream_pool.max_streams_per_peer
+        self.book = SessionBook(world.random.getrandbits)
+        self.planner = Planner(name, (), self.book, config, world.random.uniform)
+        self.plane = Plane(
+            self.live, (f"{address}/32",), HELLO, self._write, self, self._batch_done,
+            world.loop.time, world.random,
+        )  # fmt: skip
+        self.connections: dict[int, Connection] = {}  # by session id
+        self.dials: dict[Dial, list[object]] = {}
+        self._arriving_on: Connection | None = None
+        self._watch_arrivals()
+        self.planner.shard_ready(SHARD, world.loop.now_s)
+        self.plane.start()
+
+    def _watch_arrivals(self) -> None:
+        """Know of each packet on which connection it came."""
+        take = self.plane.inbound.deliver_untrusted
+
+        def deliver(sources: object, reassembly: object, view: memoryview) -> None:
+            connection = None
+            for link in self.plane.links.values():
+                if any(lane.reassembly is reassembly for lane in link.lanes.values()):
+                    connection = self.connections[link.session_id]
+            assert connection is not None, "payload of a stream that is not there"
+            self._arriving_on = connection
+            take(sources, reassembly, view)  # type: ignore[arg-type]
+
+        self.plane.inbound.deliver_untrusted = deliver  # type: ignore[method-assign,assignment]
+
+    # --- packets
+
+    def send(self, records: list[bytes]) -> None:
+        """Packets of an application, through the ring."""
+        batch = Batch(records)
+        while self.plane.outbound.run(batch):  # type: ignore[arg-type]
+            pass
+
+    def _write(self, view: memoryview) -> None:
+        assert self._arriving_on is not None
+        self.world.arrived(self, seen(view), self._arriving_on)
+
+    def _batch_done(self) -> None:
+        pass
+
+    # --- the plane tells, as over a channel: a moment later
+
+    def session_up(self, link: Link) -> None:
+        self._later(self._on_up, link.session_id)
+
+    def session_down(self, link: Link, reason: str, failed: bool) -> None:
+        self.world.closed(self, link, reason, failed)
+        self._later(self._on_down, link.session_id, reason, failed)
+
+    def session_wanted(self, peer_id: str, sessions: int, urgent: bool) -> None:
+        self._later(self._on_wanted, peer_id, sessions, urgent)
+
+    def _later(self, callback: object, *args: object) -> None:
+        self.world.loop.call_later(self.world.channel_s, callback, *args)
+
+    def _on_up(self, session_id: int) -> None:
+        if held := self.book.up(session_id, SHARD):
+            self.planner.session_up(held)
+        self.settle()
+
+    def _on_down(self, session_id: int, reason: str, failed: bool) -> None:
+        if held := self.book.down(session_id, SHARD):
+            self.planner.session_down(held, reason, failed, self.world.loop.now_s)
+        self.settle()
+
+    def _on_wanted(self, peer_id: str, sessions: int, urgent: bool) -> None:
+        self.planner.wanted(peer_id, SHARD, sessions, urgent, self.world.loop.now_s)
+        self.settle()
+
+    # --- control
+
+    def know(self, member: Member) -> None:
+        """A new peer, or one that is set otherwise."""
+        before = self.members.get(member.peer_id)
+        self.members[member.peer_id] = member
+        new = self.plane.peers.get(member.peer_id) is None
+        peer = self.plane.peers.know(member.peer_id, member.name, member.prefixes)
+        if new:
+            peer.pool.tell_wanted(urgent=False)
+        if before is None:
+            self.planner.member_added(member, self.world.loop.now_s)
+        else:
+            self.planner.member_changed(member)
+        self.settle()
+
+    def forget(self, peer_id: str) -> None:
+        """No longer a peer."""
+        if self.members.pop(peer_id, None) is not None:
+            self._forget_dials(peer_id)
+            self.planner.member_removed(peer_id)
+            self.plane.peers.forget(peer_id)
+            self.settle()
+
+    def configure(self, config: Config) -> None:
+        """`vpnd reload`."""
+        self.live.config = config
+        self._most_sessions = max(self._most_sessions, config.multiplexer.max_sessions)
+        self._most_streams = max(self._most_streams, config.stream_pool.max_streams_per_peer)
+        self.planner.configure(config)
+        self.settle()
+
+    def network_changed(self) -> None:
+        """The machine says so, whether or not it matters."""
+        self._forget_dials(None)
+        self.planner.network_changed()
+        self.plane.network_changed((self.place,))
+        self.settle()
+
+    def _forget_dials(self, peer_id: str | None) -> None:
+        for dial in list(self.dials):
+            if peer_id is None or dial.member.peer_id == peer_id:
+                self.dials.pop(dial)
+
+    def settle(self) -> None:
+        """What follows from what the planner was told."""
+        for change in self.planner.take_circuit_changes():
+            if peer := self.plane.peers.get(change.member.peer_id):
+                peer.set_circuit(change.new)
+        due_s = self.planner.next_due_s()
+        if due_s != NEVER:
+            self.world.loop.call_at(max(due_s, self.world.loop.now_s), self._dial)
+
+    def _dial(self) -> None:
+        for dial in self.planner.take_due(self.world.loop.now_s):
+            self.dials[dial] = []
+            self.world.dial(self, dial)
+        if self.planner.next_due_s() > self.world.loop.now_s:
+            self.settle()
+
+    def dialed(self, dial: Dial, handover: SessionHandover | None, connection: Connection | None) -> bool:
+        """A dial has come to its end. False when nobody wants the session any more."""
+        if self.dials.pop(dial, None) is None:
+            return False
+        taken = False
+        if handover is not None and connection is not None and self.room(dial.member.peer_id):
+            self.take(handover, connection, 0)
+            taken = True
+        error = "" if handover is not None else "no answer"
+        self.planner.dial_ended(dial, error, self.world.loop.now_s)
+        self.settle()
+        return taken
+
+    def room(self, peer_id: str) -> bool:
+        return self.book.count(peer_id) < self.live.config.p2p.max_sessions_per_peer
+
+    def take(self, handover: SessionHandover, connection: Connection, end: int) -> None:
+        """A session for the shard; its descriptor and keys are a moment under way."""
+        session_id = handover.session_id
+        self.connections[session_id] = connection
+        self.book.add(session_id, handover.peer_id, SHARD, handover.initiator, self.world.loop.now_s)
+        self.planner.session_added(handover.peer_id)
+        sock = connection.ends[end]
+        if self.plane.take(handover, sock):  # type: ignore[arg-type]
+            self.world.opened(self, self.plane.links[session_id], connection)
+        else:
+            sock.close()
+            self._later(self._on_down, session_id, "unknown", False)
+        self.settle()
+
+    # --- what must hold
+
+    def check(self) -> None:
+        """At any moment between two callbacks."""
+        plane = self.plane
+        dropped = sum(plane.drops[reason] for reason in OUTBOUND_DROPS)
+        assert plane.outbound.packets == plane.packets_sent + dropped + plane.queued(), "the books"
+        assert plane.counts.opened - plane.counts.closed == plane.streams(), "streams are counted"
+        assert plane.sessions_opened - plane.sessions_closed == len(plane.links)
+        for flow in plane.flows.flows.values():
+            sink = flow.sink
+            assert sink is None or flow in sink.flows
+            if isinstance(sink, Lane):
+                assert not sink.closed and not sink.link.closed, "a flow is pinned to a lane that is closed"
+                assert sink in sink.link.lanes.values()
+        for peer in plane.peers:
+            self._check_limits(peer)
+
+    def _check_limits(self, peer: Peer) -> None:
+        """Each side keeps to its limits in what it begins: both may do so at once."""
+        links = peer.pool.links
+        for link in links:
+            assert self.plane.links.get(link.session_id) is link
+        assert len(links) <= self.live.config.p2p.max_sessions_per_peer, "more sessions than there may be"
+        dialed = [link for link in links if link.initiator and link.usable and not link.vitals.suspect]
+        staying = [link for link in dialed if link not in peer.pool._replacing]
+        # One that was a suspect has got its replacement and may recover after all.
+        most = len(links) if self.world.in_trouble(self, peer.peer_id) else self._most_sessions
+        assert len(staying) <= most, "more sessions than multiplexer.max_sessions"
+        ours = [
+            lane for link in links for lane in link.lanes.values() if lane.stream.ours and not lane.leaving
+        ]
+        # A session that replaces another begins with a stream, whatever there is.
+        assert len(ours) <= self._most_streams + len(links), "more streams than max_streams_per_peer"
