@@ -27,7 +27,7 @@ from shards.inbound import Inbound
 from shards.lane import Lane
 from shards.live import Live
 from shards.peers import Peer
-from shards.sockets import SIOCOUTQ, SIOCOUTQNSD, outstanding, tune
+from shards.sockets import SIOCOUTQ, SIOCOUTQNSD, discard, outstanding, tune
 from shards.stream.events import Data, GoneAway, Pong, StreamClosed, StreamReady, WindowOpened
 from shards.stream.session import Session
 from shards.stream.yamux import Stream
@@ -345,6 +345,8 @@ class Link:
         if self._timer is not None:
             self._timer.cancel()
         self.vitals.stop()
+        if not polite:
+            discard(self._sock)
         self._sock.close()
         self._barriers.clear()
         for lane in self.lanes.values():

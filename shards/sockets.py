@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import socket
+import struct
 import sys
 
 from vpnd.config.schema import Session as Settings
@@ -17,6 +18,8 @@ TCP_NOTSENT_LOWAT = 25
 #: sent.
 SIOCOUTQ = 0x5411
 SIOCOUTQNSD = 0x894B
+#: struct linger: wait for the send queue, but not at all.
+_RESET = struct.pack("ii", 1, 0)
 
 
 def tune(sock: socket.socket, settings: Settings) -> None:
@@ -31,6 +34,12 @@ def tune(sock: socket.socket, settings: Settings) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, name)
         except OSError as error:
             log.debug("congestion control %s: %s", settings.congestion_control, error)
+
+
+def discard(sock: socket.socket) -> None:
+    """Let close() reset the connection: what the kernel has not sent yet, and would go on sending for as long as
+    TCP_USER_TIMEOUT, must not arrive behind what went over another session by then."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
 
 
 def outstanding(sock: socket.socket, request: int) -> int:

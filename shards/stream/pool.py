@@ -72,6 +72,8 @@ class StreamPool:
         self._holdings: dict[Holding, Link] = {}
         self._replacing: set[Link] = set()
         self._rotating: set[Link] = set()
+        #: of the sessions there were when one was to be rotated: those the peer dialed, and all
+        self._spare = self._present = 0
         self._wanted = 1  # what control takes for granted
         self._retry = self._new_retry()
         self._lost = lost
@@ -115,10 +117,14 @@ class StreamPool:
         if lane.link.vitals.suspect:
             return
         for link in [link for link in self.links if link.vitals.suspect]:
-            self.abandon(link)
+            self._give_up(link)
         for link in self._replacing & set(self.links):
-            if link is not lane.link and not link.leaving:
+            if link is not lane.link and not link.leaving and lane.link.initiator:
                 self.leave(link)
+        # Both sides may have made a replacement, and one that was under way is no longer needed.
+        ours = [link for link in self.usable() if link.initiator and not link.vitals.suspect]
+        for link in ours[: -self.scaled]:
+            self.leave(link)
 
     def lane_closed(self, lane: Lane) -> None:
         """The peer has closed a lane, the session lives: what we sent on it may still be on its way."""
@@ -154,7 +160,12 @@ class StreamPool:
         """A session does not answer: make another one before this one breaks; use those there are."""
         self.tell_wanted(urgent=True)
         if any(not lane.link.vitals.suspect for lane in self.lanes()):
-            self.abandon(link)
+            self._give_up(link)
+
+    def _give_up(self, link: Link) -> None:
+        """There is a better session. This one is ended rather than spared: if it recovered, what it has on its way
+        would arrive behind what its flows have sent over the other one since."""
+        link.close("does not answer, and another session does")
 
     def link_closed(self, link: Link) -> None:
         """A session is gone."""
@@ -194,10 +205,18 @@ class StreamPool:
 
     def rotate(self, link: Link) -> None:
         """Replace a session that has served long enough: wait for another one, then leave this one."""
-        if link not in self._replacing and not link.leaving:
-            self._replacing.add(link)
-            self._rotating.add(link)
-            self.tell_wanted(urgent=False)
+        if link in self._replacing or link.leaving:
+            return
+        self._rotating.add(link)
+        staying = [other for other in self.usable() if other is not link and other not in self._replacing]
+        if sum(other.initiator and not other.vitals.suspect for other in staying) >= self.scaled:
+            self.leave(link)  # there were more than are wanted: it needs no replacement
+            return
+        self._replacing.add(link)
+        # What the peer has dialed is no replacement: it may be about to rotate that this very moment.
+        self._spare = sum(not other.initiator for other in staying)
+        self._present = sum(not other.leaving for other in self.links)
+        self.tell_wanted(urgent=False)
 
     def leave(self, link: Link) -> None:
         """End a session without losing anything; there must be others, or packets wait."""
@@ -261,6 +280,8 @@ class StreamPool:
         multiplexer = self._live.config.multiplexer
         self.scaled = min(max(self.scaled, multiplexer.min_sessions), multiplexer.max_sessions)
         wanted = self.scaled + leaving
+        if any(not link.leaving for link in self._replacing):
+            wanted = max(wanted, min(wanted + self._spare, self._present + 1))
         if wanted != self._wanted or urgent:
             self._wanted = wanted
             self._host.want(self._peer_id, wanted, urgent)

@@ -5,10 +5,23 @@ from __future__ import annotations
 import ipaddress
 import os
 import signal
+from typing import Any
 
 from lab import Node, wait_until
+from lab.node import P2P_PORT as SESSION_PORT
 
 from vpnd.packet import flow
+
+__all__ = [
+    "SESSION_PORT",
+    "descriptors",
+    "kill",
+    "kill_shard",
+    "peer_row",
+    "shard_pid",
+    "udp_port_of",
+    "wait_restarted",
+]
 
 UDP = 17
 
@@ -56,3 +69,9 @@ def udp_port_of(ip: str, shard: int, shards: int) -> int:
 def descriptors(pid: int) -> int:
     """Open file descriptors of a process."""
     return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def peer_row(node: Node, other: Node) -> dict[str, Any]:
+    """What a node's status says of another node."""
+    name = other.namespace.label
+    return next((dict(peer) for peer in node.ask()["peers"] if peer["name"] == name), {})

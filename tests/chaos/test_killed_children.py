@@ -131,7 +131,7 @@ def test_a_shard_that_dies_again_and_again_waits_longer_each_time_and_the_node_l
 @pytest.mark.slow
 def test_sixteen_flows_end_normally_while_processes_die_at_random() -> None:
     chance = random.Random(20)
-    seconds = 12
+    seconds = 9
     with running_nodes() as (a, b):
         iperf3(a.lab, a.namespace, b.namespace, b.virtual_ip, flows=16, seconds=1)
         supervisors = [node.ask()["supervisor"]["pid"] for node in (a, b)]

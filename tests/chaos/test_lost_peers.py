@@ -45,7 +45,7 @@ def test_a_node_that_stops_under_load_is_found_again_when_it_is_back() -> None:
                 print(f"back after {time.monotonic() - begun_s:.2f} s")
             wait_connected([a, b])
         status = settled(a)
-        assert set(drops(status)) <= {"no_session", "session_lost", "queue_full"}
+        assert set(drops(status)) <= {"no_session", "circuit_open", "session_lost", "queue_full"}
         assert status["dropped"]["no_session"] > 0
 
 
@@ -84,9 +84,10 @@ def test_a_link_that_is_silent_for_a_moment_costs_no_session() -> None:
             time.sleep(1.5)
             blackhole(b, False)
             time.sleep(2.5)
-        assert (flow.lost, flow.late) == (0, 0), (
-            "a session is a TCP connection: it repeats what was swallowed"
-        )
+        # A session is a TCP connection, it repeats what was swallowed. What piled up in front of it meanwhile is
+        # for CoDel to shorten, a packet now and then.
+        assert flow.lost == drops(settled(a)).get("queue_delay", 0) <= flow.sent // 100
+        assert flow.late == 0
         assert a.ask()["control"]["counters"]["dials"] == before
 
 

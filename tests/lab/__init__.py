@@ -5,9 +5,12 @@ Used by the tests, scripts/bench and scripts/demo. Standard library only.
 
 from __future__ import annotations
 
+from .bulk import Bulk
+from .faults import blackhole, cut_connections, flap, moved, reset_storm
+from .ledger import Ledger, children, unharmed
 from .network import Lab, LabError, Namespace, clean_exit_on_signals, wait_until
 from .node import Node, mesh_of_nodes, module_command, pair_of_nodes, script_command, to_toml
-from .processes import cpu_seconds, process_tree, pss_bytes
+from .processes import cpu_seconds, own_pss_bytes, process_tree, pss_bytes
 from .running import check_logs, connected, drops, running_nodes, settled, wait_connected
 from .sockets import Datagrams, inside, socket_in, tcp_pair, tcp_transfer, transfer, udp_flow
 from .steady import SteadyFlow
@@ -25,31 +28,40 @@ from .traffic import (
 )
 
 __all__ = [
+    "Bulk",
     "Datagrams",
     "Lab",
     "LabError",
+    "Ledger",
     "Namespace",
     "Node",
     "Ping",
     "SteadyFlow",
+    "blackhole",
     "check_logs",
+    "children",
     "clean_exit_on_signals",
     "connected",
     "cpu_seconds",
+    "cut_connections",
     "drops",
+    "flap",
     "goodput_bps",
     "inside",
     "iperf3",
     "loss_share",
     "mesh_of_nodes",
     "module_command",
+    "moved",
     "out_of_order",
+    "own_pss_bytes",
     "pair_of_nodes",
     "parse_ping",
     "ping",
     "process_tree",
     "pss_bytes",
     "received_bytes",
+    "reset_storm",
     "running_nodes",
     "script_command",
     "sent_bps",
@@ -60,6 +72,7 @@ __all__ = [
     "to_toml",
     "transfer",
     "udp_flow",
+    "unharmed",
     "wait_connected",
     "wait_for_answer",
     "wait_until",

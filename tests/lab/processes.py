@@ -48,14 +48,16 @@ def cpu_seconds(roots: Iterable[int]) -> float:
 
 def pss_bytes(roots: Iterable[int]) -> int:
     """Memory of these processes and their descendants; pages shared by several count in proportion (PSS)."""
-    total = 0
-    for pid in process_tree(roots):
-        try:
-            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-        except OSError:
-            continue
-        total += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
-    return total
+    return sum(map(own_pss_bytes, process_tree(roots)))
+
+
+def own_pss_bytes(pid: int) -> int:
+    """Memory of one process without its descendants (PSS); 0 when it is gone."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
 
 
 def pids_in_network_namespace(path: Path) -> list[int]:

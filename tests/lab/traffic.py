@@ -82,17 +82,15 @@ def iperf3(
     """One iperf3 run from `client` to `ip`, an address of `server`; iperf3's JSON report.
 
     `reverse`: the server sends. `length`: bytes per write, for UDP the datagram's payload. `bitrate`: what
-    all UDP flows together offer in bits/s ("300M"; "0": all it can; default: 1 Mbit/s per flow).
+    all flows together offer in bits/s ("300M"; "0": all it can; default: that for TCP, 1 Mbit/s per flow for UDP).
     `congestion`: of TCP, because the kernel's default may be bbr, which is another experiment. `during` is
     called right after the client's start. Raises LabError with iperf3's reason.
     """
     command = ["iperf3", "-J", "-c", ip, "-p", str(port), "-t", str(seconds), "-P", str(flows)]
     command += ["-R"] if reverse else []
     command += ["-l", str(length)] if length else []
-    if udp:
-        command += ["-u", *(["-b", _per_flow(bitrate, flows)] if bitrate is not None else [])]
-    else:
-        command += ["-C", congestion]
+    command += ["-u"] if udp else ["-C", congestion]
+    command += ["-b", _per_flow(bitrate, flows)] if bitrate is not None else []
     server_process = lab.spawn(server, "iperf3", "-s", "-1", "-p", str(port))
     listening = ("ip", "netns", "exec", server.name, "ss", "-Hltn", f"sport = :{port}")
     try:

@@ -13,10 +13,12 @@ import sys
 import time
 from collections.abc import Iterator
 
+import msgspec
 import pytest
 
 from vpnd.api import channel, messages
 from vpnd.config.schema import Config, Process, Worker
+from vpnd.config.streams import Session
 from vpnd.metrics import SHARD_COUNTERS, create_page
 from vpnd.packet import ring
 from vpnd.packet.record import LENGTH, PACKET_OFFSET, VNET_BYTES
@@ -238,7 +240,9 @@ def test_idle_flows_are_forgotten():
 
 
 def test_a_slow_tun_holds_the_sender_back_and_loses_nothing():
-    with two_shards() as (a, b):
+    # Half a second of waiting is what CoDel is there to prevent; here it is wanted.
+    patient = msgspec.structs.replace(CONFIG, session=Session(delay_target=10.0))
+    with two_shards(patient) as (a, b):
         join(a, b)
         payload = os.urandom(1300)
         sent = [packet(A, B, i.to_bytes(4, "big") + payload) for i in range(1500)]  # twice the ring

@@ -1,0 +1,79 @@
+"""What happens to real machines and networks, done to a namespace of the lab on purpose, and undone.
+
+Only the link is touched (`DEVICE`): what applications send over a tunnel's own device is as it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+from .network import DEVICE, PREFIX_BITS, Lab, Namespace
+
+_TABLE = "lab_fault"
+
+
+@contextlib.contextmanager
+def blackhole(lab: Lab, namespace: Namespace, other: Namespace | None = None) -> Iterator[None]:
+    """Inside the block everything vanishes without an answer, both ways: what is from and for `other`, or all."""
+    source, target = (f"ip saddr {other.address}", f"ip daddr {other.address}") if other else ("", "")
+    with _filtered(lab, namespace, f"{source} drop", f"{target} drop"):
+        yield
+
+
+@contextlib.contextmanager
+def reset_storm(lab: Lab, namespace: Namespace) -> Iterator[None]:
+    """Inside the block every TCP segment, either way, is answered by a reset instead of being carried."""
+    # The resets themselves pass, or nobody would ever get one.
+    reject = "tcp flags & rst != rst reject with tcp reset"
+    with _filtered(lab, namespace, reject, reject):
+        yield
+
+
+@contextlib.contextmanager
+def _filtered(lab: Lab, namespace: Namespace, incoming: str, outgoing: str) -> Iterator[None]:
+    rules = (
+        f"add table ip {_TABLE};"
+        f" add chain ip {_TABLE} incoming {{ type filter hook input priority -300 ; }};"
+        f" add chain ip {_TABLE} outgoing {{ type filter hook output priority -300 ; }};"
+        f" add rule ip {_TABLE} incoming iifname {DEVICE} {incoming};"
+        f" add rule ip {_TABLE} outgoing oifname {DEVICE} {outgoing}"
+    )
+    lab.run(namespace, "nft", rules)
+    try:
+        yield
+    finally:
+        lab.run(namespace, "nft", f"delete table ip {_TABLE}")
+
+
+def cut_connections(lab: Lab, namespace: Namespace, port: int) -> None:
+    """Reset every TCP connection of the link from or to `port`, at both ends, as a firewall that has lost its
+    state does."""
+    ends = f"( sport = :{port} or dport = :{port} ) and src {namespace.address}"
+    lab.run(namespace, "ss", "-K", "-Htn", "state", "established", ends, check=False)
+
+
+def flap(lab: Lab, namespace: Namespace, *, times: int, seconds: float) -> None:
+    """Take the link down and up again, so often, evenly spread over so long; it is up in the end."""
+    for _ in range(times):
+        for state in ("down", "up"):
+            lab.ip(namespace, "link", "set", DEVICE, state)
+            time.sleep(seconds / times / 2)
+
+
+@contextlib.contextmanager
+def moved(lab: Lab, namespace: Namespace, address: str, gap_s: float = 0.0) -> Iterator[float]:
+    """Inside the block the namespace has another address on the link; the old one is gone `gap_s` before the new
+    one comes. Gives the moment, of time.monotonic, at which the new one worked."""
+    _readdress(lab, namespace, namespace.address, address, gap_s)
+    try:
+        yield time.monotonic()
+    finally:
+        _readdress(lab, namespace, address, namespace.address, 0.0)
+
+
+def _readdress(lab: Lab, namespace: Namespace, old: str, new: str, gap_s: float) -> None:
+    lab.ip(namespace, "addr", "del", f"{old}/{PREFIX_BITS}", "dev", DEVICE)
+    time.sleep(gap_s)
+    lab.ip(namespace, "addr", "add", f"{new}/{PREFIX_BITS}", "dev", DEVICE)
