@@ -240,8 +240,8 @@ def test_idle_flows_are_forgotten():
 
 
 def test_a_slow_tun_holds_the_sender_back_and_loses_nothing():
-    # Half a second of waiting is what CoDel is there to prevent; here it is wanted.
-    patient = msgspec.structs.replace(CONFIG, session=Session(delay_target=10.0))
+    # Half a second of waiting, and so much of it, is what the fair queue is there to prevent; here it is wanted.
+    patient = msgspec.structs.replace(CONFIG, session=Session(delay_target=10.0, queue_bytes=1 << 22))
     with two_shards(patient) as (a, b):
         join(a, b)
         payload = os.urandom(1300)
