@@ -27,6 +27,7 @@ import psutil
 from vpnd import errors
 from vpnd.api import channel, messages
 from vpnd.api.aio import LoopChannel
+from vpnd.api.reports import OwnAddresses
 from vpnd.config.schema import Process as Settings
 from vpnd.errors import ProtocolViolation
 
@@ -73,6 +74,9 @@ class Child:
         self.state = State.STOPPED
         self.restarts = 0
         self.listen: tuple[str, ...] = ()
+        self.own: OwnAddresses | None = None
+        #: what a process of this child may take to get ready beyond process.ready_timeout
+        self.more_time_s = 0.0
         self.process: psutil.Process | None = None
         self._popen: subprocess.Popen[bytes] | None = None
         self._pidfd = -1
@@ -162,25 +166,23 @@ class Child:
         )
         message, descriptors = self._begin()
         self._channel.send(message, descriptors)
-        self._timer = self._loop.call_later(self.settings.ready_timeout, self._not_ready)
+        self._timer = self._loop.call_later(self.settings.ready_timeout + self.more_time_s, self._not_ready)
 
     def _receive(self, message: messages.Any, descriptors: list[int]) -> None:
         for fd in descriptors:  # no message to the supervisor carries any
             os.close(fd)
         match message:
-            case messages.Ready(listen=listen) if self.state is State.STARTING:
+            case messages.Ready(listen=listen, own=own) if self.state is State.STARTING:
                 self._cancel_timer()
                 self.state = State.UP
-                self.listen = listen
+                self.listen, self.own = listen, own
                 if self._first.done():
                     log.info("%s is back as pid %d", self.title, self.pid)
                 else:
                     self._first.set_result(None)
                 self._on_up(self)
             case messages.Failed(kind=kind, error=error):
-                known = getattr(errors, kind, None)
-                is_ours = isinstance(known, type) and issubclass(known, errors.VpndError)
-                self._fail(known(error) if is_ours and known is not None else errors.ChildError(error))
+                self._fail(errors.of_kind(kind, error, errors.ChildError))
             case _:
                 self._on_message(message)
 
@@ -192,7 +194,8 @@ class Child:
 
     def _not_ready(self) -> None:
         self._timer = None
-        self._fail(errors.ChildError(f"{self.title} was not ready after {self.settings.ready_timeout:g} s"))
+        patience_s = self.settings.ready_timeout + self.more_time_s
+        self._fail(errors.ChildError(f"{self.title} was not ready after {patience_s:g} s"))
         self._kill()
 
     def _channel_closed(self, error: Exception) -> None:

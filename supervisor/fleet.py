@@ -11,20 +11,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import itertools
 import logging
 import os
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+import msgspec
 
 from supervisor.children import Child, State
 from supervisor.network.tun import Tun
 from supervisor.pump import Pump
 from supervisor.slots import Slot
 from vpnd.api import channel, messages
+from vpnd.api.reports import OwnAddresses
 from vpnd.config.schema import Config
-from vpnd.errors import VpndError
+from vpnd.errors import VpndError, of_kind
 from vpnd.metrics import CONTROL_COUNTERS, create_page
 
 log = logging.getLogger("supervisor")
@@ -33,19 +35,47 @@ log = logging.getLogger("supervisor")
 MOST_AUTOMATIC_SHARDS = 4
 
 
+#: What an argument of a command may be.
+Argument = str | int | float | bool | None
+
+
+class ControlListener(Protocol):
+    """Who is told what control says by itself."""
+
+    def control_up(self, own: OwnAddresses | None) -> None:
+        """Control is up, perhaps again, and says what the node is in its network (None: it is in none)."""
+
+    def own_changed(self, own: OwnAddresses) -> None:
+        """The node has other addresses from now on."""
+
+    def routes_known(self, known: messages.RoutesKnown) -> None:
+        """Members announce other networks from now on."""
+
+
 class Fleet:
     """Owner: supervisor loop. `start`, then `stop`, then `close`, once each.
 
-    `control_start` is control's first message, of which the configuration is kept up to date; `identity_fd` stays the
-    caller's. `count` is how many shards there are meant to be, `scaled_to` the number last asked for, if any.
+    `control_start` is control's first message, of which the configuration is kept up to date, and a token forgotten
+    when it has served. `identity_fd`, and `network_fd` of a node that is in a network, stay the caller's. `own`: what
+    packets may be addressed to, as far as known before control is up. `count` is how many shards there are meant to
+    be, `scaled_to` the number last asked for, if any.
     """
 
     def __init__(
-        self, config: Config, control_start: messages.ControlStart, identity_fd: int, tun: Tun, pump: Pump
+        self,
+        config: Config,
+        control_start: messages.ControlStart,
+        identity_fd: int,
+        network_fd: int | None,
+        own: tuple[str, ...],
+        tun: Tun,
+        pump: Pump,
+        listener: ControlListener,
     ) -> None:
         self._config, self._control_start = config, control_start
         self._tun, self._pump = tun, pump
-        self._identity_fd = identity_fd
+        self._identity_fd, self._network_fd = identity_fd, network_fd
+        self._own, self._listener = own, listener
         self._loop = asyncio.get_running_loop()
         self._serials = itertools.count(1)
         self._answers: dict[tuple[str, int], asyncio.Future[Any]] = {}
@@ -64,8 +94,10 @@ class Fleet:
             self._begin_control,
             self._control_up,
             self._control_down,
-            lambda message: self._on_answer("control", message),
+            self._on_control,
         )
+        if control_start.token:
+            self.control.more_time_s = config.membership.join_timeout
         self.slots: list[Slot] = []
         self.shards: list[Child] = []
         self.count = config.worker.shards or min(len(os.sched_getaffinity(0)), MOST_AUTOMATIC_SHARDS)
@@ -117,23 +149,32 @@ class Fleet:
     def _begin_control(self) -> tuple[messages.Message, tuple[int, ...]]:
         os.lseek(self._identity_fd, 0, os.SEEK_SET)  # the offset is shared with the children before
         self._control_given = self._config
-        first = messages.ControlStart(
-            config=self._config,
-            node_name=self._control_start.node_name,
-            peer_id=self._control_start.peer_id,
-            virtual_ip=self._control_start.virtual_ip,
-        )
-        return first, (self._identity_fd, self._page_fd)
+        first = msgspec.structs.replace(self._control_start, config=self._config)
+        descriptors = (self._identity_fd, self._page_fd)
+        return first, descriptors if self._network_fd is None else (*descriptors, self._network_fd)
 
     def _control_up(self, control: Child) -> None:
+        self._control_start = msgspec.structs.replace(self._control_start, token="")
+        control.more_time_s = 0.0
         self._catch_up(control, self._control_given)
         for index, shard in enumerate(self.shards):
             if shard.state is State.UP:
                 self._introduce(index, shard)
+        self._listener.control_up(control.own)
 
     def _control_down(self, control: Child) -> None:
         """Sessions go on without it; shards see their channels close."""
         self._no_answers(control)
+
+    def _on_control(self, message: messages.Any) -> None:
+        match message:
+            case messages.OwnChanged(own=own):
+                self.control.own = own
+                self._listener.own_changed(own)
+            case messages.RoutesKnown():
+                self._listener.routes_known(message)
+            case _:
+                self._on_answer("control", message)
 
     # --- shards
 
@@ -142,14 +183,13 @@ class Fleet:
             self._make_shard(index)
 
     def _make_shard(self, index: int) -> None:
-        own = (str(ipaddress.ip_network(self._control_start.virtual_ip)),)
         slot = Slot(index, self._pump)
         shard = Child(
             f"shard {index}",
             "shards",
             "shard",
             self._config.process,
-            lambda: slot.begin(self._config, own, self._tun),
+            lambda: slot.begin(self._config, self._own, self._tun),
             lambda child: self._shard_up(slot, child),
             lambda child: self._shard_down(slot, child),
             lambda message: self._on_shard(slot, message),
@@ -159,6 +199,8 @@ class Fleet:
 
     def _shard_up(self, slot: Slot, shard: Child) -> None:
         self._catch_up(shard, slot.given)
+        if slot.own_given != self._own:
+            shard.send(messages.OwnPrefixes(own=self._own))
         slot.up()
         self._introduce(slot.index, shard)
 
@@ -197,6 +239,13 @@ class Fleet:
         for child in (self.control, *self.shards):
             child.settings = config.process
         self.broadcast(messages.Reconfigure(config=config))
+
+    def set_own(self, own: tuple[str, ...]) -> None:
+        """From now on packets may be addressed to these. Shards that are starting get it when they are up."""
+        self._own = own
+        for shard in self.shards:
+            if shard.state in (State.UP, State.DRAINING):
+                shard.send(messages.OwnPrefixes(own=own))
 
     def _catch_up(self, child: Child, given: Config | None) -> None:
         """It was started with `given`; the configuration may have changed before it was up."""
@@ -257,7 +306,7 @@ class Fleet:
         self._on_answer(f"shard {slot.index}", message)
 
     def _on_answer(self, who: str, message: messages.Any) -> None:
-        if isinstance(message, messages.ControlStatus | messages.ShardStatus):
+        if isinstance(message, messages.ControlStatus | messages.ShardStatus | messages.Answer):
             answer = self._answers.pop((who, message.serial), None)
             if answer is not None and not answer.done():
                 answer.set_result(message)
@@ -270,11 +319,31 @@ class Fleet:
 
     async def ask(self, child: Child, timeout_s: float) -> Any:
         """How a child is: its ControlStatus or ShardStatus, None when it is not up or does not say."""
+        return await self._exchange(child, lambda serial: messages.StatusRequest(serial=serial), timeout_s)
+
+    async def request(self, command: str, arguments: dict[str, Argument], timeout_s: float) -> bytes:
+        """Have control carry out a command: its answer, JSON. Raises the error it refuses with, or VpndError when it
+        is away or does not answer in time; it may have been carried out then."""
+        answer = await self._exchange(
+            self.control,
+            lambda serial: messages.Request(serial=serial, command=command, arguments=arguments),
+            timeout_s,
+        )
+        if answer is None:
+            raise VpndError(f"control has not answered ({self.control.state.value}); see `vpnd status`")
+        if answer.error:
+            raise of_kind(answer.kind, answer.error)
+        result: bytes = answer.result
+        return result
+
+    async def _exchange(
+        self, child: Child, question: Callable[[int], messages.Message], timeout_s: float
+    ) -> Any:
         if child.state is not State.UP:
             return None
         key = child.title, next(self._serials)
         answer = self._answers[key] = self._loop.create_future()
-        child.send(messages.StatusRequest(serial=key[1]))
+        child.send(question(key[1]))
         try:
             return await asyncio.wait_for(answer, timeout_s)
         except TimeoutError:

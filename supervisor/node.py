@@ -5,8 +5,9 @@
     kernel        TUN descriptor                  Pump.read_tun
     kernel        netlink                         Watch
     shards        channel                         Child (Ready, Failed), Fleet (ShardStatus)
-    control       channel                         Child (Ready, Failed), Fleet (ControlStatus)
-    commands      status socket                   StatusServer: status, stop, reload, scale
+    control       channel                         Child (Ready, Failed), Fleet (ControlStatus, Answer);
+                                                  Node: OwnChanged, RoutesKnown
+    commands      status socket                   StatusServer: status, stop, reload, scale; requests: invite …
     Prometheus    HTTP, if metrics.listen is set  Exporter
 
 Rights kept: the TUN descriptor (it moves the packets), CAP_NET_ADMIN (it takes its addresses and routes
@@ -14,15 +15,15 @@ back), root's signals (it kills and restarts children of another user). It parse
 the network: records are checked by the shards.
 
 Start order: what may be refused without a trace first (lock, overlap), then device, children, addresses and
-routes, last the line that says it works. Stop is the reverse. A failing start takes back what it did.
+routes, last the line that says it works. Stop is the reverse. A failing start takes back what it did. A member of
+a network learns its addresses from control, so they come after the children either way; a network that was made
+or joined stays even if what comes after it fails.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
-import ipaddress
 import logging
 import os
 import time
@@ -33,30 +34,39 @@ from typing import Any
 import msgspec
 import psutil
 
-from supervisor import report
-from supervisor.fleet import Fleet
-from supervisor.network import overlap
-from supervisor.network.routes import NetworkSetup
+from supervisor import report, requests, statedir
+from supervisor.fleet import Argument, Fleet
+from supervisor.network import announced, policy
+from supervisor.network.announced import AnnouncedRoutes
+from supervisor.network.names import Names
 from supervisor.network.tun import Tun
 from supervisor.network.watch import Watch
+from supervisor.overlay import Overlay
 from supervisor.pump import Pump
 from supervisor.statusd import StatusServer
 from vpnd.api import messages
+from vpnd.api.reports import OwnAddresses, SessionReport
 from vpnd.config import fields, live, load
 from vpnd.config.schema import Config
-from vpnd.errors import AlreadyRunningError, ConfigError, MachineError, VpndError
+from vpnd.errors import ChildError, ConfigError, VpndError
 from vpnd.identity import Identity
+from vpnd.mode import Mode
 from vpnd.packet.capability import Offload
 from vpnd.packet.offload import UdpCoalescer
 from vpnd.packet.ring import RingBroken
 
 log = logging.getLogger("supervisor")
 
+#: Why a node ends that does what it was told.
+STOPPED = "stopped by command"
+LEFT = "left the network by command"
+
 
 class Node:
     """One running node. Owner: the loop it was started on. `start`, then `stop`, once each.
 
-    `config` is complete: node.name and network.virtual_ip are filled in (vpnd.config.load.complete). `reread` gives the
+    `config` is complete: node.name, and of a static node network.virtual_ip, are filled in (vpnd.config.load.complete).
+    `mode` is how it knows its peers, `token` what it joins a network with, if it is new in it. `reread` gives the
     configuration to change to at the command `reload`, complete as well, or raises VpndError; `reloaded` is told every
     configuration that came into force.
     """
@@ -64,13 +74,20 @@ class Node:
     def __init__(
         self,
         config: Config,
+        mode: Mode,
+        token: str,
         identity: Identity,
         reread: Callable[[], Config],
         reloaded: Callable[[Config], None],
     ) -> None:
-        self._config, self._identity = config, identity
+        self._config, self._mode, self._token, self._identity = config, mode, token, identity
         self._reread, self._reloaded = reread, reloaded
-        self.name, self.virtual_ip = config.node.name, config.network.virtual_ip
+        self.name = config.node.name
+        self._overlay = Overlay(config, mode, joining=bool(token))
+        self._names: Names | None = None
+        self._announced: AnnouncedRoutes | None = None
+        self._known = messages.RoutesKnown(routes=())
+        self._last_told: messages.ControlStatus | None = None
         self.stopped: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._loop = asyncio.get_running_loop()
         self._undo = contextlib.AsyncExitStack()
@@ -88,11 +105,8 @@ class Node:
 
     async def _start(self) -> None:
         config, network = self._config, self._config.network
-        self._lock()
-        subnet = ipaddress.ip_network(f"{self.virtual_ip}/{network.subnet}", strict=False)
-        routes = [ipaddress.ip_network(route) for route in network.routes]
-        if not network.allow_overlap:
-            overlap.check([subnet, *routes], network.interface)
+        self._undo.callback(os.close, statedir.lock(config))
+        self._overlay.check_before()
         # Below this line the machine is changed.
         self.tun = Tun.open(network.interface, network.mtu, network.offloads)
         self._undo.callback(self.tun.close)
@@ -108,7 +122,9 @@ class Node:
                 "stop": lambda _: self._on_stop(),
                 "reload": lambda _: self.reload_again(),
                 "scale": self._on_scale,
+                **requests.handlers(self, config.status.timeout),
             },
+            policy.cleanup_commands(network.route_table, network.rule_priority),
         )
         self._undo.push_async_callback(self._server.stop)
         await self._server.start()
@@ -116,11 +132,8 @@ class Node:
         await self._fleet.start()
         self._watch = Watch(self.tun.name, network, self._network_changed)
         self._undo.callback(self._watch.close)
-        setup = NetworkSetup(config.retry)
-        self._undo.callback(setup.undo)
-        setup.apply(
-            self.tun.name, network.mtu, self.virtual_ip, network.subnet, network.routes, network.queue_length
-        )
+        self._undo.callback(self._overlay.undo)
+        self._establish()
         self._loop.add_reader(self.tun.fd, self._read_tun)
         self._undo.callback(self._loop.remove_reader, self.tun.fd)
         self._age_flows()
@@ -135,30 +148,85 @@ class Node:
         """A path of the configuration: relative ones are in the state directory."""
         return Path(self._config.state_dir, name)
 
-    def _lock(self) -> None:
-        """One daemon per state directory. The lock goes with its descriptor, however we end."""
-        path = self.path("vpnd.lock")
-        try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise MachineError(f"{path}: {error.strerror}; choose another --state-dir") from error
-        self._undo.callback(os.close, fd)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise AlreadyRunningError(
-                f"a vpnd is running in {path.parent}: stop it with `vpnd stop`, or choose another --state-dir"
-            ) from None
-
     def _make_fleet(self) -> Fleet:
         config = self._config
         identity_fd = os.open(self.path(config.p2p.identity_file), os.O_RDONLY | os.O_CLOEXEC)
         self._undo.callback(os.close, identity_fd)
+        network_fd = None
+        if self.in_network:
+            network_fd = statedir.open_network(config)
+            self._undo.callback(os.close, network_fd)
         start = messages.ControlStart(
-            config=config, node_name=self.name, peer_id=self._identity.peer_id, virtual_ip=self.virtual_ip
+            config=config,
+            node_name=self.name,
+            peer_id=self._identity.peer_id,
+            virtual_ip="" if self.in_network else config.network.virtual_ip,
+            token=self._token,
         )
-        return Fleet(config, start, identity_fd, self.tun, self._pump)
+        own = self._overlay.prefixes
+        return Fleet(config, start, identity_fd, network_fd, own, self.tun, self._pump, self)
+
+    # --- what the node is in the VPN
+
+    @property
+    def in_network(self) -> bool:
+        """Whether it is a member of a network; otherwise its peers are configured."""
+        return self._mode.in_network
+
+    def _establish(self) -> None:
+        """Control and shards are up: put addresses and routes on the device."""
+        own = self._fleet.control.own
+        if self.in_network and own is None:
+            raise ChildError("control does not say what this node is in its network")
+        self._overlay.establish(self.tun.name, own)
+        self._fleet.set_own(self._overlay.prefixes)
+        if self.in_network:
+            self._names = Names(self.tun.name, self._config.dns)
+            self._undo.push_async_callback(self._names.close)
+            self._announced = announced.open_for(self.tun.name, self._config)
+            self._undo.push_async_callback(self._announced.close)
+            self._announced.apply(self._known)
+            self._tell_names()
+
+    def _tell_names(self) -> None:
+        """Control answers DNS on our addresses."""
+        if self._names is not None:
+            self._names.apply(self._overlay.own)
+            self._names.give(self._fleet.control.send)
+        if self._announced is not None:
+            self._announced.advertise(self._overlay.own.advertised)
+
+    def control_up(self, own: OwnAddresses | None) -> None:
+        """See ControlListener. The first time the rest is not there yet, which `_establish` waits for."""
+        if self._ready and own is not None:
+            self.own_changed(own)
+
+    def own_changed(self, own: OwnAddresses) -> None:
+        """See ControlListener."""
+        if self._ready:
+            self._overlay.change(own)
+            self._fleet.set_own(self._overlay.prefixes)
+            self._tell_names()
+
+    def routes_known(self, known: messages.RoutesKnown) -> None:
+        """See ControlListener."""
+        self._known = known
+        if self._announced is not None:
+            self._announced.apply(known)
+
+    async def request(self, command: str, arguments: dict[str, Argument], timeout_s: float) -> bytes:
+        """See requests.Asked."""
+        return await self._fleet.request(command, arguments, timeout_s)
+
+    async def sessions_with(self, peer_id: str, timeout_s: float) -> list[SessionReport]:
+        """See requests.Asked."""
+        told = await asyncio.gather(*(self._fleet.ask(shard, timeout_s) for _, shard in self._fleet.present))
+        sessions = [session for status in told if status is not None for session in status.sessions]
+        return [session for session in sessions if session.peer_id == peer_id]
+
+    def left(self) -> None:
+        """See requests.Asked: control has forgotten the network, so there is nothing to run for."""
+        self._end(LEFT)
 
     # --- packets
 
@@ -193,7 +261,7 @@ class Node:
         config = _with_shards(change.config, shards)
         try:
             # Our own name and address are what they were: only their company is judged.
-            load.complete(config, self._identity.peer_id, self.name)
+            load.complete(config, self._identity.peer_id, self.name, in_network=self.in_network)
         except ConfigError as error:
             kept = ", ".join(difference.key for difference in change.needs_restart)
             raise ConfigError(
@@ -235,6 +303,8 @@ class Node:
 
     def _network_changed(self, reason: str, addresses: tuple[str, ...]) -> None:
         log.info("the network changed: %s", reason)
+        if self._announced is not None:
+            self._announced.look_again()
         self._fleet.broadcast(messages.NetworkChanged(reason=reason, addresses=addresses))
 
     # --- status and end
@@ -247,6 +317,7 @@ class Node:
         children = (self._fleet.control, *(shard for _, shard in present))
         control, *shards = await asyncio.gather(*(self._fleet.ask(child, patience_s) for child in children))
         told = {slot.index: status for (slot, _), status in zip(present, shards, strict=True)}
+        self._last_told = control or self._last_told
         return self._report(control, told)
 
     def counters(self) -> dict[str, Any]:
@@ -256,16 +327,19 @@ class Node:
     def _report(
         self, control: messages.ControlStatus | None, shards: Mapping[int, messages.ShardStatus | None]
     ) -> dict[str, Any]:
-        network = self._config.network
+        overlay = self._overlay
+        parts = (part for part in (self._names, self._announced) if part is not None)
         result = report.build(
             node={
                 "name": self.name,
                 "peer_id": self._identity.peer_id,
-                "virtual_ip": self.virtual_ip,
-                "subnet": str(ipaddress.ip_network(f"{self.virtual_ip}/{network.subnet}", strict=False)),
+                "mode": "network" if self.in_network else "static",
+                "virtual_ip": overlay.virtual_ip,
+                "addresses": overlay.own.addresses,
+                "subnet": overlay.subnet,
                 "shards": self._fleet.count,
                 "uptime_s": time.monotonic() - self._started_s,
-                "warnings": [],
+                "warnings": [*overlay.warnings, *(line for part in parts for line in part.warnings)],
             },
             supervisor={
                 "pid": os.getpid(),
@@ -276,14 +350,16 @@ class Node:
             tun=self.tun,
             pump=self._pump,
             fleet=self._fleet,
+            own=overlay.own,
             control_status=control,
+            last_told=self._last_told,
             shard_statuses=shards,
         )
         result["ready"] = result["ready"] and self._ready
         return result
 
     async def _on_stop(self) -> dict[str, Any]:
-        self._loop.call_soon(self._end, "stopped by command")
+        self._loop.call_soon(self._end, STOPPED)
         return {"stopping": True, "pid": os.getpid()}
 
     def _end(self, reason: str) -> None:

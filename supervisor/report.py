@@ -20,7 +20,7 @@ from supervisor.pump import Pump
 from supervisor.slots import Slot
 from vpnd import __version__
 from vpnd.api.messages import ControlStatus, ShardStatus
-from vpnd.api.reports import PeerReport, SessionReport
+from vpnd.api.reports import OwnAddresses, PeerReport, SessionReport
 from vpnd.config.schema import Config
 from vpnd.metrics import DROP_REASONS, OUTBOUND_DROPS
 from vpnd.packet.capability import Offload
@@ -62,10 +62,12 @@ def shard_row(slot: Slot, child: Child) -> dict[str, Any]:
 def peer_rows(
     config: Config,
     control: ControlStatus | None,
+    last_told: ControlStatus | None,
     shards: Mapping[int, ShardStatus | None],
     slots: list[Slot],
 ) -> list[dict[str, Any]]:
-    """peers[]: what the configuration in force names, what control knows of it, what the shards measured."""
+    """peers[]: who they are by the configuration in force and by what control said last, how they are by what control
+    says now, and what the shards measured."""
     sessions: dict[str, list[SessionReport]] = collections.defaultdict(list)
     for shard in shards.values():
         for session in shard.sessions if shard is not None else ():
@@ -74,23 +76,74 @@ def peer_rows(
         {peer.peer_id: peer for peer in control.peers} if control is not None else {}
     )
     rows = []
-    for peer in config.peers:
-        mine = sessions[peer.peer_id]
+    for who in _who(config, control or last_told):
+        peer_id = who["peer_id"]
+        mine = sessions[peer_id]
         totals: collections.Counter[str] = collections.Counter()
         for slot in slots:
-            totals.update(slot.traffic.of(peer.peer_id))
+            totals.update(slot.traffic.of(peer_id))
         rows.append(
             {
-                "name": peer.name,
-                "peer_id": peer.peer_id,
-                "virtual_ip": peer.virtual_ip,
-                "addresses": peer.addresses,
-                **_told(known.get(peer.peer_id), any(session.state == "up" for session in mine)),
+                **who,
+                **_told(known.get(peer_id), any(session.state == "up" for session in mine)),
                 **_measured(mine),
                 **{name: totals[name] for name in traffic.NAMES},
             }
         )
     return rows
+
+
+def _who(config: Config, told: ControlStatus | None) -> list[dict[str, Any]]:
+    """Configured peers as the configuration has them, then members."""
+    rows: dict[str, dict[str, Any]] = {
+        peer.peer_id: {
+            "name": peer.name,
+            "peer_id": peer.peer_id,
+            "virtual_ip": peer.virtual_ip,
+            "virtual_ips": (peer.virtual_ip,),
+            "routes": (),
+            "source": "configuration",
+            "addresses": peer.addresses,
+        }
+        for peer in config.peers
+    }
+    for other in told.peers if told is not None else ():
+        if other.peer_id not in rows and other.source != "configuration":
+            rows[other.peer_id] = {
+                "name": other.name,
+                "peer_id": other.peer_id,
+                "virtual_ip": other.virtual_ips[0] if other.virtual_ips else "",
+                "virtual_ips": other.virtual_ips,
+                "routes": other.routes,
+                "source": other.source,
+                "addresses": tuple(dict.fromkeys(other.addresses)),
+            }
+    return list(rows.values())
+
+
+def network_row(
+    own: OwnAddresses, control: ControlStatus | None, last_told: ControlStatus | None
+) -> dict[str, Any] | None:
+    """network: what control said of it last; `current` is false when that is not from now. None of a static node."""
+    told = control or last_told
+    if not own.network:
+        return None
+    row: dict[str, Any] = {"name": own.network, "label": own.label, "advertised": own.advertised}
+    if told is None or told.network is None:
+        return {**row, "state": "unknown", "current": False}
+    network = told.network
+    return {
+        **row,
+        "network_id": network.network_id,
+        "state": network.state,
+        "current": control is not None,
+        "authority": network.authority,
+        "authorities": network.authorities,
+        "members": network.members,
+        "expires_s": network.expires_s,
+        "neighbours": network.neighbours,
+        "conflicts": network.conflicts,
+    }
 
 
 def _told(peer: PeerReport | None, up: bool) -> dict[str, Any]:
@@ -176,10 +229,13 @@ def build(
     tun: Tun,
     pump: Pump,
     fleet: Fleet,
+    own: OwnAddresses,
     control_status: ControlStatus | None,
+    last_told: ControlStatus | None,
     shard_statuses: Mapping[int, ShardStatus | None],
 ) -> dict[str, Any]:
-    """The whole report, ready for JSON. None, or nothing at its index, for a process that did not answer in time.
+    """The whole report, ready for JSON. None, or nothing at its index, for a process that did not answer in time;
+    `last_told` is what control answered last.
 
     retired[] are shards that were scaled away: rows like those of shards[], whose counts stay in every sum.
     """
@@ -199,7 +255,8 @@ def build(
         "shards": rows,
         "retired": retired,
         "flows": {state: sum(row[f"flows_{state}"] for row in rows) for state in FLOW_STATES},
-        "peers": peer_rows(config, control_status, shard_statuses, fleet.slots),
+        "network": network_row(own, control_status, last_told),
+        "peers": peer_rows(config, control_status, last_told, shard_statuses, fleet.slots),
         "tun": {
             "interface": tun.name,
             "mtu": tun.mtu,

@@ -15,12 +15,13 @@ from typing import Any
 
 import uvloop
 
-from supervisor.node import Node
+from supervisor.node import LEFT, STOPPED, Node
 from vpnd import logs
 from vpnd.config import load, template
 from vpnd.config.schema import Config
 from vpnd.errors import AlreadyRunningError, PrivilegeError, VpndError
 from vpnd.identity import Identity, load_or_create
+from vpnd.mode import Mode, decide
 from vpnd.printable import printable
 
 log = logging.getLogger("supervisor")
@@ -36,6 +37,9 @@ class VPNService:
     of their own; the TUN and the rings are served by the loop that `start` ran on, so keep that loop free
     of long callbacks. Use one instance for one life: start, stop.
 
+    Without [[peers]] and network.virtual_ip in `config` the node is in a network (vpnd.mode): the one its state
+    directory holds, else the one `join`, a token, lets it into, else one that it makes.
+
     `reread` is called for the configuration to change to when somebody says `vpnd reload`; it may raise VpndError.
     Without it that command is refused, and the program calls `reload`. `reloaded` is told each configuration that came
     into force.
@@ -46,10 +50,12 @@ class VPNService:
         config: Config,
         identity: Identity | None = None,
         *,
+        join: str = "",
         reread: Callable[[], Config] | None = None,
         reloaded: Callable[[Config], None] = lambda config: None,
     ) -> None:
-        self._config, self._identity = config, identity
+        self._config, self._identity, self._join = config, identity, join
+        self._mode = Mode.STATIC
         self._given_reread, self._reloaded = reread, reloaded
         self._host_name = socket.gethostname()
         self._starting = False
@@ -71,7 +77,8 @@ class VPNService:
         config = self._config
         identity = self._identity or load_or_create(Path(config.state_dir, config.p2p.identity_file))
         self._identity = identity
-        node = Node(self._complete(config), identity, self._reread, self._reloaded)
+        self._mode = decide(config, joining=bool(self._join))
+        node = Node(self._complete(config), self._mode, self._join, identity, self._reread, self._reloaded)
         starting = asyncio.ensure_future(node.start())
         try:
             both: set[asyncio.Future[Any]] = {starting, node.stopped}
@@ -118,7 +125,8 @@ class VPNService:
 
     def _complete(self, config: Config) -> Config:
         assert self._identity is not None
-        return load.complete(config, self._identity.peer_id, self._host_name)
+        in_network = self._mode.in_network
+        return load.complete(config, self._identity.peer_id, self._host_name, in_network=in_network)
 
     def _reread(self) -> Config:
         if self._given_reread is None:
@@ -145,16 +153,25 @@ class VPNService:
 
 
 def run_foreground(
-    config: Config, identity: Identity, announce: Callable[[str], None], reread: Callable[[], Config]
+    config: Config,
+    identity: Identity,
+    join: str,
+    announce: Callable[[str], None],
+    reread: Callable[[], Config],
 ) -> int:
     """Run a node until SIGINT, SIGTERM or `vpnd stop`: the exit code. `announce` gets the lines for the user.
 
+    `join`: a token to join a network with, or empty.
     `reread` gives the configuration to change to at SIGHUP and `vpnd reload`. Raises a VpndError when the node cannot
     start.
     """
     logs.configure(config.log.level, "supervisor")
     service = VPNService(
-        config, identity, reread=reread, reloaded=lambda config: logs.set_level(config.log.level)
+        config,
+        identity,
+        join=join,
+        reread=reread,
+        reloaded=lambda config: logs.set_level(config.log.level),
     )
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_run(service, announce))
@@ -192,7 +209,7 @@ async def _run(service: VPNService, announce: Callable[[str], None]) -> int:
     reloading.cancel()
     log.info("stopping: %s", reason)
     await service.stop()
-    return 0 if signalled.done() or reason == "stopped by command" else 1
+    return 0 if signalled.done() or reason in (STOPPED, LEFT) else 1
 
 
 async def _reload_at(hung_up: asyncio.Event, service: VPNService) -> None:
@@ -210,16 +227,39 @@ async def _reload_at(hung_up: asyncio.Event, service: VPNService) -> None:
 def welcome(status: dict[str, Any]) -> list[str]:
     """The lines a new user sees when the node is ready."""
     node, tun = status["node"], status["tun"]
-    peers = [f"{peer['name']} ({peer['virtual_ip']})" for peer in status["peers"]]
     lines = [
-        f"vpnd is ready: {node['name']} is {node['virtual_ip']} in {node['subnet']} on {tun['interface']}, "
-        f"{len(status['shards'])} shards",
+        f"vpnd is ready: {node['name']} is {' and '.join(node['addresses'])} in {node['subnet']} on "
+        f"{tun['interface']}, {len(status['shards'])} shards",
         f"  peer id    {node['peer_id']}",
         *(f"  listens on {address}/p2p/{node['peer_id']}" for address in node["listen"]),
     ]
+    if status["network"] is not None:
+        return [*lines, *_network_lines(status)]
+    peers = [f"{peer['name']} ({peer['virtual_ip']})" for peer in status["peers"]]
     if peers:
         lines.append(f"  peers      {', '.join(peers)}")
         lines.append(f"  next       ping {status['peers'][0]['virtual_ip']}, or `vpnd status`")
     else:
-        lines.append("  next       name another node under [[peers]] in the configuration; see README.md")
+        lines.append(
+            "  next       name another node under [[peers]] in the configuration; see docs/joining.md"
+        )
+    return lines
+
+
+def _network_lines(status: dict[str, Any]) -> list[str]:
+    network, peers = status["network"], status["peers"]
+    role = ", and may let others in" if network.get("authority") else ""
+    lines = [
+        f"  network    {network['name']}, {network.get('members', 1)} members; "
+        f"this one is {network['label']}{role}",
+        *(f"  note       {warning}" for warning in status["node"]["warnings"]),
+    ]
+    if network["state"] in ("removed", "expired"):
+        lines.append(f"  next       this node is {network['state']}; see `vpnd status`")
+    elif network.get("authority") and not peers:
+        lines.append(
+            "  next       `vpnd invite` prints a token; on the other machine: vpnd start --join TOKEN"
+        )
+    else:
+        lines.append("  next       `vpnd peers`, `vpnd status`, or ping a member")
     return lines

@@ -25,8 +25,9 @@ class Slot:
         self.index = index
         self._pump = pump
         self.traffic = Traffic()
-        #: the configuration its process was started with
+        #: the configuration and our own prefixes its process was started with
         self.given: Config | None = None
+        self.own_given: tuple[str, ...] = ()
         self.page, self._page_fd = create_page(SHARD_COUNTERS, f"vpnd-counters-{index}")
         self.port: ShardPort | None = None
         self._ring: ring.Descriptors | None = None
@@ -36,7 +37,7 @@ class Slot:
         self, config: Config, own: tuple[str, ...], tun: Tun
     ) -> tuple[messages.Message, tuple[int, ...]]:
         """A new ring, and the first message for a new process."""
-        self.given = config
+        self.given, self.own_given = config, own
         self._ring = ring.Descriptors.create(config.worker.ring_bytes, f"vpnd-ring-{self.index}")
         self.port = ShardPort(self.index, self._ring)
         start = messages.ShardStart(config=config, index=self.index, own=own, tun_offloads=int(tun.offloads))

@@ -4,6 +4,7 @@
 {"command": "stop"}                 →  {"stopping": true}; the node then stops
 {"command": "reload"}               →  what of the configuration is in force now, and what needs a restart
 {"command": "scale", "shards": N}   →  how many there were and are, once it is done
+{"command": "invite", …}            →  what control answers (supervisor/requests.py has the names)
 anything else                       →  {"error": "…"}
 what is refused                     →  {"error": "…", "kind": name of a class of vpnd.errors}; one problem on each line
 """
@@ -15,13 +16,13 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import orjson
 
 from supervisor.janitor import Janitor
-from vpnd.errors import MachineError, VpndError
+from vpnd.errors import MachineError, VpndError, kind_of
 
 log = logging.getLogger(__name__)
 
@@ -35,11 +36,13 @@ class StatusServer:
     """Listens on a unix socket, mode 0600. Owner: supervisor loop.
 
     `timeout_s`, which may be replaced, bounds how long a client may take to ask and to listen; a command takes its
-    time. A command whose client has gone is still carried out.
+    time. A command whose client has gone is still carried out. `leftovers`: see Janitor.commands.
     """
 
-    def __init__(self, path: str, timeout_s: float, commands: Mapping[str, Command]) -> None:
-        self._path, self.timeout_s, self._commands = path, timeout_s, commands
+    def __init__(
+        self, path: str, timeout_s: float, commands: Mapping[str, Command], leftovers: Sequence[str] = ()
+    ) -> None:
+        self._path, self.timeout_s, self._commands, self._leftovers = path, timeout_s, commands, leftovers
         self._server: asyncio.Server | None = None
         self._janitor: Janitor | None = None
 
@@ -62,7 +65,7 @@ class StatusServer:
             raise MachineError(
                 f"status.socket = {self._path}: {error.strerror}; choose another path"
             ) from error
-        self._janitor = Janitor(self._path)
+        self._janitor = Janitor(self._path, self._leftovers)
         self._server = await asyncio.start_unix_server(self._serve, sock=sock, limit=MAX_REQUEST_BYTES)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -75,6 +78,8 @@ class StatusServer:
                 await writer.drain()
         except (TimeoutError, ConnectionError, ValueError):
             pass  # a client that says nothing, too much, or has gone
+        except asyncio.CancelledError:
+            pass  # the loop ends while a command runs; asyncio's streams of Python 3.11 log a cancelled task as a bug
         finally:
             writer.close()
 
@@ -88,7 +93,7 @@ class StatusServer:
         try:
             return await command(request)
         except VpndError as error:
-            return {"error": str(error), "kind": type(error).__name__}
+            return {"error": str(error), "kind": kind_of(error)}
 
     async def stop(self) -> None:
         """Stop listening and remove the socket. Idempotent."""

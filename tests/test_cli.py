@@ -180,7 +180,6 @@ AILING = [
         },
         "1 of 1 shards not running",
     ),
-    ("a warning", {"node": {"warnings": ["clock is off"]}}, "clock is off"),
     ("alone", {"peers": [{"state": "dialing"}]}, "no peer is connected"),
 ]
 
@@ -190,6 +189,12 @@ def test_the_first_line_says_why_a_node_is_not_healthy(what, change, reason):
     headline = statusview.render({**STATUS, **change}).splitlines()[0]
     assert "NOT HEALTHY: " in headline
     assert reason in headline
+
+
+def test_a_warning_is_told_but_no_ailment():
+    said = statusview.render({**STATUS, "node": {"warnings": ["names are not answered", "a\x1bb"]}})
+    assert "\nnote: names are not answered\nnote: a\\u001bb\n" in said
+    assert ": healthy" in said.splitlines()[0]
 
 
 def test_shards_that_come_or_go_are_no_ailment():

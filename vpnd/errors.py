@@ -45,6 +45,12 @@ class ChildError(VpndError):
     exit_code = 7
 
 
+class RefusedError(VpndError):
+    """The network, or one of its authorities, said no; nothing was changed. The text says why and what helps."""
+
+    exit_code = 8
+
+
 class ProtocolViolation(VpndError):
     """A local process broke the message table of vpnd.api: its channel is closed, the process restarted."""
 
@@ -66,3 +72,16 @@ class BadPacket(VpndError):
 
 class LocalProtocolError(VpndError):
     """Our own code asked the session engine for something its state does not allow: a bug. The session lives."""
+
+
+def kind_of(error: VpndError) -> str:
+    """What another process calls this error: its class, or the nearest one above it that is of this module."""
+    return next(each.__name__ for each in type(error).__mro__ if each.__module__ == __name__)
+
+
+def of_kind(kind: str, text: str, otherwise: type[VpndError] = VpndError) -> VpndError:
+    """The error another process calls `kind`; `otherwise` for a name that is none of these, from another version."""
+    known = globals().get(kind)
+    if isinstance(known, type) and issubclass(known, VpndError) and known is not BadPacket:
+        return known(text)
+    return otherwise(text)

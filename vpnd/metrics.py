@@ -14,6 +14,8 @@ from __future__ import annotations
 import mmap
 import os
 
+from vpnd.membership.refusal import REASONS
+
 #: Why a packet was dropped. Every drop, in any process, counts under one of these.
 DROP_REASONS = (
     # supervisor: from the TUN, before a shard has it
@@ -99,6 +101,8 @@ CONTROL_COUNTERS = (
     "refused_connection_limit",
     "refused_handshake_limit",
     "refused_no_shard",
+    "refused_guest_limit",  # strangers sent away because of membership.max_guests
+    *(f"refused_{reason}" for reason in REASONS),  # of membership: statements, tokens, requests
     "handshake_failures",
     "handler_errors",
     "retries",  # dials after a failure
@@ -111,6 +115,19 @@ CONTROL_COUNTERS = (
     "dns_queries",  # answered, refused ones too
     "dns_ignored",  # not queries at all, too long, or their answer could not be sent
     "dns_connections_refused",  # closed because of dns.max_connections or dns.max_connections_per_client
+    "gossip_sent",  # messages about the directory, to other members
+    "gossip_received",
+    "gossip_dropped",  # because of membership.gossip_queue
+    "enrolled",  # memberships this authority gave to new nodes
+    "renewals",  # memberships renewed, of others by this authority and our own
+    "dht_published",  # our record, into the members' table
+    "dht_found",
+    "dht_not_found",
+    "dht_failures",  # look-ups and publications without an answer in time
+    "dht_refused_records",  # forged, of nobody, too old or rolled back
+    "mdns_sent",
+    "mdns_received",
+    "mdns_refused",  # not ours to read, or too many
     "registry_lookups",  # questions put to the contract
     "registry_failures",  # without a usable answer
 )

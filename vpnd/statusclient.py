@@ -7,6 +7,7 @@ closes the connection.
     {"command": "stop"}                 any object: the daemon has begun to stop
     {"command": "reload"}               what is in force now, and what needs a restart
     {"command": "scale", "shards": N}   the number of shards before and after, once it is done
+    {"command": "invite", …}            what control answers (supervisor/requests.py has the names)
     anything else                       {"error": "…"}
     what is refused                     {"error": "…", "kind": the class of vpnd.errors, for the exit code}
 """
@@ -55,13 +56,20 @@ def stop(path: Path, timeout_s: float, gone_within_s: float, poll_interval_s: fl
 
     Raises NotRunningError when there is none, ChildError when it is still there after `gone_within_s`.
     """
+    end(path, {"command": "stop"}, timeout_s, gone_within_s, poll_interval_s)
+
+
+def end(
+    path: Path, request: Mapping[str, Any], timeout_s: float, gone_within_s: float, poll_interval_s: float
+) -> None:
+    """As `stop`, for any request after which the daemon ends."""
     with _connect(path, timeout_s) as sock:
         pid = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))[0]
         # opened before it is told to stop, so that the number cannot be another process's by then;
         # 0: the daemon is in another pid namespace, its socket alone tells
         process = os.pidfd_open(pid) if pid else None
         try:
-            _exchange(sock, path, {"command": "stop"}, timeout_s)
+            _exchange(sock, path, request, timeout_s)
             deadline = time.monotonic() + gone_within_s
             if process is not None and not select.select([process], [], [], gone_within_s)[0]:
                 raise ChildError(
@@ -124,10 +132,9 @@ def _exchange(
     if not isinstance(answer, dict):
         raise VpndError(f"what listens on {path} is not vpnd; see status.socket")
     if "error" in answer:
-        known = getattr(errors, str(answer.get("kind")), None)
-        if isinstance(known, type) and issubclass(known, VpndError) and known is not errors.BadPacket:
-            raise known(str(answer["error"]))
-        raise VpndError(f"the daemon refused: {answer['error']}")
+        if "kind" not in answer:
+            raise VpndError(f"the daemon refused: {answer['error']}")
+        raise errors.of_kind(str(answer["kind"]), str(answer["error"]))
     return answer
 
 

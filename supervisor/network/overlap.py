@@ -40,25 +40,42 @@ class Taken(NamedTuple):
     what: str
 
 
-def check(networks: Sequence[IPNetwork], own_interface: str) -> None:
-    """Raise ConfigError if the machine already routes a part of `networks`.
+class Claim(NamedTuple):
+    """A network the VPN takes. `owner`: what asks for it; `remedy`: what to do when it is in use."""
 
-    The first of `networks` is the subnet of network.virtual_ip, the others are network.routes. Looks at the
-    network namespace of the calling thread; blocks for some milliseconds. Nothing is changed.
+    network: IPNetwork
+    owner: str
+    remedy: str
+
+
+def configured(networks: Sequence[IPNetwork]) -> list[Claim]:
+    """Networks of the configuration: the subnet of network.virtual_ip, then network.routes."""
+    first = ("network.virtual_ip and network.subnet", "choose another network.virtual_ip")
+    return [
+        Claim(network, *(first if place == 0 else ("network.routes", "choose another route")))
+        for place, network in enumerate(networks)
+    ]
+
+
+def check(claims: Sequence[Claim], own_interface: str) -> None:
+    """Raise ConfigError if the machine already routes a part of what is claimed.
+
+    Looks at the network namespace of the calling thread; blocks for some milliseconds. Nothing is changed.
     """
-    verdict = find_overlap(networks, converse(_taken), own_interface)
+    verdict = find_overlap([claim.network for claim in claims], in_use(), own_interface)
     if verdict is None:
         return
     place, taken = verdict
-    key, other = (
-        ("network.virtual_ip and network.subnet", "another network.virtual_ip")
-        if place == 0
-        else ("network.routes", "another route")
-    )
+    network, owner, remedy = claims[place]
     raise ConfigError(
-        f"{key}: {networks[place]} overlaps {taken.what}: choose {other}, "
+        f"{owner}: {network} overlaps {taken.what}: {remedy}, "
         "or set network.allow_overlap = true to take the range anyway"
     )
+
+
+def in_use() -> list[Taken]:
+    """What the machine routes now; for `find_overlap`. Blocks for some milliseconds."""
+    return converse(_taken)
 
 
 def find_overlap(

@@ -1,4 +1,4 @@
-"""Address, MTU, queue and routes of the TUN device, set through netlink and undone in reverse.
+"""Addresses, MTU, queue and routes of the TUN device, set through netlink and undone in reverse.
 
 The device and everything on it vanish when its descriptor is closed; undoing is for the cases between: a
 start that fails half-way must leave the machine as it was while the device is still open.
@@ -23,6 +23,7 @@ from vpnd.resilience.backoff import Backoff
 from vpnd.resilience.retry import Retry
 
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
+IPInterface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 
 #: rtnetlink's IN6_ADDR_GEN_MODE_NONE: no link-local address, hence no router solicitations from it.
 ADDR_GEN_MODE_NONE = 1
@@ -61,30 +62,31 @@ class NetworkSetup:
         self,
         tun_name: str,
         mtu: int,
-        virtual_ip: str,
-        prefixlen: int,
+        addresses: Sequence[str],
         routes: Sequence[str],
         queue_length: int,
     ) -> None:
-        """Give `tun_name` its MTU, transmit queue (packets) and address, bring it up, route networks into it.
+        """Give `tun_name` its MTU, transmit queue (packets) and addresses, bring it up, route networks into it.
 
-        The subnet virtual_ip/prefixlen is routed by the kernel because of the address; `routes` equal to it,
-        and repeated ones, are skipped. The device makes no IPv6 address of its own and takes no router
-        advertisement, and without an IPv6 address or route in the VPN it has no IPv6 at all.
+        `addresses` are written "10.86.0.1/16", the first of each family being the one packets are sent from. Their
+        subnets are routed by the kernel because of them; `routes` equal to one, and repeated ones, are skipped. The
+        device makes no IPv6 address of its own and takes no router advertisement, and without an IPv6 address or route
+        in the VPN it has no IPv6 at all.
         Blocks for some milliseconds, and for the waits between tries. Raises MachineError naming the step the
         kernel refused; the steps done until then are undone and `apply` may be called again. Strings that are
         no addresses: ValueError.
         """
-        address = ipaddress.ip_interface(f"{virtual_ip}/{prefixlen}")
-        networks = dict.fromkeys(ipaddress.ip_network(route) for route in routes)
-        networks.pop(address.network, None)
-        with_ipv6 = address.version == 6 or any(network.version == 6 for network in networks)
+        interfaces = list(dict.fromkeys(map(ipaddress.ip_interface, addresses)))
+        connected = {interface.network for interface in interfaces}
+        networks = [net for net in dict.fromkeys(map(ipaddress.ip_network, routes)) if net not in connected]
+        with_ipv6 = any(each.version == 6 for each in (*interfaces, *networks))
 
         def steps(netlink: IPRoute) -> None:
             index = _lookup(netlink, tun_name)
             self._quiet_ipv6(netlink, tun_name, index, with_ipv6)
             self._set_link(netlink, tun_name, index, mtu, queue_length)
-            self._add_address(netlink, tun_name, index, address)
+            for interface in interfaces:
+                self._add_address(netlink, tun_name, index, interface)
             for network in networks:
                 self._add_route(netlink, tun_name, index, network)
 
@@ -93,6 +95,33 @@ class NetworkSetup:
         except BaseException:
             self.undo()
             raise
+
+    def change_addresses(self, tun_name: str, before: Sequence[str], after: Sequence[str]) -> None:
+        """The device has the addresses `before`, as `apply` or an earlier call gave them: give it `after` instead.
+
+        Those in both stay. What goes, goes first: the kernel drops an IPv4 subnet's other addresses with its first.
+        Raises MachineError when the kernel refuses a new one; those before it are there then.
+        """
+        old, new = (list(dict.fromkeys(map(ipaddress.ip_interface, each))) for each in (before, after))
+
+        def steps(netlink: IPRoute) -> None:
+            index = _lookup(netlink, tun_name)
+            for interface in old:
+                if interface not in new:
+                    self._take_back(netlink, _address_step(tun_name, interface))
+            for interface in new:
+                if interface not in old:
+                    self._add_address(netlink, tun_name, index, interface)
+
+        converse(steps)
+
+    def _take_back(self, netlink: IPRoute, what: str) -> None:
+        """Undo one step out of its turn."""
+        for place, (done, action) in enumerate(self._undo):
+            if done == what:
+                del self._undo[place]
+                self._undo_one(netlink, what, action)
+                return
 
     def undo(self) -> None:
         """Take back everything `apply` did, last first. Safe to call twice; ignores what is gone already."""
@@ -105,12 +134,14 @@ class NetworkSetup:
 
     def _undo_all(self, netlink: IPRoute) -> None:
         while self._undo:
-            what, action = self._undo.pop()
-            try:
-                self._try(what, lambda action=action: action(netlink))  # type: ignore[misc]
-            except (NetlinkError, OSError) as error:
-                if _number(error) not in _GONE:
-                    log.warning("not undone: %s: %s", what, os.strerror(_number(error)))
+            self._undo_one(netlink, *self._undo.pop())
+
+    def _undo_one(self, netlink: IPRoute, what: str, action: Undo) -> None:
+        try:
+            self._try(what, lambda: action(netlink))
+        except (NetlinkError, OSError) as error:
+            if _number(error) not in _GONE:
+                log.warning("not undone: %s: %s", what, os.strerror(_number(error)))
 
     def _try(self, what: str, action: Callable[[], object]) -> None:
         """Do it, again and again while the error is a transient one and attempts are left."""
@@ -185,13 +216,7 @@ class NetworkSetup:
             lambda later: later.link("set", index=index, state="down"),
         )
 
-    def _add_address(
-        self,
-        netlink: IPRoute,
-        name: str,
-        index: int,
-        address: ipaddress.IPv4Interface | ipaddress.IPv6Interface,
-    ) -> None:
+    def _add_address(self, netlink: IPRoute, name: str, index: int, address: IPInterface) -> None:
         parameters: dict[str, Any] = {
             "index": index,
             "address": str(address.ip),
@@ -200,7 +225,7 @@ class NetworkSetup:
         flags = {"flags": IFA_F_NODAD} if address.version == 6 else {}
         self._do(
             netlink,
-            f"give {name} the address {address}",
+            _address_step(name, address),
             lambda: netlink.addr("add", **parameters, **flags),
             lambda later: later.addr("delete", **parameters),
         )
@@ -215,6 +240,10 @@ class NetworkSetup:
             lambda: netlink.route("add", **parameters),
             lambda later: later.route("delete", **parameters),
         )
+
+
+def _address_step(name: str, address: IPInterface) -> str:
+    return f"give {name} the address {address}"
 
 
 def _lookup(netlink: IPRoute, name: str) -> int:

@@ -206,7 +206,11 @@ class ControlProcess:
         *,
         python: str = sys.executable,
         root: Path = REPOSITORY,
+        network: int | None = None,
+        name: str = "test",
+        token: str = "",
     ) -> None:
+        """`network`: descriptor of the directory of the node's network, which stays the caller's."""
         self.identity = identity
         self.page, page_fd = create_page(CONTROL_COUNTERS, "control")
         ours, theirs = pair()
@@ -220,9 +224,14 @@ class ControlProcess:
         theirs.close()
         identity_fd = identity.fd()
         start = messages.ControlStart(
-            config=configuration, node_name="test", peer_id=identity.peer_id, virtual_ip="10.86.0.1"
+            config=configuration,
+            node_name=name,
+            peer_id=identity.peer_id,
+            virtual_ip="10.86.0.1" if network is None else "",
+            token=token,
         )
-        self.channel.send(start, (identity_fd, page_fd))
+        descriptors = (identity_fd, page_fd) if network is None else (identity_fd, page_fd, network)
+        self.channel.send(start, descriptors)
         os.close(identity_fd)
         os.close(page_fd)
         self._serial = 0

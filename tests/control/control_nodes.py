@@ -20,8 +20,11 @@ from vpnd.adapter.handoff import Detached
 from vpnd.adapter.host import Host
 from vpnd.adapter.identity import peer_id_of
 from vpnd.adapter.logs import Seldom
+from vpnd.config.network import Membership
 from vpnd.config.schema import P2P, Config, Network, Process
 from vpnd.config.schema import Session as SessionTable
+
+DEFAULTS = Membership()
 
 
 class Node:
@@ -33,6 +36,7 @@ class Node:
         listen: str = "/ip4/127.0.0.1/tcp/0",
         members: set[str] | None = None,
         cipher: str = "chachapoly",
+        membership: Membership = DEFAULTS,
         **p2p: Any,
     ) -> None:
         keys = create_new_key_pair()
@@ -49,6 +53,7 @@ class Node:
                 network=Network(interface="ctvpn0", virtual_ip="10.86.0.1"),
                 session=SessionTable(user_timeout=7.0, cipher=cipher),
                 process=Process(stop_timeout=2.0),
+                membership=membership,
             ),
             is_member=lambda peer_id: self.members is None or peer_id in self.members,
             take_session=self._take,

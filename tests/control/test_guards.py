@@ -46,6 +46,7 @@ def test_strangers_are_refused_before_the_muxer(guarded: bool, monkeypatch: Monk
         monkeypatch.setattr(
             transport.MembersOnlyNoise, "secure_inbound", transport.NoiseTransport.secure_inbound
         )
+        monkeypatch.setattr(host.Desk, "install", lambda desk, swarm: None)
 
     async def main() -> None:
         stranger, node = Node(), Node(members=set())

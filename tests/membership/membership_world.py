@@ -56,8 +56,13 @@ def membership(member: str, signer: str = "root", **changes) -> Statement:
     return sign(key(signer), Membership(**(fields | changes)))
 
 
-def presence(name: str, at_ms: int = NOW, address: str = "/ip4/192.0.2.1/tcp/4001") -> Statement:
-    body = Presence(network=NETWORK.id, peer_id=peer(name), addresses=(address,), sequence_ms=at_ms)
+def presence(
+    name: str,
+    at_ms: int = NOW,
+    address: str = "/ip4/192.0.2.1/tcp/4001",
+    routes: tuple[str, ...] = (),
+) -> Statement:
+    body = Presence(NETWORK.id, peer_id=peer(name), addresses=(address,), sequence_ms=at_ms, routes=routes)
     return sign(key(name), body)
 
 

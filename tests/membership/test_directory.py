@@ -88,13 +88,34 @@ def test_a_full_directory_takes_no_new_peer_but_news_of_those_it_has():
 def test_a_member_is_found_by_everything_it_has():
     held = directory()
     statement = membership("b", addresses=("10.86.0.2", "fd00::2"), routes=("192.168.7.0/24",))
-    changes = merge(held, presence("b"), statement).changes
+    changes = merge(held, presence("b", routes=("192.168.7.0/24",)), statement).changes
     (member,) = changes.added
     assert held.find(peer("b"), NOW) == member
     assert held.members(NOW) == (member,)
     assert held.owner("10.86.0.2") == held.owner("fd00::2") == held.named("b") == peer("b")
     assert member.prefixes == ("10.86.0.2/32", "fd00::2/128", "192.168.7.0/24")
     assert member.multiaddrs == ("/ip4/192.0.2.1/tcp/4001",)
+
+
+@pytest.mark.parametrize(
+    ("announced", "allowed", "found"),
+    [
+        # nothing is announced by being allowed
+        ((), ("10.1.0.0/16",), ()),
+        # what is allowed, and a part of it
+        (("10.1.0.0/16", "10.1.2.0/24"), ("10.1.0.0/16",), ("10.1.0.0/16", "10.1.2.0/24")),
+        # neither a larger network nor another one
+        (("10.0.0.0/8", "10.2.0.0/16"), ("10.1.0.0/16",), ()),
+        # the way to everywhere, but not any network by that
+        (("0.0.0.0/0", "10.2.0.0/16"), ("0.0.0.0/0",), ("0.0.0.0/0",)),
+        # the two families are told apart
+        (("::/0", "fd00:1::/64"), ("0.0.0.0/0", "fd00:1::/48"), ("fd00:1::/64",)),
+    ],
+)
+def test_a_member_announces_what_its_membership_permits(announced, allowed, found):
+    held = directory()
+    merge(held, membership("b", routes=allowed), presence("b", routes=announced))
+    assert held.find(peer("b"), NOW).routes == found
 
 
 def test_changes_say_what_is_new_other_and_gone():

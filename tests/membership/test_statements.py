@@ -212,5 +212,11 @@ def test_the_unique_local_prefix_is_as_rfc_4193_section_3_has_it():
 
 def test_fields_are_in_this_order_on_the_wire():
     assert Membership.__struct_fields__[:4] == ("network", "signer", "peer_id", "name")
-    assert Presence.__struct_fields__ == ("network", "peer_id", "addresses", "sequence_ms")
+    assert Presence.__struct_fields__ == (
+        "network",
+        "peer_id",
+        "addresses",
+        "sequence_ms",
+        "routes",
+    )
     assert membership("b").body.expires_ms == NOW + LIFETIME

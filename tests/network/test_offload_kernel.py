@@ -45,8 +45,8 @@ def router(namespaces, entered) -> Iterator[tuple[Tun, Tun]]:
     """A namespace that forwards from one TUN (with offloads) to another (without any), which makes it cut."""
     with entered(namespaces[0]):
         into, out = Tun.open("tnin", 1400, True), Tun.open("tnout", 1400, False)
-        NetworkSetup().apply("tnin", 1400, "10.87.0.1", 24, ["fd00:87::/64"], 1000)
-        NetworkSetup().apply("tnout", 1400, "10.88.0.1", 24, ["10.86.0.0/16", "fd00:86::/64"], 1000)
+        NetworkSetup().apply("tnin", 1400, ["10.87.0.1/24"], ["fd00:87::/64"], 1000)
+        NetworkSetup().apply("tnout", 1400, ["10.88.0.1/24"], ["10.86.0.0/16", "fd00:86::/64"], 1000)
         for path, value in (
             ("ipv4/ip_forward", "1"),
             ("ipv4/conf/all/rp_filter", "0"),
@@ -152,7 +152,7 @@ def test_a_socket_gets_the_datagrams_that_were_merged(namespaces, entered, pair:
     for name, address in zip(namespaces, pair, strict=False):
         with entered(name):
             tuns.append(Tun.open("tn0", 1400, True))
-            NetworkSetup().apply("tn0", 1400, address, prefixlen, [], 1000)
+            NetworkSetup().apply("tn0", 1400, [f"{address}/{prefixlen}"], [], 1000)
             sockets.append(socket.socket(family, socket.SOCK_DGRAM))
     sender, receiver = sockets
     receiver.bind((pair[1], 9000))
@@ -235,7 +235,7 @@ def test_what_passes_the_check_the_kernel_takes(namespaces, entered) -> None:
     )
     accepted = refused = 0
     with entered(namespaces[0]), Tun.open("tn0", 1400, True) as tun:
-        NetworkSetup().apply("tn0", 1400, "10.86.0.2", 16, ["fd00:86::/64"], 1000)
+        NetworkSetup().apply("tn0", 1400, ["10.86.0.2/16"], ["fd00:86::/64"], 1000)
         for _ in range(6000):
             data = bytearray(chance.choice(bases))
             for _ in range(chance.choice((0, 1, 1, 2, 3))):

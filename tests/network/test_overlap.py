@@ -101,9 +101,9 @@ def test_real_routes(namespaces, entered, command: str, networks: list[str], wor
     subprocess.run(["ip", "-n", name, *command.split()], check=True)
     with entered(name):
         if not words:
-            overlap.check([ip_network(network) for network in networks], "vpnd0")
+            overlap.check(overlap.configured([ip_network(network) for network in networks]), "vpnd0")
             return
         with pytest.raises(ConfigError) as caught:
-            overlap.check([ip_network(network) for network in networks], "vpnd0")
+            overlap.check(overlap.configured([ip_network(network) for network in networks]), "vpnd0")
     for word in [*words, networks[0], "network.virtual_ip", "network.allow_overlap = true"]:
         assert word in str(caught.value)

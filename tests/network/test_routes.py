@@ -38,7 +38,7 @@ def device(namespaces, entered):
 def test_ipv4(device) -> None:
     name, _ = device
     setup = NetworkSetup()
-    setup.apply("tn0", 1400, "10.86.0.1", 16, ["10.86.0.0/16", "10.99.0.0/24", "10.99.0.0/24"], 321)
+    setup.apply("tn0", 1400, ["10.86.0.1/16"], ["10.86.0.0/16", "10.99.0.0/24", "10.99.0.0/24"], 321)
     link = ip(name, "link", "show", "tn0")
     assert "mtu 1400" in link
     assert "qlen 321" in link
@@ -54,14 +54,14 @@ def test_ipv4(device) -> None:
 def test_ipv4_device_is_silent(device) -> None:
     """No router solicitation, no multicast report: nothing is read that nobody sent."""
     _, tun = device
-    NetworkSetup().apply("tn0", 1400, "10.86.0.1", 16, [], 500)
+    NetworkSetup().apply("tn0", 1400, ["10.86.0.1/16"], [], 500)
     with pytest.raises(BlockingIOError):
         os.read(tun.fd, 2000)
 
 
 def test_ipv6(device) -> None:
     name, _ = device
-    NetworkSetup().apply("tn0", 1400, "fd00:86::1", 64, ["fd00:99::/48"], 500)
+    NetworkSetup().apply("tn0", 1400, ["fd00:86::1/64"], ["fd00:99::/48"], 500)
     addresses = ip(name, "address", "show", "tn0")
     assert "inet6 fd00:86::1/64" in addresses
     assert "tentative" not in addresses
@@ -75,7 +75,7 @@ def test_ipv6(device) -> None:
 
 def test_ipv6_route_beside_an_ipv4_address(device) -> None:
     name, _ = device
-    NetworkSetup().apply("tn0", 1400, "10.86.0.1", 16, ["fd00:99::/48"], 500)
+    NetworkSetup().apply("tn0", 1400, ["10.86.0.1/16"], ["fd00:99::/48"], 500)
     assert "fd00:99::/48 dev tn0" in ip(name, "-6", "route")
 
 
@@ -86,7 +86,7 @@ def test_undo_leaves_what_was_there(device, address: str, prefixlen: int, routes
     name, _ = device
     before = state(name)
     setup = NetworkSetup()
-    setup.apply("tn0", 1300, address, prefixlen, routes, 77)
+    setup.apply("tn0", 1300, [f"{address}/{prefixlen}"], routes, 77)
     assert state(name) != before
     setup.undo()
     assert state(name) == before
@@ -96,7 +96,7 @@ def test_undo_leaves_what_was_there(device, address: str, prefixlen: int, routes
 def test_undo_after_the_device_is_gone(device, caplog) -> None:
     _, tun = device
     setup = NetworkSetup()
-    setup.apply("tn0", 1400, "10.86.0.1", 16, ["10.99.0.0/24"], 500)
+    setup.apply("tn0", 1400, ["10.86.0.1/16"], ["10.99.0.0/24"], 500)
     tun.close()
     setup.undo()
     assert not caplog.records
@@ -120,14 +120,14 @@ def test_a_refused_step_undoes_the_others(
     ip(name, "route", "add", "10.44.0.0/24", "dev", "tnx")
     before = state(name)
     with pytest.raises(MachineError, match="the kernel refused to") as caught:
-        NetworkSetup().apply("tn0", mtu, address, 16, routes, 77)
+        NetworkSetup().apply("tn0", mtu, [f"{address}/16"], routes, 77)
     assert named in str(caught.value)
     assert state(name) == before
 
 
 def test_no_such_interface(device) -> None:
     with pytest.raises(MachineError, match="no interface tn9"):
-        NetworkSetup().apply("tn9", 1400, "10.86.0.1", 16, [], 500)
+        NetworkSetup().apply("tn9", 1400, ["10.86.0.1/16"], [], 500)
 
 
 def test_inside_a_running_loop(device) -> None:
@@ -136,7 +136,7 @@ def test_inside_a_running_loop(device) -> None:
 
     async def start() -> None:
         setup = NetworkSetup()
-        setup.apply("tn0", 1400, "10.86.0.1", 16, [], 500)
+        setup.apply("tn0", 1400, ["10.86.0.1/16"], [], 500)
         assert "10.86.0.0/16" in ip(name, "route")
         setup.undo()
 
@@ -146,9 +146,9 @@ def test_inside_a_running_loop(device) -> None:
 
 def test_nothing_stays_open(device) -> None:
     setup = NetworkSetup()
-    setup.apply("tn0", 1400, "10.86.0.1", 16, [], 500)
+    setup.apply("tn0", 1400, ["10.86.0.1/16"], [], 500)
     before = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(5):
         setup.undo()
-        setup.apply("tn0", 1400, "10.86.0.1", 16, [], 500)
+        setup.apply("tn0", 1400, ["10.86.0.1/16"], [], 500)
     assert len(list(Path("/proc/self/fd").iterdir())) == before

@@ -156,7 +156,7 @@ def test_offloads_fall_back(monkeypatch, known: Offload, granted: Offload) -> No
 @pytest.mark.parametrize("offloads", [True, False])
 def test_udp_superpackets_only_when_asked_for(namespaces, entered, offloads: bool) -> None:
     with entered(namespaces[0]), Tun.open("tn0", 1400, offloads) as tun:
-        NetworkSetup().apply("tn0", 1400, "10.86.0.1", 16, [], 500)
+        NetworkSetup().apply("tn0", 1400, ["10.86.0.1/16"], [], 500)
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
             sender.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, 1000)
             sender.sendto(bytes(5500), ("10.86.0.2", 9))
@@ -238,7 +238,7 @@ def test_tcp_superpackets_only_when_asked_for(namespaces, entered, offloads: boo
     for place, name in enumerate(namespaces[:2]):
         with entered(name):
             tuns.append(Tun.open("tn0", 1400, offloads))
-            NetworkSetup().apply("tn0", 1400, f"{base}{place + 1}", prefixlen, [], 500)
+            NetworkSetup().apply("tn0", 1400, [f"{base}{place + 1}/{prefixlen}"], [], 500)
             sockets.append(socket.socket(socket.AF_INET if version == 4 else socket.AF_INET6))
     with Relay(tuns) as relay:
         transfer(sockets[0], sockets[1], f"{base}2")
@@ -270,7 +270,7 @@ def test_what_a_gateway_forwards_passes_the_check(namespaces, entered) -> None:
         with entered(name):
             tuns.append(Tun.open("tn0", 1400, True))
             routes = ["10.77.0.0/24"] if name == far else []
-            NetworkSetup().apply("tn0", 1400, f"10.86.0.{place + 1}", 16, routes, 500)
+            NetworkSetup().apply("tn0", 1400, [f"10.86.0.{place + 1}/16"], routes, 500)
             with open("/proc/sys/net/ipv4/ip_forward", "w") as file:
                 file.write("1")
     with entered(host):

@@ -74,3 +74,23 @@ def test_a_client_that_says_nothing_is_left(tmp_path: Path):
         assert await exchange(tmp_path / "s", b"") is None
 
     serve(tmp_path / "s", talk)
+
+
+def test_a_loop_that_ends_while_a_command_runs_logs_no_bug(tmp_path: Path, caplog):
+    async def never(request: Mapping[str, Any]) -> object:
+        begun.set()
+        await asyncio.Event().wait()
+        raise AssertionError("it is cancelled")
+
+    async def run() -> None:
+        server = StatusServer(str(tmp_path / "s"), TIMEOUT_S, {"never": never})
+        await server.start()
+        _, writer = await asyncio.open_unix_connection(str(tmp_path / "s"))
+        writer.write(b'{"command": "never"}\n')
+        await begun.wait()
+        await server.stop()
+        writer.close()
+
+    begun = asyncio.Event()
+    asyncio.run(run())
+    assert not caplog.records

@@ -1,10 +1,15 @@
-"""Dialing a data session: TCP, Noise, the session muxer, and out of libp2p."""
+"""Dialing: TCP and Noise, then what the connection is for.
+
+dial_session    the session muxer, and out of libp2p
+ask             one request and its answer (`vpnd.adapter.guests`), without any muxer
+connect         an ordinary libp2p connection, with streams
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import trio
 from libp2p.exceptions import BaseLibp2pError
@@ -14,18 +19,35 @@ from libp2p.protocol_muxer.exceptions import MultiselectClientError, ProtocolNot
 from libp2p.protocol_muxer.multiselect_client import MultiselectClient
 from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
 from libp2p.security.noise.exceptions import PeerIDMismatchesPubkey
+from libp2p.transport.exceptions import MuxerUpgradeFailure
 from libp2p.transport.upgrader import TransportUpgrader
 from multiaddr import Multiaddr
 
 from vpnd.adapter.addresses import Endpoint, resolve
 from vpnd.adapter.cipher import CHACHAPOLY, SESSION_MUXERS
+from vpnd.adapter.framing import read_message_untrusted, write_message
+from vpnd.adapter.guests import ENROL
 from vpnd.adapter.handoff import Detached, detach
 from vpnd.adapter.transport import WatchfulTcp, close_now
-from vpnd.errors import ConfigError, VpndError
+from vpnd.errors import ConfigError, RemoteProtocolError, VpndError
+
+Result = TypeVar("Result")
 
 
 class DialError(VpndError):
     """A dial failed, for the reason in words; nothing of it is left, try again later."""
+
+
+class NotAdmitted(DialError):
+    """The other side proved who it is, and closed: most likely it does not know this node."""
+
+
+class Patience(NamedTuple):
+    """Deadlines in seconds: of all of a dial, and of the TCP connection to one of the endpoints behind an address;
+    then the next one has its turn."""
+
+    dial_s: float
+    connect_s: float
 
 
 async def dial_session(
@@ -34,33 +56,82 @@ async def dial_session(
     address: str,
     peer_id: ID,
     ciphers: Sequence[str],
-    timeout_s: float,
-    connect_timeout_s: float,
+    patience: Patience,
 ) -> Detached:
-    """A data session with `peer_id` at the multiaddr `address`, all of it within `timeout_s`.
-
-    `ciphers`: those to ask for, in this order. `connect_timeout_s`: for the TCP connection to one of the endpoints
-    behind the address; then the next one has its turn.
+    """A data session with `peer_id` at the multiaddr `address`; `ciphers`: those to ask for, in this order.
 
     The holder closes it. Raises DialError.
     """
+    muxers = {SESSION_MUXERS[cipher]: cipher for cipher in ciphers}
+
+    async def take_out(session: Any, chosen: str) -> Detached:
+        return detach(session, muxers[chosen])
+
+    async def use(raw: Any) -> Detached:
+        return await _secured(raw, upgrader, peer_id, list(muxers), patience.dial_s, take_out)
+
+    return await _dial(tcp, address, patience, use)
+
+
+async def ask(
+    tcp: WatchfulTcp,
+    upgrader: TransportUpgrader,
+    address: str,
+    peer_id: ID,
+    request: bytes,
+    max_answer: int,
+    patience: Patience,
+) -> bytes:
+    """The answer, at most `max_answer` bytes, of `peer_id` at `address` to one request. Raises DialError."""
+
+    async def exchange(session: Any, _: str) -> bytes:
+        await write_message(session, request)
+        return await read_message_untrusted(session, max_answer)
+
+    async def use(raw: Any) -> bytes:
+        return await _secured(raw, upgrader, peer_id, [ENROL], patience.dial_s, exchange)
+
+    return await _dial(tcp, address, patience, use)
+
+
+async def connect(tcp: WatchfulTcp, swarm: Any, address: str, peer_id: ID, patience: Patience) -> Any:
+    """A connection of the swarm with `peer_id` at `address`; the swarm owns it. Raises DialError."""
+
+    async def use(raw: Any) -> Any:
+        try:
+            return await swarm.upgrade_outbound_raw_conn(raw, peer_id)
+        except BaseException as error:
+            close_now(raw)
+            if _caused_by(error, (MuxerUpgradeFailure, MultiselectClientError)):
+                raise ConnectionAbortedError(_NOT_ADMITTED) from error
+            raise
+
+    return await _dial(tcp, address, patience, use)
+
+
+async def _dial(
+    tcp: WatchfulTcp, address: str, patience: Patience, use: Callable[[Any], Awaitable[Result]]
+) -> Result:
+    """What `use` makes of a TCP connection, which it owns. Raises DialError for whatever goes wrong."""
     try:
-        with trio.fail_after(timeout_s):
+        with trio.fail_after(patience.dial_s):
             error: Exception | None = None
             for endpoint in await resolve(address):
                 try:
-                    raw = await _connect(tcp, endpoint, connect_timeout_s)
+                    raw = await _connect(tcp, endpoint, patience.connect_s)
                 except (BaseLibp2pError, DialError) as failure:
                     error = failure
                     continue
-                return await _establish(raw, upgrader, peer_id, ciphers, timeout_s)
+                return await use(raw)
             raise error or DialError(f"{address}: the name has no address")
     except trio.TooSlowError:
-        raise DialError(f"{address}: no answer within {timeout_s:g} s") from None
-    except ConfigError as error:
+        raise DialError(f"{address}: no answer within {patience.dial_s:g} s") from None
+    except (ConfigError, RemoteProtocolError) as error:
         raise DialError(str(error)) from error
     except DialError:
         raise
+    except ConnectionAbortedError as error:
+        raise NotAdmitted(f"{address}: {error}") from error
     except Exception as error:  # libp2p lets errors of parsers and ciphers through as they are
         raise DialError(f"{address}: {_in_words(error)}") from error
 
@@ -116,16 +187,36 @@ async def dial_any(
     return won
 
 
-async def _establish(
-    raw: Any, upgrader: TransportUpgrader, peer_id: ID, ciphers: Sequence[str], timeout_s: float
-) -> Detached:
-    """Everything behind the TCP connection; `raw` is closed in any case, a session has a duplicate."""
+async def first(dial: Callable[[str], Awaitable[Result]], addresses: Sequence[str]) -> Result:
+    """What `dial` gets from the first of several addresses of a peer that works, one after the other.
+
+    Raises DialError with what each had to say; NotAdmitted when one of them came so far.
+    """
+    errors: list[DialError] = []
+    for address in addresses:
+        try:
+            return await dial(address)
+        except DialError as error:
+            errors.append(error)
+    refused = any(isinstance(error, NotAdmitted) for error in errors)
+    text = "; ".join(map(str, errors)) or "no address is known"
+    raise NotAdmitted(text) if refused else DialError(text)
+
+
+async def _secured(
+    raw: Any,
+    upgrader: TransportUpgrader,
+    peer_id: ID,
+    protocols: Sequence[str],
+    timeout_s: float,
+    use: Callable[[Any, str], Awaitable[Result]],
+) -> Result:
+    """What `use` makes of the secured connection and the protocol both sides agreed on. `raw` is closed in any case."""
     try:
         session = await upgrader.upgrade_security(raw, True, peer_id)
         try:
-            muxers = {SESSION_MUXERS[cipher]: cipher for cipher in ciphers}
             chosen = await MultiselectClient().select_one_of(
-                list(muxers),  # type: ignore[arg-type]
+                list(protocols),  # type: ignore[arg-type]
                 MultiselectCommunicator(session),
                 timeout_s,  # type: ignore[arg-type]
             )
@@ -133,18 +224,25 @@ async def _establish(
             raise
         except (MultiselectClientError, IOException) as error:
             # Noise succeeded on this side, so the listener hung up because of who we are.
-            raise ConnectionAbortedError(
-                "closed after the handshake: does the other node list this one as a peer, and run vpnd?"
-            ) from error
-        return detach(session, muxers[str(chosen)])
+            raise ConnectionAbortedError(_NOT_ADMITTED) from error
+        return await use(session, str(chosen))
     finally:
         close_now(raw)
+
+
+_NOT_ADMITTED = "closed after the handshake: does the other node list this one as a peer, and run vpnd?"
+
+
+def _caused_by(error: BaseException | None, kinds: tuple[type[BaseException], ...]) -> bool:
+    while error is not None and not isinstance(error, kinds):
+        error = error.__cause__
+    return error is not None
 
 
 def _in_words(error: BaseException) -> str:
     """The innermost cause in one short line."""
     cause = error
-    while cause.__cause__ is not None and not isinstance(cause, ConnectionAbortedError):
+    while cause.__cause__ is not None:
         cause = cause.__cause__
     if isinstance(cause, PeerIDMismatchesPubkey):
         return "another node answers there: its peer id is not the one expected"

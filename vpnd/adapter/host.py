@@ -40,8 +40,10 @@ from multiaddr import Multiaddr
 from vpnd.adapter import binding
 from vpnd.adapter.addresses import Endpoint, expand_wildcards, parse_endpoint
 from vpnd.adapter.cipher import SESSION_MUXERS, offered
-from vpnd.adapter.dial import dial_session
+from vpnd.adapter.dial import DialError, Patience, ask, connect, dial_session, first
+from vpnd.adapter.echo import measure
 from vpnd.adapter.guards import Count, HandedOver, InboundGate, StreamHandler, contained
+from vpnd.adapter.guests import ENROL, Asking, Desk
 from vpnd.adapter.handoff import Detached, NotDetachable, detach
 from vpnd.adapter.logs import Seldom
 from vpnd.adapter.transport import MembersOnlyNoise, WatchfulTcp
@@ -79,12 +81,20 @@ class Host:
         self._take_session = take_session
         self._ciphers = offered(config.session.cipher)
         self._requested = [parse_endpoint(text) for text in p2p.listen]
+        membership = config.membership
+        self.desk = Desk(
+            is_member,
+            self._refused,
+            max_guests=membership.max_guests,
+            timeout_s=membership.guest_timeout,
+            count=count,
+        )
         self._tcp = WatchfulTcp(config.session.user_timeout, p2p.keepalive_interval)
         self.libp2p: Any = new_host(
             key_pair=keys,
-            sec_opt={NOISE: MembersOnlyNoise(keys, is_member, self._refused)},
+            sec_opt={NOISE: MembersOnlyNoise(keys, self.desk.lets_in, self._refused)},
             # Yamux first: an ordinary dial proposes in this order.
-            muxer_opt={TProtocol(YAMUX): Yamux, **self._session_muxers()},
+            muxer_opt={TProtocol(YAMUX): Yamux, **self._other_muxers()},
             transports=[self._tcp],
             resource_manager=_unlimited_resources(),
             connection_config=ConnectionConfig(
@@ -107,6 +117,7 @@ class Host:
             count=count,
             seldom=seldom,
         ).install()
+        self.desk.install(self.swarm)
         self.swarm.register_notifee(_Gauge(lambda: connections(self.connections())))
         self._contain_handlers()
 
@@ -167,16 +178,43 @@ class Host:
 
     async def dial(self, address: str, peer_id: str) -> Detached:
         """A new data session; see vpnd.adapter.dial.dial_session."""
-        p2p = self._config.p2p
-        return await dial_session(
-            self._tcp,
-            self.swarm.upgrader,
-            address,
-            ID.from_string(peer_id),
-            self._ciphers,
-            p2p.dial_timeout,
-            p2p.connect_timeout,
-        )
+        upgrader, target = self.swarm.upgrader, ID.from_string(peer_id)
+        return await dial_session(self._tcp, upgrader, address, target, self._ciphers, self._patience())
+
+    async def ask(self, addresses: Sequence[str], peer_id: str, request: bytes, max_answer: int) -> bytes:
+        """The answer to one request, from the first address that gives one. Raises DialError."""
+        upgrader, target = self.swarm.upgrader, ID.from_string(peer_id)
+
+        async def at(address: str) -> bytes:
+            return await ask(self._tcp, upgrader, address, target, request, max_answer, self._patience())
+
+        return await first(at, addresses)
+
+    async def open_stream(self, addresses: Sequence[str], peer_id: str, protocol: str) -> Any:
+        """A new stream, on the libp2p connection there is with a peer or a new one. Raises DialError."""
+        target = ID.from_string(peer_id)
+        if not self.swarm.get_connections(target):
+
+            async def at(address: str) -> Any:
+                return await connect(self._tcp, self.swarm, address, target, self._patience())
+
+            await first(at, addresses)
+        timeout_s = self._config.p2p.dial_timeout
+        try:
+            with trio.fail_after(timeout_s):
+                return await self.libp2p.new_stream(target, [TProtocol(protocol)])
+        except trio.TooSlowError:
+            raise DialError(f"{peer_id} agreed to no stream within {timeout_s:g} s") from None
+        except Exception as error:  # libp2p lets errors of parsers and ciphers through as they are
+            raise DialError(f"{peer_id} agreed to no stream of {protocol}: {error}") from error
+
+    async def ping(self, peer_id: str, addresses: Sequence[str], count: int) -> list[float | None]:
+        """Round trips over a libp2p connection, in milliseconds; None for one that took too long. Raises DialError."""
+        stream = await self.open_stream(addresses, peer_id, PING)
+        return await measure(stream, count, self._config.p2p.dial_timeout)
+
+    def _patience(self) -> Patience:
+        return Patience(self._config.p2p.dial_timeout, self._config.p2p.connect_timeout)
 
     def configure(self, config: Config) -> None:
         """Other deadlines for dials and for `disconnect` from now on; the rest of a host is made once."""
@@ -212,12 +250,13 @@ class Host:
         self._count("refused_unknown_peer")
         self._seldom.warn("unknown peer", f"refused {peer_id}: it is not a peer of this node")
 
-    def _session_muxers(self) -> dict[TProtocol, Any]:
-        """For each cipher, what libp2p calls when its muxer id is chosen."""
-        return {
+    def _other_muxers(self) -> dict[TProtocol, Any]:
+        """For each cipher, and for questions, what libp2p calls when its muxer id is chosen."""
+        sessions = {
             TProtocol(SESSION_MUXERS[cipher]): functools.partial(self._session_muxer, cipher)
             for cipher in self._ciphers
         }
+        return {**sessions, TProtocol(ENROL): Asking}
 
     def _session_muxer(self, cipher: str, connection: Any, peer_id: ID) -> Any:
         """Called by libp2p where it would build a muxer: takes the session out and ends libp2p's part."""

@@ -14,6 +14,8 @@ from vpnd.errors import ConfigError
 
 #: A PKCS #8 PEM of an Ed25519 key has 119 bytes; what is larger is some other file.
 MAX_PEM_BYTES = 4096
+#: RFC 8032 section 5.1.5.
+SEED_BYTES = 32
 
 
 def read_key_pair(fd: int) -> KeyPair:
@@ -30,6 +32,11 @@ def read_key_pair(fd: int) -> KeyPair:
         raise ConfigError("the identity file holds no Ed25519 key")
     private = Libp2pPrivateKey.from_bytes(key.private_bytes_raw())
     return KeyPair(private, private.get_public_key())
+
+
+def signing_key(keys: KeyPair) -> Ed25519PrivateKey:
+    """The private key of a key pair, to sign statements with."""
+    return Ed25519PrivateKey.from_private_bytes(keys.private_key.to_bytes()[:SEED_BYTES])
 
 
 def peer_id_of(keys: KeyPair) -> str:

@@ -16,6 +16,8 @@ QUIETER = (
     ("libp2p.stream_muxer", logging.CRITICAL),
     ("libp2p.identity", logging.CRITICAL),
     ("libp2p.host", logging.CRITICAL),
+    # A line for every question whose stream ends, and whole records that were refused.
+    ("libp2p.kad_dht", logging.CRITICAL),
     # Sets itself to INFO when it is made; it is stopped anyway.
     ("libp2p.network.auto_connector", logging.CRITICAL),
 )

@@ -15,6 +15,7 @@ from multiaddr import Multiaddr
 LAZY = (
     "encodings.idna",  # socket.getaddrinfo, with the first host name
     "encodings.ascii",  # reading /proc/net/tcp
+    "_strptime",  # times in records of the table
     "libp2p.network.connection.swarm_connection",  # the swarm, with the first connection
     "libp2p.utils.connection_shutdown",  # that one, when a connection ends
 )

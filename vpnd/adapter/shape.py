@@ -10,6 +10,9 @@ import importlib.metadata
 import inspect
 
 from libp2p.host.basic_host import BasicHost
+from libp2p.kad_dht.kad_dht import KadDHT
+from libp2p.kad_dht.routing_table import RoutingTable
+from libp2p.kad_dht.value_store import ValueStore
 from libp2p.network.swarm import Swarm
 from libp2p.security.noise.io import NoiseTransportReadWriter
 from libp2p.security.noise.transport import Transport as NoiseTransport
@@ -34,11 +37,16 @@ SIGNATURES = (
     (Swarm.set_stream_handler, ("self", "stream_handler")),
     (Swarm.get_connections, ("self", "peer_id")),
     (TransportUpgrader.upgrade_security, ("self", "raw_conn", "is_initiator", "peer_id")),
+    (Swarm.upgrade_outbound_raw_conn, ("self", "raw_conn", "peer_id")),
     (MuxerMultistream.new_conn, ("self", "conn", "peer_id")),
     (NoiseTransport.secure_inbound, ("self", "conn")),
     (TCP.dial, ("self", "maddr")),
     (TCP.create_listener, ("self", "handler_function")),
     (BasicHost.get_mux, ("self",)),
+    (KadDHT.get_value, ("self", "key")),
+    (KadDHT.put_value, ("self", "key", "value")),
+    (ValueStore.put_record, ("self", "key", "record")),
+    (RoutingTable.add_peer, ("self", "peer_obj", "skip_server_mode_check")),
 )
 #: Class -> names its constructor or methods must set or read.
 ATTRIBUTES = (
@@ -46,6 +54,8 @@ ATTRIBUTES = (
     (SecureSession, ("buf", "low_watermark", "high_watermark", "conn")),
     (NoiseTransportReadWriter, ("read_writer", "noise_state")),
     (Yamux, ("event_closed", "peer_id")),
+    (KadDHT, ("value_store", "routing_table", "local_peer_id", "host", "handle_stream")),
+    (ValueStore, ("store", "host")),
 )
 
 

@@ -64,25 +64,23 @@ class WatchfulTcp(TCP):
 
 
 class MembersOnlyNoise(NoiseTransport):
-    """Noise XX that ends an inbound handshake as soon as it shows a peer id that is not a member.
+    """Noise XX that ends an inbound handshake as soon as it shows a peer id that may not come in.
 
     XX reveals the dialer in its last message, so this is the earliest moment; no muxer has been spoken of yet
     and nothing has been allocated for the peer.
     """
 
-    def __init__(
-        self, keys: KeyPair, is_member: Callable[[str], bool], refused: Callable[[str], None]
-    ) -> None:
+    def __init__(self, keys: KeyPair, lets_in: Callable[[str], bool], refused: Callable[[str], None]) -> None:
         """`refused` is told the peer id of everybody turned away."""
         super().__init__(keys, noise_privkey=create_x25519().private_key)
-        self._is_member = is_member
+        self._lets_in = lets_in
         self._refused = refused
 
     async def secure_inbound(self, conn: IRawConnection) -> ISecureConn:
         """See Transport. Raises UnknownPeer, the connection closed."""
         session = await super().secure_inbound(conn)
         peer_id = str(session.get_remote_peer())
-        if not self._is_member(peer_id):
+        if not self._lets_in(peer_id):
             self._refused(peer_id)
             await session.close()
             raise UnknownPeer(f"{peer_id} is not a member")

@@ -1,5 +1,5 @@
-"""The commands that start a node, and id and version; those to a running node are in `running`, `config` in
-`configuration`."""
+"""The commands that start a node, and id and version; those to a running node are in `running` and `membership`,
+`config` in `configuration`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from vpnd import __version__
-from vpnd.cli import configuration, running
+from vpnd.cli import configuration, membership, running
 from vpnd.cli.options import ConfigOption, StateDirOption, Where, load_tables, where
 from vpnd.config import load, paths
 from vpnd.config.schema import Config
@@ -52,10 +52,20 @@ def start(
         str | None, typer.Option("--log-level", metavar="LEVEL", help="debug, info, warning or error.")
     ] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Return when the node is ready.")] = False,
+    join: Annotated[
+        str,
+        typer.Option(
+            "--join", metavar="TOKEN", help="Join the network of this token; -: read it from standard input."
+        ),
+    ] = "",
     config: ConfigOption = None,
     state_dir: StateDirOption = None,
 ) -> None:
-    """Run a node until it is stopped; needs root."""
+    """Run a node until it is stopped; needs root.
+
+    Without [[peers]] in its configuration a node is in a network: the one it was in before, else the one --join lets it
+    into, else a new one, into which it may let others with `vpnd invite`.
+    """
     if os.geteuid() != 0:
         # said before anything is read: the default state directory is closed to others anyway
         raise PrivilegeError(
@@ -75,21 +85,28 @@ def start(
     loaded = read()
     from vpnd.cli import launch
     from vpnd.identity import load_or_create
+    from vpnd.mode import decide
+
+    token = launch.read_token(join) if join else ""
 
     launch.make_state_dir(loaded.config)
     identity = load_or_create(paths.identity_file(loaded.config))
+    in_network = decide(loaded.config, joining=bool(token)).in_network
 
     def complete(loaded: load.Loaded) -> Config:
-        return load.complete(loaded.config, identity.peer_id, host_name, loaded.origins)
+        return load.complete(
+            loaded.config, identity.peer_id, host_name, loaded.origins, in_network=in_network
+        )
 
     completed = complete(loaded)
     if detach:
-        launch.detached(completed, loaded.places, overrides)
+        launch.detached(completed, loaded.places, overrides, token)
         return
-    raise typer.Exit(launch.foreground(completed, identity, lambda: complete(read())))
+    raise typer.Exit(launch.foreground(completed, identity, token, lambda: complete(read())))
 
 
 running.add_to(app)
+membership.add_to(app)
 
 
 @app.command("id")

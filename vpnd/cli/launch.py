@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import vpnd
 from vpnd import statusclient
 from vpnd.config import load, paths
 from vpnd.config.schema import Config
 from vpnd.errors import ChildError, ConfigError, VpndError
+from vpnd.printable import printable
 
 if TYPE_CHECKING:
     from vpnd.identity import Identity
@@ -29,19 +31,45 @@ def make_state_dir(config: Config) -> None:
         raise ConfigError(f"{text}; give another --state-dir") from None
 
 
-def foreground(config: Config, identity: Identity, reread: Callable[[], Config]) -> int:
+def read_token(given: str) -> str:
+    """The token of --join: `given`, or standard input for "-", which no other user of the machine can see.
+
+    Raises ConfigError for one with a typing error; what it is good for only its network knows.
+    """
+    from vpnd.membership import token
+    from vpnd.membership.refusal import MembershipRefused
+
+    text = _typed(token.MAX_TEXT + 1) if given == "-" else given
+    try:
+        token.parse_untrusted(text)
+    except MembershipRefused as refusal:
+        raise ConfigError(
+            f"--join: {refusal}; copy it again, whole, from where `vpnd invite` printed it"
+        ) from None
+    return "".join(text.split())
+
+
+def _typed(most: int) -> str:
+    """Standard input: a line of a person, everything from a program."""
+    if not sys.stdin.isatty():
+        return sys.stdin.read(most)
+    print("token: ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline(most)
+
+
+def foreground(config: Config, identity: Identity, token: str, reread: Callable[[], Config]) -> int:
     """Run the node until it is stopped; `reread` gives the configuration to reload. Returns the exit code."""
     from supervisor.service import run_foreground
 
-    return run_foreground(config, identity, _announce, reread)
+    return run_foreground(config, identity, token, _announce, reread)
 
 
 def _announce(line: str) -> None:
     print(line, flush=True)
 
 
-def detached(config: Config, places: load.Places, overrides: Mapping[str, object]) -> None:
-    """Start the node in a session of its own; return when it answers as ready.
+def detached(config: Config, places: load.Places, overrides: Mapping[str, object], token: str) -> None:
+    """Start the node in a session of its own, to join by `token` if there is one; return when it answers as ready.
 
     Its output goes to the log file in the state directory. Raises VpndError with its last error and exit
     code when it ends instead, ChildError when it does not get ready in time; nothing is left running then.
@@ -51,8 +79,8 @@ def detached(config: Config, places: load.Places, overrides: Mapping[str, object
     try:
         log_start = os.fstat(fd).st_size
         process = subprocess.Popen(
-            _command(places, overrides),
-            stdin=subprocess.DEVNULL,
+            _command(places, overrides, token),
+            stdin=subprocess.PIPE if token else subprocess.DEVNULL,
             stdout=fd,
             stderr=fd,
             cwd="/",
@@ -61,16 +89,25 @@ def detached(config: Config, places: load.Places, overrides: Mapping[str, object
         )
     finally:
         os.close(fd)
+    if process.stdin is not None:
+        # not among its arguments, which everybody on the machine can read; one that has ended says so below
+        with contextlib.suppress(BrokenPipeError), process.stdin:
+            process.stdin.write(token.encode())
+    more_time_s = config.membership.join_timeout if token else 0.0
     try:
-        _wait_ready(process, config, log, log_start)
+        status = _wait_ready(process, config, log, log_start, more_time_s)
     except BaseException:
         _end(process, config.process.stop_timeout)
         raise
-    where = f"{config.network.virtual_ip} on {config.network.interface}"
-    print(f"vpnd: {config.node.name} runs as {where}, process {process.pid}, log {log}")
+    node, network = status.get("node") or {}, status.get("network") or {}
+    inside = f" in network {network['name']}" if network.get("name") else ""
+    where = f"{node.get('virtual_ip')} on {config.network.interface}{inside}"
+    print(printable(f"vpnd: {config.node.name} runs as {where}, process {process.pid}, log {log}"))
+    if network.get("authority") and not status.get("peers"):
+        print("vpnd: next: `vpnd invite` prints a token; on the other machine: vpnd start --join TOKEN")
 
 
-def _command(places: load.Places, overrides: Mapping[str, object]) -> list[str]:
+def _command(places: load.Places, overrides: Mapping[str, object], token: str) -> list[str]:
     # -P: the current directory is no place for modules
     command = [sys.executable, "-P", "-m", "vpnd", "start"]
     if places.named == "--config":
@@ -78,7 +115,7 @@ def _command(places: load.Places, overrides: Mapping[str, object]) -> list[str]:
     for path, value in overrides.items():
         if value is not None:
             command += [load.FLAGS[path], str(value)]
-    return command
+    return command + ["--join", "-"] if token else command
 
 
 def _environment(places: load.Places) -> dict[str, str]:
@@ -92,10 +129,14 @@ def _environment(places: load.Places) -> dict[str, str]:
     return environment
 
 
-def _wait_ready(process: subprocess.Popen[bytes], config: Config, log: Path, log_start: int) -> None:
+def _wait_ready(
+    process: subprocess.Popen[bytes], config: Config, log: Path, log_start: int, more_time_s: float
+) -> dict[str, Any]:
+    """The status it answers with. `more_time_s`: beyond what a start takes by the configuration."""
     socket_path = paths.status_socket(config)
     # control gets ready, then the shards; what fails is stopped before the daemon says so
-    limit_s = 2 * config.process.ready_timeout + config.process.stop_timeout + config.status.timeout
+    process_s = config.process
+    limit_s = 2 * process_s.ready_timeout + process_s.stop_timeout + config.status.timeout + more_time_s
     deadline = time.monotonic() + limit_s
     while time.monotonic() < deadline:
         code = process.poll()
@@ -109,7 +150,7 @@ def _wait_ready(process: subprocess.Popen[bytes], config: Config, log: Path, log
             answer = {}
         # an older daemon may be answering on this socket
         if answer.get("ready") and (answer.get("supervisor") or {}).get("pid") == process.pid:
-            return
+            return answer
         time.sleep(config.status.poll_interval)
     raise ChildError(f"the daemon was not ready within {limit_s:g} s and was stopped; see {log}")
 

@@ -42,7 +42,7 @@ def status(
 
     answer = statusclient.status(paths.status_socket(settings), settings.status.timeout)
     if as_json:
-        _echo_json(answer)
+        echo_json(answer)
     else:
         from vpnd.cli import statusview
 
@@ -66,7 +66,7 @@ def reload(
 
     answer = statusclient.ask(paths.status_socket(settings), {"command": "reload"}, settings.status.timeout)
     if as_json:
-        _echo_json(answer)
+        echo_json(answer)
     else:
         typer.echo(_reloaded(answer))
 
@@ -91,12 +91,13 @@ def scale(
     request = {"command": "scale", "shards": shards}
     answer = statusclient.ask(paths.status_socket(settings), request, timeout_s, patience_s)
     if as_json:
-        _echo_json(answer)
+        echo_json(answer)
     else:
         typer.echo(_scaled(answer))
 
 
-def _echo_json(answer: dict[str, Any]) -> None:
+def echo_json(answer: object) -> None:
+    """`answer`, for other programs."""
     import orjson
 
     typer.echo(orjson.dumps(answer, option=orjson.OPT_INDENT_2).decode())

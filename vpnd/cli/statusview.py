@@ -5,6 +5,7 @@ The status comes from a daemon that may be of another version, so every field ma
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ from vpnd.printable import printable
 Fields = dict[str, Any]
 
 _GAP = "  "
+#: Of paragraphs; tables are as wide as they have to be.
+_WIDTH = 100
 _NONE = "-"
 
 
@@ -22,6 +25,8 @@ def render(status: Fields) -> str:
     parts = [
         _headline(status),
         _node(status),
+        _network(status),
+        _notes(status),
         _peers(status),
         _troubles(status),
         _shards(status),
@@ -44,7 +49,9 @@ def ailments(status: Fields) -> list[str]:
         found.append(f"{len(down)} of {len(shards)} shards not running")
     if not status.get("ready") and not found:
         found.append("not ready yet")
-    found += [str(warning) for warning in _part(status, "node").get("warnings") or []]
+    network = _part(status, "network")
+    if network.get("state") in _OUT:
+        found.append(f"{_OUT[network['state']]} network {network.get('name')}")
     peers = _list(status, "peers")
     if peers and not any(peer.get("state") == "connected" for peer in peers):
         found.append("no peer is connected")
@@ -68,7 +75,7 @@ def _node(status: Fields) -> str:
         ("peer id", node.get("peer_id")),
         (
             "address",
-            f"{_text(node.get('virtual_ip'))} on {_text(tun.get('interface'))}, mtu {_text(tun.get('mtu'))}",
+            f"{_addresses(node)} on {text(tun.get('interface'))}, mtu {text(tun.get('mtu'))}",
         ),
         ("listens", " ".join(node.get("listen") or []) or "nowhere"),
         ("offloads", _offloads(offloads)),
@@ -78,19 +85,67 @@ def _node(status: Fields) -> str:
         ("to tun", f"{count(tun.get('packets_written'))} packets, {size(tun.get('bytes_written'))}"),
         ("processes", _processes(_part(status, "supervisor"), control)),
     ]
-    return _table([("", "")], [(name, _text(value)) for name, value in rows])
+    return table([("", "")], [(name, text(value)) for name, value in rows])
+
+
+def _addresses(node: Fields) -> str:
+    return " and ".join(map(text, node.get("addresses") or [node.get("virtual_ip")]))
+
+
+#: What a node is that is no member (any more), and what its user can do.
+_OUT = {"removed": "removed from", "expired": "its membership has expired in"}
+_REMEDIES = {
+    "removed": "An authority removed this node: no other takes its packets any more. To come back, ask for a new token "
+    "(vpnd invite, on an authority) and run: vpnd stop, then vpnd start --join TOKEN",
+    "expired": "This node could not renew its membership in time; it goes on trying. Does an authority run and can be "
+    "reached, and are the clocks right?",
+}
+
+
+def _network(status: Fields) -> str:
+    """Name, members and our own standing, when the node is in a network."""
+    network = _part(status, "network")
+    if not network.get("name"):
+        return ""
+    state = text(network.get("state"))
+    if network.get("current") is False:
+        state += " (as control said before it went away)"
+    known = network.get("members"), network.get("authorities")
+    role = ", may let others in" if network.get("authority") else ""
+    rows = [
+        ("network", f"{text(network.get('name'))}, id {text(network.get('network_id'))}"),
+        ("this node", f"{text(network.get('label'))}, {state}{role}"),
+        ("members", f"{count(known[0])}, {count(known[1])} of them authorities"),
+    ]
+    if network.get("state") == "member":
+        rows.append(("membership", f"valid for another {duration(network.get('expires_s'))}, renewed before"))
+    rows += [("conflict", text(conflict)) for conflict in network.get("conflicts") or []]
+    lines = [table([("", "")], rows), _wrapped(_REMEDIES.get(str(network.get("state")), ""))]
+    return "\n\n".join(filter(None, lines))
+
+
+def _notes(status: Fields) -> str:
+    """What does not work as wished while the node does, and hints; each a paragraph."""
+    notes = _part(status, "node").get("warnings") or []
+    return "\n".join(_wrapped(f"note: {text(note)}") for note in notes)
+
+
+def _wrapped(paragraph: str) -> str:
+    return textwrap.fill(
+        paragraph, _WIDTH, subsequent_indent=_GAP, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def _offloads(offloads: object) -> str:
     if isinstance(offloads, list | tuple):
         return " ".join(map(str, offloads)) or "none: one packet at a time"
-    return _text(offloads)
+    return text(offloads)
 
 
 def _processes(supervisor: Fields, control: Fields) -> str:
     restarts = control.get("restarts") or 0
     again = f" (restarted {restarts} times)" if restarts else ""
-    return f"supervisor {_text(supervisor.get('pid'))}, control {_text(control.get('pid'))}{again}"
+    return f"supervisor {text(supervisor.get('pid'))}, control {text(control.get('pid'))}{again}"
 
 
 def _flows(status: Fields) -> str:
@@ -101,8 +156,18 @@ def _flows(status: Fields) -> str:
 def _peers(status: Fields) -> str:
     peers = _list(status, "peers")
     if not peers:
-        return "No peers: add [[peers]] entries to the configuration."
-    return _table(_PEER_HEAD, [_peer(peer) for peer in peers])
+        return no_peers(status)
+    return table(_PEER_HEAD, [_peer(peer) for peer in peers])
+
+
+def no_peers(status: Fields) -> str:
+    """What to do about having none."""
+    network = _part(status, "network")
+    if network.get("state") in _OUT:
+        return "No peers: this node is not in the network."
+    if network.get("name"):
+        return "No other members: `vpnd invite`, on an authority, prints a token for the next one."
+    return "No peers: add [[peers]] entries to the configuration."
 
 
 _PEER_HEAD = [
@@ -114,28 +179,29 @@ _PEER_HEAD = [
 def _peer(peer: Fields) -> Sequence[str]:
     suspect = peer.get("suspect")
     return (
-        _text(peer.get("name")),
-        _text(peer.get("virtual_ip")),
-        _text(peer.get("state")),
-        _text(peer.get("circuit")).replace("_", "-"),
+        text(peer.get("name")),
+        text(peer.get("virtual_ip")),
+        text(peer.get("state")),
+        text(peer.get("circuit")).replace("_", "-"),
         count(peer.get("circuit_opened")),
-        _milliseconds(peer.get("rtt_ms")),
+        milliseconds(peer.get("rtt_ms")),
         count(peer.get("sessions")) + (f" ({suspect} suspect)" if suspect else ""),
         count(peer.get("streams")),
-        _milliseconds(peer.get("queue_delay_ms")),
+        milliseconds(peer.get("queue_delay_ms")),
         size(peer.get("bytes_sent")),
         size(peer.get("bytes_received")),
     )
 
 
-def _milliseconds(value: object) -> str:
+def milliseconds(value: object) -> str:
+    """0.254 as "0.25 ms"."""
     return f"{value:.2f} ms" if isinstance(value, int | float) else _NONE
 
 
 def _troubles(status: Fields) -> str:
     """A line for each peer that does not work: why, and what happens next."""
     lines = [
-        f"{_text(peer.get('name'))}: {reason}"
+        f"{text(peer.get('name'))}: {reason}"
         for peer in _list(status, "peers")
         if peer.get("state") != "connected" and (reason := _why_not(peer))
     ]
@@ -168,16 +234,16 @@ _SHARD_HEAD = [
 
 
 def _shards(status: Fields) -> str:
-    return _table(_SHARD_HEAD, [_shard(shard) for shard in _list(status, "shards")])
+    return table(_SHARD_HEAD, [_shard(shard) for shard in _list(status, "shards")])
 
 
 def _shard(shard: Fields) -> Sequence[str]:
     cpu = shard.get("cpu_percent")
     drops = shard.get("drops")
     return (
-        _text(shard.get("index")),
-        _text(shard.get("pid")),
-        _text(shard.get("state")),
+        text(shard.get("index")),
+        text(shard.get("pid")),
+        text(shard.get("state")),
         count(shard.get("restarts")),
         f"{cpu:.0f} %" if isinstance(cpu, int | float) else _NONE,
         size(shard.get("rss_bytes")),
@@ -205,10 +271,10 @@ def _drops(status: Fields) -> str:
         (count(n), reason, DROP_MEANINGS.get(reason, ""))
         for reason, n in sorted(dropped.items(), key=lambda item: -item[1])
     ]
-    return _table([("dropped", ">"), ("reason", "<"), ("", "<")], rows)
+    return table([("dropped", ">"), ("reason", "<"), ("", "<")], rows)
 
 
-def _table(head: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]]) -> str:
     """Aligned columns; `head` is (title, "<" or ">") of each, without a line of titles when all are empty."""
     if not rows:
         return ""
@@ -231,7 +297,8 @@ def _list(status: Fields, name: str) -> list[Fields]:
     return [entry for entry in part if isinstance(entry, dict)] if isinstance(part, list) else []
 
 
-def _text(value: object) -> str:
+def text(value: object) -> str:
+    """What is known, fit for a terminal; "-" for what is not."""
     return _NONE if value is None or value == "" else printable(str(value))
 
 

@@ -117,14 +117,20 @@ def from_mapping(
 
 
 def complete(
-    config: Config, peer_id: str, host_name: str, origins: Mapping[str, str] | None = None
+    config: Config,
+    peer_id: str,
+    host_name: str,
+    origins: Mapping[str, str] | None = None,
+    *,
+    in_network: bool = False,
 ) -> Config:
     """`config` with virtual_ip and node name filled in and judged with the identity known.
 
-    `origins` (of `Loaded`) make the error name file and variable. Raises ConfigError.
+    `in_network`: the node gets its address from a network, so none is filled in. `origins` (of `Loaded`) make the
+    error name file and variable. Raises ConfigError.
     """
     network = config.network
-    virtual_ip = network.virtual_ip or default_virtual_ip(peer_id)
+    virtual_ip = network.virtual_ip or ("" if in_network else default_virtual_ip(peer_id))
     config = msgspec.structs.replace(
         config,
         node=msgspec.structs.replace(config.node, name=config.node.name or host_name),

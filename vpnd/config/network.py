@@ -18,7 +18,7 @@ class Membership(Table, frozen=True):
         str, text("Where a network that is made here takes its IPv4 addresses from.", "cidr")
     ] = "10.86.0.0/16"
     record_lifetime: Annotated[
-        float, duration("How long a membership is valid that this authority signs.", 60.0, 31536000.0)
+        float, duration("How long a membership is valid that this authority signs.", 1.0, 31536000.0)
     ] = 2592000.0
     renew_share: Annotated[
         float, share("A membership is renewed when this share of its lifetime is left.", 0.05, 0.95)
@@ -61,6 +61,21 @@ class Membership(Table, frozen=True):
     neighbours: Annotated[
         int, number("Members this node keeps a connection to, to hear what is new.", 1, 1024, "members")
     ] = 8
+    neighbour_rotation: Annotated[
+        float,
+        duration(
+            "How often one of these is exchanged for another, so that the network stays one.", 1.0, 86400.0
+        ),
+    ] = 60.0
+    gossip_queue: Annotated[
+        int,
+        size(
+            "Bytes that may wait for one such member; more is left for the next comparison.", 1 << 17, 1 << 28
+        ),
+    ] = 1 << 23
+    save_interval: Annotated[
+        float, duration("The directory is written to disk at most this often; removals at once.", 0.0, 3600.0)
+    ] = 1.0
     join_timeout: Annotated[float, duration("How long `start --join` may take to be let in.", 0.5, 300.0)] = (
         15.0
     )
@@ -89,11 +104,42 @@ class Discovery(Table, frozen=True):
     dht_record_lifetime: Annotated[
         float, duration("How old a record of another node may be to be believed.", 1.0, 604800.0)
     ] = 3600.0
+    dht_backlog: Annotated[
+        int,
+        number("Members that have connected and wait to be taken into the table.", 1, 100_000, "members"),
+    ] = 256
     dht_timeout: Annotated[float, duration("Deadline of one look-up.", 0.1, 300.0)] = 5.0
+    dht_search_interval: Annotated[
+        float, duration("How often members that cannot be reached are looked for in the table.", 0.5, 86400.0)
+    ] = 10.0
+    dht_searches: Annotated[
+        int, number("Members looked for at once, and at most in one interval.", 1, 1024, "members")
+    ] = 4
     mdns: Annotated[bool, switch("Find members on the local network.")] = True
+    mdns_interval: Annotated[
+        float, duration("How often this node says on the local network that it is there.", 1.0, 86400.0)
+    ] = 60.0
+    mdns_max_messages: Annotated[
+        int,
+        number(
+            "Messages of the local network that are read in one second; more are dropped.",
+            1,
+            100_000,
+            "messages",
+        ),
+    ] = 100
     cache_lifetime: Annotated[float, duration("How long an answer of a look-up is used.", 0.0, 86400.0)] = (
         60.0
     )
     negative_cache_lifetime: Annotated[
         float, duration("How long it is remembered that a look-up found nothing.", 0.0, 86400.0)
     ] = 5.0
+    cache_entries: Annotated[
+        int,
+        number(
+            "Answers of look-ups, and addresses seen on the local network, remembered.",
+            1,
+            1_000_000,
+            "members",
+        ),
+    ] = 1024

@@ -9,6 +9,8 @@ from vpnd.config.schema import Config
 DEFAULT_STATE_DIR = Path("/var/lib/vpnd")
 CONFIG_FILE_NAME = "vpnd.toml"
 LOG_FILE_NAME = "vpnd.log"
+LOCK_FILE_NAME = "vpnd.lock"
+NETWORK_DIR_NAME = "network"
 
 
 def identity_file(config: Config) -> Path:
@@ -24,3 +26,13 @@ def status_socket(config: Config) -> Path:
 def log_file(config: Config) -> Path:
     """Standard error of a node started with --detach."""
     return Path(config.state_dir, LOG_FILE_NAME)
+
+
+def lock_file(config: Config) -> Path:
+    """Locked by the daemon that has the state directory."""
+    return Path(config.state_dir, LOCK_FILE_NAME)
+
+
+def network_dir(config: Config) -> Path:
+    """What the node keeps of the network it is in; belongs to process.user."""
+    return Path(config.state_dir, NETWORK_DIR_NAME)

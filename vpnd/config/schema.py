@@ -59,6 +59,16 @@ class Network(Table, frozen=True):
         str,
         text("Member through which everything else goes (it must announce 0.0.0.0/0 or ::/0).", "name"),
     ] = ""
+    route_table: Annotated[
+        int,
+        number(
+            "Routing table for what members announce; no other program may use it.", 256, 2147483647, "table"
+        ),
+    ] = 7669
+    rule_priority: Annotated[
+        int,
+        number("Priority of the first of the two routing rules that lead there.", 1, 32764, "priority"),
+    ] = 5300
     change_settle: Annotated[
         float,
         duration("Changes of the machine's addresses and routes within so long are taken as one.", 0.0, 60.0),
@@ -113,6 +123,15 @@ class P2P(Table, frozen=True):
             "libp2p connections (not data sessions) one peer may hold with this node.", 1, 4096, "connections"
         ),
     ] = 8
+    eager_peers: Annotated[
+        int,
+        number(
+            "Up to so many peers have sessions from the start; of more, each with its first packet.",
+            0,
+            100_000,
+            "peers",
+        ),
+    ] = 256
     max_dials: Annotated[int, number("Dials under way at once.", 1, 4096, "dials")] = 32
     address_stagger: Annotated[
         float,
@@ -202,6 +221,9 @@ class Status(Table, frozen=True):
         "vpnd.sock"
     )
     timeout: Annotated[float, duration("How long a command waits for the daemon's answer.", 0.1, 300.0)] = 5.0
+    max_peers: Annotated[
+        int, number("Peers that status tells of; those with sessions first.", 1, 1500, "peers")
+    ] = 1000
     poll_interval: Annotated[
         float,
         duration(

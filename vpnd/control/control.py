@@ -5,6 +5,7 @@ Decisions are made in `book` and `planner`; here and in `dialer` they are carrie
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import random
 import secrets
@@ -23,9 +24,12 @@ from vpnd.control.book import SessionBook
 from vpnd.control.channels import TrioChannel
 from vpnd.control.dialer import Dialer
 from vpnd.control.dialstate import CircuitChange
+from vpnd.control.discovering import Discovering
 from vpnd.control.links import ShardLink, ShardLinks, greeting, news, send_all
+from vpnd.control.membership import NetworkService
 from vpnd.control.planner import Planner
-from vpnd.discovery.registry import Change, StaticRegistry
+from vpnd.control.requests import Requests
+from vpnd.discovery.registry import Change, CompositeRegistry
 from vpnd.errors import ProtocolViolation
 from vpnd.metrics import CounterPage
 from vpnd.resilience.breaker import Circuit
@@ -36,17 +40,21 @@ log = logging.getLogger(__name__)
 class Control:
     """One node's control. Owner: a trio loop, `run`.
 
-    `page` gets its counts. `seldom` logs what others can cause; shared with the host.
+    `page` gets its counts. `seldom` logs what others can cause; shared with the host. `network` None: every peer is
+    configured by hand.
     """
 
     def __init__(
         self,
         config: Config,
         own_id: str,
-        registry: StaticRegistry,
+        registry: CompositeRegistry,
         page: CounterPage,
         seldom: Seldom,
         now_s: Callable[[], float],
+        *,
+        network: NetworkService | None = None,
+        now_ms: Callable[[], int],
     ) -> None:
         self._config = config
         self._registry = registry
@@ -66,6 +74,27 @@ class Control:
             count=page.add,
             now_s=now_s,
         )
+        self._network = network
+        self._discovering: Discovering | None = None
+        if network is not None:
+            self._discovering = Discovering(
+                network,
+                config,
+                registry,
+                unreachable=self._planner.unreachable,
+                count=page.add,
+                now_ms=now_ms,
+            )
+        self._requests = Requests(
+            config,
+            network,
+            registry,
+            connected=self._book.connected,
+            listen=lambda: self._host.listen_addresses(),
+            ping=lambda *of: self._host.ping(*of),
+            now_ms=now_ms,
+            lookup=self._discovering.lookup if self._discovering is not None else None,
+        )
         self._stop = trio.Event()
         self._show_circuits()
 
@@ -77,6 +106,10 @@ class Control:
             self._nursery = nursery
             nursery.start_soon(self._serve_supervisor)
             nursery.start_soon(self._dialer.run, host)
+            if self._network is not None:
+                nursery.start_soon(self._network.run, host, self.members_changed, self._to_supervisor)
+            if self._discovering is not None:
+                nursery.start_soon(self._discovering.run, host)
             await self._stop.wait()
             nursery.cancel_scope.cancel()
         self._links.close()
@@ -116,15 +149,34 @@ class Control:
                     listen=self._host.listen_addresses(),
                     peers=self._planner.report(self._now_s()),
                     connections=self._host.connections(),
+                    network=self._network.report() if self._network is not None else None,
                 )
             )
+        elif isinstance(message, messages.NameSockets) and self._discovering is not None:
+            self._discovering.names.sockets(message.udp, descriptors)
+        elif isinstance(message, messages.Request):
+            self._nursery.start_soon(self._carry_out, message)
         else:
             raise ProtocolViolation(f"{type(message).__name__} came a second time")
+
+    async def _carry_out(self, request: messages.Request) -> None:
+        self._to_supervisor(await self._requests.carry_out(request))
+
+    def _to_supervisor(self, message: messages.Message) -> None:
+        if isinstance(message, messages.OwnChanged) and self._discovering is not None:
+            self._discovering.own_changed(message.own)
+        # its end is noticed where it is listened to
+        with contextlib.suppress(ChannelClosed):
+            self._supervisor.send(message)
 
     def _network_changed(self, message: messages.NetworkChanged) -> None:
         """Whatever hangs on the network as it was is begun anew. Sessions are looked after by their shards."""
         log.info("the network changed: %s; dialing whoever lacks sessions", message.reason)
         self._page.add("network_changes")
+        if self._network is not None:
+            self._network.network_changed()
+        if self._discovering is not None:
+            self._discovering.network_changed()
         self._planner.network_changed()
         self._dialer.cancel(lambda dial: True)
         self._settle()
@@ -136,6 +188,8 @@ class Control:
         self._host.configure(config)
         self._dialer.configure(config)
         self._planner.configure(config)
+        if self._network is not None:
+            self._network.configure(config)
         self.members_changed(self._registry.replace(config.peers))
 
     def members_changed(self, change: Change) -> None:
@@ -144,19 +198,27 @@ class Control:
         for member in change.removed:
             log.info("%s is no longer a peer", member.name)
             self._planner.member_removed(member.peer_id)
-            self._nursery.start_soon(self._host.disconnect, member.peer_id)
+            self._nursery.start_soon(self._part, member.peer_id)
         for before, after in change.changed:
             log.info("peer %s is set otherwise", before.name)
             self._planner.member_changed(after)
         for member in change.added:
             log.info("%s is a peer now", member.name)
             self._planner.member_added(member, now_s)
+        if self._discovering is not None:
+            self._discovering.members_changed()
         gone = {member.peer_id for member in change.removed}
         moved = {after.peer_id for before, after in change.changed if before.addresses != after.addresses}
         self._dialer.cancel(lambda dial: dial.member.peer_id in gone | moved)
         self._tell(news(change))
         self._show_circuits()
         self._settle()
+
+    async def _part(self, peer_id: str) -> None:
+        """Close the connections with who is no peer any more; a neighbour hears first why."""
+        if self._network is not None:
+            await self._network.farewell(peer_id)
+        await self._host.disconnect(peer_id)
 
     # --- shards, as they come and go
 

@@ -3,15 +3,17 @@
     talks to       over                             what comes, and who serves it
     -------------  -------------------------------  -----------------------------------------------------
     supervisor     channel (inherited descriptor)   main: ControlStart; Control._on_supervisor: ShardArrived,
-                                                    ShardLeft, StatusRequest, NetworkChanged, Reconfigure, Stop
+                                                    ShardLeft, StatusRequest, NetworkChanged, Reconfigure,
+                                                    Request, Stop
     each shard     channel (from ShardArrived)      Control._on_shard: SessionsHeld, SessionUp, SessionDown,
                                                     SessionWanted
     other nodes    libp2p over TCP                  Host: Noise, identify, ping; Control.take_session: inbound
-                                                    data sessions; Dialer: outbound ones
+                                                    data sessions; Dialer: outbound ones; Gossiping,
+                                                    EnrolmentDesk: members, and who wants to be one
 
 It starts as root, holding one channel. Rights kept after `privileges.drop`: the channels, the counter page,
-sockets of its own on unprivileged ports, the private key in memory. Nothing is imported from then on: the
-files of vpnd may be readable by root alone.
+sockets of its own on unprivileged ports, the private key in memory, the directory of its network. Nothing is
+imported from then on: the files of vpnd may be readable by root alone.
 """
 
 from __future__ import annotations
@@ -19,24 +21,34 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import random
 import signal
 import socket
+import time
 
 import trio
+from libp2p.crypto.keys import KeyPair
 
 from vpnd import logs, privileges
+from vpnd.adapter.handoff import Detached
 from vpnd.adapter.host import Host
-from vpnd.adapter.identity import peer_id_of, read_key_pair
+from vpnd.adapter.identity import peer_id_of, read_key_pair, signing_key
 from vpnd.adapter.logs import Seldom, tame_libp2p
 from vpnd.adapter.preload import preload
 from vpnd.adapter.shape import check_libp2p
 from vpnd.api import messages
 from vpnd.api.channel import Channel, ChannelClosed, first_message
+from vpnd.config import paths
 from vpnd.control.channels import TrioChannel
 from vpnd.control.control import Control
-from vpnd.discovery.registry import StaticRegistry
-from vpnd.errors import ConfigError, ProtocolViolation, VpndError
+from vpnd.control.founding import Founding
+from vpnd.control.membership import NetworkService
+from vpnd.discovery.registry import CompositeRegistry
+from vpnd.errors import ConfigError, ProtocolViolation, VpndError, kind_of
+from vpnd.membership.store import Store
 from vpnd.metrics import CONTROL_COUNTERS, CounterPage
+
+NANOSECONDS_PER_MS = 1_000_000
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +64,7 @@ def main(arguments: list[str]) -> int:
         return 0
     except VpndError as error:
         with contextlib.suppress(ChannelClosed):
-            channel.send(messages.Failed(kind=type(error).__name__, error=str(error)))
+            channel.send(messages.Failed(kind=kind_of(error), error=str(error)))
         return error.exit_code
 
 
@@ -61,9 +73,9 @@ def _main(channel: Channel, parent_pid: int) -> int:
     start, descriptors = first_message(channel, messages.ControlStart)
     tame_libp2p(logs.configure(start.config.log.level, "control"))
     check_libp2p()
-    if len(descriptors) != 2:
+    if len(descriptors) not in (2, 3):
         raise ProtocolViolation(f"ControlStart with {len(descriptors)} descriptors")
-    identity_fd, page_fd = descriptors
+    identity_fd, page_fd = descriptors[:2]
     keys = read_key_pair(identity_fd)
     page = CounterPage(CONTROL_COUNTERS, page_fd)
     page.set("connections", 0)  # a gauge: what a predecessor left there is not true any more
@@ -72,28 +84,79 @@ def _main(channel: Channel, parent_pid: int) -> int:
     if peer_id_of(keys) != start.peer_id:
         raise ConfigError(f"the identity file belongs to {peer_id_of(keys)}, not to {start.peer_id}")
     privileges.drop(start.config.process.user, parent_pid)
+    store = Store(paths.network_dir(start.config), descriptors[2]) if len(descriptors) > 2 else None
+    failed: list[VpndError] = []
+    trio.run(_run, start, keys, page, TrioChannel(channel), store, failed)
+    if failed:
+        raise failed[0]
+    return 0
 
-    config = start.config
-    now_s = trio.current_time
-    registry = StaticRegistry(config.peers)
-    seldom = Seldom(log, config.log.refusal_interval, now_s)
-    control = Control(config, start.peer_id, registry, page, seldom, now_s)
+
+async def _run(
+    start: messages.ControlStart,
+    keys: KeyPair,
+    page: CounterPage,
+    supervisor: TrioChannel,
+    store: Store | None,
+    failed: list[VpndError],
+) -> None:
+    """Until Stop. What keeps it from getting ready is put into `failed`: raised, it would come out of libp2p's
+    nurseries in a group."""
+    config, dice = start.config, random.SystemRandom()
+    registry = CompositeRegistry(config.peers)
+    seldom = Seldom(log, config.log.refusal_interval, trio.current_time)
+    control: Control | None = None
+
+    def take_session(session: Detached) -> None:
+        if control is not None:
+            control.take_session(session)
+
     host = Host(
         keys,
         config,
-        is_member=control.is_member,
-        take_session=control.take_session,
+        is_member=lambda peer_id: registry.find(peer_id) is not None,
+        take_session=take_session,
         count=page.add,
         connections=lambda number: page.set("connections", number),
         seldom=seldom,
     )
-    trio.run(_run, control, host, TrioChannel(channel))
-    return 0
-
-
-async def _run(control: Control, host: Host, supervisor: TrioChannel) -> None:
     async with host.running():
         listen = host.listen_addresses()
         log.info("listening on %s", ", ".join(listen))
-        supervisor.send(messages.Ready(listen=listen))
+        network = own = None
+        if store is not None:
+            founding = Founding(
+                config,
+                store,
+                peer_id=start.peer_id,
+                node_name=start.node_name,
+                identity=signing_key(keys),
+                count=page.add,
+                now_ms=_wall_clock_ms,
+                dice=dice,
+            )
+            try:
+                entered = await founding.enter(host, start.token)
+            except VpndError as error:
+                failed.append(error)
+                return
+            network = NetworkService(
+                entered, config, registry, count=page.add, seldom=seldom, now_ms=_wall_clock_ms, dice=dice
+            )
+            own = network.enter()
+        control = Control(
+            config,
+            start.peer_id,
+            registry,
+            page,
+            seldom,
+            trio.current_time,
+            network=network,
+            now_ms=_wall_clock_ms,
+        )
+        supervisor.send(messages.Ready(listen=listen, own=own))
         await control.run(host, supervisor)
+
+
+def _wall_clock_ms() -> int:
+    return time.time_ns() // NANOSECONDS_PER_MS

@@ -30,7 +30,7 @@ from vpnd.discovery.registry import Member
 from vpnd.resilience.backoff import Uniform
 from vpnd.resilience.breaker import Circuit
 
-#: Sessions a shard wants with a peer until it says otherwise.
+#: Sessions a shard wants with a peer until it says otherwise, where there are few peers.
 WANTED = 1
 
 
@@ -148,7 +148,7 @@ class Planner:
         peer = self._peers.get(peer_id)
         if peer is None or shard not in self._shards:
             return
-        if sessions > peer.wanted.get(shard, WANTED):
+        if sessions > self._wanted(peer, shard):
             self._lacking(peer, shard, now_s)
         peer.wanted[shard] = sessions
         if urgent:
@@ -160,7 +160,14 @@ class Planner:
     def wanted_by(self, peer_id: str, shard: int) -> int:
         """Sessions the shard wants with the peer."""
         peer = self._peers.get(peer_id)
-        return peer.wanted.get(shard, WANTED) if peer is not None else 0
+        return self._wanted(peer, shard) if peer is not None else 0
+
+    def _wanted(self, peer: PeerDials, shard: int) -> int:
+        """What the shard has said, or is taken for granted: in a large network nothing before packets wait."""
+        said = peer.wanted.get(shard)
+        if said is not None:
+            return said
+        return WANTED if len(self._peers) <= self._config.p2p.eager_peers else 0
 
     # --- dials
 
@@ -235,8 +242,25 @@ class Planner:
         }
 
     def report(self, now_s: float) -> tuple[PeerReport, ...]:
-        """The peers for status."""
-        return tuple(self._report(peer, now_s) for peer in self._peers.values())
+        """The peers for status; of more than status.max_peers those first that something is known to happen with."""
+        peers: Iterable[PeerDials] = self._peers.values()
+        most = self._config.status.max_peers
+        if len(self._peers) > most:
+            peers = heapq.nsmallest(most, peers, key=self._quietness)
+        return tuple(self._report(peer, now_s) for peer in peers)
+
+    def _quietness(self, peer: PeerDials) -> tuple[bool, bool]:
+        return not self._book.count(peer.member.peer_id), not (peer.dials or peer.under_way)
+
+    def unreachable(self) -> list[str]:
+        """Peer ids of those without a session that could not be dialed, or whose addresses nobody knows."""
+        return [
+            peer_id
+            for peer_id, peer in self._peers.items()
+            if not self._book.count(peer_id)
+            and not peer.under_way
+            and (peer.last_error or not peer.member.addresses)
+        ]
 
     def _report(self, peer: PeerDials, now_s: float) -> PeerReport:
         peer_id = peer.member.peer_id
@@ -259,6 +283,9 @@ class Planner:
             dial_failures=peer.failures,
             circuit=str(peer.breaker.state),
             circuit_opened=peer.breaker.opened,
+            virtual_ips=peer.member.virtual_ips,
+            routes=peer.member.routes,
+            source=peer.member.source,
         )
 
     # --- when
@@ -281,7 +308,7 @@ class Planner:
         return [
             shard
             for shard in self._shards
-            if shard not in busy and self._book.count_of(peer_id, shard) < peer.wanted.get(shard, WANTED)
+            if shard not in busy and self._book.count_of(peer_id, shard) < self._wanted(peer, shard)
         ]
 
     def _due_s(self, peer: PeerDials, shard: int) -> float:

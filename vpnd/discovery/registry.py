@@ -20,13 +20,29 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
     """A node that may have sessions with this one.
 
     `prefixes`: the networks it may send packets from, the most specific meaning its own address.
-    `addresses`: multiaddrs to dial, without the /p2p part; empty when it can only dial us.
+    `addresses`: multiaddrs to dial, without the /p2p part; empty when it can only dial us. `source`: who says so,
+    configuration or membership.
     """
 
     peer_id: str
     name: str
     prefixes: tuple[str, ...]
     addresses: tuple[str, ...]
+    source: str = "configuration"
+
+    @property
+    def virtual_ips(self) -> tuple[str, ...]:
+        """Its own addresses among the prefixes."""
+        networks = map(ipaddress.ip_network, self.prefixes)
+        return tuple(
+            str(network.network_address) for network in networks if network.prefixlen == network.max_prefixlen
+        )
+
+    @property
+    def routes(self) -> tuple[str, ...]:
+        """The networks behind it among the prefixes."""
+        networks = map(ipaddress.ip_network, self.prefixes)
+        return tuple(str(network) for network in networks if network.prefixlen != network.max_prefixlen)
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,6 +86,67 @@ class StaticRegistry:
         """Another list from now on; returns what is different."""
         before, self._members = self._members, _by_id(peers)
         return difference(before, self._members)
+
+
+class CompositeRegistry:
+    """Configured peers and the members of the node's network. Owner: control.
+
+    What is configured by hand counts: a peer id that is both is as it was configured, and of a prefix that a configured
+    peer has no member has anything.
+    """
+
+    def __init__(self, peers: Iterable[Peer] = ()) -> None:
+        self._configured = _by_id(peers)
+        self._network: dict[str, Member] = {}
+        self._all: dict[str, Member] = dict(self._configured)
+
+    def members(self) -> Sequence[Member]:
+        """See Registry."""
+        return tuple(self._all.values())
+
+    def find(self, peer_id: str) -> Member | None:
+        """See Registry."""
+        return self._all.get(peer_id)
+
+    def of_network(self) -> Sequence[Member]:
+        """The members the network has, as it has them."""
+        return tuple(self._network.values())
+
+    def replace(self, peers: Iterable[Peer]) -> Change:
+        """Another list of configured peers from now on; returns what is different."""
+        before, self._configured = self._all, _by_id(peers)
+        reserved = self._reserved()
+        network = {peer_id: _without(member, reserved) for peer_id, member in self._network.items()}
+        self._all = {**self._configured, **{k: v for k, v in network.items() if k not in self._configured}}
+        return difference(before, self._all)
+
+    def update(self, news: Mapping[str, Member | None]) -> Change:
+        """Members of the network as they are now, None for who is none any more; returns what is different."""
+        before: dict[str, Member] = {}
+        after: dict[str, Member] = {}
+        reserved = self._reserved()
+        for peer_id, member in news.items():
+            if member is None:
+                self._network.pop(peer_id, None)
+            else:
+                self._network[peer_id] = member
+            if peer_id in self._configured:
+                continue
+            if (held := self._all.pop(peer_id, None)) is not None:
+                before[peer_id] = held
+            if member is not None:
+                after[peer_id] = self._all[peer_id] = _without(member, reserved)
+        return difference(before, after)
+
+    def _reserved(self) -> frozenset[str]:
+        return frozenset(prefix for member in self._configured.values() for prefix in member.prefixes)
+
+
+def _without(member: Member, reserved: frozenset[str]) -> Member:
+    if reserved.isdisjoint(member.prefixes):
+        return member
+    left = tuple(prefix for prefix in member.prefixes if prefix not in reserved)
+    return msgspec.structs.replace(member, prefixes=left)
 
 
 def difference(before: Mapping[str, Member], after: Mapping[str, Member]) -> Change:

@@ -28,7 +28,8 @@ from vpnd.membership.statements import (
 
 
 class Wish(msgspec.Struct, frozen=True, kw_only=True):
-    """What a new member is to have. `name`: a label. `addresses`: empty, or those it gets instead of chosen ones.
+    """What a new member is to have. `name`: a label. `addresses`: empty, or those it gets instead of chosen ones; of a
+    family that is not among them one is chosen.
 
     `firm`: the name must be that one; otherwise a number is put behind one that is taken.
     """
@@ -78,7 +79,7 @@ class Authority:
             taken -= {before.name, *before.addresses}
         name = _free_name(wish, taken)
         if wish.addresses:
-            addresses = tuple(allocation.check_wish(self._network, text, taken) for text in wish.addresses)
+            addresses = self._wished_addresses(wish, peer_id, taken)
         elif before is not None:
             addresses = self._kept_addresses(before, taken)
         else:
@@ -193,6 +194,15 @@ class Authority:
             serial=before.serial + 1 if before else 0,
         )
         return self._sign(body)
+
+    def _wished_addresses(self, wish: Wish, peer_id: str, taken: Collection[str]) -> tuple[str, ...]:
+        """Those, and a chosen one of the family that none of them is of."""
+        checked = tuple(allocation.check_wish(self._network, text, taken) for text in wish.addresses)
+        if all(":" in text for text in checked):
+            return (allocation.ipv4(self._network, peer_id, taken), *checked)
+        if all(":" not in text for text in checked):
+            return (*checked, allocation.ipv6(self._network, peer_id, taken))
+        return checked
 
     def _new_addresses(self, peer_id: str, taken: Collection[str]) -> tuple[str, ...]:
         return (

@@ -20,12 +20,11 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Iterable
 
-import msgspec
-
 from vpnd.membership import charter
 from vpnd.membership.claims import Conflict
 from vpnd.membership.dossier import Dossier
 from vpnd.membership.index import Index
+from vpnd.membership.merged import Merged, Refused
 from vpnd.membership.network import Network
 from vpnd.membership.refusal import MembershipRefused
 from vpnd.membership.roster import Changes, Member, Roster, Valid
@@ -43,22 +42,6 @@ from vpnd.membership.statements import (
 
 #: Void, but not by their own fault or age: set aside.
 VOID = frozenset({"revoked_authority", "removed"})
-
-
-class Refused(msgspec.Struct, frozen=True):
-    """A statement that was not taken. `slot` is empty when it could not even be read."""
-
-    reason: str
-    digest: bytes
-    slot: bytes = b""
-
-
-class Merged(msgspec.Struct, frozen=True):
-    """What a merge did. Statements known before are neither accepted nor refused."""
-
-    accepted: tuple[Statement, ...]
-    refused: tuple[Refused, ...]
-    changes: Changes
 
 
 class Directory:
@@ -126,11 +109,28 @@ class Directory:
         dossier = self._dossiers.get(peer_id)
         return dossier.newest() if dossier is not None else None
 
+    def void_membership(self, peer_id: str) -> Membership | None:
+        """The last membership of a peer that has none any more, because it or its authority was put out."""
+        bodies = (held.body for held in self._aside.values())
+        void = (body for body in bodies if isinstance(body, Membership) and body.peer_id == peer_id)
+        return max(void, key=lambda body: (body.enrolled_ms, body.issued_ms), default=None)
+
     def removal(self, peer_id: str) -> Removal | None:
         """The latest removal of a peer; it may have been let in again since (`find`)."""
         dossier = self._dossiers.get(peer_id)
         held = dossier.removal() if dossier else None
         return held.body if held is not None and isinstance(held.body, Removal) else None
+
+    def presence(self, peer_id: str) -> Statement | None:
+        """Where a peer says it is, and what it announces."""
+        dossier = self._dossiers.get(peer_id)
+        return dossier.presence if dossier is not None else None
+
+    def removal_proof(self, peer_id: str) -> list[bytes]:
+        """What shows anybody that a peer was removed, the charter first; empty when it was not."""
+        dossier = self._dossiers.get(peer_id)
+        held = dossier.removal() if dossier is not None else None
+        return [*self.charter_wires(), held.wire] if held is not None else []
 
     def taken(self) -> set[str]:
         """Every address and name somebody has or may have again: not to be given to others."""

@@ -3,11 +3,13 @@
     request    Join     let me in, here is my token's secret         Renew    my membership, once more
     answer     Welcome  the network and the statements to start with Refusal  no, and why
 
-A Welcome to a Join carries the charter and the node's own membership; everybody else it learns by gossip.
+A Welcome to a Join carries the charter, the node's own membership and where some members are; everybody else it learns
+by gossip. Any member may refuse one that was removed, for it sends the proof.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated
 
 import msgspec
@@ -55,10 +57,14 @@ class Welcome(Message, frozen=True, tag=3):
 
 
 class Refusal(Message, frozen=True, tag=4):
-    """`reason`: one of `refusal.REASONS`. `text`: for the user, untrusted as everything that came from elsewhere."""
+    """`reason`: one of `refusal.REASONS`. `text`: for the user, untrusted as everything that came from elsewhere.
+
+    `statements`: what proves it, of a removed member the removal and the charter it rests on.
+    """
 
     reason: Annotated[str, Meta(max_length=MAX_REASON)]
     text: Annotated[str, Meta(max_length=MAX_REFUSAL_TEXT)] = ""
+    statements: tuple[Annotated[bytes, Meta(max_length=MAX_STATEMENT)], ...] = ()
 
 
 _requests: msgspec.msgpack.Decoder[Join | Renew] = msgspec.msgpack.Decoder(Join | Renew)
@@ -70,9 +76,9 @@ def encode(message: Join | Renew | Welcome | Refusal) -> bytes:
     return msgspec.msgpack.encode(message)
 
 
-def refusal(error: MembershipRefused) -> Refusal:
-    """The answer that stands for an error."""
-    return Refusal(reason=error.reason, text=str(error)[:MAX_REFUSAL_TEXT])
+def refusal(error: MembershipRefused, statements: Iterable[bytes] = ()) -> Refusal:
+    """The answer that stands for an error, with what proves it."""
+    return Refusal(reason=error.reason, text=str(error)[:MAX_REFUSAL_TEXT], statements=tuple(statements))
 
 
 def parse_request_untrusted(data: bytes) -> Join | Renew:

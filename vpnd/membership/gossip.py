@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterable, Sequence
 import msgspec
 
 from vpnd.membership import messages
-from vpnd.membership.directory import Directory, Refused
+from vpnd.membership.directory import Directory
 from vpnd.membership.index import BUCKET_HASH_BYTES, ENTRY_BYTES, VERSION_BYTES, entry
+from vpnd.membership.merged import Refused
 from vpnd.membership.refusal import MembershipRefused
 from vpnd.membership.roster import Changes
 from vpnd.membership.statements import SLOT_BYTES, Kind, Statement
@@ -98,6 +99,12 @@ class Gossip:
         """Statements this node signed or was given: into the directory and to all neighbours."""
         outcome = Outcome()
         self._take([statement.wire for statement in statements], None, now_ms, outcome)
+        return outcome
+
+    def learn(self, wires: Sequence[bytes], now_ms: int) -> Outcome:
+        """Statements that came another way, of anybody: as if a neighbour had sent them."""
+        outcome = Outcome()
+        self._take(wires, None, now_ms, outcome)
         return outcome
 
     def tick(self, now_ms: int) -> Outcome:

@@ -13,12 +13,14 @@ import msgspec
 from vpnd.membership.claims import Claims, Conflict
 from vpnd.membership.statements import Membership, Presence
 
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
 #: A valid membership, and where the member can be dialed, if it said so.
 Valid = tuple[Membership, Presence | None]
 
 
 class Member(msgspec.Struct, frozen=True, kw_only=True):
-    """One member. `addresses`, `routes`: what is really its own, and what it may announce.
+    """One member. `addresses`: what is really its own. `routes`: networks it announces, and may by its membership.
 
     `lost`: addresses and the name another member has by an older claim; an authority gives others at the next renewal.
     `name` is empty when it was lost. `multiaddrs`: where it can be dialed, by its own word.
@@ -117,7 +119,7 @@ class Roster:
             peer_id=body.peer_id,
             name="" if body.name in lost else body.name,
             addresses=addresses,
-            routes=body.routes,
+            routes=permitted(presence.routes, body.routes) if presence is not None else (),
             groups=body.groups,
             lost=lost,
             multiaddrs=presence.addresses if presence is not None else (),
@@ -126,3 +128,22 @@ class Roster:
             issued_ms=body.issued_ms,
             expires_ms=body.expires_ms,
         )
+
+
+def permitted(announced: tuple[str, ...], allowed: tuple[str, ...]) -> tuple[str, ...]:
+    """Of the networks somebody announces those that are, or lie within, one it may announce.
+
+    What is allowed to be the way to everywhere (0.0.0.0/0, ::/0) is not thereby allowed to announce every network.
+    """
+    if not announced or not allowed:
+        return ()
+    wide = [ipaddress.ip_network(text) for text in allowed]
+    return tuple(text for text in announced if any(_within(ipaddress.ip_network(text), one) for one in wide))
+
+
+def _within(network: Network, allowed: Network) -> bool:
+    if network == allowed:
+        return True
+    if not allowed.prefixlen or network.version != allowed.version:
+        return False
+    return network.subnet_of(allowed)  # type: ignore[arg-type]

@@ -130,11 +130,15 @@ class Membership(Body, frozen=True):
 
 
 class Presence(Body, frozen=True):
-    """Where `peer_id` can be dialed, by its own word: signed by the key in the peer id."""
+    """Where `peer_id` can be dialed, by its own word: signed by the key in the peer id.
+
+    `routes`: networks behind it that it announces; its membership has to permit them.
+    """
 
     peer_id: PeerId
     addresses: Annotated[tuple[Text, ...], Meta(max_length=MAX_MULTIADDRS)]
     sequence_ms: Time
+    routes: Annotated[tuple[Text, ...], Meta(max_length=MAX_ROUTES)] = ()
 
 
 AnyBody = Grant | Revoke | Removal | Membership | Presence
@@ -256,6 +260,7 @@ def _check(body: AnyBody) -> None:
     elif isinstance(body, Presence):
         for text in body.addresses:
             check_multiaddr(text)
+        _check_routes(body.routes)
 
 
 def _check_membership(body: Membership) -> None:
@@ -272,7 +277,11 @@ def _check_membership(body: Membership) -> None:
             raise ValueError(f"{text} is no member's address")
         if address.is_loopback or address.is_link_local:
             raise ValueError(f"{text} means something else on every machine")
-    for text in body.routes:
+    _check_routes(body.routes)
+
+
+def _check_routes(routes: tuple[str, ...]) -> None:
+    for text in routes:
         if str(ipaddress.ip_network(text)) != text or "%" in text:
             raise ValueError(f"{text} is not written as networks are")
 

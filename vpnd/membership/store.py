@@ -46,14 +46,17 @@ class StoreError(ConfigError):
 class Store:
     """The state of one network in the directory `path`, which is made (0700) when missing. Raises StoreError.
 
-    Works through a descriptor of the directory, so the path need not be reachable later. Owner: one process.
+    Works through a descriptor of the directory, so the path need not be reachable. Owner: one process.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, fd: int | None = None) -> None:
+        """`fd`: of the directory, which is the store's from then on; `path` only stands in texts then."""
         self._path = path
         try:
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            if fd is None:
+                path.mkdir(mode=0o700, parents=True, exist_ok=True)
+                fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            self._fd = fd
         except OSError as error:
             raise StoreError(f"{path}: cannot be used ({error.strerror}); give another --state-dir") from None
 

@@ -1,0 +1,207 @@
+"""What this node is in the VPN, and how that is put on the machine: addresses, routes, what shards may deliver.
+
+Of a static node it is known from the configuration. Of a member of a network control says it, when it is up and
+whenever it changes; a virtual_ip for configured peers is added to it.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+from pathlib import Path
+
+import msgspec
+
+from supervisor.network import overlap
+from supervisor.network.overlap import Claim
+from supervisor.network.routes import NetworkSetup
+from vpnd.api.reports import OwnAddresses
+from vpnd.config.check import MIN_IPV6_MTU
+from vpnd.config.schema import Config
+from vpnd.errors import MachineError
+from vpnd.mode import Mode
+
+log = logging.getLogger("supervisor")
+
+#: There in kernels with IPv6.
+_IPV6 = Path("/proc/sys/net/ipv6")
+
+
+class Overlay:
+    """Owner: supervisor loop. `own` is what the node is, complete; of a member not before `establish`.
+
+    `warnings`: what the operator should know, a line each, for status.
+    """
+
+    def __init__(self, config: Config, mode: Mode, *, joining: bool) -> None:
+        self._config, self._mode, self._joining = config, mode, joining
+        self._setup = NetworkSetup(config.retry)
+        self._device = ""
+        self._interfaces: list[str] = []
+        self.own = _configured(config)
+        self.warnings: list[str] = []
+        if mode.in_network and config.network.virtual_ip and not config.peers:
+            self.warnings.append(
+                "network.virtual_ip is not used in a network without [[peers]]: its authority gives addresses"
+            )
+
+    def check_before(self) -> None:
+        """What is known before anything is changed is judged then: raises ConfigError when the machine already
+        routes a part of it."""
+        if self._mode is Mode.NEW and not self._joining:
+            subnet = ipaddress.ip_network(self._config.membership.subnet)
+            self._check([Claim(subnet, "membership.subnet", "choose another membership.subnet")])
+        elif not self._mode.in_network:
+            self._check([])
+
+    def _check(self, claims: list[Claim]) -> None:
+        network = self._config.network
+        if network.allow_overlap:
+            return
+        routes = map(ipaddress.ip_network, network.routes)
+        if self._uses_virtual_ip:
+            nets = overlap.configured([_subnet(network.virtual_ip, network.subnet), *routes])
+        else:
+            nets = [Claim(each, "network.routes", "choose another route") for each in routes]
+        overlap.check([*claims, *nets], network.interface)
+
+    @property
+    def _uses_virtual_ip(self) -> bool:
+        """A member's own virtual_ip is for its configured peers."""
+        wanted = bool(self._config.peers) or not self._mode.in_network
+        return wanted and bool(self._config.network.virtual_ip)
+
+    def establish(self, device: str, given: OwnAddresses | None) -> None:
+        """Put everything on the TUN device `device`. `given`: what control said of a member, None of a static node.
+
+        Raises ConfigError when the machine already routes a part of it, MachineError when the kernel refuses
+        something; nothing is left then.
+        """
+        self._device = device
+        self.own = self._with_configured(given)
+        if given is not None:
+            remedy = "free that range on this machine and start again (without --join: it is a member now)"
+            owner = f"network {given.network}"
+            self._check([Claim(ipaddress.ip_network(each), owner, remedy) for each in given.subnets])
+        self._apply()
+
+    def _apply(self) -> None:
+        network = self._config.network
+        if self._mode.in_network and (reason := self._no_ipv6()):
+            self._leave_out_ipv6(reason)
+        try:
+            self._set_up()
+        except MachineError as error:
+            if not self._mode.in_network or not _has_ipv6(self.own):
+                raise
+            # An IPv4 address is all a network needs; the machine may have its reasons against IPv6.
+            self._leave_out_ipv6(str(error))
+            self._set_up()
+        log.debug("%s has %s, mtu %d", self._device, ", ".join(self._interfaces), network.mtu)
+
+    def _set_up(self) -> None:
+        network = self._config.network
+        interfaces = _interfaces(self.own)
+        routes = dict.fromkeys((*self.own.subnets, *network.routes))
+        self._setup.apply(self._device, network.mtu, interfaces, list(routes), network.queue_length)
+        self._interfaces = interfaces
+
+    def _no_ipv6(self) -> str:
+        if not _IPV6.is_dir():
+            return "this kernel has none"
+        if self._config.network.mtu < MIN_IPV6_MTU:
+            return f"it needs a network.mtu of {MIN_IPV6_MTU}"
+        return ""
+
+    def _leave_out_ipv6(self, reason: str) -> None:
+        if _has_ipv6(self.own):
+            warning = f"no IPv6 in the VPN: {reason}"
+            log.warning("%s", warning)
+            self.warnings.append(warning)
+            self.own = _without_ipv6(self.own)
+
+    def change(self, given: OwnAddresses) -> None:
+        """A member is something else than before: other addresses, other networks it may announce."""
+        had_ipv6 = _has_ipv6(self.own)
+        after = self._with_configured(given)
+        if not had_ipv6:  # left out when it was established
+            after = _without_ipv6(after)
+        interfaces = _interfaces(after)
+        if interfaces != self._interfaces:
+            log.warning("this node's addresses are now %s", ", ".join(after.addresses))
+            try:
+                self._setup.change_addresses(self._device, self._interfaces, interfaces)
+            except MachineError as error:
+                log.error("not all addresses could be set: %s", error)
+            self._interfaces = interfaces
+        self.own = after
+
+    def undo(self) -> None:
+        """Take addresses and routes back."""
+        self._setup.undo()
+
+    @property
+    def prefixes(self) -> tuple[str, ...]:
+        """What packets from peers may be addressed to."""
+        own = tuple(str(ipaddress.ip_network(address)) for address in self.own.addresses)
+        return tuple(dict.fromkeys((*own, *self.own.advertised)))
+
+    @property
+    def virtual_ip(self) -> str:
+        """The first of our addresses; empty while none is known."""
+        return self.own.addresses[0] if self.own.addresses else ""
+
+    @property
+    def subnet(self) -> str:
+        """The network `virtual_ip` is in."""
+        return str(ipaddress.ip_interface(self._interfaces[0]).network) if self._interfaces else ""
+
+    def _with_configured(self, given: OwnAddresses | None) -> OwnAddresses:
+        configured = _configured(self._config)
+        if given is None:
+            return configured
+        if not self._uses_virtual_ip:
+            return given
+        return msgspec.structs.replace(
+            given,
+            addresses=tuple(dict.fromkeys((*given.addresses, *configured.addresses))),
+            subnets=tuple(dict.fromkeys((*given.subnets, *configured.subnets))),
+        )
+
+
+def _configured(config: Config) -> OwnAddresses:
+    """What the configuration says a node is, without any network."""
+    address, length = config.network.virtual_ip, config.network.subnet
+    return OwnAddresses(
+        network="",
+        label="",
+        addresses=(address,) if address else (),
+        subnets=(str(_subnet(address, length)),) if address else (),
+    )
+
+
+def _subnet(address: str, length: int) -> overlap.IPNetwork:
+    return ipaddress.ip_network(f"{address}/{length}", strict=False)
+
+
+def _interfaces(own: OwnAddresses) -> list[str]:
+    """Each address with the length of the network it is in."""
+    networks = [ipaddress.ip_network(each) for each in own.subnets]
+    interfaces = []
+    for text in own.addresses:
+        address = ipaddress.ip_address(text)
+        around = (each.prefixlen for each in networks if address in each)
+        interfaces.append(f"{address}/{max(around, default=address.max_prefixlen)}")
+    return interfaces
+
+
+def _has_ipv6(own: OwnAddresses) -> bool:
+    return any(":" in each for each in (*own.addresses, *own.subnets))
+
+
+def _without_ipv6(own: OwnAddresses) -> OwnAddresses:
+    return msgspec.structs.replace(
+        own,
+        addresses=tuple(each for each in own.addresses if ":" not in each),
+        subnets=tuple(each for each in own.subnets if ":" not in each),
+    )

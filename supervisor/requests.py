@@ -1,0 +1,105 @@
+"""Commands of the user that control carries out: checked here, asked of control, completed with what shards know.
+
+On the status socket a request is {"command": name, "patience_s": seconds, argument: value, …}, the answer
+{"answer": what control said}. `ping` gets the measurements of the data sessions beside those of control.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Protocol
+
+import orjson
+
+from supervisor.fleet import Argument
+from vpnd.api.reports import SessionReport
+from vpnd.errors import VpndError
+
+#: Command -> its arguments; every one may be missing. The first group needs a network.
+MEMBERSHIP: dict[str, frozenset[str]] = {
+    "invite": frozenset({"name", "uses", "expires_s", "ip", "routes", "groups"}),
+    "members": frozenset(),
+    "remove": frozenset({"who"}),
+    "leave": frozenset(),
+    "authority-add": frozenset({"who"}),
+    "authority-list": frozenset(),
+    "authority-revoke": frozenset({"who"}),
+}
+LOOKUP: dict[str, frozenset[str]] = {"resolve": frozenset({"what"}), "ping": frozenset({"who", "count"})}
+#: No client waits longer than this.
+MOST_PATIENCE_S = 3600.0
+#: Of a text argument; the longest are lists of networks.
+MAX_ARGUMENT = 4096
+
+
+class Asked(Protocol):
+    """What this needs of the node."""
+
+    @property
+    def in_network(self) -> bool:
+        """Whether the node is a member of one."""
+
+    async def request(self, command: str, arguments: dict[str, Argument], timeout_s: float) -> bytes:
+        """See Fleet.request."""
+
+    async def sessions_with(self, peer_id: str, timeout_s: float) -> list[SessionReport]:
+        """The data sessions there are."""
+
+    def left(self) -> None:
+        """The node is in no network any more."""
+
+
+def handlers(node: Asked, timeout_s: float) -> dict[str, Callable[[Mapping[str, Any]], Awaitable[object]]]:
+    """For the status server. `timeout_s` is the patience of clients that name none."""
+
+    def handler(command: str) -> Callable[[Mapping[str, Any]], Awaitable[object]]:
+        async def handle(request: Mapping[str, Any]) -> object:
+            return {"answer": await _carry_out(node, command, request, timeout_s)}
+
+        return handle
+
+    return {command: handler(command) for command in (*MEMBERSHIP, *LOOKUP)}
+
+
+async def _carry_out(node: Asked, command: str, request: Mapping[str, Any], timeout_s: float) -> Any:
+    if command in MEMBERSHIP and not node.in_network:
+        raise VpndError(
+            f"this node is in no network, so there is no `{command.replace('-', ' ')}`: its configuration names "
+            "[[peers]] or network.virtual_ip. Take them out and start it again, and it makes a network; or join one "
+            "with --join"
+        )
+    patience_s = _number(request.get("patience_s"), timeout_s)
+    known = MEMBERSHIP.get(command) or LOOKUP.get(command) or frozenset()
+    arguments = {name: _argument(name, request[name]) for name in sorted(known) if name in request}
+    answer = orjson.loads(await node.request(command, arguments, patience_s))
+    if command == "ping":
+        answer = await _with_sessions(node, answer, arguments.get("who"), timeout_s)
+    elif command == "leave":
+        asyncio.get_running_loop().call_soon(node.left)
+    return answer
+
+
+async def _with_sessions(node: Asked, rows: Any, who: object, timeout_s: float) -> dict[str, Any]:
+    """What was measured over a control connection, and beside it what the data sessions measured by themselves."""
+    found = orjson.loads(await node.request("resolve", {"what": _argument("who", who)}, timeout_s))
+    peer_id = str(found.get("peer_id") or "")
+    sessions = [
+        {"rtt_ms": each.rtt_ms, "state": each.state, "health": each.health, "age_s": each.age_s}
+        for each in await node.sessions_with(peer_id, timeout_s)
+    ]
+    return {"peer_id": peer_id, "name": found.get("name"), "rows": rows, "sessions": sessions}
+
+
+def _argument(name: str, value: object) -> Argument:
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, str) and len(value) <= MAX_ARGUMENT:
+        return value
+    raise VpndError(f"{name}: must be a number or a text of at most {MAX_ARGUMENT} characters")
+
+
+def _number(value: object, otherwise: float) -> float:
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= MOST_PATIENCE_S:
+        return float(value)
+    return otherwise

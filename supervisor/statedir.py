@@ -1,0 +1,82 @@
+"""The parts of the state directory that belong to the running daemon: its lock, and the network's directory.
+
+The state directory is root's alone. In it `network/` belongs to process.user and is given to control as a descriptor,
+so control can use what it could not reach by its path.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import pwd
+import stat
+from pathlib import Path
+
+from vpnd.config import paths
+from vpnd.config.schema import Config
+from vpnd.errors import AlreadyRunningError, MachineError, PrivilegeError
+
+
+def lock(config: Config) -> int:
+    """Lock the state directory, made when missing: a descriptor, and the lock goes with it, however we end.
+
+    Raises AlreadyRunningError while another daemon has it, MachineError when it cannot be used.
+    """
+    path = paths.lock_file(config)
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise MachineError(f"{path}: {error.strerror}; choose another --state-dir") from error
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise AlreadyRunningError(
+            f"a vpnd is running in {path.parent}: stop it with `vpnd stop`, or choose another --state-dir"
+        ) from None
+    return fd
+
+
+def open_network(config: Config) -> int:
+    """A descriptor of the network's directory, made when missing; it and what is in it are process.user's then.
+
+    Raises PrivilegeError for a user that does not exist, MachineError when the directory cannot be used.
+    """
+    path = paths.network_dir(config)
+    try:
+        user = pwd.getpwnam(config.process.user)
+    except KeyError:
+        raise PrivilegeError(
+            f"there is no user {config.process.user!r}: set process.user to an unprivileged one"
+        ) from None
+    try:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(path, 0o700)
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise _unusable(path, error) from error
+    try:
+        _hand_over(fd, user.pw_uid, user.pw_gid)
+    except OSError as error:
+        os.close(fd)
+        raise _unusable(path, error) from error
+    return fd
+
+
+def _hand_over(fd: int, uid: int, gid: int) -> None:
+    """Another process.user than before: it gets the directory, and the files that were the former user's. Nothing
+    else, for that user could have linked another's file into the directory."""
+    former = os.fstat(fd).st_uid
+    if former != uid:
+        for name in os.listdir(fd):
+            found = os.stat(name, dir_fd=fd, follow_symlinks=False)
+            if stat.S_ISREG(found.st_mode) and found.st_uid == former and found.st_nlink == 1:
+                os.chown(name, uid, gid, dir_fd=fd, follow_symlinks=False)
+        os.fchown(fd, uid, gid)
+    os.fchmod(fd, 0o700)
+
+
+def _unusable(path: Path, error: OSError) -> MachineError:
+    return MachineError(f"{path}: {error.strerror}; move it away, or choose another --state-dir")

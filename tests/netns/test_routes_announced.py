@@ -1,0 +1,173 @@
+"""Networks behind members and exit nodes, with real forwarding.
+
+a  makes the network             b  gateway, also in a LAN      c  client, of no LAN
+                                 |  10.55.0.1
+                                 server 10.55.0.2, knows nothing of any VPN
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+from lab import Lab, Node, check_logs, ping, wait_until
+from lab.joining import address, all_reach_all, invite, machine
+from lab.network import Namespace, run_command
+
+pytestmark = pytest.mark.root
+
+LAN, GATEWAY, SERVER = "10.55.0.0/24", "10.55.0.1", "10.55.0.2"
+#: Documentation addresses (RFC 5737): the world behind the server.
+WORLD = "198.51.100.1"
+SETTLE_S = 10.0
+TABLE = "7669"
+
+
+@contextlib.contextmanager
+def server_behind(lab: Lab, gateway: Namespace) -> Iterator[Namespace]:
+    """A machine in a LAN with `gateway` alone, which is its default gateway; it has WORLD too."""
+    server = Namespace(f"{gateway.name}-lan", "server", SERVER)
+    run_command("ip", "netns", "add", server.name)
+    try:
+        lab.ip(gateway, "link", "add", "lan0", "type", "veth", "peer", "name", "lan0", "netns", server.name)
+        for namespace, text in ((gateway, GATEWAY), (server, SERVER)):
+            lab.ip(namespace, "addr", "add", f"{text}/24", "dev", "lan0")
+            lab.ip(namespace, "link", "set", "lan0", "up")
+        lab.ip(server, "link", "set", "lo", "up")
+        lab.ip(server, "addr", "add", f"{WORLD}/32", "dev", "lo")
+        lab.ip(server, "route", "add", "default", "via", GATEWAY)
+        lab.ip(gateway, "route", "add", "198.51.100.0/24", "via", SERVER)
+        yield server
+    finally:
+        subprocess.run(["ip", "netns", "del", server.name], check=False)
+
+
+def forward(lab: Lab, gateway: Namespace) -> None:
+    """Let the gateway forward, behind its own address as home routers do."""
+    lab.run(gateway, "sysctl", "-qw", "net.ipv4.ip_forward=1")
+    lab.run(gateway, "nft", "add table ip nat")
+    lab.run(gateway, "nft", "add chain ip nat post { type nat hook postrouting priority 100; }")
+    lab.run(gateway, "nft", "add rule ip nat post oifname lan0 masquerade")
+
+
+def network(lab: Lab, advertise: list[str], *, exit_node: str = "") -> list[Node]:
+    """The network of the picture, all nodes running."""
+    a, b, c = (machine(lab, place) for place in range(3))
+    b.config["network"] = {"advertise": advertise}
+    c.config["network"] = {"exit_node": exit_node}
+    a.start()
+    a.wait_ready()
+    words = [word for text in advertise for word in ("--route", text)]
+    b.start("--join", invite(a, *words))
+    c.start("--join", invite(a))
+    for node in (b, c):
+        node.wait_ready()
+    all_reach_all([a, b, c], SETTLE_S)
+    return [a, b, c]
+
+
+def way_to(node: Node, target: str, user: str = "0") -> str:
+    """The device the node's machine sends a packet for `target` to; "" for nowhere."""
+    done = node.lab.run(node.namespace, "ip", "route", "get", target, "uid", user, check=False)
+    words = done.stdout.split()
+    return words[words.index("dev") + 1] if "dev" in words else ""
+
+
+def answers(node: Node, target: str) -> bool:
+    return ping(node.lab, node.namespace, target, count=2, interval_s=0.1).loss == 0
+
+
+def rules(node: Node) -> list[str]:
+    lines = [
+        line for family in ("-4", "-6") for line in node.lab.ip(node.namespace, family, "rule").splitlines()
+    ]
+    return [line for line in lines if TABLE in line or "suppress_prefixlength" in line]
+
+
+def warned(node: Node, word: str) -> bool:
+    return any(word in line for line in node.ask()["node"]["warnings"])
+
+
+def test_a_network_behind_a_member_is_reached_by_the_others() -> None:
+    with Lab(3) as lab, server_behind(lab, lab.nodes[1]):
+        a, b, c = network(lab, [LAN])
+        wait_until(lambda: way_to(c, SERVER) == "vpnd0", SETTLE_S, "the route is there")
+        assert warned(b, "net.ipv4.ip_forward=1"), "nothing of the machine was changed, but said"
+        assert not answers(c, SERVER)
+        forward(lab, b.namespace)
+        assert not warned(b, "net.ipv4.ip_forward=1")
+        assert answers(c, SERVER) and answers(a, SERVER)
+        assert way_to(c, SERVER, "65534") != "vpnd0", "sessions never go through the tunnel"
+        rows = {row["name"]: row for row in json.loads(a.vpnd("members", "--json").stdout)}
+        assert rows["b"]["routes"] == [LAN]
+        # the gateway goes: nobody is sent there any more once it is no member
+        a.vpnd("remove", "b")
+        wait_until(lambda: way_to(c, SERVER) != "vpnd0" and not rules(c), SETTLE_S, "the route is gone")
+        for node in (c, a, b):
+            assert node.stop() == 0
+            assert not rules(node)
+        check_logs([a, b, c])
+
+
+def test_a_member_that_may_not_announce_is_not_believed() -> None:
+    with Lab(3) as lab, server_behind(lab, lab.nodes[1]):
+        a, b, c = (machine(lab, place) for place in range(3))
+        b.config["network"] = {"advertise": [LAN, "0.0.0.0/0"]}
+        c.config["network"] = {"exit_node": "b"}
+        a.start()
+        a.wait_ready()
+        for node in (b, c):
+            node.start("--join", invite(a))
+            node.wait_ready()
+        all_reach_all([a, b, c], SETTLE_S)
+        assert way_to(c, SERVER) != "vpnd0" and way_to(c, WORLD) != "vpnd0"
+        assert not rules(c)
+
+
+def test_through_an_exit_node_the_world_is_reached_and_nothing_stays_behind() -> None:
+    with Lab(3) as lab, server_behind(lab, lab.nodes[1]):
+        a, b, c = network(lab, ["0.0.0.0/0"], exit_node="b")
+        forward(lab, b.namespace)
+        wait_until(lambda: way_to(c, WORLD) == "vpnd0", SETTLE_S, "the way to everywhere is there")
+        assert answers(c, WORLD)
+        assert way_to(a, WORLD) != "vpnd0", "who did not ask for it has no exit node"
+        assert way_to(c, "192.168.77.1") == "eth0", "the machine's own networks stay"
+        assert way_to(c, WORLD, "65534") != "vpnd0"
+        assert answers(c, address(a)) and answers(c, "192.168.77.1")
+        before = c.ask()
+        assert all(peer["state"] == "connected" for peer in before["peers"])
+        # an exit node that is lost and comes back
+        b.kill(signal.SIGKILL)
+        b.wait_ended()
+        b.start()
+        b.wait_ready()
+        wait_until(lambda: answers(c, WORLD), SETTLE_S, "the world is reached again")
+        # a client that is killed
+        assert rules(c)
+        c.kill(signal.SIGKILL)
+        c.wait_ended()
+        wait_until(lambda: not rules(c), SETTLE_S, "the janitor took the rules away")
+        assert not lab.run(c.namespace, "ip", "-6", "route", "show", "table", TABLE, check=False).stdout
+        c.start()
+        c.wait_ready()
+        wait_until(lambda: way_to(c, WORLD) == "vpnd0" and answers(c, WORLD), SETTLE_S, "and once more")
+        assert c.stop() == 0
+        assert not rules(c)
+        check_logs([a, b, c])
+
+
+def test_a_route_of_the_machine_is_not_taken_over() -> None:
+    with Lab(3) as lab, server_behind(lab, lab.nodes[1]):
+        lab.ip(lab.nodes[2], "addr", "add", "10.55.0.77/16", "dev", "eth0")
+        a, b, c = network(lab, [LAN])
+        wait_until(lambda: way_to(a, SERVER) == "vpnd0", SETTLE_S, "elsewhere it is routed")
+        wait_until(lambda: warned(c, LAN), SETTLE_S, "the user is told")
+        assert way_to(c, SERVER) == "eth0"
+        # the network that was in the way is left: a moment later the announced one is routed
+        lab.ip(c.namespace, "addr", "del", "10.55.0.77/16", "dev", "eth0")
+        wait_until(lambda: way_to(c, SERVER) == "vpnd0", SETTLE_S, "now it is")
+        assert not warned(c, LAN)

@@ -1,0 +1,167 @@
+"""What the commands of a network print for people. Names come from other nodes, so everything is made printable."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from vpnd.cli.statusview import duration, milliseconds, no_peers, table, text
+from vpnd.printable import printable
+
+Fields = dict[str, Any]
+
+
+def members(rows: Sequence[Fields]) -> str:
+    """`vpnd members`."""
+    if not rows:
+        return "No members."
+    head = [
+        ("member", "<"), ("address", "<"), ("state", "<"), ("connected", "<"), ("authority", "<"),
+        ("valid for", "<"), ("routes", "<"), ("groups", "<"), ("peer id", "<"),
+    ]  # fmt: skip
+    return table(
+        head,
+        [
+            (
+                text(row.get("name")),
+                _first(row.get("addresses")),
+                text(row.get("state")),
+                _yes(row.get("connected")),
+                _yes(row.get("authority")),
+                duration(row.get("expires_s")),
+                _all(row.get("routes")),
+                _all(row.get("groups")),
+                text(row.get("peer_id")),
+            )
+            for row in rows
+        ],
+    )
+
+
+def authorities(rows: Sequence[Fields]) -> str:
+    """`vpnd authority list`."""
+    if not rows:
+        return "No authorities."
+    head = [("authority", "<"), ("state", "<"), ("peer id", "<"), ("key", "<")]
+    return table(
+        head,
+        [
+            (
+                text(row.get("name")),
+                "revoked" if row.get("revoked") else "root" if row.get("root") else "valid",
+                text(row.get("peer_id")),
+                text(row.get("key")),
+            )
+            for row in rows
+        ],
+    )
+
+
+def removed(answer: Fields) -> str:
+    """`vpnd remove`."""
+    return printable(
+        f"{answer.get('removed')} ({answer.get('peer_id')}) is removed; to let it in again: vpnd invite"
+    )
+
+
+def peers(status: Fields) -> str:
+    """`vpnd peers`."""
+    rows = [row for row in status.get("peers") or [] if isinstance(row, dict)]
+    if not rows:
+        return no_peers(status)
+    head = [
+        ("peer", "<"), ("addresses", "<"), ("state", "<"), ("rtt", ">"), ("sessions", ">"), ("routes", "<"),
+        ("source", "<"), ("reached at", "<"),
+    ]  # fmt: skip
+    return table(
+        head,
+        [
+            (
+                text(row.get("name")),
+                _all(row.get("virtual_ips") or [row.get("virtual_ip")]),
+                text(row.get("state")),
+                milliseconds(row.get("rtt_ms")),
+                text(row.get("sessions")),
+                _all(row.get("routes")),
+                text(row.get("source")),
+                _all(row.get("addresses")),
+            )
+            for row in rows
+        ],
+    )
+
+
+def resolved(answer: Fields) -> str:
+    """`vpnd resolve`: the steps, then what they came to."""
+    steps = [
+        (text(step.get("source")), _age(step.get("age_s")), text(step.get("result")))
+        for step in answer.get("steps") or []
+    ]
+    lines = [table([("looked in", "<"), ("age", ">"), ("result", "<")], steps)] if steps else []
+    if answer.get("peer_id"):
+        rows = [("name", text(answer.get("name"))), ("peer id", text(answer.get("peer_id")))]
+        rows.append(("reached at", _all(answer.get("addresses"))))
+        lines.append(table([("", "")], rows))
+    else:
+        lines.append(printable(f"Nobody is known as {answer.get('what')}."))
+    return "\n\n".join(lines)
+
+
+def came_back(answer: Fields) -> bool:
+    """Whether any measurement of a `ping` succeeded."""
+    return any(row.get("rtt_ms") is not None for row in _rows(answer))
+
+
+def ping(answer: Fields, seq: int, *, first: bool) -> str:
+    """One answer of `vpnd ping`; the first is headed by who is asked."""
+    lines = []
+    if first:
+        who = answer.get("name") or answer.get("peer_id") or "it"
+        lines.append(printable(f"{who} ({answer.get('peer_id') or 'peer id unknown'})"))
+    for row in _rows(answer):
+        rtt, path = milliseconds(row.get("rtt_ms")), text(row.get("path"))
+        said = f"no answer: {text(row.get('error'))}" if row.get("rtt_ms") is None else rtt
+        lines.append(printable(f"{seq}: {said}  ({path})"))
+    return "\n".join(lines)
+
+
+def ping_summary(answers: Sequence[Fields]) -> str:
+    """The last lines of `vpnd ping`: how many came back, and what the data sessions measured last."""
+    times = [row["rtt_ms"] for answer in answers for row in _rows(answer) if row.get("rtt_ms") is not None]
+    said = f"{len(times)} of {len(answers)} came back"
+    if times:
+        said += f"; least {min(times):.2f}, mean {sum(times) / len(times):.2f}, most {max(times):.2f} ms"
+    lines = [said]
+    sessions = (answers[-1].get("sessions") or []) if answers else []
+    measured = [each["rtt_ms"] for each in sessions if each.get("rtt_ms") is not None]
+    if measured:
+        shown = ", ".join(f"{rtt:.2f}" for rtt in sorted(measured))
+        lines.append(f"{len(sessions)} data sessions, by their own last probe: {shown} ms")
+    elif sessions:
+        lines.append(f"{len(sessions)} data sessions, none probed yet")
+    else:
+        lines.append("no data session: packets to it would wait for one")
+    return "\n".join(lines)
+
+
+def _rows(answer: Fields) -> list[Fields]:
+    rows = answer.get("rows")
+    return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+
+
+def _first(values: object) -> str:
+    found = list(values) if isinstance(values, list | tuple) else []
+    return text(found[0]) if found else text(None)
+
+
+def _all(values: object) -> str:
+    found = [text(value) for value in values if value] if isinstance(values, list | tuple) else []
+    return " ".join(found) or text(None)
+
+
+def _yes(value: object) -> str:
+    return "yes" if value else text(None)
+
+
+def _age(value: object) -> str:
+    return f"{value:.1f} s" if isinstance(value, int | float) and value >= 0 else text(None)

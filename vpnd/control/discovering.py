@@ -1,0 +1,200 @@
+"""Finding members that are not where the directory says, and being found; and the names of all members.
+
+    in the members' table (DHT)  our presence is published; members that cannot be reached are looked for, a few at a
+                                 time; what is found is a signed statement, which the directory takes like any other
+    on the local network (mDNS)  an address somebody says to be a member's is dialed beside those it signed
+    names                        `NameService`, kept up to date
+
+All of it is help: a node whose table or local network does not work goes on with what its directory knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import trio
+
+from vpnd.adapter.dht import MembersDht
+from vpnd.adapter.guards import Count
+from vpnd.adapter.mdns import LocalNetwork
+from vpnd.api.reports import OwnAddresses
+from vpnd.config.multiaddrs import parse
+from vpnd.config.schema import Config
+from vpnd.control.membership import NetworkService
+from vpnd.control.naming import NameService
+from vpnd.control.resolving import LocalDirectory
+from vpnd.control.state import milliseconds
+from vpnd.discovery.cache import AnswerCache
+from vpnd.discovery.localnet import Recognizer
+from vpnd.discovery.lookup import Found, Lookup
+from vpnd.discovery.records import RecordRules
+from vpnd.discovery.registry import CompositeRegistry
+from vpnd.membership.statements import Presence
+
+
+class Turns:
+    """Takes a few of many, everybody in turn, however the many change."""
+
+    def __init__(self) -> None:
+        self._had: set[str] = set()
+
+    def next(self, candidates: Sequence[str], most: int) -> Sequence[str]:
+        """Up to `most` of those that were not taken since everybody else was."""
+        self._had.intersection_update(candidates)
+        waiting = [each for each in candidates if each not in self._had]
+        if not waiting:
+            self._had.clear()
+            waiting = list(candidates)
+        chosen = waiting[:most]
+        self._had.update(chosen)
+        return chosen
+
+    def clear(self) -> None:
+        """Nobody was taken yet."""
+        self._had.clear()
+
+
+class Discovering:
+    """Owner: control's trio loop; `run` once.
+
+    `unreachable()` gives the peer ids of members that have no session and none under way.
+    """
+
+    def __init__(
+        self,
+        network: NetworkService,
+        config: Config,
+        registry: CompositeRegistry,
+        *,
+        unreachable: Callable[[], Iterable[str]],
+        count: Count,
+        now_ms: Callable[[], int],
+    ) -> None:
+        self._network, self._own, self._config = network, network.own, config
+        self._unreachable, self._count, self._now_ms = unreachable, count, now_ms
+        settings = config.discovery
+        self.cache: AnswerCache[Found] = AnswerCache(
+            settings.cache_lifetime, settings.negative_cache_lifetime, settings.cache_entries
+        )
+        #: For users and for `_search_on`: they share what was found.
+        self.lookup = Lookup(
+            LocalDirectory(registry, self._own, now_ms), self.cache, trio.current_time, search=self._search
+        )
+        self.names = NameService(self._own.peer_id, registry.members, config.dns, count)
+        self.names.own_changed(self._own.addresses(now_ms()))
+        self._dht: MembersDht | None = None
+        self._local: LocalNetwork | None = None
+        self._turns = Turns()
+
+    async def run(self, host: Any) -> None:
+        """Until cancelled. `host`: the running vpnd.adapter.host.Host."""
+        settings = self._config.discovery
+        async with trio.open_nursery() as nursery:
+            if self._config.dns.enabled:
+                nursery.start_soon(self.names.run)
+            if settings.dht:
+                self._dht = self._make_dht(host)
+                nursery.start_soon(self._dht.run)
+                nursery.start_soon(self._search_on)
+            if settings.mdns:
+                self._local = self._make_local(host)
+                nursery.start_soon(self._local.run)
+            await trio.sleep_forever()
+
+    # --- what others tell
+
+    def members_changed(self) -> None:
+        """The registry has other members, names or addresses."""
+        self.names.changed()
+
+    def own_changed(self, own: OwnAddresses) -> None:
+        """This node has another name or other addresses in the VPN."""
+        self.names.own_changed(own)
+
+    def network_changed(self) -> None:
+        """The machine has other addresses or routes: say so everywhere, and look anew for whoever is away."""
+        self._turns.clear()
+        self.cache.clear()
+        if self._dht is not None:
+            self._dht.publish()
+        if self._local is not None:
+            self._local.network_changed()
+
+    # --- the table
+
+    def _make_dht(self, host: Any) -> MembersDht:
+        settings, membership = self._config.discovery, self._config.membership
+        rules = RecordRules(
+            self._known_ms, milliseconds(settings.dht_record_lifetime), milliseconds(membership.clock_skew)
+        )
+        return MembersDht(
+            host,
+            rules,
+            settings,
+            stream_timeout_s=self._config.p2p.stream_timeout,
+            addresses_of=self._addresses_of,
+            presence=self._presence,
+            now_ms=self._now_ms,
+            count=self._count,
+        )
+
+    def _known_ms(self, peer_id: str) -> int | None:
+        if self._own.directory.find(peer_id, self._now_ms()) is None:
+            return None
+        held = self._own.directory.presence(peer_id)
+        return held.body.sequence_ms if held is not None and isinstance(held.body, Presence) else -1
+
+    def _addresses_of(self, peer_id: str) -> tuple[str, ...] | None:
+        member = self._own.directory.find(peer_id, self._now_ms())
+        return member.multiaddrs if member is not None and peer_id != self._own.peer_id else None
+
+    def _presence(self) -> bytes | None:
+        now_ms = self._now_ms()
+        if not self._own.is_member(now_ms):
+            return None
+        statement = self._own.presence_again(now_ms)
+        return statement.wire if statement is not None else None
+
+    async def _search(self, peer_id: str) -> Found | None:
+        """What the table says of a member; see vpnd.discovery.lookup.Search. Raises VpndError."""
+        if self._dht is None:
+            return None
+        found = await self._dht.find(peer_id)
+        if found is not None and found.statement:
+            self._network.learn([found.statement])
+        return found
+
+    async def _search_on(self) -> None:
+        """Look for members that cannot be reached, a few in each interval, everybody in turn."""
+        while True:
+            await trio.sleep(self._config.discovery.dht_search_interval)
+            async with trio.open_nursery() as nursery:
+                for peer_id in self._turns.next(
+                    list(self._unreachable()), self._config.discovery.dht_searches
+                ):
+                    nursery.start_soon(self.lookup.whereabouts, peer_id)
+
+    # --- the local network
+
+    def _make_local(self, host: Any) -> LocalNetwork:
+        settings = self._config.discovery
+        recognizer = Recognizer(self._own.network.id, self._member_ids, settings.cache_entries)
+
+        def port_at(ip: str) -> int | None:
+            endpoints = map(parse, host.listen_addresses())
+            return next((endpoint.port for endpoint in endpoints if endpoint.host == ip), None)
+
+        return LocalNetwork(
+            self._own.network.id,
+            self._own.peer_id,
+            recognizer,
+            settings,
+            without=self._config.network.interface,
+            port_at=port_at,
+            found=self._network.seen,
+            count=self._count,
+        )
+
+    def _member_ids(self) -> Iterable[str]:
+        return (member.peer_id for member in self._own.directory.members(self._now_ms()))

@@ -1,0 +1,143 @@
+"""What this node answers to those who want to join or to renew (`vpnd.adapter.guests` lets them ask).
+
+    asks                      an authority                            every other member
+    ------------------------  --------------------------------------  --------------------------------------
+    Join with a secret        a membership, if an invitation has it   not_authority
+    Renew, a member           the membership, newer                   not_authority
+    Renew, a removed node     removed, with the proof                 removed, with the proof
+    Renew, anybody else       not_member                              not_authority
+
+A node that has nothing to say to strangers does not let them in at all.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable, Iterable
+
+from vpnd.adapter.guards import Count
+from vpnd.adapter.logs import Seldom
+from vpnd.control.state import OwnNetwork
+from vpnd.membership import enrolment
+from vpnd.membership.authority import Authority
+from vpnd.membership.enrolment import Join, Welcome
+from vpnd.membership.refusal import MembershipRefused
+from vpnd.membership.statements import Membership, Statement
+from vpnd.membership.store import StoreError
+
+log = logging.getLogger(__name__)
+
+
+class EnrolmentDesk:
+    """Owner: control's loop. `publish` makes a statement known, here and to others.
+
+    `guides`: of how many members a new one is told where they are. `renew_share`: the setting.
+    """
+
+    def __init__(
+        self,
+        own: OwnNetwork,
+        publish: Callable[[Iterable[Statement]], None],
+        *,
+        guides: int,
+        renew_share: float,
+        count: Count,
+        seldom: Seldom,
+        now_ms: Callable[[], int],
+        dice: random.Random,
+    ) -> None:
+        self._own = own
+        self._publish = publish
+        self._guides = guides
+        self._renew_share = renew_share
+        self._count = count
+        self._seldom = seldom
+        self._now_ms = now_ms
+        self._dice = dice
+
+    def admits(self, peer_id: str) -> bool:
+        """Whether a node that is no member may ask something here."""
+        directory = self._own.directory
+        if directory.removal(peer_id) is not None:
+            return True
+        if self._own.authority is None:
+            return False
+        return directory.newest(peer_id) is not None or bool(self._own.invitations.all())
+
+    def answer_untrusted(self, peer_id: str, data: bytes) -> bytes:
+        """The answer to a request; `peer_id` is proven. Raises nothing."""
+        try:
+            request = enrolment.parse_request_untrusted(data)
+            answer = self._join(peer_id, request) if isinstance(request, Join) else self._renew(peer_id)
+            return enrolment.encode(answer)
+        except MembershipRefused as refusal:
+            self._count(f"refused_{refusal.reason}")
+            self._seldom.warn("enrolment", f"{peer_id} was refused: {refusal}")
+            proof = self._own.directory.removal_proof(peer_id) if refusal.reason == "removed" else ()
+            return enrolment.encode(enrolment.refusal(refusal, proof))
+        except StoreError as error:
+            # a token that could be used again after a restart is worse than one that cannot be used now
+            log.error("nobody can join: %s", error)
+            failure = MembershipRefused("not_authority", "this authority cannot keep its state; see its log")
+            return enrolment.encode(enrolment.refusal(failure))
+
+    def _join(self, peer_id: str, request: Join) -> Welcome:
+        own, now_ms = self._own, self._now_ms()
+        authority = self._authority(peer_id)
+        before = own.invitations.all()
+        statement = own.invitations.redeem(
+            authority, own.directory, request.secret, peer_id, request.name, now_ms
+        )
+        after = own.invitations.all()
+        if after != before:
+            own.store.save_invitations(after)
+        if not own.directory.knows(statement.digest):
+            self._publish([statement])
+            self._count("enrolled")
+            body = statement.body
+            if isinstance(body, Membership):
+                log.info("%s is a member now, at %s", body.name, ", ".join(body.addresses))
+        members = [
+            member.peer_id
+            for member in own.directory.members(now_ms)
+            if member.multiaddrs and member.peer_id not in (peer_id, own.peer_id)
+        ]
+        return self._welcome(statement, self._dice.sample(members, min(self._guides, len(members))))
+
+    def _welcome(self, statement: Statement, guides: Iterable[str] = ()) -> Welcome:
+        """With a membership: the charter it rests on, and where this node and some others are to be found."""
+        directory = self._own.directory
+        wires = [*directory.charter_wires(), statement.wire]
+        for peer_id in (self._own.peer_id, *guides):
+            held = directory.membership(peer_id), directory.presence(peer_id)
+            wires += [one.wire for one in held if one is not None]
+        return Welcome(network=self._own.network.encode(), statements=tuple(dict.fromkeys(wires)))
+
+    def _renew(self, peer_id: str) -> Welcome:
+        own, now_ms = self._own, self._now_ms()
+        authority = self._authority(peer_id)
+        held = own.directory.membership(peer_id)
+        if held is None or not self._is_fresh(held, now_ms):
+            held = authority.renew(peer_id, now_ms)
+            self._publish([held])
+            self._count("renewals")
+        return self._welcome(held)
+
+    def _is_fresh(self, held: Statement, now_ms: int) -> bool:
+        """Whether signing it again would only be work: it is far from due, and nothing of it was lost to another."""
+        body = held.body
+        if not isinstance(body, Membership):
+            return False
+        member = self._own.directory.find(body.peer_id, now_ms)
+        age_ms, lifetime_ms = now_ms - body.issued_ms, body.expires_ms - body.issued_ms
+        return member is not None and not member.lost and age_ms < lifetime_ms * (1.0 - self._renew_share) / 2
+
+    def _authority(self, peer_id: str) -> Authority:
+        authority = self._own.authority
+        if authority is not None:
+            return authority
+        directory = self._own.directory
+        if directory.newest(peer_id) is None and directory.removal(peer_id) is not None:
+            raise MembershipRefused("removed", "this node was removed from the network")
+        raise MembershipRefused("not_authority", "this node is no authority of the network")

@@ -1,0 +1,215 @@
+"""How a node gets into its network when it starts.
+
+    the state directory holds       without a token            with a token (`start --join`)
+    ------------------------------  -------------------------  ------------------------------------------------
+    nothing                         makes a network            joins: asks the authority the token names
+    a network, a membership         is in it                   is in it; the token is not used
+    a network, none any more        is in it, without peers    joins again
+    another network than the token  -                          refuses: one node, one network
+
+What says that there is a network (network.bin) is written last, so an attempt that was interrupted is simply begun
+again.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable
+
+import trio
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from vpnd.adapter.dial import DialError, NotAdmitted
+from vpnd.adapter.guards import Count
+from vpnd.config.schema import Config
+from vpnd.control.renewing import Host
+from vpnd.control.state import MEMBER, OwnNetwork
+from vpnd.errors import ConfigError, RefusedError
+from vpnd.membership import enrolment, network
+from vpnd.membership import token as tokens
+from vpnd.membership.authority import Authority, Wish
+from vpnd.membership.enrolment import MAX_ANSWER, MAX_WISHED_NAME, Join, Refusal, Welcome
+from vpnd.membership.names import to_label
+from vpnd.membership.network import Network
+from vpnd.membership.refusal import MembershipRefused
+from vpnd.membership.roster import permitted
+from vpnd.membership.store import Store
+from vpnd.membership.token import Token
+from vpnd.printable import printable
+from vpnd.resilience.backoff import Backoff
+
+#: Statements read from disk between two moments in which the loop serves others; a tenth of a millisecond each.
+RESTORE_CHUNK = 256
+
+log = logging.getLogger(__name__)
+
+
+class Founding:
+    """One start of one node. `identity`: its key. Owner: control, before it is ready."""
+
+    def __init__(
+        self,
+        config: Config,
+        store: Store,
+        *,
+        peer_id: str,
+        node_name: str,
+        identity: Ed25519PrivateKey,
+        count: Count,
+        now_ms: Callable[[], int],
+        dice: random.Random,
+    ) -> None:
+        self._config = config
+        self._store = store
+        self._peer_id = peer_id
+        self._node_name = node_name
+        self._identity = identity
+        self._count = count
+        self._now_ms = now_ms
+        self._dice = dice
+
+    async def enter(self, host: Host, token: str) -> OwnNetwork:
+        """The network this node is in from now on. Raises RefusedError or ConfigError, nothing of a new one kept."""
+        try:
+            parsed = tokens.parse_untrusted(token) if token else None
+            held = self._store.load_network()
+            if held is None:
+                return self._make() if parsed is None else await self._join(host, parsed, None)
+            own = await self._restore(held)
+            if parsed is None or self._refuse_second(own, parsed):
+                return own
+            return await self._join(host, parsed, own)
+        except MembershipRefused as refusal:
+            self._count(f"refused_{refusal.reason}")
+            raise RefusedError(str(refusal)) from refusal
+
+    def _refuse_second(self, own: OwnNetwork, token: Token) -> bool:
+        """Whether this node is a member of the token's network already."""
+        name = own.network.name
+        if not token.is_for(own.network.id):
+            raise ConfigError(
+                f"this node is in the network {name} already; leave it first (vpnd leave), or start without --join"
+            )
+        if own.state(self._now_ms()) != MEMBER:
+            return False
+        log.info("this node is a member of %s already; the token was not used", name)
+        return True
+
+    def _own(self, described: Network, root: Ed25519PrivateKey | None) -> OwnNetwork:
+        return OwnNetwork(
+            self._config,
+            described,
+            self._store,
+            peer_id=self._peer_id,
+            node_name=self._node_name,
+            identity=self._identity,
+            root=root,
+            dice=self._dice,
+        )
+
+    async def _restore(self, described: Network) -> OwnNetwork:
+        own = self._own(described, self._store.load_key())
+        wires, whole = self._store.load_statements()
+        if not whole:
+            log.warning("a part of the directory could not be read; the other members will tell it again")
+        for start in range(0, len(wires), RESTORE_CHUNK):
+            own.directory.restore(wires[start : start + RESTORE_CHUNK], self._now_ms())
+            await trio.lowlevel.checkpoint()
+        if own.authority is not None:
+            self._renew_own(own, own.authority)
+        log.info("in the network %s as %s", described.name, own.state(self._now_ms()))
+        return own
+
+    def _renew_own(self, own: OwnNetwork, authority: Authority) -> None:
+        """An authority sees to its own membership: nobody else may be left who could, and it announces what it
+        wants."""
+        now_ms, body = self._now_ms(), own.directory.newest(self._peer_id)
+        advertise = self._config.network.advertise
+        if body is None:
+            return
+        if permitted(advertise, body.routes) != advertise:
+            routes = tuple(dict.fromkeys((*body.routes, *advertise)))
+            wish = Wish(name=body.name, addresses=body.addresses, routes=routes, groups=body.groups)
+            wire = authority.enrol(self._peer_id, wish, now_ms).wire
+        elif not own.is_member(now_ms):
+            wire = authority.renew(self._peer_id, now_ms).wire
+        else:
+            return
+        self._merge(own, wire)
+        self._store.save_statements(own.directory.statements())
+
+    def _make(self) -> OwnNetwork:
+        settings = self._config.membership
+        root = self._store.load_key()
+        if root is None:
+            root = Ed25519PrivateKey.generate()
+            self._store.save_key(root)
+        public = root.public_key().public_bytes_raw()
+        own = self._own(network.create(settings.name, public, settings.subnet), root)
+        authority = own.authority
+        assert authority is not None  # it has the key the network is made of
+        now_ms = self._now_ms()
+        self._merge(own, authority.found(self._peer_id, now_ms).wire)
+        self._merge(own, self._first_membership(authority, now_ms))
+        self._keep(own)
+        log.info("made the network %s; this node is its authority", own.network.name)
+        return own
+
+    def _first_membership(self, authority: Authority, now_ms: int) -> bytes:
+        wish = Wish(name=to_label(self._node_name), routes=self._config.network.advertise)
+        return authority.enrol(self._peer_id, wish, now_ms).wire
+
+    async def _join(self, host: Host, token: Token, own: OwnNetwork | None) -> OwnNetwork:
+        answer = await self._ask(host, token)
+        if isinstance(answer, Refusal):
+            if own is not None:
+                own.directory.merge(answer.statements, self._now_ms())
+            self._count(f"refused_{answer.reason}")
+            raise RefusedError(f"the network did not let this node in: {printable(answer.text)}")
+        described = network.parse_untrusted(answer.network)
+        if not token.is_for(described.id):
+            raise MembershipRefused(
+                "wrong_network", "the node that answered is of another network than the token"
+            )
+        if own is None:
+            own = self._own(described, None)
+        self._merge(own, *answer.statements)
+        if not own.is_member(self._now_ms()):
+            raise MembershipRefused(
+                "not_member",
+                "the membership that was given is not valid here: are the clocks of both machines right?",
+            )
+        self._keep(own)
+        log.info("joined the network %s", described.name)
+        return own
+
+    async def _ask(self, host: Host, token: Token) -> Welcome | Refusal:
+        """The authority's answer, asked until membership.join_timeout."""
+        retry = self._config.retry
+        backoff = Backoff(retry.initial_interval, retry.max_interval, retry.multiplier, self._dice.uniform)
+        request = enrolment.encode(Join(secret=token.secret, name=self._node_name[:MAX_WISHED_NAME]))
+        last = "no answer"
+        with trio.move_on_after(self._config.membership.join_timeout):
+            while True:
+                try:
+                    data = await host.ask(token.addresses, token.peer_id, request, MAX_ANSWER)
+                    return enrolment.parse_answer_untrusted(data)
+                except NotAdmitted:
+                    raise RefusedError(
+                        "the node the token names lets nobody in now; ask for a new token (vpnd invite)"
+                    ) from None
+                except DialError as error:
+                    last = str(error)
+                now_s = trio.current_time()
+                await trio.sleep_until(backoff.fail(now_s))
+        raise RefusedError(f"the network could not be joined: {last}")
+
+    def _merge(self, own: OwnNetwork, *wires: bytes) -> None:
+        merged = own.directory.merge(wires, self._now_ms())
+        for refused in merged.refused:
+            self._count(f"refused_{refused.reason}")
+
+    def _keep(self, own: OwnNetwork) -> None:
+        self._store.save_statements(own.directory.statements())
+        self._store.save_network(own.network)

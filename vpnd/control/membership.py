@@ -1,0 +1,315 @@
+"""The node's network at work: everything that happens to the directory goes through here, to whoever has to know.
+
+comes from                                       goes to
+-----------------------------------------------  -----------------------------------------------------------
+neighbours (`gossiping`)                         neighbours: what is new
+who joins or renews here (`enrolling`)           disk (`saving`)
+our own renewal (`renewing`), presence           control: members that came, went, changed (`_registry`)
+commands (`requests`), and time: memberships end supervisor: own addresses, networks to be routed
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import trio
+
+from vpnd.adapter.guards import Count
+from vpnd.adapter.logs import Seldom
+from vpnd.api.messages import Message, OwnChanged, RoutesKnown
+from vpnd.api.reports import NetworkReport, OwnAddresses
+from vpnd.config.schema import Config
+from vpnd.control.enrolling import EnrolmentDesk
+from vpnd.control.gossiping import GOSSIP, Gossiping
+from vpnd.control.renewing import Renewing
+from vpnd.control.routes import Accept, Announced, announced
+from vpnd.control.saving import Saver
+from vpnd.control.state import EXPIRED, MEMBER, MILLISECONDS, REMOVED, OwnNetwork
+from vpnd.discovery.registry import Change, CompositeRegistry, Member
+from vpnd.membership import roster
+from vpnd.membership.enrolment import MAX_REQUEST
+from vpnd.membership.gossip import Outcome
+from vpnd.membership.statements import Kind, Statement
+
+#: Where a member of the registry is from.
+SOURCE = "membership"
+
+log = logging.getLogger(__name__)
+
+
+class NetworkService:
+    """Owner: control's trio loop; `enter` once, then `run` once.
+
+    `members_changed` is told after the registry has the members it speaks of; `tell` sends to the supervisor.
+    """
+
+    def __init__(
+        self,
+        own: OwnNetwork,
+        config: Config,
+        registry: CompositeRegistry,
+        *,
+        count: Count,
+        seldom: Seldom,
+        now_ms: Callable[[], int],
+        dice: random.Random,
+    ) -> None:
+        self.own = own
+        self._config = config
+        self._registry = registry
+        self._count = count
+        self._now_ms = now_ms
+        self._members_changed: Callable[[Change], None] = lambda change: None
+        self._tell: Callable[[Message], None] = lambda message: None
+        self._told_own = own.addresses(now_ms())
+        self._told_routes = RoutesKnown(routes=())
+        self._announced = Announced(owners={})
+        self._seen: dict[
+            str, tuple[str, int]
+        ] = {}  # by peer id: multiaddr on the local network, when it was news
+        self._state = own.state(now_ms())
+        self._conflicts: tuple[str, ...] = ()
+        self._tick = trio.Event()
+        self.saver = Saver(own.store, own.directory.statements, config.membership.save_interval)
+        self._gossiping = Gossiping(
+            own,
+            config,
+            act=self.act,
+            not_admitted=self._not_admitted,
+            count=count,
+            seldom=seldom,
+            now_ms=now_ms,
+            dice=dice,
+        )
+        self._desk = EnrolmentDesk(
+            own,
+            self.publish,
+            guides=config.membership.neighbours,
+            renew_share=config.membership.renew_share,
+            count=count,
+            seldom=seldom,
+            now_ms=now_ms,
+            dice=dice,
+        )
+        self._renewing = Renewing(
+            own, config, publish=self.publish, learn=self.learn, count=count, now_ms=now_ms, dice=dice
+        )
+
+    # --- the life of it
+
+    def enter(self) -> OwnAddresses:
+        """Fill the registry with the members there are; what this node is among them."""
+        if self._state != MEMBER:
+            self._say_state()
+        self._settle_routes()
+        self._registry.update({member.peer_id: self._entry(member) for member in self._others()})
+        return self._told_own
+
+    async def run(
+        self, host: Any, members_changed: Callable[[Change], None], tell: Callable[[Message], None]
+    ) -> None:
+        """Serve, gossip, renew and save until cancelled. `host`: the running vpnd.adapter.host.Host."""
+        self._members_changed, self._tell = members_changed, tell
+        self._host = host
+        host.desk.open(self._desk.answer_untrusted, self._desk.admits, MAX_REQUEST)
+        host.serve(GOSSIP, self._gossiping.serve, math.inf)
+        if self._told_routes.routes or self._told_routes.exit_peer:
+            tell(self._told_routes)
+        self.say_where()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.saver.run)
+            nursery.start_soon(self._gossiping.run, host)
+            nursery.start_soon(self._renewing.run, host)
+            nursery.start_soon(self._keep_time)
+
+    async def _keep_time(self) -> None:
+        """Memberships end, and directories are compared."""
+        while True:
+            self._tick = trio.Event()
+            wait_s = (self.own.gossip.next_timer_ms() - self._now_ms()) / MILLISECONDS
+            # Not for long at a stretch: it is the wall clock that counts, and that may be set.
+            with trio.move_on_after(min(max(0.0, wait_s), self._config.membership.gossip_interval)):
+                await self._tick.wait()
+            now_ms = self._now_ms()
+            if now_ms >= self.own.gossip.next_timer_ms():
+                self.act(self.own.gossip.tick(now_ms))
+            await trio.lowlevel.checkpoint()
+
+    # --- what happens
+
+    def publish(self, statements: Iterable[Statement]) -> None:
+        """Make statements known that were signed here. Those of an authority are on disk when it returns.
+
+        Raises StoreError; they are known all the same then, to as many as could be told.
+        """
+        signed = list(statements)
+        self.act(self.own.gossip.publish(signed, self._now_ms()))
+        if any(statement.kind is not Kind.PRESENCE for statement in signed):
+            self.saver.at_once()
+
+    def learn(self, wires: Sequence[bytes]) -> None:
+        """Take in statements that came as an answer."""
+        self.act(self.own.gossip.learn(wires, self._now_ms()))
+
+    def act(self, outcome: Outcome) -> None:
+        """Do all that follows from something that happened to the directory."""
+        for reason in outcome.refused:
+            self._count(f"refused_{reason}")
+        self._gossiping.send(outcome.send)
+        if outcome.accepted:
+            removal = any(statement.kind in _AT_ONCE for statement in outcome.accepted)
+            self.saver.changed(urgent=removal)
+            self._tick.set()
+        if outcome.changes:
+            self._changed(outcome.changes)
+            self._gossiping.wake()
+
+    def seen(self, peer_id: str, multiaddr: str) -> None:
+        """Somebody says that a member is at an address of the local network: dial that too.
+
+        Anybody there can say it, so there is one such address for a member, and not another one within
+        discovery.mdns_interval.
+        """
+        now_ms = self._now_ms()
+        member = self.own.directory.find(peer_id, now_ms)
+        if member is None or self._state != MEMBER or multiaddr in member.multiaddrs:
+            return
+        before, since_ms = self._seen.get(peer_id, ("", 0))
+        interval_ms = self._config.discovery.mdns_interval * MILLISECONDS
+        if multiaddr == before or (before and now_ms < since_ms + interval_ms):
+            return
+        log.info("%s says on the local network that it is at %s", member.name or peer_id, multiaddr)
+        self._seen[peer_id] = (multiaddr, now_ms)
+        change = self._registry.update({peer_id: self._entry(member)})
+        if change:
+            self._members_changed(change)
+
+    def say_where(self) -> None:
+        """Publish where this node can be dialed, if that is news."""
+        statement = self.own.presence(self._host.listen_addresses(), self._now_ms())
+        if statement is not None and self.own.is_member(self._now_ms()):
+            self.publish([statement])
+
+    def network_changed(self) -> None:
+        """The machine has other addresses or routes."""
+        self.say_where()
+        self._gossiping.begin_anew()
+
+    def configure(self, config: Config) -> None:
+        """Other settings from now on."""
+        self._config = config
+        self._gossiping.configure(config)
+
+    async def farewell(self, peer_id: str) -> None:
+        """Let a neighbour that is no member any more know why, before its connections are closed."""
+        await self._gossiping.farewell(peer_id)
+
+    def report(self) -> NetworkReport:
+        """The network for status."""
+        return self.own.report(self._now_ms(), len(self._gossiping.neighbours()))
+
+    # --- what follows
+
+    def _changed(self, changes: roster.Changes) -> None:
+        own_id, now_ms = self.own.peer_id, self._now_ms()
+        self._note_own(now_ms)
+        touched = [*changes.added, *changes.changed, *changes.removed]
+        news: dict[str, Member | None] = {}
+        if any(member.peer_id == own_id for member in touched):
+            # Who is no member has no peers, and who is one again has all of them.
+            news = {member.peer_id: None for member in self._registry.of_network()}
+            self._settle_routes()
+            news |= {member.peer_id: self._entry(member) for member in self._others()}
+        elif self._state == MEMBER:
+            affected = {member.peer_id for member in touched}
+            if any(member.routes for member in touched) or affected & set(self._announced.owners.values()):
+                before = self._announced
+                self._settle_routes()
+                affected |= _differing(before, self._announced)
+            for peer_id in affected - {own_id}:
+                member = self.own.directory.find(peer_id, now_ms)
+                news[peer_id] = self._entry(member) if member is not None else None
+        change = self._registry.update(news)
+        if change:
+            self._members_changed(change)
+        self._note_conflicts(now_ms)
+
+    def _note_own(self, now_ms: int) -> None:
+        """Tell when this node is something else than before."""
+        state = self.own.state(now_ms)
+        if state != self._state:
+            self._state = state
+            self._say_state()
+        own = self.own.addresses(now_ms)
+        if own != self._told_own:
+            self._told_own = own
+            log.info("this node is %s at %s now", own.label, ", ".join(own.addresses))
+            self._tell(OwnChanged(own=own))
+
+    def _say_state(self) -> None:
+        name = self.own.network.name
+        if self._state == REMOVED:
+            log.warning(
+                "this node was removed from the network %s; it has no peers until it joins again by a new token",
+                name,
+            )
+        elif self._state == EXPIRED:
+            log.warning("the membership in the network %s has ended and was not renewed", name)
+        else:
+            log.info("this node is a member of the network %s again", name)
+
+    def _note_conflicts(self, now_ms: int) -> None:
+        conflicts = self.own.report(now_ms, 0).conflicts if self.own.directory.conflicts() else ()
+        for line in conflicts:
+            if line not in self._conflicts:
+                log.warning("%s", line)
+        self._conflicts = conflicts
+        if any(self.own.peer_id in one.losers for one in self.own.directory.conflicts()):
+            self._renewing.ask()
+
+    def _others(self) -> tuple[roster.Member, ...]:
+        """The other members; none while this node is none itself."""
+        if self._state != MEMBER:
+            return ()
+        members = self.own.directory.members(self._now_ms())
+        return tuple(member for member in members if member.peer_id != self.own.peer_id)
+
+    def _settle_routes(self) -> None:
+        settings = self._config.network
+        accept = Accept(routes=settings.accept_routes, exit_node=settings.exit_node)
+        before = self._announced.problems
+        self._announced = announced(self._others(), self._told_own, accept)
+        for problem in self._announced.problems:
+            if problem not in before:
+                log.warning("%s", problem)
+        known = self._announced.known()
+        if known != self._told_routes:
+            self._told_routes = known
+            self._tell(known)
+
+    def _entry(self, member: roster.Member) -> Member:
+        return Member(
+            peer_id=member.peer_id,
+            name=member.name or member.peer_id,
+            prefixes=self._announced.prefixes(member),
+            addresses=tuple(dict.fromkeys((*member.multiaddrs, *self._seen.get(member.peer_id, ())[:1]))),
+            source=SOURCE,
+        )
+
+    def _not_admitted(self) -> None:
+        """A member does not know this node. When nobody does, it may have been removed."""
+        if not self._gossiping.neighbours():
+            self._renewing.ask()
+
+
+_AT_ONCE = (Kind.REMOVAL, Kind.REVOKE)
+
+
+def _differing(before: Announced, after: Announced) -> set[str]:
+    """Peer ids that own other networks than before."""
+    pairs = set(before.owners.items()) ^ set(after.owners.items())
+    return {peer_id for _, peer_id in pairs}

@@ -1,0 +1,175 @@
+"""Keeping this node a member: its membership is renewed long before it ends, by whatever authority can be reached.
+
+It is also how a node finds out that it was removed while it was away: members turn it away without a word, so it asks.
+Authorities come first. Any member can prove a removal; nobody is believed without the proof.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
+
+import trio
+
+from vpnd.adapter.dial import DialError
+from vpnd.adapter.guards import Count
+from vpnd.config.schema import Config
+from vpnd.control.state import MILLISECONDS, REMOVED, OwnNetwork
+from vpnd.membership import enrolment
+from vpnd.membership.authority import renewal_ms
+from vpnd.membership.enrolment import MAX_ANSWER, Refusal, Renew
+from vpnd.membership.refusal import MembershipRefused
+from vpnd.membership.statements import Presence, Statement
+from vpnd.membership.store import StoreError
+from vpnd.printable import printable
+from vpnd.resilience.backoff import Backoff
+
+#: Of the share of its lifetime at which a membership is renewed, so much is drawn by lot, or all that joined together
+#: would ask together.
+JITTER = 0.2
+
+log = logging.getLogger(__name__)
+
+
+class Host(Protocol):
+    """What is needed of vpnd.adapter.host.Host."""
+
+    async def ask(self, addresses: Sequence[str], peer_id: str, request: bytes, max_answer: int) -> bytes:
+        """The answer to one request. Raises DialError."""
+        ...
+
+
+class Renewing:
+    """Owner: control's loop; `run` once. `publish` and `learn` take statements in: signed here, and somebody else's."""
+
+    def __init__(
+        self,
+        own: OwnNetwork,
+        config: Config,
+        *,
+        publish: Callable[[Iterable[Statement]], None],
+        learn: Callable[[Sequence[bytes]], None],
+        count: Count,
+        now_ms: Callable[[], int],
+        dice: random.Random,
+    ) -> None:
+        self._own = own
+        self._config = config
+        self._publish = publish
+        self._learn = learn
+        self._count = count
+        self._now_ms = now_ms
+        self._dice = dice
+        self._asked = trio.Event()
+        self._drawn: tuple[int, int] = (-1, 0)  # (issue of a membership, when it is to be renewed)
+        self._error = ""
+
+    def ask(self) -> None:
+        """Something is wrong with the membership, or may be: ask an authority now."""
+        self._asked.set()
+
+    async def run(self, host: Host) -> None:
+        """Renew until cancelled."""
+        retry = self._config.retry
+        backoff = Backoff(retry.initial_interval, retry.max_interval, retry.multiplier, self._dice.uniform)
+        asked = False
+        while True:
+            wait_s = self._wait_s()
+            if not asked and wait_s > 0:
+                # Not for long at a stretch: it is the wall clock that counts, and that may be set.
+                with trio.move_on_after(min(wait_s, self._config.membership.gossip_interval)):
+                    await self._asked.wait()
+                    asked = True
+                self._asked = trio.Event()
+                continue
+            if await self._renew(host, suspicious=asked):
+                backoff.reset()
+            pause_s = backoff.fail(trio.current_time()) - trio.current_time()
+            await trio.sleep(max(pause_s, retry.initial_interval))
+            asked = False
+
+    def _wait_s(self) -> float:
+        """Until the membership is to be renewed; for ever once this node was removed."""
+        now_ms = self._now_ms()
+        if self._own.state(now_ms) == REMOVED:
+            return math.inf
+        body = self._own.membership()
+        if body is None:
+            return 0.0
+        member = self._own.directory.find(self._own.peer_id, now_ms)
+        if member is not None and member.lost:
+            return 0.0  # an older claim has its address: an authority gives another one
+        if self._drawn[0] != body.issued_ms:
+            share = self._config.membership.renew_share * self._dice.uniform(1.0 - JITTER, 1.0)
+            self._drawn = body.issued_ms, renewal_ms(body.issued_ms, body.expires_ms, share)
+        return (self._drawn[1] - now_ms) / MILLISECONDS
+
+    async def _renew(self, host: Host, *, suspicious: bool) -> bool:
+        """Whether it was settled: renewed, or known to be over."""
+        own = self._own
+        authority = own.authority
+        if authority is not None:
+            try:
+                self._publish([authority.renew(own.peer_id, self._now_ms())])
+            except (MembershipRefused, StoreError) as error:
+                self._say(str(error))
+                return False
+            self._count("renewals")
+            return True
+        for peer_id, addresses in self._whom_to_ask(suspicious):
+            if await self._ask(host, peer_id, addresses):
+                return True
+        return False
+
+    def _whom_to_ask(self, suspicious: bool) -> list[tuple[str, tuple[str, ...]]]:
+        """Authorities first, in any order; when it may be over, some others that may know.
+
+        Authorities whose own membership has ended too are asked where they were last.
+        """
+        own, directory = self._own, self._own.directory
+        found: dict[str, tuple[str, ...]] = {}
+        for standing in directory.authorities():
+            held = directory.presence(standing.peer_id)
+            if not standing.revoked and held is not None and isinstance(held.body, Presence):
+                found[standing.peer_id] = held.body.addresses
+        found.pop(own.peer_id, None)
+        asked = list(found.items())
+        self._dice.shuffle(asked)
+        if suspicious:
+            members = directory.members(self._now_ms())
+            others = [(one.peer_id, one.multiaddrs) for one in members if one.multiaddrs]
+            others = [one for one in others if one[0] not in found and one[0] != own.peer_id]
+            asked += self._dice.sample(others, min(self._config.membership.neighbours, len(others)))
+        return asked
+
+    async def _ask(self, host: Host, peer_id: str, addresses: tuple[str, ...]) -> bool:
+        own = self._own
+        before = own.directory.membership(own.peer_id)
+        request = enrolment.encode(Renew(network=own.network.id))
+        try:
+            with trio.fail_after(self._config.membership.join_timeout):
+                data = await host.ask(addresses, peer_id, request, MAX_ANSWER)
+            answer = enrolment.parse_answer_untrusted(data)
+        except (DialError, MembershipRefused) as error:
+            self._say(str(error))
+            return False
+        except trio.TooSlowError:
+            self._say(f"{peer_id} did not answer in time")
+            return False
+        self._learn(answer.statements)
+        if isinstance(answer, Refusal):
+            self._say(f"{peer_id} refused: {printable(answer.text)}")
+            return not own.is_member(self._now_ms())
+        self._error = ""
+        if own.directory.membership(own.peer_id) != before:
+            self._count("renewals")
+            return True
+        return own.is_member(self._now_ms())
+
+    def _say(self, error: str) -> None:
+        if error != self._error:
+            self._error = error
+            log.info("the membership is not renewed yet: %s", error)

@@ -1,0 +1,291 @@
+"""Commands of the user that control carries out, by the names the supervisor passes on.
+
+    command           arguments                              result
+    ----------------  -------------------------------------  ---------------------------------------------------------
+    invite            name, uses, expires_s, ip, routes,     token, uses, expires_s
+                      groups (routes, groups: with commas)
+    members           -                                      rows: name, peer_id, addresses, routes, groups, state,
+                                                             expires_s, connected, authority
+    remove            who                                    removed, peer_id
+    leave             -                                      nothing; the network's files are gone
+    authority-add     who                                    name, peer_id
+    authority-list    -                                      rows: name, peer_id, key, root, own, revoked
+    authority-revoke  who                                    name, peer_id
+    resolve           what                                   what, steps, peer_id, name, addresses
+    ping              who, count                             rows: seq, rtt_ms, path
+
+`who` is a name, a peer id or a virtual address. Arguments may be absent or None, but for who and what.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from vpnd import peerid
+from vpnd.adapter.dial import DialError
+from vpnd.api.channel import MAX_MESSAGE_BYTES
+from vpnd.api.messages import Answer, Request
+from vpnd.config.schema import Config
+from vpnd.control.membership import NetworkService
+from vpnd.control.resolving import Resolver
+from vpnd.control.state import EXPIRED, MEMBER, MILLISECONDS, OwnNetwork, milliseconds
+from vpnd.discovery.lookup import Lookup
+from vpnd.discovery.registry import CompositeRegistry
+from vpnd.errors import ConfigError, RefusedError, VpndError, kind_of
+from vpnd.membership import token
+from vpnd.membership.authority import Authority
+from vpnd.membership.charter import Standing
+from vpnd.membership.refusal import MembershipRefused
+from vpnd.membership.statements import Statement
+from vpnd.membership.token import SECRET_BYTES, Token
+
+Arguments = Mapping[str, str | int | float | bool | None]
+Result = dict[str, Any] | list[dict[str, Any]]
+
+#: Pings of one command, unless it asks for another number.
+PINGS = 4
+
+#: Of what a channel carries in one message, less what an Answer has besides.
+MAX_RESULT = MAX_MESSAGE_BYTES - 1024
+
+log = logging.getLogger(__name__)
+
+
+class Requests:
+    """Owner: control's loop. `network` None: every peer is configured by hand.
+
+    `connected(peer_id)`: whether packets flow. `listen` gives the addresses to put into tokens.
+    `ping(peer_id, addresses, count)` gives round trips in milliseconds over a libp2p connection, None for one that was
+    not answered.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        network: NetworkService | None,
+        registry: CompositeRegistry,
+        *,
+        connected: Callable[[str], bool],
+        listen: Callable[[], tuple[str, ...]],
+        ping: Callable[[str, tuple[str, ...], int], Awaitable[list[float | None]]],
+        now_ms: Callable[[], int],
+        lookup: Lookup | None = None,
+    ) -> None:
+        self._config = config
+        self._network = network
+        self._registry = registry
+        self._connected = connected
+        self._listen = listen
+        self._ping = ping
+        self._now_ms = now_ms
+        self._resolver = Resolver(registry, network.own if network is not None else None, now_ms, lookup)
+        self._commands: dict[str, Callable[[Arguments], Awaitable[Result]]] = {
+            "invite": self._invite,
+            "members": self._members,
+            "remove": self._remove,
+            "leave": self._leave,
+            "authority-add": self._authority_add,
+            "authority-list": self._authority_list,
+            "authority-revoke": self._authority_revoke,
+            "resolve": self._resolve,
+            "ping": self._ping_member,
+        }
+
+    async def carry_out(self, request: Request) -> Answer:
+        """The answer to a request; raises nothing."""
+        command = self._commands.get(request.command)
+        try:
+            if command is None:
+                raise ConfigError(f"control knows no command {request.command}")
+            result = await command(request.arguments)
+        except MembershipRefused as refusal:
+            return Answer(serial=request.serial, error=str(refusal), kind=RefusedError.__name__)
+        except VpndError as error:
+            return Answer(serial=request.serial, error=str(error), kind=kind_of(error))
+        except Exception as error:
+            log.exception("the command %s failed in an unforeseen way", request.command)
+            return Answer(serial=request.serial, error=f"{type(error).__name__}: {error}", kind="VpndError")
+        encoded = msgspec.json.encode(result)
+        if len(encoded) > MAX_RESULT:
+            return Answer(
+                serial=request.serial,
+                error=f"the answer has {len(encoded)} bytes, too many",
+                kind="VpndError",
+            )
+        return Answer(serial=request.serial, result=encoded)
+
+    # --- who is in
+
+    async def _invite(self, arguments: Arguments) -> Result:
+        own, now_ms = self._own(), self._now_ms()
+        if own.authority is None:
+            raise MembershipRefused("not_authority", "this node is no authority; invite on one that is")
+        listen = self._listen()
+        if not listen:
+            raise ConfigError("this node has no address others could dial; see p2p.listen")
+        lifetime_s = float(arguments.get("expires_s") or self._config.membership.invite_lifetime)
+        uses = int(arguments.get("uses") or 1)
+        if uses < 1 or lifetime_s <= 0:
+            raise ConfigError("an invitation is for one use at least, and for some time")
+        ip = _text(arguments, "ip")
+        secret = secrets.token_bytes(SECRET_BYTES)
+        own.invitations.prune(now_ms - milliseconds(self._config.membership.forget_after))
+        own.invitations.add(
+            secret,
+            own.directory,
+            now_ms,
+            lifetime_ms=milliseconds(lifetime_s),
+            uses=uses,
+            name=_text(arguments, "name"),
+            addresses=(ip,) if ip else (),
+            routes=_list(arguments, "routes"),
+            groups=_list(arguments, "groups"),
+        )
+        own.store.save_invitations(own.invitations.all())
+        made = Token(
+            network=own.network.id[: token.HINT_BYTES], peer_id=own.peer_id, addresses=listen, secret=secret
+        )
+        return {"token": token.encode(made), "uses": uses, "expires_s": lifetime_s}
+
+    async def _members(self, arguments: Arguments) -> Result:
+        own, now_ms = self._own(), self._now_ms()
+        authorities = {one.peer_id for one in own.directory.authorities() if not one.revoked}
+        rows = []
+        for member in own.directory.members(now_ms):
+            rows.append(
+                {
+                    "name": member.name or member.peer_id,
+                    "peer_id": member.peer_id,
+                    "addresses": member.addresses,
+                    "routes": member.routes,
+                    "groups": member.groups,
+                    "state": EXPIRED if now_ms > member.expires_ms else MEMBER,
+                    "expires_s": max(0.0, (member.expires_ms - now_ms) / MILLISECONDS),
+                    "connected": member.peer_id == own.peer_id or self._connected(member.peer_id),
+                    "authority": member.peer_id in authorities,
+                }
+            )
+        return rows
+
+    async def _remove(self, arguments: Arguments) -> Result:
+        own, now_ms = self._own(), self._now_ms()
+        peer_id = own.whom(_required(arguments, "who"))
+        if peer_id == own.peer_id:
+            raise ConfigError("this node is not removed by itself; use vpnd leave")
+        authority = self._authority(own)
+        name = self._name(own, peer_id)
+        # One that was an authority could let itself in again.
+        statements: list[Statement] = []
+        for standing in _authorities_of(own, peer_id):
+            statements += authority.revoke(standing.key, now_ms)
+        self._publish([*statements, authority.remove(peer_id, now_ms)])
+        log.info("%s was removed from the network", name)
+        return {"removed": name, "peer_id": peer_id}
+
+    async def _leave(self, arguments: Arguments) -> Result:
+        service = self._service()
+        service.saver.forget()
+        log.info("left the network %s", service.own.network.name)
+        return {}
+
+    # --- who decides
+
+    async def _authority_add(self, arguments: Arguments) -> Result:
+        own, now_ms = self._own(), self._now_ms()
+        peer_id = own.whom(_required(arguments, "who"))
+        if own.directory.find(peer_id, now_ms) is None:
+            raise MembershipRefused("not_member", "only a member can be an authority")
+        # The key of a node is its authority's key: it is in its peer id, and the node need not be there.
+        grant = self._authority(own).grant(peerid.public_key_untrusted(peer_id), peer_id, now_ms)
+        self._publish([grant])
+        return {"name": self._name(own, peer_id), "peer_id": peer_id}
+
+    async def _authority_list(self, arguments: Arguments) -> Result:
+        own = self._own()
+        return [
+            {
+                "name": self._name(own, standing.peer_id),
+                "peer_id": standing.peer_id,
+                "key": standing.key.hex(),
+                "root": standing.distance == 0,
+                "own": standing.peer_id == own.peer_id,
+                "revoked": standing.revoked,
+            }
+            for standing in own.directory.authorities()
+        ]
+
+    async def _authority_revoke(self, arguments: Arguments) -> Result:
+        own, now_ms = self._own(), self._now_ms()
+        peer_id = own.whom(_required(arguments, "who"))
+        held = _authorities_of(own, peer_id)
+        if not held:
+            raise MembershipRefused("unknown_authority", f"{self._name(own, peer_id)} is no authority")
+        authority = self._authority(own)
+        self._publish([one for standing in held for one in authority.revoke(standing.key, now_ms)])
+        return {"name": self._name(own, peer_id), "peer_id": peer_id}
+
+    # --- where they are
+
+    async def _resolve(self, arguments: Arguments) -> Result:
+        found: Result = msgspec.to_builtins(await self._resolver.resolve(_required(arguments, "what")))
+        return found
+
+    async def _ping_member(self, arguments: Arguments) -> Result:
+        resolution = await self._resolver.resolve(_required(arguments, "who"))
+        member = self._registry.find(resolution.peer_id)
+        if member is None:
+            raise ConfigError(f"{resolution.what} is no peer of this node")
+        count = int(arguments.get("count") or PINGS)
+        try:
+            trips = await self._ping(member.peer_id, member.addresses, count)
+        except DialError as error:
+            raise VpndError(f"{member.name} does not answer: {error}") from error
+        path = "libp2p connection between the controls"
+        return [{"seq": place, "rtt_ms": trip, "path": path} for place, trip in enumerate(trips, 1)]
+
+    # --- what they all need
+
+    def _service(self) -> NetworkService:
+        if self._network is None:
+            raise ConfigError("this node is in no network: its peers are configured by hand")
+        return self._network
+
+    def _own(self) -> OwnNetwork:
+        return self._service().own
+
+    def _authority(self, own: OwnNetwork) -> Authority:
+        if own.authority is None:
+            raise MembershipRefused(
+                "not_authority", "this node is no authority of the network; use one that is (vpnd members)"
+            )
+        return own.authority
+
+    def _publish(self, statements: list[Statement]) -> None:
+        self._service().publish(statements)
+
+    def _name(self, own: OwnNetwork, peer_id: str) -> str:
+        body = own.directory.newest(peer_id) or own.directory.void_membership(peer_id)
+        return body.name if body is not None else peer_id
+
+
+def _authorities_of(own: OwnNetwork, peer_id: str) -> list[Standing]:
+    return [one for one in own.directory.authorities() if one.peer_id == peer_id and not one.revoked]
+
+
+def _required(arguments: Arguments, name: str) -> str:
+    if not (text := _text(arguments, name)):
+        raise ConfigError(f"{name} is missing")
+    return text
+
+
+def _text(arguments: Arguments, name: str) -> str:
+    return str(arguments.get(name) or "").strip()
+
+
+def _list(arguments: Arguments, name: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in _text(arguments, name).split(",") if part.strip())

@@ -1,0 +1,67 @@
+"""Keeping the directory on disk while it changes: soon, in the background, and once more at the end.
+
+Removals are kept at once, and what this node signed as an authority before anybody hears of it: a member that its own
+authority has forgotten could not come back. Of everything else little is lost with the seconds before a crash: it
+comes again from the other members.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import trio
+
+from vpnd.membership.store import Store, StoreError
+
+log = logging.getLogger(__name__)
+
+
+class Saver:
+    """Writes what `statements` gives into the store, at most once in `interval_s`. Owner: control; `run` once."""
+
+    def __init__(self, store: Store, statements: Callable[[], list[bytes]], interval_s: float) -> None:
+        self._store = store
+        self._statements = statements
+        self._interval_s = interval_s
+        self._dirty = trio.Event()
+        self._urgent = trio.Event()
+        self._off = False
+
+    def changed(self, *, urgent: bool = False) -> None:
+        """There is something to keep; `urgent`: do not wait for more."""
+        self._dirty.set()
+        if urgent:
+            self._urgent.set()
+
+    def at_once(self) -> None:
+        """Keep everything before returning. Raises StoreError."""
+        if not self._off:
+            self._dirty = trio.Event()
+            self._store.save_statements(self._statements())
+
+    def forget(self) -> None:
+        """Leave the network: its files go, and nothing is written any more. Raises StoreError."""
+        self._off = True
+        self._store.forget()
+
+    async def run(self) -> None:
+        """Save until cancelled, and then what is left."""
+        try:
+            while True:
+                await self._dirty.wait()
+                with trio.move_on_after(self._interval_s):
+                    await self._urgent.wait()
+                self._dirty, self._urgent = trio.Event(), trio.Event()
+                if not self._off:
+                    # a thread, because the disk may take its time; it is waited for even when this is cancelled
+                    await trio.to_thread.run_sync(self._save, self._statements())
+        finally:
+            if self._dirty.is_set() and not self._off:
+                self._save(self._statements())
+
+    def _save(self, wires: list[bytes]) -> None:
+        try:
+            self._store.save_statements(wires)
+        except StoreError as error:
+            log.error("%s", error)

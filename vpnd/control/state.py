@@ -1,0 +1,197 @@
+"""What a node is in its network: the directory, the keys it may sign with, and what it says of itself.
+
+Nothing here waits, sends or logs. Times are milliseconds since 1970 and an argument.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+
+import msgspec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from vpnd.api.reports import NetworkReport, OwnAddresses
+from vpnd.config.schema import Config
+from vpnd.membership.authority import Authority
+from vpnd.membership.directory import Directory
+from vpnd.membership.gossip import Gossip
+from vpnd.membership.invitations import Invitations
+from vpnd.membership.names import to_label
+from vpnd.membership.network import Network
+from vpnd.membership.refusal import MembershipRefused
+from vpnd.membership.roster import permitted
+from vpnd.membership.statements import (
+    MAX_MULTIADDRS,
+    MAX_ROUTES,
+    Membership,
+    Presence,
+    Statement,
+    check_multiaddr,
+    sign,
+)
+from vpnd.membership.store import Store
+
+MILLISECONDS = 1000
+
+MEMBER, REMOVED, EXPIRED = "member", "removed", "expired"
+
+
+class OwnNetwork:
+    """One node's part in one network. Owner: control's loop.
+
+    `identity` signs presences; it is an authority's key too once an authority has made this node one. `root`: the key
+    the network was made with, on the node that made it.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        network: Network,
+        store: Store,
+        *,
+        peer_id: str,
+        node_name: str,
+        identity: Ed25519PrivateKey,
+        root: Ed25519PrivateKey | None,
+        dice: random.Random,
+    ) -> None:
+        settings = config.membership
+        self.network = network
+        self.store = store
+        self.peer_id = peer_id
+        self._node_name = node_name
+        self._identity = identity
+        self._advertise = config.network.advertise
+        self.directory = Directory(
+            network,
+            skew_ms=milliseconds(settings.clock_skew),
+            forget_ms=milliseconds(settings.forget_after),
+            max_members=settings.max_members,
+        )
+        self.gossip = Gossip(
+            self.directory,
+            interval_ms=milliseconds(settings.gossip_interval),
+            push_bytes=settings.gossip_push,
+            request_ms=milliseconds(settings.gossip_request_timeout),
+            presence_ms=milliseconds(settings.presence_interval),
+            choose=dice.choice,
+        )
+        self.invitations = Invitations(store.load_invitations())
+        lifetime_ms = milliseconds(settings.record_lifetime)
+        keys = [key for key in (root, identity) if key is not None]
+        self._authorities = [Authority(key, self.directory, lifetime_ms=lifetime_ms) for key in keys]
+
+    @property
+    def authority(self) -> Authority | None:
+        """What this node signs with as an authority; None when it is none."""
+        return next((one for one in self._authorities if one.valid), None)
+
+    def state(self, now_ms: int) -> str:
+        """member; removed: put out, until it is let in again; expired: not renewed in time."""
+        if self.directory.find(self.peer_id, now_ms) is not None:
+            return MEMBER
+        if self.directory.newest(self.peer_id) is None and self.directory.removal(self.peer_id) is not None:
+            return REMOVED
+        return EXPIRED
+
+    def is_member(self, now_ms: int) -> bool:
+        """Whether others take this node for one of them."""
+        return self.directory.find(self.peer_id, now_ms) is not None
+
+    def membership(self) -> Membership | None:
+        """The last membership of this node, be it void or over."""
+        return self.directory.newest(self.peer_id) or self.directory.void_membership(self.peer_id)
+
+    def addresses(self, now_ms: int) -> OwnAddresses:
+        """What this node is, or was last when it is no member any more."""
+        body = self.membership()
+        member = self.directory.find(self.peer_id, now_ms)
+        addresses = member.addresses if member is not None else body.addresses if body is not None else ()
+        name = member.name if member is not None else body.name if body is not None else ""
+        return OwnAddresses(
+            network=self.network.name,
+            label=name or to_label(self._node_name),
+            addresses=tuple(sorted(addresses, key=lambda text: ":" in text)),
+            subnets=(self.network.subnet, str(self.network.members_ipv6)),
+            advertised=permitted(self._advertise, body.routes) if body is not None else (),
+        )
+
+    def presence(self, multiaddrs: Iterable[str], now_ms: int) -> Statement | None:
+        """The statement that this node can be dialed at `multiaddrs`; None when that is what it said last."""
+        addresses = tuple(text for text in dict.fromkeys(multiaddrs) if _can_be_said(text))[:MAX_MULTIADDRS]
+        routes = self._advertise[:MAX_ROUTES]
+        held = self.directory.presence(self.peer_id)
+        last = held.body if held is not None else None
+        sequence_ms = now_ms
+        if isinstance(last, Presence):
+            if (last.addresses, last.routes) == (addresses, routes):
+                return None
+            sequence_ms = max(now_ms, last.sequence_ms + 1)
+        body = Presence(
+            self.network.id,
+            peer_id=self.peer_id,
+            addresses=addresses,
+            sequence_ms=sequence_ms,
+            routes=routes,
+        )
+        return sign(self._identity, body)
+
+    def presence_again(self, now_ms: int) -> Statement | None:
+        """What this node said last of where it is, signed anew; None when it has said nothing."""
+        held = self.directory.presence(self.peer_id)
+        if held is None or not isinstance(held.body, Presence):
+            return None
+        sequence_ms = max(now_ms, held.body.sequence_ms)
+        return sign(self._identity, msgspec.structs.replace(held.body, sequence_ms=sequence_ms))
+
+    def whom(self, text: str) -> str:
+        """The peer id behind a member's name, peer id or virtual address; removed and expired ones by peer id only.
+
+        Raises MembershipRefused: not_member.
+        """
+        label = text.lower().rstrip(".").removesuffix(f".{self.network.name}.vpn")
+        if peer_id := self.directory.named(label) or self.directory.owner(text):
+            return peer_id
+        known = self.directory.newest(text) or self.directory.removal(text)
+        if known is None:
+            raise MembershipRefused("not_member", f"{text} is no member's name, address or peer id")
+        return text
+
+    def report(self, now_ms: int, neighbours: int) -> NetworkReport:
+        """The network for status."""
+        body = self.membership()
+        conflicts = (
+            f"{one.what} belongs to {self._known_as(one.owner, now_ms)}, and is claimed by "
+            f"{', '.join(self._known_as(loser, now_ms) for loser in one.losers)}"
+            for one in self.directory.conflicts()
+        )
+        return NetworkReport(
+            name=self.network.name,
+            network_id=self.network.id.hex(),
+            state=self.state(now_ms),
+            authority=self.authority is not None,
+            authorities=sum(not standing.revoked for standing in self.directory.authorities()),
+            members=len(self.directory.members(now_ms)),
+            addresses=self.addresses(now_ms).addresses,
+            expires_s=max(0.0, (body.expires_ms - now_ms) / MILLISECONDS) if body is not None else 0.0,
+            conflicts=tuple(conflicts),
+            neighbours=neighbours,
+        )
+
+    def _known_as(self, peer_id: str, now_ms: int) -> str:
+        member = self.directory.find(peer_id, now_ms)
+        return member.name if member is not None and member.name else peer_id
+
+
+def milliseconds(seconds: float) -> int:
+    """Of a setting, as membership counts time."""
+    return round(seconds * MILLISECONDS)
+
+
+def _can_be_said(multiaddr: str) -> bool:
+    try:
+        check_multiaddr(multiaddr)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,183 @@
+"""Looking up a member: from a name, a virtual address or a peer id to the addresses it can be dialed at.
+
+    directory   what this node knows by itself: configured peers and the signed directory of the network
+    contract    who owns an address, where registry.kind is contract
+    cache       what the table said a while ago (discovery.cache_lifetime, discovery.negative_cache_lifetime)
+    dht         the members' Kademlia table (discovery.dht_timeout)
+
+Each step is recorded with its source, the age of what it knows and its outcome, for `vpnd resolve`. Nothing of this is
+on the path of packets: shards know the owner of every virtual address; a look-up is for a member that cannot be dialed
+where it was, and for users who ask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+import msgspec
+
+from vpnd import peerid
+from vpnd.discovery.cache import AnswerCache
+from vpnd.errors import VpndError
+
+
+class Known(msgspec.Struct, frozen=True, kw_only=True):
+    """What a source knows of a member. `age_s` None: it cannot say, or it holds until it is changed."""
+
+    peer_id: str
+    name: str = ""
+    virtual_ips: tuple[str, ...] = ()
+    addresses: tuple[str, ...] = ()
+    age_s: float | None = None
+
+
+class Step(msgspec.Struct, frozen=True, kw_only=True):
+    """One source that was asked. `result`: a line for the user."""
+
+    source: str
+    result: str
+    age_s: float | None = None
+
+
+class Resolution(msgspec.Struct, frozen=True, kw_only=True):
+    """The outcome. `peer_id` is empty when nobody is `what`."""
+
+    what: str
+    steps: tuple[Step, ...]
+    peer_id: str = ""
+    name: str = ""
+    virtual_ips: tuple[str, ...] = ()
+    addresses: tuple[str, ...] = ()
+
+
+class Found(msgspec.Struct, frozen=True, kw_only=True):
+    """What the table said of a peer id: where it can be dialed, how many seconds ago the member said so itself, and the
+    statement in which it did."""
+
+    addresses: tuple[str, ...]
+    age_s: float
+    statement: bytes = b""
+
+
+class Directory(Protocol):
+    """What is known without asking anybody."""
+
+    def find(self, what: str) -> Known | None:
+        """The member of that name, virtual address or peer id."""
+        ...
+
+
+#: The owner of a virtual address by contract: its peer id, "" for nobody. Raises VpndError.
+Owner = Callable[[str], Awaitable[str]]
+#: The table's answer for a peer id, None for none. Has a deadline of its own. Raises VpndError.
+Search = Callable[[str], Awaitable[Found | None]]
+
+
+class Lookup:
+    """The chain of sources. Owner: control.
+
+    `search` or `owner` None: there is no such source. `cache` holds what `search` found.
+    """
+
+    def __init__(
+        self,
+        directory: Directory,
+        cache: AnswerCache[Found],
+        now_s: Callable[[], float],
+        *,
+        search: Search | None = None,
+        owner: Owner | None = None,
+    ) -> None:
+        self._directory, self._cache, self._now_s = directory, cache, now_s
+        self._search, self._owner = search, owner
+
+    async def resolve(self, what: str) -> Resolution:
+        """Every step from `what` to addresses. Never raises for what sources fail with: that is in the steps."""
+        steps: list[Step] = []
+        known = self._directory.find(what)
+        steps.append(Step(source="directory", result=_said(known), age_s=known.age_s if known else None))
+        if known is None:
+            known = await self._owned(what, steps)
+        if known is None:
+            return Resolution(what=what, steps=tuple(steps))
+        found = await self._whereabouts(known.peer_id, steps)
+        addresses = dict.fromkeys(known.addresses)
+        # those of the source that spoke last first
+        if found is not None and (known.age_s is None or found.age_s < known.age_s):
+            addresses = dict.fromkeys((*found.addresses, *addresses))
+        elif found is not None:
+            addresses |= dict.fromkeys(found.addresses)
+        return Resolution(
+            what=what,
+            steps=tuple(steps),
+            peer_id=known.peer_id,
+            name=known.name,
+            virtual_ips=known.virtual_ips,
+            addresses=tuple(addresses),
+        )
+
+    async def whereabouts(self, peer_id: str) -> Found | None:
+        """Where the table, or what is remembered of its last answer, says that a member is."""
+        return await self._whereabouts(peer_id, [])
+
+    async def _owned(self, what: str, steps: list[Step]) -> Known | None:
+        """A peer id stands for itself; the contract, if there is one, knows addresses."""
+        if is_peer_id(what):
+            return Known(peer_id=what)
+        if self._owner is None:
+            return None
+        try:
+            peer_id = await self._owner(what)
+        except VpndError as error:
+            steps.append(Step(source="contract", result=f"failed: {error}"))
+            return None
+        steps.append(Step(source="contract", result=f"peer {peer_id}" if peer_id else "nobody owns it"))
+        if not peer_id:
+            return None
+        return self._directory.find(peer_id) or Known(peer_id=peer_id, virtual_ips=(what,))
+
+    async def _whereabouts(self, peer_id: str, steps: list[Step]) -> Found | None:
+        if self._search is None:
+            return None
+        now_s = self._now_s()
+        entry = self._cache.get(peer_id, now_s)
+        if entry is not None:
+            waited_s = now_s - entry.found_s
+            steps.append(Step(source="cache", result=_where(entry.value), age_s=waited_s))
+            if entry.value is None:
+                return None
+            return msgspec.structs.replace(entry.value, age_s=entry.value.age_s + waited_s)
+        steps.append(Step(source="cache", result="nothing"))
+        try:
+            found = await self._search(peer_id)
+        except VpndError as error:
+            # not remembered: the table could not be asked, which says nothing of the member
+            steps.append(Step(source="dht", result=f"failed: {error}"))
+            return None
+        self._cache.put(peer_id, found, self._now_s())
+        steps.append(Step(source="dht", result=_where(found), age_s=found.age_s if found else None))
+        return found
+
+
+def is_peer_id(text: str) -> bool:
+    """Whether `text` is a peer id as `vpnd id` prints it."""
+    try:
+        peerid.public_key_untrusted(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _said(known: Known | None) -> str:
+    if known is None:
+        return "not known"
+    return f"peer {known.peer_id}, {_where_addresses(known.addresses)}"
+
+
+def _where(found: Found | None) -> str:
+    return "nothing" if found is None else _where_addresses(found.addresses)
+
+
+def _where_addresses(addresses: tuple[str, ...]) -> str:
+    return f"at {', '.join(addresses)}" if addresses else "no address"
