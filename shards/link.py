@@ -98,12 +98,6 @@ class Link:
         borrowed: `buffer`, until this returns; SCRATCH bytes in front of `start` are overwritten. Call
         `flush` at the end of a batch.
         """
-        if lane.adapt_to is not None:
-            buffer, start, end, unfit = adapt(buffer, start, end, lane.adapt_to)
-            self._drops["too_big"] += unfit
-            packets -= unfit
-            if start == end:
-                return
         if self._writer_on or self.queue.packets or not self._seal(lane, buffer, start, end, packets):
             if self.closed:  # the socket ended under our hands; the flows have new sinks
                 self.events.dispatch(Chunk(buffer, start, end, packets, self.now()))
@@ -112,11 +106,17 @@ class Link:
 
     def _seal(self, lane: Lane, buffer: memoryview, start: int, end: int, packets: int) -> bool:
         session, stream = self._session, lane.stream
+        size = end - start - packets * PACKET_OFFSET
+        unfit = 0
+        if lane.adapt_to is not None:  # here, and not before it waits: a record that was cut counts as one
+            buffer, start, end, unfit = adapt(buffer, start, end, lane.adapt_to)
         if not session.try_send(stream, buffer, start, end):
             self.flush()
             if self.closed or not session.try_send(stream, buffer, start, end):
                 return False
-        size = end - start - packets * PACKET_OFFSET
+        if unfit:
+            self._drops["too_big"] += unfit
+            packets -= unfit
         lane.packets_sent += packets
         self.packets_sent += packets
         self.bytes_sent += size

@@ -36,7 +36,7 @@ from shards.live import Live
 from shards.plane import Plane
 from shards.report import session_report
 from vpnd import logs, privileges
-from vpnd.api import messages
+from vpnd.api import messages, parts
 from vpnd.api.aio import LoopChannel
 from vpnd.api.channel import Channel, first_message
 from vpnd.config.schema import Config
@@ -108,13 +108,13 @@ class Shard:
             case messages.StatusRequest(serial=serial):
                 self._plane.flows.count_states(monotonic())
                 self._store_all()
-                self._supervisor.send(
-                    messages.ShardStatus(
-                        serial=serial,
-                        sessions=tuple(session_report(link) for link in self._plane.links.values()),
-                        traffic=tuple(peer.traffic() for peer in self._plane.peers),
-                    )
+                status = messages.ShardStatus(
+                    serial=serial,
+                    sessions=tuple(session_report(link) for link in self._plane.links.values()),
+                    traffic=tuple(peer.traffic() for peer in self._plane.peers),
                 )
+                for part in parts.split(status):
+                    self._supervisor.send(part)
             case messages.Reconfigure(config=config):
                 self._reconfigure(config)
             case messages.OwnPrefixes(own=own):

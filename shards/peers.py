@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Protocol
 
@@ -34,13 +35,30 @@ class PeerHost(PoolHost, Protocol):
         """Packets wait: a session is wanted."""
 
 
+class Sources(Prefixes[bool]):
+    """The addresses one peer may send from: those for which it is the one that is sent to.
+
+    Of a network a part may be somebody else's, and an exit node has the network of all addresses: what another peer
+    has in it, be it a single address, is that peer's alone. `owned` says so of addresses in networks; an address of
+    its own nobody else has.
+    """
+
+    owned: Callable[[int, int], bool] = staticmethod(lambda version, address: True)
+
+    def find(self, version: int, address: int) -> bool | None:
+        """True for what the peer may send from."""
+        if address in self._hosts[version]:
+            return True
+        return super().find(version, address) and self.owned(version, address)
+
+
 class Peer:
     """One peer. `sources`: the addresses it may send from, and by which it is reached (cryptokey routing)."""
 
     def __init__(self, peer_id: str, name: str, live: Live, host: PeerHost, drops: dict[str, int]) -> None:
         self.peer_id, self.name = peer_id, name
         self.prefixes: tuple[str, ...] = ()
-        self.sources: Prefixes[bool] = Prefixes()
+        self.sources = Sources()
         self.circuit = CLOSED
         self.waiting = Waiting(live, drops, host.now, lambda: host.want_now(self))
         self.pool = StreamPool(peer_id, live, host, drops, host.now, self._lost)
@@ -163,6 +181,7 @@ class PeerTable:
         peer = self._peers.get(peer_id)
         if peer is None:
             peer = self._peers[peer_id] = self._make(peer_id, name)
+            peer.sources.owned = functools.partial(self._owns, peer)
         if prefixes != peer.prefixes:
             touched = {peer: None}  # in order, each once
             for prefix in peer.prefixes:
@@ -181,6 +200,9 @@ class PeerTable:
             unpin(self._no_route)
         peer.name = name
         return peer
+
+    def _owns(self, peer: Peer, version: int, address: int) -> bool:
+        return self._owners.find(version, address) is peer
 
     def _owner(self, flow: Flow) -> Peer | None:
         return self._owners.find(*destination_of(flow.key))

@@ -116,8 +116,6 @@ class StreamPool:
             return
         if lane.link.vitals.suspect:
             return
-        for link in [link for link in self.links if link.vitals.suspect]:
-            self._give_up(link)
         for link in self._replacing & set(self.links):
             if link is not lane.link and not link.leaving and lane.link.initiator:
                 self.leave(link)
@@ -157,15 +155,9 @@ class StreamPool:
             self.stream_failed(link)
 
     def suspect(self, link: Link) -> None:
-        """A session does not answer: make another one before this one breaks; use those there are."""
+        """A session does not answer: make another one before this one breaks. New flows go elsewhere; those it has wait
+        for the verdict, for if it is only slow, what is on its way arrives, and nothing may overtake it."""
         self.tell_wanted(urgent=True)
-        if any(not lane.link.vitals.suspect for lane in self.lanes()):
-            self._give_up(link)
-
-    def _give_up(self, link: Link) -> None:
-        """There is a better session. This one is ended rather than spared: if it recovered, what it has on its way
-        would arrive behind what its flows have sent over the other one since."""
-        link.close("does not answer, and another session does")
 
     def link_closed(self, link: Link) -> None:
         """A session is gone."""

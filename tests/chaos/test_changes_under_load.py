@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import threading
@@ -40,7 +41,7 @@ def test_scaling_while_shards_are_killed_ends_with_the_number_asked_for() -> Non
 
             def kill_any() -> None:
                 nonlocal killed
-                while not ending.wait(0.4):
+                while not ending.wait(0.2):
                     shards = a.ask().get("shards", [])
                     if shards and (pid := shards[killed % len(shards)]["pid"]):
                         os.kill(pid, signal.SIGKILL)
@@ -48,7 +49,12 @@ def test_scaling_while_shards_are_killed_ends_with_the_number_asked_for() -> Non
 
             killer = threading.Thread(target=kill_any)
             killer.start()
-            answers = [a.ask("scale", shards=count) for count in (4, 1, 3)]
+            answers = []
+            for count in itertools.cycle((4, 1, 3)):
+                answers.append(a.ask("scale", shards=count))
+                if killed >= 3 and len(answers) >= 3:
+                    break
+                time.sleep(0.05)
             ending.set()
             killer.join()
             wait_until(lambda: a.ask("scale", shards=SHARDS).get("shards") == SHARDS, 15, "it scales again")
@@ -57,7 +63,7 @@ def test_scaling_while_shards_are_killed_ends_with_the_number_asked_for() -> Non
         print(f"{killed} shards killed; scaled to {done}; lost {flow.lost} of {flow.sent}, late {flow.late}")
         for answer in answers:
             assert "shards" in answer or "before it was ready" in answer["error"], answer
-        assert killed >= 2
+        assert killed >= 3
         assert flow.late == 0
         assert flow.longest_gap_s() < 3.0
         dropped = drops(settled(a))
@@ -89,7 +95,7 @@ def test_settings_of_health_and_multiplexer_change_under_load_and_nothing_is_los
                 keys = reload(
                     a,
                     health={"interval": "100ms", "timeout": "1s"},
-                    multiplexer={"max_sessions": 4, "auto_scaling_interval": "50ms", "busy_bytes": 1 << 16},
+                    multiplexer={"max_sessions": 4, "auto_scaling_interval": "50ms", "busy_bytes": 1 << 12},
                 )
                 assert {"health.interval", "multiplexer.max_sessions"} <= keys
                 wait_until(lambda: probes() > before + 20, 5, "it is probed as often as is said now")

@@ -159,7 +159,7 @@ def test_sixteen_flows_end_normally_while_processes_die_at_random() -> None:
         )
         killer.join()
         assert received_bytes(report) > 10 << 20
-        assert sum(killed) >= 3
+        assert sum(killed) >= 2
         print(f"{killed} shards killed, {received_bytes(report) >> 20} MiB carried")
         wait_connected([a, b], 30)
         for place, node in enumerate((a, b)):

@@ -236,8 +236,8 @@ class ControlProcess:
         os.close(page_fd)
         self._serial = 0
 
-    def ready(self) -> messages.Ready:
-        return receive(self.channel, messages.Ready)[0]
+    def ready(self, patience_s: float = PATIENCE_S) -> messages.Ready:
+        return receive(self.channel, messages.Ready, patience_s)[0]
 
     def failed(self) -> messages.Failed:
         return receive(self.channel, messages.Failed)[0]

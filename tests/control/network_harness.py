@@ -71,7 +71,12 @@ class NetworkNode:
 
     def start(self, token: str = "") -> NetworkNode:
         """Start, wait until it is ready, and give it a shard."""
-        ready = self.launch(token).ready()
+        self.launch(token)
+        return self.arrive()
+
+    def arrive(self, patience_s: float = PATIENCE_S) -> NetworkNode:
+        """The rest of `start`, for one of several that were launched at once."""
+        ready = self.control.ready(patience_s)
         assert ready.own is not None
         self.own = ready.own
         self.shard = FakeShard(0)

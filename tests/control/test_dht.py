@@ -221,3 +221,14 @@ def test_streams_go_to_members_only() -> None:
             assert await a.dht.find(b.peer_id) is None, "a member that was removed is not found either"
 
     trio.run(main)
+
+
+def test_nothing_is_kept_of_who_says_to_provide_something() -> None:
+    async def main() -> None:
+        async with tables(2) as (a, b):
+            key = b"/vpnd/anything"
+            with trio.fail_after(5):
+                assert await a.dht._dht.provider_store._send_add_provider(b.node.id, key)
+            assert not b.dht._dht.provider_store.providers
+
+    trio.run(main)

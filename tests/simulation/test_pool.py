@@ -159,20 +159,25 @@ def test_a_suspect_gets_a_replacement_and_what_recovers_needs_none():
         assert wanted[-1] == ("b", 1, False)
 
 
-def test_a_suspect_is_given_up_at_once_where_there_is_a_healthy_session():
-    health = {"interval": 0.5, "timeout": 0.5, "max_consecutive_failures": 20}
+def test_new_flows_avoid_a_suspect_and_those_it_has_leave_it_when_it_is_given_up():
+    health = {"interval": 0.5, "timeout": 0.5, "max_consecutive_failures": 3}
     with stage(multiplexer={"min_sessions": 2}, health=health) as on:
         on.until(lambda: len(on.a.plane.peers.get("b").pool.usable()) >= 2, 2.0)
         for port in range(1, 20):
             on.send(port)
         silent = on.links()[0]
         on.connection().vanish()
-        on.until(lambda: on.a.plane.health_failures, 2.0)
-        assert silent not in on.links() and on.a.plane.health_deaths == 0
-        for port in range(1, 20):
+        on.until(lambda: silent.vitals.suspect, 2.0)
+        for port in range(20, 40):
+            on.send(port)
+        sinks = {flow.sink.link for key, flow in on.a.plane.flows.flows.items() if key & 0xFFFF >= 20}
+        assert sinks and silent not in sinks, "new flows go where there is an answer"
+        assert any(lane.flows for lane in silent.lanes.values()), "the others wait for the verdict"
+        on.until(lambda: silent.closed, 3.0)
+        for port in range(1, 40):
             on.send(port)
         on.run(0.2)
-        assert all(on.world.last_arrived(on.a, on.b, port) for port in range(1, 20))
+        assert all(on.world.last_arrived(on.a, on.b, port) for port in range(1, 40))
 
 
 def test_a_flow_stays_where_it_is_when_its_peer_gets_another_network():
