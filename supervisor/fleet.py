@@ -23,7 +23,7 @@ from supervisor.children import Child, State
 from supervisor.network.tun import Tun
 from supervisor.pump import Pump
 from supervisor.slots import Slot
-from vpnd.api import channel, messages
+from vpnd.api import channel, messages, parts
 from vpnd.api.reports import OwnAddresses
 from vpnd.config.schema import Config
 from vpnd.errors import VpndError, of_kind
@@ -79,6 +79,7 @@ class Fleet:
         self._loop = asyncio.get_running_loop()
         self._serials = itertools.count(1)
         self._answers: dict[tuple[str, int], asyncio.Future[Any]] = {}
+        self._parts: dict[tuple[str, int], list[Any]] = {}  # of statuses that are not complete yet
         self._scaling: asyncio.Task[dict[str, Any]] | None = None
         self.scaled_to: int | None = None
         self._closing = contextlib.ExitStack()
@@ -307,8 +308,16 @@ class Fleet:
 
     def _on_answer(self, who: str, message: messages.Any) -> None:
         if isinstance(message, messages.ControlStatus | messages.ShardStatus | messages.Answer):
-            answer = self._answers.pop((who, message.serial), None)
-            if answer is not None and not answer.done():
+            answer = self._answers.get((who, message.serial))
+            if answer is None:  # nobody waits for it any more
+                return
+            if not isinstance(message, messages.Answer):
+                said = self._parts.setdefault((who, message.serial), [])
+                said.append(message)
+                if message.more:
+                    return
+                message = parts.joined(said)
+            if not answer.done():
                 answer.set_result(message)
 
     def _no_answers(self, child: Child) -> None:
@@ -350,6 +359,7 @@ class Fleet:
             return None
         finally:
             self._answers.pop(key, None)
+            self._parts.pop(key, None)
 
 
 async def _all_or_error(starts: Iterable[Any]) -> None:

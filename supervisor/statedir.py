@@ -71,9 +71,16 @@ def _hand_over(fd: int, uid: int, gid: int) -> None:
     former = os.fstat(fd).st_uid
     if former != uid:
         for name in os.listdir(fd):
-            found = os.stat(name, dir_fd=fd, follow_symlinks=False)
-            if stat.S_ISREG(found.st_mode) and found.st_uid == former and found.st_nlink == 1:
-                os.chown(name, uid, gid, dir_fd=fd, follow_symlinks=False)
+            try:
+                file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=fd)
+            except OSError:  # a link, a socket, or gone
+                continue
+            try:  # by the descriptor, for the former user may put another file under the name at any time
+                found = os.fstat(file)
+                if stat.S_ISREG(found.st_mode) and found.st_uid == former and found.st_nlink == 1:
+                    os.fchown(file, uid, gid)
+            finally:
+                os.close(file)
         os.fchown(fd, uid, gid)
     os.fchmod(fd, 0o700)
 

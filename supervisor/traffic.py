@@ -18,10 +18,9 @@ class Traffic:
         self._now: dict[str, collections.Counter[str]] = {}
 
     def told(self, rows: tuple[PeerTraffic, ...]) -> None:
-        """The process there is told its counts."""
-        self._now = {
-            row.peer_id: collections.Counter({name: getattr(row, name) for name in NAMES}) for row in rows
-        }
+        """The process there is told its counts, or a part of them."""
+        for row in rows:
+            self._now[row.peer_id] = collections.Counter({name: getattr(row, name) for name in NAMES})
 
     def ended(self) -> None:
         """The process is gone; the next one counts from zero."""

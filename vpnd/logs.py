@@ -8,6 +8,8 @@ from __future__ import annotations
 import logging
 import sys
 
+from vpnd.printable import printable
+
 
 class _Format(logging.Formatter):
     default_time_format = "%Y-%m-%dT%H:%M:%S"
@@ -16,6 +18,11 @@ class _Format(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         record.levelname = record.levelname.lower()
         return super().format(record)
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """One line, whatever a peer has put into an error that is logged."""
+        record.message = printable(record.message)
+        return super().formatMessage(record)
 
 
 def configure(level: str, process: str) -> logging.Handler:

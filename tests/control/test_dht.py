@@ -11,7 +11,10 @@ import pytest
 import trio
 from control_nodes import Node, eventually, running
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from libp2p.kad_dht.pb.kademlia_pb2 import Record
+from libp2p.kad_dht.common import PROTOCOL_ID
+from libp2p.kad_dht.pb.kademlia_pb2 import Message, Record
+from libp2p.utils import encode_varint_prefixed
+from multiaddr import Multiaddr
 
 from vpnd.adapter.dht import DhtError, MembersDht
 from vpnd.adapter.identity import SEED_BYTES
@@ -226,9 +229,14 @@ def test_streams_go_to_members_only() -> None:
 def test_nothing_is_kept_of_who_says_to_provide_something() -> None:
     async def main() -> None:
         async with tables(2) as (a, b):
-            key = b"/vpnd/anything"
+            message = Message(type=Message.MessageType.ADD_PROVIDER, key=b"/vpnd/anything")
+            said = message.providerPeers.add()
+            said.id = a.node.id.to_bytes()
+            said.addrs.append(Multiaddr("/ip4/192.0.2.1/tcp/4001").to_bytes())
+            stream = await a.node.host.open_stream((b.node.address,), b.peer_id, PROTOCOL_ID)
             with trio.fail_after(5):
-                assert await a.dht._dht.provider_store._send_add_provider(b.node.id, key)
+                await stream.write(encode_varint_prefixed(message.SerializeToString()))
+                assert await stream.read(1), "it is answered"
             assert not b.dht._dht.provider_store.providers
 
     trio.run(main)

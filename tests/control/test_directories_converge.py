@@ -118,7 +118,7 @@ def counted(nodes: Iterable[NetworkNode], *names: str) -> list[int]:
 
 @pytest.fixture
 def nodes(tmp_path: Path) -> Iterator[list[NetworkNode]]:
-    """Not started; the last one knows where the first one is."""
+    """Not started; the last one knows where the first one is. What they logged is shown when the test fails."""
     tmp_path.chmod(0o755)
     with contextlib.ExitStack() as stack:
         nodes = [
@@ -137,6 +137,12 @@ def nodes(tmp_path: Path) -> Iterator[list[NetworkNode]]:
         bootstrap = (f"/ip4/127.0.0.1/tcp/{first.port}/p2p/{first.peer_id}",)
         last.config = msgspec.structs.replace(last.config, discovery=Discovery(bootstrap=bootstrap))
         yield nodes
+        for node in nodes:
+            if node.process is not None:
+                ended = node.control.process.poll()
+                node.kill()
+                said = (line for line in node.control.stderr().splitlines() if "is a peer now" not in line)
+                print(f"--- {node.name}, ended: {ended}", *said, sep="\n")
 
 
 def test_all_know_all_in_seconds_and_nobody_dials_who_is_nowhere(nodes: list[NetworkNode]) -> None:

@@ -120,3 +120,23 @@ def test_who_is_removed_during_its_handshake_gets_no_connection() -> None:
             assert node.connections == 0
 
     trio.run(main)
+
+
+def test_a_peer_that_does_not_let_itself_be_closed_is_cut_off() -> None:
+    async def main() -> None:
+        member, node = Node(), Node()
+        async with running(member, node):
+            await connection(member, node)
+            (held,) = node.host.swarm.get_connections(member.id)
+            stock, node.host.swarm.close_peer = (
+                node.host.swarm.close_peer,
+                lambda peer_id: trio.sleep_forever(),
+            )
+            with trio.fail_after(5.0):  # process.stop_timeout is 2 s
+                await node.host.disconnect(member.peer_id)
+            node.host.swarm.close_peer = stock
+            await eventually(lambda: node.connections == 0)
+            await eventually(lambda: member.connections == 0)
+            assert held.muxed_conn.event_shutting_down.is_set()
+
+    trio.run(main)

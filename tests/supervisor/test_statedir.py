@@ -67,3 +67,26 @@ def test_what_is_no_directory_of_its_own_is_refused(tmp_path: Path):
     missing = msgspec.structs.replace(config(tmp_path), process=Process(user="nobody-of-that-name"))
     with pytest.raises(PrivilegeError, match=r"process\.user"):
         statedir.open_network(missing)
+
+
+@pytest.mark.root
+def test_what_is_put_under_a_files_name_meanwhile_is_not_handed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    os.close(statedir.open_network(config(tmp_path)))
+    path, nobody = tmp_path / "network", pwd.getpwnam("nobody").pw_uid
+    (tmp_path / "secret").write_text("root's")
+    (path / "ours").write_text("")
+    os.chown(path / "ours", nobody, -1)
+
+    def swap(mode: int) -> bool:
+        (path / "ours").unlink()
+        os.link(tmp_path / "secret", path / "ours")
+        return True
+
+    monkeypatch.setattr(statedir.stat, "S_ISREG", swap)
+    try:
+        os.close(statedir.open_network(config(tmp_path, "daemon")))
+    finally:
+        monkeypatch.undo()
+    assert (tmp_path / "secret").stat().st_uid == 0

@@ -26,6 +26,7 @@ from libp2p.kad_dht import kad_dht, peer_routing
 from libp2p.kad_dht.common import PROTOCOL_ID, format_time_rfc3339
 from libp2p.kad_dht.kad_dht import DHTMode, KadDHT
 from libp2p.kad_dht.pb.kademlia_pb2 import Record
+from libp2p.kad_dht.provider_store import ProviderStore
 from libp2p.kad_dht.value_store import ValueStore
 from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
@@ -93,6 +94,7 @@ class MembersDht:
             max_peers_per_subnet=0,
         )
         self._dht.value_store = _BareValues(self._dht.host, self._dht.local_peer_id)
+        self._dht.provider_store = _NoProviders(self._dht.host)
         host.serve(PROTOCOL_ID, self._dht.handle_stream, stream_timeout_s)
         self._publish_now = trio.Event()
         self._published_to = 0
@@ -310,6 +312,13 @@ class _BareValues(ValueStore):
     def put_record(self, key: bytes, record: Record) -> None:
         """See ValueStore."""
         super().put_record(key, Record(key=key, value=record.value, timeReceived=format_time_rfc3339()))
+
+
+class _NoProviders(ProviderStore):
+    """Keeps nothing: nobody provides anything here, and a member could fill the memory with what it says it does."""
+
+    def add_provider(self, key: bytes, provider: PeerInfo) -> None:
+        """See ProviderStore."""
 
 
 class _Connected(INotifee):

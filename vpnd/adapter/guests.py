@@ -73,7 +73,12 @@ class Desk:
 
         async def new_conn(conn: Any, peer_id: ID) -> Any:
             if conn.is_initiator or self._is_member(str(peer_id)):
+                was_member = self._is_member(str(peer_id))
                 muxed = await stock(conn, peer_id)
+                if was_member and not self._is_member(str(peer_id)):
+                    # Removed meanwhile: what closes its connections does not know of this one yet.
+                    self._refused(str(peer_id))
+                    raise UnknownPeer(f"{peer_id} is not a member any more")
                 if not isinstance(muxed, Asking):
                     return muxed
                 if conn.is_initiator:  # we proposed muxers first, so we are a stranger there

@@ -12,6 +12,8 @@ What stock libp2p 0.8 would do, and what keeps it from that here (each has a tes
     announce 0.0.0.0                                    addresses.expand_wildcards
     leak a slot per refused connection                  a resource manager without limits; they are in guards
     dial whomever it hears of                           the auto-connector is stopped
+    read a negotiation message of any length            muxer.limit_negotiation
+    keep any number of streams, and unread bytes        muxer.bound_all
 """
 
 from __future__ import annotations
@@ -46,7 +48,8 @@ from vpnd.adapter.guards import Count, HandedOver, InboundGate, StreamHandler, c
 from vpnd.adapter.guests import ENROL, Asking, Desk
 from vpnd.adapter.handoff import Detached, NotDetachable, detach
 from vpnd.adapter.logs import Seldom
-from vpnd.adapter.transport import MembersOnlyNoise, WatchfulTcp
+from vpnd.adapter.muxer import bound_all, limit_negotiation
+from vpnd.adapter.transport import MembersOnlyNoise, WatchfulTcp, close_now, raw_of
 from vpnd.config.schema import Config
 from vpnd.errors import VpndError
 
@@ -75,6 +78,7 @@ class Host:
         seldom: Seldom,
     ) -> None:
         p2p = config.p2p
+        limit_negotiation()
         self._config = config
         self._count = count
         self._seldom = seldom
@@ -117,6 +121,12 @@ class Host:
             count=count,
             seldom=seldom,
         ).install()
+        bound_all(
+            self.swarm,
+            p2p.max_streams_per_connection,
+            p2p.max_unread_per_connection,
+            lambda why: seldom.warn("connection", why),
+        )
         self.desk.install(self.swarm)
         self.swarm.register_notifee(_Gauge(lambda: connections(self.connections())))
         self._contain_handlers()
@@ -222,8 +232,14 @@ class Host:
 
     async def disconnect(self, peer_id: str) -> None:
         """Close the libp2p connections with a peer, within process.stop_timeout. Data sessions are not ours."""
+        target = ID.from_string(peer_id)
+        sockets = [
+            raw_of(connection.muxed_conn.secured_conn) for connection in self.swarm.get_connections(target)
+        ]
         with trio.move_on_after(self._config.process.stop_timeout):
-            await self.swarm.close_peer(ID.from_string(peer_id))
+            await self.swarm.close_peer(target)
+        for raw in sockets:  # a peer that reads nothing does not let libp2p take its leave
+            close_now(raw)
 
     def _bound(self) -> list[Endpoint]:
         """What the kernel gave us, in the order of the configuration; libp2p binds in any order."""

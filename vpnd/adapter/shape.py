@@ -53,8 +53,9 @@ ATTRIBUTES = (
     (Swarm, ("_inbound_limiter", "common_stream_handler", "auto_connector", "upgrader")),
     (SecureSession, ("buf", "low_watermark", "high_watermark", "conn")),
     (NoiseTransportReadWriter, ("read_writer", "noise_state")),
-    (Yamux, ("event_closed", "peer_id")),
-    (KadDHT, ("value_store", "routing_table", "local_peer_id", "host", "handle_stream")),
+    (Yamux, ("event_closed", "peer_id", "secured_conn", "streams", "stream_buffers", "event_shutting_down")),
+    (Yamux, ("_read_data_body", "_cleanup_on_error")),
+    (KadDHT, ("provider_store", "value_store", "routing_table", "local_peer_id", "host", "handle_stream")),
     (ValueStore, ("store", "host")),
 )
 

@@ -98,3 +98,8 @@ def close_now(raw: Any) -> None:
     A task reading from it wakes up with an end of file.
     """
     socket_of(raw).socket.close()
+
+
+def raw_of(session: Any) -> Any:
+    """The RawConnection under a SecureSession; see vpnd.adapter.handoff."""
+    return session.conn.read_writer.read_write_closer

@@ -197,21 +197,23 @@ class StatusRequest(Message, frozen=True):
 
 
 class ControlStatus(Message, frozen=True):
-    """Control's answer to StatusRequest."""
+    """Control's answer to StatusRequest. `more`: it goes on in the next one; see vpnd.api.parts."""
 
     serial: int
     listen: tuple[str, ...]
     peers: tuple[PeerReport, ...]
     connections: int
     network: NetworkReport | None = None
+    more: bool = False
 
 
 class ShardStatus(Message, frozen=True):
-    """A shard's answer to StatusRequest. Counts live in the counter page, not here."""
+    """A shard's answer to StatusRequest. Counts live in the counter page, not here. `more`: as in ControlStatus."""
 
     serial: int
     sessions: tuple[SessionReport, ...]
     traffic: tuple[PeerTraffic, ...]
+    more: bool = False
 
 
 class PeerKnown(Message, frozen=True):

@@ -49,6 +49,8 @@ RESTART: dict[str, str] = {
             "p2p.handshake_timeout",
             "p2p.max_inbound_handshakes",
             "p2p.max_connections_per_peer",
+            "p2p.max_streams_per_connection",
+            "p2p.max_unread_per_connection",
             "p2p.stream_timeout",
             "p2p.keepalive_interval",
             "session.cipher",

@@ -123,6 +123,20 @@ class P2P(Table, frozen=True):
             "libp2p connections (not data sessions) one peer may hold with this node.", 1, 4096, "connections"
         ),
     ] = 8
+    max_streams_per_connection: Annotated[
+        int,
+        number(
+            "Open streams of one libp2p connection; one more, and it is closed.", 16, 1_000_000, "streams"
+        ),
+    ] = 1024
+    max_unread_per_connection: Annotated[
+        int,
+        size(
+            "What a libp2p connection may have sent without its being read yet; more, and it is closed.",
+            1 << 18,
+            1 << 30,
+        ),
+    ] = 16 << 20
     eager_peers: Annotated[
         int,
         number(

@@ -17,7 +17,7 @@ import trio
 from vpnd.adapter.handoff import Detached
 from vpnd.adapter.host import Host
 from vpnd.adapter.logs import Seldom
-from vpnd.api import messages
+from vpnd.api import messages, parts
 from vpnd.api.channel import Channel, ChannelClosed
 from vpnd.config.schema import Config
 from vpnd.control.book import SessionBook
@@ -26,7 +26,7 @@ from vpnd.control.dialer import Dialer
 from vpnd.control.dialstate import CircuitChange
 from vpnd.control.discovering import Discovering
 from vpnd.control.links import ShardLink, ShardLinks, greeting, news, send_all
-from vpnd.control.membership import NetworkService
+from vpnd.control.membership import SOURCE, NetworkService
 from vpnd.control.planner import Planner
 from vpnd.control.requests import Requests
 from vpnd.discovery.registry import Change, CompositeRegistry
@@ -143,15 +143,15 @@ class Control:
         elif isinstance(message, messages.Reconfigure):
             self._reconfigure(message.config)
         elif isinstance(message, messages.StatusRequest):
-            self._supervisor.send(
-                messages.ControlStatus(
-                    serial=message.serial,
-                    listen=self._host.listen_addresses(),
-                    peers=self._planner.report(self._now_s()),
-                    connections=self._host.connections(),
-                    network=self._network.report() if self._network is not None else None,
-                )
+            status = messages.ControlStatus(
+                serial=message.serial,
+                listen=self._host.listen_addresses(),
+                peers=self._planner.report(self._now_s()),
+                connections=self._host.connections(),
+                network=self._network.report() if self._network is not None else None,
             )
+            for part in parts.split(status):
+                self._supervisor.send(part)
         elif isinstance(message, messages.NameSockets) and self._discovering is not None:
             self._discovering.names.sockets(message.udp, descriptors)
         elif isinstance(message, messages.Request):
@@ -200,7 +200,9 @@ class Control:
             self._planner.member_removed(member.peer_id)
             self._nursery.start_soon(self._part, member.peer_id)
         for before, after in change.changed:
-            log.info("peer %s is set otherwise", before.name)
+            # A member says where it is as often as it likes.
+            level = logging.DEBUG if after.source == SOURCE else logging.INFO
+            log.log(level, "peer %s is set otherwise", before.name)
             self._planner.member_changed(after)
         for member in change.added:
             log.info("%s is a peer now", member.name)

@@ -1,0 +1,88 @@
+"""What a member's libp2p connection may cost: streams that are open, bytes nobody has read yet.
+
+py-libp2p's Yamux counts what a peer sends beyond a stream's receive window, writes a line, and keeps it; and takes any
+number of streams. `bound` makes either the end of the connection. `limit_negotiation` bounds the messages of
+multistream-select, of which a stranger can send the first before any handshake, and which are read whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from libp2p.exceptions import ParseError
+from libp2p.protocol_muxer import multiselect_communicator
+from libp2p.stream_muxer.yamux.yamux import Yamux
+from libp2p.utils.varint import read_varint_prefixed_bytes_limited
+
+#: As other implementations of multistream-select have it (go-multistream); a protocol's name is far shorter.
+MAX_NEGOTIATION_BYTES = 1024
+
+
+class TooMuch(ConnectionAbortedError):
+    """The peer goes beyond what a connection may cost."""
+
+
+class _Streams(dict[int, Any]):
+    """The streams of a connection, at most `most`."""
+
+    def __init__(self, most: int, refuse: Callable[[str], TooMuch]) -> None:
+        super().__init__()
+        self._most, self._refuse = most, refuse
+
+    def __setitem__(self, stream_id: int, stream: Any) -> None:
+        if len(self) >= self._most:
+            raise self._refuse(f"more than {self._most} streams")
+        super().__setitem__(stream_id, stream)
+
+
+def bound(muxed: Yamux, max_streams: int, max_bytes: int, told: Callable[[str], None]) -> None:
+    """End the connection when it has more than that. Before it starts. `told` gets the reason."""
+
+    def refuse(why: str) -> TooMuch:
+        told(f"closed a connection of {muxed.peer_id}: {why}")
+        return TooMuch(why)
+
+    stock = muxed._read_data_body
+
+    async def read_data_body(length: int) -> bytes:
+        if length + sum(map(len, muxed.stream_buffers.values())) > max_bytes:
+            error = refuse(f"more than {max_bytes} bytes that wait to be read")
+            # Ended here: for an error in the body of a frame py-libp2p would read on behind its header.
+            muxed.event_shutting_down.set()
+            await muxed._cleanup_on_error()
+            raise error
+        return await stock(length)
+
+    muxed.streams = _Streams(max_streams, refuse)
+    muxed._read_data_body = read_data_body  # type: ignore[method-assign]
+
+
+def bound_all(swarm: Any, max_streams: int, max_bytes: int, told: Callable[[str], None]) -> None:
+    """Every libp2p connection of a swarm. Before it listens."""
+    muxers = swarm.upgrader.muxer_multistream
+    stock = muxers.new_conn
+
+    async def new_conn(conn: Any, peer_id: Any) -> Any:
+        muxed = await stock(conn, peer_id)
+        if isinstance(muxed, Yamux):
+            bound(muxed, max_streams, max_bytes, told)
+        return muxed
+
+    muxers.new_conn = new_conn
+
+
+def limit_negotiation() -> None:
+    """For all hosts of the process."""
+    multiselect_communicator.read_delim = _read_delimited_untrusted
+
+
+async def _read_delimited_untrusted(reader: Any) -> bytes:
+    """One message without its newline. Raises ParseError; what libp2p raises at the end."""
+    try:
+        message = await read_varint_prefixed_bytes_limited(reader, MAX_NEGOTIATION_BYTES)
+    except ValueError as error:
+        raise ParseError(str(error)) from error
+    if not message.endswith(b"\n"):
+        raise ParseError("a message of multistream-select does not end with a newline")
+    return message[:-1]
