@@ -1,6 +1,6 @@
 """Random schedules of traffic, faults and changes. What must hold is in `world`, what happens in `schedule`.
 
-    VPND_SIMULATION_RUNS    how many runs, 240 if not set
+    VPND_SIMULATION_RUNS    how many runs, 100 if not set
     VPND_SIMULATION_SEED    the first seed, 0 if not set
 
 A run that fails is named by its seed; `cd tests && python -m simulation SEED` plays it again and prints what happened.
@@ -15,7 +15,7 @@ import pytest
 from simulation.schedule import play
 
 #: Read at once: variables of the shell are gone when the tests run.
-RUNS = int(os.environ.get("VPND_SIMULATION_RUNS", "240"))
+RUNS = int(os.environ.get("VPND_SIMULATION_RUNS", "100"))
 FIRST_SEED = int(os.environ.get("VPND_SIMULATION_SEED", "0"))
 #: As many tests share the runs, so that one that fails does not end the others.
 PARTS = 8

@@ -43,9 +43,7 @@ def read_token(given: str) -> str:
     try:
         token.parse_untrusted(text)
     except MembershipRefused as refusal:
-        raise ConfigError(
-            f"--join: {refusal}; copy it again, whole, from where `vpnd invite` printed it"
-        ) from None
+        raise ConfigError(f"--join: {refusal}, as `vpnd invite` printed it") from None
     return "".join(text.split())
 
 
