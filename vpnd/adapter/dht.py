@@ -21,7 +21,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import trio
-from libp2p.abc import INotifee
 from libp2p.kad_dht import kad_dht, peer_routing
 from libp2p.kad_dht.common import PROTOCOL_ID, format_time_rfc3339
 from libp2p.kad_dht.kad_dht import DHTMode, KadDHT
@@ -35,6 +34,7 @@ from libp2p.tools.anyio_service import background_trio_service
 from multiaddr import Multiaddr
 
 from vpnd.adapter.host import Host
+from vpnd.adapter.notifee import Notifee
 from vpnd.config.network import Discovery
 from vpnd.discovery.keys import PREFIX, dht_key
 from vpnd.discovery.lookup import Found
@@ -321,7 +321,7 @@ class _NoProviders(ProviderStore):
         """See ProviderStore."""
 
 
-class _Connected(INotifee):
+class _Connected(Notifee):
     """Says who has connected. Called inline by the swarm, so it must not wait."""
 
     def __init__(self, told: Callable[[ID], None]) -> None:
@@ -329,18 +329,3 @@ class _Connected(INotifee):
 
     async def connected(self, network: Any, conn: Any) -> None:
         self._told(conn.muxed_conn.peer_id)
-
-    async def disconnected(self, network: Any, conn: Any) -> None:
-        return
-
-    async def opened_stream(self, network: Any, stream: Any) -> None:
-        return
-
-    async def closed_stream(self, network: Any, stream: Any) -> None:
-        return
-
-    async def listen(self, network: Any, multiaddr: Any) -> None:
-        return
-
-    async def listen_close(self, network: Any, multiaddr: Any) -> None:
-        return

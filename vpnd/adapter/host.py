@@ -26,7 +26,6 @@ from typing import Any
 
 import trio
 from libp2p import new_host
-from libp2p.abc import INotifee
 from libp2p.crypto.keys import KeyPair
 from libp2p.custom_types import TProtocol
 from libp2p.host.ping import ID as PING
@@ -49,6 +48,7 @@ from vpnd.adapter.guests import ENROL, Asking, Desk
 from vpnd.adapter.handoff import Detached, NotDetachable, detach
 from vpnd.adapter.logs import Seldom
 from vpnd.adapter.muxer import bound_all, limit_negotiation
+from vpnd.adapter.notifee import Notifee
 from vpnd.adapter.transport import MembersOnlyNoise, WatchfulTcp, close_now, raw_of
 from vpnd.config.schema import Config
 from vpnd.errors import VpndError
@@ -288,7 +288,7 @@ class Host:
         raise HandedOver
 
 
-class _Gauge(INotifee):
+class _Gauge(Notifee):
     """Says when a libp2p connection has come or gone. Called inline by the swarm, so it must not wait."""
 
     def __init__(self, changed: Callable[[], None]) -> None:
@@ -299,18 +299,6 @@ class _Gauge(INotifee):
 
     async def disconnected(self, network: Any, conn: Any) -> None:
         self._changed()
-
-    async def opened_stream(self, network: Any, stream: Any) -> None:
-        return
-
-    async def closed_stream(self, network: Any, stream: Any) -> None:
-        return
-
-    async def listen(self, network: Any, multiaddr: Any) -> None:
-        return
-
-    async def listen_close(self, network: Any, multiaddr: Any) -> None:
-        return
 
 
 def _unlimited_resources() -> ResourceManager:
