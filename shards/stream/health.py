@@ -34,7 +34,8 @@ class Health:
         self.failures = 0
         self.next_s = now_s + live.config.health.interval
         self._sent_s: float | None = None
-        self._timeout_s = 0.0
+        self._failed_s = 0.0  # when the probe under way has failed
+        self._timeout_s = 0.0  # of the next one, if it fails
 
     @property
     def suspect(self) -> bool:
@@ -46,8 +47,8 @@ class Health:
         under way."""
         urgent_s = self._live.config.health.urgent_timeout
         if self._sent_s is not None:
-            self._timeout_s = min(self._timeout_s, now_s - self._sent_s + urgent_s)
-            self.next_s = self._sent_s + self._timeout_s
+            self._failed_s = self.next_s = min(self._failed_s, now_s + urgent_s)
+            self._timeout_s = min(self._timeout_s, urgent_s)
             return Verdict.NOTHING
         return self._probe(now_s, urgent_s)
 
@@ -62,9 +63,8 @@ class Health:
             self.next_s = max(now_s, self._sent_s + health.interval)
             self._sent_s = None
             return Verdict.RECOVERED if recovered else Verdict.NOTHING
-        failed_s = self._sent_s + self._timeout_s
-        if now_s < failed_s:
-            self.next_s = failed_s
+        if now_s < self._failed_s:
+            self.next_s = self._failed_s
             return Verdict.NOTHING
         self.failures += 1
         if self.failures >= health.max_consecutive_failures:
@@ -73,7 +73,7 @@ class Health:
         return Verdict.SUSPECT
 
     def _probe(self, now_s: float, timeout_s: float) -> Verdict:
-        self._sent_s, self._timeout_s = now_s, timeout_s
+        self._sent_s, self._failed_s, self._timeout_s = now_s, now_s + timeout_s, timeout_s
         # Answered or not: an interval that is shorter than the timeout is kept as well.
         self.next_s = now_s + min(timeout_s, self._live.config.health.interval)
         return Verdict.PROBE

@@ -95,6 +95,14 @@ def test_a_peer_that_vanishes_in_a_hurry_is_given_up_quickly():
     assert health.step(2.0, 0.9) is DEAD
 
 
+def test_a_probe_under_way_does_not_make_the_hurry_longer():
+    health = Health(live(), 0.0)
+    assert health.step(5.0, 0.0) is PROBE
+    assert health.hurry(6.4) is NOTHING
+    assert health.step(6.9, 0.0) is SUSPECT
+    assert health.step(7.4, 0.0) is DEAD
+
+
 @given(
     st.floats(0.05, 60.0),
     st.floats(0.01, 10.0),
