@@ -67,6 +67,9 @@ class Controlled:
                 known = peers.get(peer_id)
                 if known is not None:
                     known.set_circuit(state)
+            case messages.PeerDialed(peer_id=peer_id):
+                if (known := peers.get(peer_id)) is not None:
+                    known.pool.look_after()
             case messages.SessionHandover():
                 self._take(message, socket.socket(fileno=descriptors[0]))
 

@@ -103,9 +103,13 @@ class StreamPool:
     def add(self, link: Link) -> None:
         """A session was handed over. If the peer made it, it may have lost those it had: look after them."""
         if not link.initiator:
-            for other in self.links:
-                other.vitals.hurry()
+            self.look_after()
         self.links.append(link)
+
+    def look_after(self) -> None:
+        """Sessions may have ended without a word: find out."""
+        for link in self.links:
+            link.vitals.hurry()
 
     def lane_ready(self, lane: Lane) -> None:
         """A stream is open. What was only waiting for a way out takes it."""

@@ -52,6 +52,7 @@ MESSAGES: list[messages.Message] = [
     messages.PeerKnown(peer_id="p", name="b", prefixes=("10.0.0.2/32",)),
     messages.PeerForgotten(peer_id="p"),
     messages.PeerCircuit(peer_id="p", state="open"),
+    messages.PeerDialed(peer_id="p"),
     messages.PeersComplete(),
     messages.SessionHandover(
         session_id=1 << 47, peer_id="p", initiator=False, cipher="aesgcm", send_key=bytes(32), send_nonce=0,

@@ -144,6 +144,8 @@ class FakeShard:
         self.index = index
         self.peers: list[messages.PeerKnown] = []
         self.circuits: dict[str, str] = {}
+        #: peers that were said to have made a session, which another shard got
+        self.dialed: list[str] = []
         self._silent = silent
         self.attach()
 
@@ -157,7 +159,7 @@ class FakeShard:
     def greet(self) -> None:
         """Take in the peers."""
         while True:
-            message, _ = receive_any(self.channel)
+            message, _ = self._next()
             if isinstance(message, messages.PeersComplete):
                 return
             if isinstance(message, messages.PeerCircuit):
@@ -169,7 +171,16 @@ class FakeShard:
 
     def circuit(self) -> str:
         """The next thing told must be the state of a circuit."""
-        return receive(self.channel, messages.PeerCircuit)[0].state
+        message, _ = self._next()
+        assert isinstance(message, messages.PeerCircuit), message
+        return message.state
+
+    def _next(self, patience_s: float = PATIENCE_S) -> tuple[messages.Any, list[int]]:
+        while True:
+            message, descriptors = receive_any(self.channel, patience_s)
+            if not isinstance(message, messages.PeerDialed):
+                return message, descriptors
+            self.dialed.append(message.peer_id)
 
     def want(self, peer_id: str, sessions: int = 1, *, urgent: bool = True) -> None:
         self.channel.send(messages.SessionWanted(peer_id=peer_id, sessions=sessions, urgent=urgent))
@@ -177,7 +188,7 @@ class FakeShard:
     def session(self, patience_s: float = PATIENCE_S, *, up: bool = True) -> Session:
         """The next session, and what is told of circuits before it."""
         while True:
-            message, descriptors = receive_any(self.channel, patience_s)
+            message, descriptors = self._next(patience_s)
             if isinstance(message, messages.SessionHandover):
                 break
             assert isinstance(message, messages.PeerCircuit), message
@@ -193,7 +204,13 @@ class FakeShard:
 
     def quiet(self, seconds: float) -> bool:
         """Whether nothing comes for so long."""
-        return not select.select([self.channel.fileno()], [], [], seconds)[0]
+        until_s = time.monotonic() + seconds
+        while select.select([self.channel.fileno()], [], [], max(0.0, until_s - time.monotonic()))[0]:
+            message, _ = receive_any(self.channel)
+            if not isinstance(message, messages.PeerDialed):
+                return False
+            self.dialed.append(message.peer_id)
+        return True
 
 
 class ControlProcess:

@@ -94,4 +94,5 @@ def test_counts_are_those_of_a_plain_list(operations: list[tuple[str, int, str, 
             assert sessions.on_trial(name) == sum(not held[2] for held in theirs)
             for index in range(3):
                 assert sessions.count_of(name, index) == [held[1] for held in theirs].count(index)
+                assert sessions.others(name, index) == {held[1] for held in theirs} - {index}
     assert len(sessions) == len(plain)

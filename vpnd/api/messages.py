@@ -29,6 +29,7 @@ message, msgpack, tagged by the Struct's name, with the descriptors it speaks of
     PeerKnown        C -> H    all peers first, then on every change            -
     PeerForgotten    C -> H    after PeerKnown of that peer                     -
     PeerCircuit      C -> H    after PeerKnown of that peer, on every change     -
+    PeerDialed       C -> H    after PeerKnown of that peer, on every dial      -
     PeersComplete    C -> H    after the first PeerKnowns of a channel          -
     SessionHandover  C -> H    after PeerKnown of that peer                     the TCP socket
     SessionsHeld     H -> C    once, first: what a shard has when control came  -
@@ -237,6 +238,12 @@ class PeerCircuit(Message, frozen=True):
     state: str
 
 
+class PeerDialed(Message, frozen=True):
+    """The peer made a session, which another shard has got: perhaps those it had are gone. Look after them."""
+
+    peer_id: str
+
+
 class PeersComplete(Message, frozen=True):
     """All peers have been told: what was known before this channel and not told again is forgotten."""
 
@@ -319,6 +326,7 @@ Any = (
     | PeerKnown
     | PeerForgotten
     | PeerCircuit
+    | PeerDialed
     | PeersComplete
     | SessionHandover
     | SessionsHeld
@@ -347,6 +355,8 @@ PERMITTED: dict[tuple[str, str], frozenset[type[Message]]] = {
     ),
     ("control", "supervisor"): frozenset({Ready, Failed, ControlStatus, OwnChanged, RoutesKnown, Answer}),
     ("shard", "supervisor"): frozenset({Ready, Failed, ShardStatus}),
-    ("control", "shard"): frozenset({PeerKnown, PeerForgotten, PeerCircuit, PeersComplete, SessionHandover}),
+    ("control", "shard"): frozenset(
+        {PeerKnown, PeerForgotten, PeerCircuit, PeerDialed, PeersComplete, SessionHandover}
+    ),
     ("shard", "control"): frozenset({SessionsHeld, SessionUp, SessionDown, SessionWanted}),
 }

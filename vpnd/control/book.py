@@ -101,6 +101,10 @@ class SessionBook:
         """Sessions of the shard with the peer."""
         return self._per_pair[peer_id, shard]
 
+    def others(self, peer_id: str, shard: int) -> set[int]:
+        """The other shards that have sessions with the peer."""
+        return {index for (who, index), held in self._per_pair.items() if held and who == peer_id} - {shard}
+
     def shard_for(self, peer_id: str, wanted: Mapping[int, int]) -> int | None:
         """Of the shards in `wanted`, which says how many sessions with the peer each wants, the one that lacks
         most; among equals the one with the fewest, then the lowest index."""

@@ -243,8 +243,8 @@ class Control:
             self._dialer.cancel(lambda dial: dial.shard == index)
             self._settle()
 
-    def _tell(self, told: list[messages.Message]) -> None:
-        for index in self._links.tell(told):
+    def _tell(self, told: list[messages.Message], whom: set[int] | None = None) -> None:
+        for index in self._links.tell(told, whom):
             self._shard_left(index)
 
     def _keeps_up(self, shard: int) -> bool:
@@ -313,6 +313,7 @@ class Control:
         )
         if shard is not None and self._hand_over(session, shard):
             self._page.add("sessions_accepted")
+            self._tell([messages.PeerDialed(peer_id=peer_id)], self._book.others(peer_id, shard))
         else:
             self._page.add("refused_no_shard")
 

@@ -82,10 +82,14 @@ class ShardLinks:
         """The shards that take a session now."""
         return [index for index, link in self._links.items() if link.takes_sessions]
 
-    def tell(self, told: Iterable[messages.Message]) -> list[int]:
-        """Send to all. Returns the shards whose channel turned out to be closed."""
+    def tell(self, told: Iterable[messages.Message], whom: set[int] | None = None) -> list[int]:
+        """Send to all, or to some. Returns the shards whose channel turned out to be closed."""
         told = tuple(told)
-        return [index for index, link in list(self._links.items()) if not send_all(link, told)]
+        return [
+            index
+            for index, link in list(self._links.items())
+            if (whom is None or index in whom) and not send_all(link, told)
+        ]
 
     def close(self) -> None:
         """Close all channels, at the end."""
