@@ -21,7 +21,7 @@ from lab import (
 
 pytestmark = pytest.mark.root
 
-#: Issue 3: from the moment the network works again.
+#: From the moment the network works again.
 BACK_S = 3.0
 ELSEWHERE = "192.168.77.201"
 

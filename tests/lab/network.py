@@ -32,6 +32,7 @@ NETWORK = "192.168.77"
 PREFIX_BITS = 24
 DEVICE = "eth0"
 NAMESPACES = Path("/run/netns")
+NO_WAITING_FOR_DUPLICATES = "echo 0 > /proc/sys/net/ipv6/conf/default/accept_dad"
 
 #: How long processes may take to end after SIGTERM, and after SIGKILL, before the lab goes on without them.
 TERMINATE_GRACE_S = 3.0
@@ -99,6 +100,8 @@ class Lab:
         self.directory = self.remove_at_exit(Path(tempfile.mkdtemp(prefix="lab-")))
         for namespace in self._all():
             run_command("ip", "netns", "add", namespace.name)
+            # A link-local address that is ready a second late would be a change of the network to every node
+            run_command("ip", "netns", "exec", namespace.name, "sh", "-c", NO_WAITING_FOR_DUPLICATES)
             self.ip(namespace, "link", "set", "lo", "up")
         if self._switch:
             self.ip(self._switch, "link", "add", "br0", "type", "bridge")

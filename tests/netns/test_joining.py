@@ -24,7 +24,7 @@ pytestmark = pytest.mark.root
 
 #: The promise is 5 s on an idle machine; another program may have half of this one.
 REACHED_S = 10.0
-#: Issue 4: no new packet of a removed member arrives after so long.
+#: No new packet of a removed member arrives after so long.
 REMOVED_S = 3.0
 WATCH_S = 3.0
 STOPS_S = 20.0

@@ -18,7 +18,7 @@ from vpnd import errors
 
 pytestmark = pytest.mark.root
 
-#: Issue 2: after kill -9 of the supervisor nothing is left within this time.
+#: After kill -9 of the supervisor nothing is left within this time.
 GONE_S = 2.0
 
 
