@@ -74,8 +74,7 @@ class Plane:
         self.peers = PeerTable(self._make_peer, self.drops)
         self.flows = FlowTable(live, self.peers.place)
         self.inbound = Inbound(write, set_of(own), self.drops)
-        # A batch is a part of the ring, so that its room is given back while there is more to do.
-        self.outbound = Outbound(self.flows, now, live.config.worker.ring_bytes // 4)
+        self.outbound = Outbound(self.flows, live, now)
         self.batch_done = batch_done
         self.dispatch: Callable[[Chunk], None] = self.outbound.dispatch
         self._ended = False

@@ -81,6 +81,7 @@ LIVE = frozenset(
         "retry.initial_interval",
         "retry.max_interval",
         "retry.multiplier",
+        "worker.batch_bytes",
         "worker.max_flows",
         "worker.buffer_size",
         "worker.stall_timeout",
