@@ -62,7 +62,8 @@ class Link:
         self.queue = FairQueue(live, drops)
         self.lanes: dict[Stream, Lane] = {}
         self.rtt_s: float | None = None
-        self.closed = self.leaving = False
+        #: `leaving`: it is about to end, for we have said so (`left`), or the peer has (`peer_left`), or both
+        self.closed = self.leaving = self.left = self.peer_left = False
         self.opened_s = self.heard_s = now()
         self.vitals = Vitals(self, live)
         self.packets_sent = self.bytes_sent = 0
@@ -245,7 +246,7 @@ class Link:
                 self._ended[1] += closed.reassembly.bytes
                 self.events.lane_closed(closed)
             case GoneAway():
-                self.leaving = True
+                self.leaving = self.peer_left = True
                 self.events.link_leaving(self)
 
     # --- streams and order
@@ -269,7 +270,7 @@ class Link:
 
     def go_away(self) -> None:
         """Begin to end the session: neither side opens streams any more."""
-        self.leaving = True
+        self.leaving = self.left = True
         self._session.go_away()
         self.flush_soon()
 

@@ -163,8 +163,8 @@ class Plane:
         link.peer.pool.stream_failed(link)
 
     def link_leaving(self, link: Link) -> None:
-        """See LinkEvents. Nothing to do yet: its lanes are left when the peer closes them, new flows go
-        elsewhere."""
+        """See LinkEvents."""
+        link.peer.pool.peer_leaves(link)
 
     def link_suspect(self, link: Link) -> None:
         """See LinkEvents."""

@@ -9,7 +9,9 @@
 
 Sessions are made by control; the pool only says how many it wants. A session is replaced make-before-break:
 one more is wanted, and when it is there the old one is left. Who dialed a session rotates it and closes it
-when it is idle, so that both nodes do not do it twice.
+when it is idle, so that both nodes do not do it twice. The new one may have gone to another shard of the peer,
+so leaving takes both: the peer goes on until its shard has another way too, and says so by leaving as well;
+only then are streams closed.
 """
 
 from __future__ import annotations
@@ -72,6 +74,8 @@ class StreamPool:
         self._holdings: dict[Holding, Link] = {}
         self._replacing: set[Link] = set()
         self._rotating: set[Link] = set()
+        #: lanes without flows, of sessions we have left, that wait for the peer to leave as well
+        self._empty: set[Lane] = set()
         #: of the sessions there were when one was to be rotated: those the peer dialed, and all
         self._spare = self._present = 0
         self._wanted = 1  # what control takes for granted
@@ -123,6 +127,9 @@ class StreamPool:
         for link in self._replacing & set(self.links):
             if link is not lane.link and not link.leaving and lane.link.initiator:
                 self.leave(link)
+        for link in self.links:
+            if link.peer_left and not link.left and link is not lane.link:
+                self.leave(link)
         # Both sides may have made a replacement, and one that was under way is no longer needed.
         ours = [link for link in self.usable() if link.initiator and not link.vitals.suspect]
         for link in ours[: -self.scaled]:
@@ -131,6 +138,7 @@ class StreamPool:
     def lane_closed(self, lane: Lane) -> None:
         """The peer has closed a lane, the session lives: what we sent on it may still be on its way."""
         self._host.counts.closed += 1
+        self._empty.discard(lane)
         self._leave_lane(lane)
         self._end_if_left(lane.link)
         self._keep_way(lane.link)
@@ -163,6 +171,18 @@ class StreamPool:
         for the verdict, for if it is only slow, what is on its way arrives, and nothing may overtake it."""
         self.tell_wanted(urgent=True)
 
+    def peer_leaves(self, link: Link) -> None:
+        """The peer wants to end a session, and waits until we do: at once, or as soon as there is another way."""
+        for lane in [lane for lane in self._empty if lane.link is link]:
+            self._empty.discard(lane)
+            link.close_lane(lane)
+        if link.left:
+            return
+        if any(other.usable and not other.vitals.suspect for other in self.links if other is not link):
+            self.leave(link)
+        else:
+            self.tell_wanted(urgent=False)
+
     def link_closed(self, link: Link) -> None:
         """A session is gone."""
         if link not in self.links:
@@ -171,6 +191,7 @@ class StreamPool:
         self.links.remove(link)
         self._replacing.discard(link)
         self._rotating.discard(link)
+        self._empty = {lane for lane in self._empty if lane.link is not link}
         self.abandon(link)
         for holding in [holding for holding, of in self._holdings.items() if of is link]:
             self._release(holding, None)
@@ -253,7 +274,10 @@ class StreamPool:
         unpin(holding)
         holding.empty(self._host.dispatch)
         if lane is not None and not lane.closed:
-            link.close_lane(lane)
+            if link.left and not link.peer_left:
+                self._empty.add(lane)
+            else:
+                link.close_lane(lane)
         self._end_if_left(link)
 
     def _end_if_left(self, link: Link) -> None:

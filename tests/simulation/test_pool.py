@@ -94,6 +94,22 @@ def test_a_session_is_replaced_without_a_gap_and_without_loss(sentence, session,
         assert arrived == on.world.packets
 
 
+@pytest.mark.parametrize("dialer_leaves", [True, False])
+def test_who_has_no_other_way_goes_on_until_it_has(dialer_leaves):
+    # The replacement of a session may go to another shard of the peer than the one that loses the old one.
+    with stage(worker={"pending_bytes": 0}) as on:
+        mine, theirs = on.links()[0], on.links(on.b)[0]
+        leaver, other = (mine, theirs) if mine.initiator == dialer_leaves else (theirs, mine)
+        leaver.peer.pool.leave(leaver)
+        sent_s = on.now_s
+        while on.now_s < sent_s + 1.0:
+            on.send(back=leaver is mine)
+            on.run(0.002)
+        assert other.closed and other.peer.pool.usable()
+        arrived = on.a.plane.inbound.packets_to_tun + on.b.plane.inbound.packets_to_tun
+        assert arrived == on.world.packets
+
+
 def test_the_age_can_be_changed():
     with stage(session={"max_age": HOUR_S}, stream_pool=OFTEN) as on:
         first = on.links()[0].session_id
