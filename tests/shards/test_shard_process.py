@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 
-from vpnd.api import channel, messages
+from vpnd.api import channel, messages, parts
 from vpnd.config.schema import Config, Process, Worker
 from vpnd.config.streams import Session
 from vpnd.metrics import SHARD_COUNTERS, create_page
@@ -118,9 +118,12 @@ class ShardHarness:
 
     def status(self) -> messages.ShardStatus:
         self.supervisor.send(messages.StatusRequest(serial=1))
-        status = self.hear(self.supervisor)
-        assert isinstance(status, messages.ShardStatus)
-        return status
+        said: list[messages.ShardStatus] = []
+        while not said or said[-1].more:
+            status = self.hear(self.supervisor)
+            assert isinstance(status, messages.ShardStatus)
+            said.append(status)
+        return parts.joined(said)
 
     def counts(self) -> dict[str, int]:
         self.sessions = self.status().sessions
