@@ -206,7 +206,7 @@ class PeerTable:
         return peer
 
     def _owns(self, peer: Peer, version: int, address: int) -> bool:
-        return self.owner(version, address) is peer
+        return self._owners.find(version, address) is peer
 
     def _owner(self, flow: Flow) -> Peer | None:
         return self.owner(*destination_of(flow.key))

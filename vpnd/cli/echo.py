@@ -37,8 +37,8 @@ class Echo(NamedTuple):
 class EchoSocket:
     """A raw socket bound to the TUN device and to `own`, for requests to `target` of the same IP version.
 
-    Raises PrivilegeError without the right to have one, MachineError when device or address are not here: the command
-    was started in another network namespace than the daemon, whose pid is `daemon_pid`.
+    Raises PrivilegeError without the right to have one, MachineError when device or address are not here, most
+    likely because the daemon, whose pid is `daemon_pid`, runs in another network namespace.
     """
 
     def __init__(self, interface: str, own: str, target: str, timeout_s: float, daemon_pid: int) -> None:
@@ -64,7 +64,7 @@ class EchoSocket:
             self._sock.close()
             if error.errno in (errno.ENODEV, errno.EADDRNOTAVAIL):
                 raise MachineError(
-                    f"{interface} with {own} is not here: the daemon runs in another network namespace; run it there: "
+                    f"{interface} with {own} is not here; if the daemon runs in another network namespace: "
                     f"sudo nsenter -n -t {daemon_pid} vpnd ping …"
                 ) from None
             raise MachineError(f"{interface}, {own}: {error.strerror}") from error
