@@ -27,7 +27,7 @@ from shards.inbound import Inbound
 from shards.lane import Lane
 from shards.live import Live
 from shards.peers import Peer
-from shards.sockets import SIOCOUTQ, SIOCOUTQNSD, discard, outstanding, tune
+from shards.sockets import SIOCOUTQ, SIOCOUTQNSD, discard, endpoints, outstanding, tune
 from shards.stream.events import Data, GoneAway, Pong, StreamClosed, StreamReady, WindowOpened
 from shards.stream.session import Session
 from shards.stream.yamux import Stream
@@ -385,6 +385,10 @@ class Link:
             return str(self._sock.getsockname()[0]).removeprefix("::ffff:")
         except OSError:
             return ""
+
+    def endpoints(self) -> tuple[str, str]:
+        """See shards.sockets.endpoints."""
+        return endpoints(self._sock)
 
     def received(self) -> tuple[int, int]:
         """Packets and bytes received, on all streams it ever had."""

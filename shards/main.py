@@ -3,7 +3,8 @@
     talks to      over                               what comes, and who serves it
     ------------  ---------------------------------  --------------------------------------------------
     supervisor    channel (inherited descriptor)     _on_supervisor: ShardStart, ControlArrived, Reconfigure,
-                                                     NetworkChanged, OwnPrefixes, Stop, StatusRequest
+                                                     NetworkChanged, OwnPrefixes, Stop, StatusRequest,
+                                                     ProbeRequest
     supervisor    ring from it                       Outbound.run
     kernel        TUN descriptor, written to only    Inbound
     control       channel (from ControlArrived)      Controlled: peers, circuits, SessionHandover
@@ -34,6 +35,7 @@ from shards.controlled import Controlled
 from shards.counters import Counters
 from shards.live import Live
 from shards.plane import Plane
+from shards.probing import probe
 from shards.report import session_report
 from vpnd import logs, privileges
 from vpnd.api import messages, parts
@@ -115,6 +117,8 @@ class Shard:
                 )
                 for part in parts.split(status):
                     self._supervisor.send(part)
+            case messages.ProbeRequest():
+                probe(self._plane, message, self._supervisor.send)
             case messages.Reconfigure(config=config):
                 self._reconfigure(config)
             case messages.OwnPrefixes(own=own):

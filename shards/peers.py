@@ -176,6 +176,10 @@ class PeerTable:
         peer = self._owners.find(version, address)
         return self._no_route if peer is None else peer.sink()
 
+    def owner(self, version: int, address: int) -> Peer | None:
+        """The peer a destination is sent to."""
+        return self._owners.find(version, address)
+
     def know(self, peer_id: str, name: str, prefixes: tuple[str, ...]) -> Peer:
         """A new peer, or new prefixes of a known one."""
         peer = self._peers.get(peer_id)
@@ -205,7 +209,7 @@ class PeerTable:
         return self._owners.find(version, address) is peer
 
     def _owner(self, flow: Flow) -> Peer | None:
-        return self._owners.find(*destination_of(flow.key))
+        return self.owner(*destination_of(flow.key))
 
     def forget(self, peer_id: str) -> None:
         """No longer a peer: its sessions are closed, what waits for it is dropped."""

@@ -7,6 +7,7 @@ import logging
 import socket
 import struct
 import sys
+from collections.abc import Callable
 
 from vpnd.config.schema import Session as Settings
 
@@ -40,6 +41,20 @@ def discard(sock: socket.socket) -> None:
     """Let close() reset the connection: what the kernel has not sent yet, and would go on sending for as long as
     TCP_USER_TIMEOUT, must not arrive behind what went over another session by then."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+
+
+def endpoints(sock: socket.socket) -> tuple[str, str]:
+    """IP:port of both ends, ours first; empty for one the kernel does not know any more."""
+    return _endpoint(sock.getsockname), _endpoint(sock.getpeername)
+
+
+def _endpoint(ask: Callable[[], tuple[str, int]]) -> str:
+    try:
+        host, port = ask()[:2]
+    except OSError:
+        return ""
+    host = host.removeprefix("::ffff:")
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def outstanding(sock: socket.socket, request: int) -> int:

@@ -39,6 +39,9 @@ MOST_AUTOMATIC_SHARDS = 4
 Argument = str | int | float | bool | None
 
 
+_ANSWERS = messages.ControlStatus | messages.ShardStatus | messages.ProbeAnswer | messages.Answer
+
+
 class ControlListener(Protocol):
     """Who is told what control says by itself."""
 
@@ -307,11 +310,11 @@ class Fleet:
         self._on_answer(f"shard {slot.index}", message)
 
     def _on_answer(self, who: str, message: messages.Any) -> None:
-        if isinstance(message, messages.ControlStatus | messages.ShardStatus | messages.Answer):
+        if isinstance(message, _ANSWERS):
             answer = self._answers.get((who, message.serial))
             if answer is None:  # nobody waits for it any more
                 return
-            if not isinstance(message, messages.Answer):
+            if isinstance(message, messages.ControlStatus | messages.ShardStatus):
                 said = self._parts.setdefault((who, message.serial), [])
                 said.append(message)
                 if message.more:
@@ -329,6 +332,15 @@ class Fleet:
     async def ask(self, child: Child, timeout_s: float) -> Any:
         """How a child is: its ControlStatus or ShardStatus, None when it is not up or does not say."""
         return await self._exchange(child, lambda serial: messages.StatusRequest(serial=serial), timeout_s)
+
+    async def probe(self, index: int, destination: str, timeout_s: float) -> messages.ProbeAnswer | None:
+        """What shard `index` measures for `vpnd ping`; None as for `ask`."""
+        answer: messages.ProbeAnswer | None = await self._exchange(
+            self.shards[index],
+            lambda serial: messages.ProbeRequest(serial=serial, destination=destination),
+            timeout_s,
+        )
+        return answer
 
     async def request(self, command: str, arguments: dict[str, Argument], timeout_s: float) -> bytes:
         """Have control carry out a command: its answer, JSON. Raises the error it refuses with, or VpndError when it

@@ -4,10 +4,10 @@
     ------------  ------------------------------  --------------------------------------------------------
     kernel        TUN descriptor                  Pump.read_tun
     kernel        netlink                         Watch
-    shards        channel                         Child (Ready, Failed), Fleet (ShardStatus)
+    shards        channel                         Child (Ready, Failed), Fleet (ShardStatus, ProbeAnswer)
     control       channel                         Child (Ready, Failed), Fleet (ControlStatus, Answer);
                                                   Node: OwnChanged, RoutesKnown
-    commands      status socket                   StatusServer: status, stop, reload, scale; requests: invite …
+    commands      status socket                   StatusServer: status, stop, reload, scale, probe; requests: invite …
     Prometheus    HTTP, if metrics.listen is set  Exporter
 
 Rights kept: the TUN descriptor (it moves the packets), CAP_NET_ADMIN (it takes its addresses and routes
@@ -34,7 +34,7 @@ from typing import Any
 import msgspec
 import psutil
 
-from supervisor import report, requests, statedir
+from supervisor import probing, report, requests, statedir
 from supervisor.fleet import Argument, Fleet
 from supervisor.network import announced, policy
 from supervisor.network.announced import AnnouncedRoutes
@@ -45,7 +45,7 @@ from supervisor.overlay import Overlay
 from supervisor.pump import Pump
 from supervisor.statusd import StatusServer
 from vpnd.api import messages
-from vpnd.api.reports import OwnAddresses, SessionReport
+from vpnd.api.reports import OwnAddresses
 from vpnd.config import fields, live, load
 from vpnd.config.schema import Config
 from vpnd.errors import ChildError, ConfigError, VpndError
@@ -122,6 +122,7 @@ class Node:
                 "stop": lambda _: self._on_stop(),
                 "reload": lambda _: self.reload_again(),
                 "scale": self._on_scale,
+                "probe": self._on_probe,
                 **requests.handlers(self, config.status.timeout),
             },
             policy.cleanup_commands(network.route_table, network.rule_priority),
@@ -217,12 +218,6 @@ class Node:
     async def request(self, command: str, arguments: dict[str, Argument], timeout_s: float) -> bytes:
         """See requests.Asked."""
         return await self._fleet.request(command, arguments, timeout_s)
-
-    async def sessions_with(self, peer_id: str, timeout_s: float) -> list[SessionReport]:
-        """See requests.Asked."""
-        told = await asyncio.gather(*(self._fleet.ask(shard, timeout_s) for _, shard in self._fleet.present))
-        sessions = [session for status in told if status is not None for session in status.sessions]
-        return [session for session in sessions if session.peer_id == peer_id]
 
     def left(self) -> None:
         """See requests.Asked: control has forgotten the network, so there is nothing to run for."""
@@ -357,6 +352,10 @@ class Node:
         )
         result["ready"] = result["ready"] and self._ready
         return result
+
+    async def _on_probe(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        patience_s = self._config.health.timeout + self._config.status.timeout
+        return await probing.measure(request, self._fleet, self._pump, patience_s)
 
     async def _on_stop(self) -> dict[str, Any]:
         self._loop.call_soon(self._end, STOPPED)

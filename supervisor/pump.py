@@ -64,11 +64,14 @@ class FlowTable:
         self.young: dict[int, int] = {}
         self._old: dict[int, int] = {}
 
+    def look(self, key: int, shards: list[int]) -> int:
+        """The shard a flow has, or would get; nothing is remembered. `shards` as in `find`."""
+        index = self.young.get(key, self._old.get(key, -1))
+        return index if index in shards else flow.shard_of(key, shards)
+
     def find(self, key: int, shards: list[int]) -> int:
         """The flow's shard, of those that are up (`shards`, not empty). `young` is looked up by the caller first."""
-        index = self._old.get(key, -1)
-        if index not in shards:
-            index = flow.shard_of(key, shards)
+        index = self.look(key, shards)
         if len(self.young) >= self.most:
             self.age()
         self.young[key] = index
@@ -125,6 +128,10 @@ class Pump:
         if self._last is port:
             self._last = None
         return self.flows.forget(port.index)
+
+    def shard_of(self, key: int) -> int:
+        """The shard that has a flow, or would get it; -1 while none is up. Not for the packet path."""
+        return self.flows.look(key, self._up) if self._up else -1
 
     def read_tun(self) -> None:
         """Stages 1 and 2: up to `network.read_batch` packets from the TUN. Call when it is readable.

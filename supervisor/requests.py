@@ -1,7 +1,7 @@
-"""Commands of the user that control carries out: checked here, asked of control, completed with what shards know.
+"""Commands of the user that control carries out: checked here, asked of control.
 
 On the status socket a request is {"command": name, "patience_s": seconds, argument: value, …}, the answer
-{"answer": what control said}. `ping` gets the measurements of the data sessions beside those of control.
+{"answer": what control said}.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import Any, Protocol
 import orjson
 
 from supervisor.fleet import Argument
-from vpnd.api.reports import SessionReport
 from vpnd.errors import VpndError
 
 #: Command -> its arguments; every one may be missing. The first group needs a network.
@@ -43,9 +42,6 @@ class Asked(Protocol):
     async def request(self, command: str, arguments: dict[str, Argument], timeout_s: float) -> bytes:
         """See Fleet.request."""
 
-    async def sessions_with(self, peer_id: str, timeout_s: float) -> list[SessionReport]:
-        """The data sessions there are."""
-
     def left(self) -> None:
         """The node is in no network any more."""
 
@@ -73,22 +69,9 @@ async def _carry_out(node: Asked, command: str, request: Mapping[str, Any], time
     known = MEMBERSHIP.get(command) or LOOKUP.get(command) or frozenset()
     arguments = {name: _argument(name, request[name]) for name in sorted(known) if name in request}
     answer = orjson.loads(await node.request(command, arguments, patience_s))
-    if command == "ping":
-        answer = await _with_sessions(node, answer, arguments.get("who"), timeout_s)
-    elif command == "leave":
+    if command == "leave":
         asyncio.get_running_loop().call_soon(node.left)
     return answer
-
-
-async def _with_sessions(node: Asked, rows: Any, who: object, timeout_s: float) -> dict[str, Any]:
-    """What was measured over a control connection, and beside it what the data sessions measured by themselves."""
-    found = orjson.loads(await node.request("resolve", {"what": _argument("who", who)}, timeout_s))
-    peer_id = str(found.get("peer_id") or "")
-    sessions = [
-        {"rtt_ms": each.rtt_ms, "state": each.state, "health": each.health, "age_s": each.age_s}
-        for each in await node.sessions_with(peer_id, timeout_s)
-    ]
-    return {"peer_id": peer_id, "name": found.get("name"), "rows": rows, "sessions": sessions}
 
 
 def _argument(name: str, value: object) -> Argument:

@@ -178,29 +178,6 @@ def test_resolve_shows_each_step_and_ends_with_1_when_nobody_was_found(tmp_path,
     assert capsys.readouterr().out.endswith("Nobody is known as c.\n")
 
 
-def test_ping_tells_what_was_measured_how(tmp_path, capsys):
-    answer = {
-        "peer_id": "B", "name": "b",
-        "rows": [{"seq": 1, "rtt_ms": 1.5, "path": "control connection"}],
-        "sessions": [{"rtt_ms": 0.25}, {"rtt_ms": None}],
-    }  # fmt: skip
-    command = ["ping", "b", "-c", "2", "-i", "0", "--state-dir", str(tmp_path)]
-    with daemon(tmp_path, {"commands": {"ping": {"answer": answer}}}):
-        assert main(command) == 0
-    assert capsys.readouterr().out.splitlines() == [
-        "b (B)",
-        "1: 1.50 ms  (control connection)",
-        "2: 1.50 ms  (control connection)",
-        "2 of 2 came back; least 1.50, mean 1.50, most 1.50 ms",
-        "2 data sessions, by their own last probe: 0.25 ms",
-    ]
-    (tmp_path / "vpnd.sock").unlink()
-    silent = {"peer_id": "B", "rows": [{"seq": 1, "rtt_ms": None, "path": "none", "error": "no route"}]}
-    with daemon(tmp_path, {"commands": {"ping": {"answer": silent}}}):
-        assert main(command) == 1
-    assert "no answer: no route" in capsys.readouterr().out
-
-
 REFUSED = [
     ("an authority says no", "RefusedError", errors.RefusedError.exit_code),
     ("somebody else's key is not ours", "ConfigError", 2),
@@ -283,7 +260,6 @@ def test_without_control_what_it_said_last_is_marked():
 
 def test_views_take_answers_of_other_versions():
     assert memberview.members([{}]) and memberview.authorities([{}]) and memberview.resolved({})
-    assert memberview.ping({}, 1, first=True) and memberview.ping_summary([])
     assert memberview.peers({}) and memberview.removed({})
 
 

@@ -24,6 +24,9 @@ REPORT = reports.SessionReport(
     peer_id="p", session_id=7, initiator=True, state="up", rtt_ms=None, streams=1, bytes_sent=1,
     bytes_received=2, packets_sent=3, packets_received=4, queued_bytes=0, age_s=1.5,
 )  # fmt: skip
+PROBE = reports.SessionProbe(
+    peer_id="p", session_id=1 << 47, local="192.0.2.1:40001", remote="[2001:db8::2]:4001", rtt_ms=None
+)
 PEER_REPORT = reports.PeerReport(name="b", peer_id="p", addresses=("/ip4/1.2.3.4/tcp/1",), state="dialing")
 OWN = reports.OwnAddresses(
     network="home", label="a", addresses=("10.86.0.1", "fd00::1"), subnets=("10.86.0.0/16", "fd00::/64")
@@ -49,6 +52,8 @@ MESSAGES: list[messages.Message] = [
     messages.StatusRequest(serial=9),
     messages.ControlStatus(serial=9, listen=(), peers=(PEER_REPORT,), connections=2),
     messages.ShardStatus(serial=9, sessions=(REPORT,), traffic=(reports.PeerTraffic(peer_id="p"),)),
+    messages.ProbeRequest(serial=9, destination="fd00::2"),
+    messages.ProbeAnswer(serial=9, session=PROBE, why="no answer within 2 s"),
     messages.PeerKnown(peer_id="p", name="b", prefixes=("10.0.0.2/32",)),
     messages.PeerForgotten(peer_id="p"),
     messages.PeerCircuit(peer_id="p", state="open"),

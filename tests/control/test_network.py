@@ -289,8 +289,12 @@ def test_a_node_is_found_by_name_address_and_peer_id_and_answers_pings(nodes: li
         assert found["steps"][0]["source"] == "directory"
     assert a.do("resolve", what="nobody")["peer_id"] == ""
     trips = a.do("ping", who="b", count=3)
-    assert [row["seq"] for row in trips] == [1, 2, 3] and all(row["rtt_ms"] > 0 for row in trips)
+    assert [row["seq"] for row in trips] == [1, 2, 3]
+    assert all(row["rtt_ms"] > 0 and not row["error"] for row in trips)
     assert "no peer" in a.ask("ping", who="nobody").error
+    b.stop()
+    (silent,) = a.do("ping", who="b", count=1)
+    assert silent["rtt_ms"] is None and silent["error"]
 
 
 def test_who_leaves_keeps_nothing(nodes: list[NetworkNode]) -> None:

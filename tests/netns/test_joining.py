@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import json
 import os
 import signal
@@ -65,7 +66,11 @@ def test_two_join_by_token_and_all_reach_all_at_every_address() -> None:
         for word in ("c", address(c), c.ask()["node"]["peer_id"]):
             found = json.loads(b.vpnd("resolve", word, "--json").stdout)
             assert found["name"] == "c" and found["steps"]
-        assert "came back" in b.vpnd("ping", "c", "-c", "2", "-i", "0.1").stdout
+        other = ipaddress.ip_address(c.ask()["node"]["addresses"][1]).exploded
+        for word, version in (("C.home.vpn", 4), (other, 6)):
+            said = json.loads(b.vpnd("ping", word, "-c", "1", "--json").stdout)
+            assert (said["name"], said["received"]) == ("c", 1) and said["pings"][0]["session"]["rtt_ms"] > 0
+            assert ipaddress.ip_address(said["address"]).version == version
         assert "c" in b.vpnd("peers").stdout
         for node in (c, b, a):
             assert node.stop() == 0

@@ -94,6 +94,15 @@ def test_unicast(address, expected):
     )
 
 
+def test_the_flow_of_pings_is_known_without_a_packet():
+    for packet, destination in (
+        (ipv4(protocol=1), "10.86.0.2"),
+        (ipv4(protocol=1, options=bytes(4)), "10.86.0.2"),
+        (ipv6(protocol=58), "fd00::2"),
+    ):
+        assert flow.echo_key(ipaddress.ip_address(destination)) == key(packet)
+
+
 @given(st.integers(0, (1 << 56) - 1), st.integers(2, 8))
 def test_losing_a_shard_moves_its_flows_only(some_key, count):
     shards = list(range(count))

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 
-from vpnd.api import channel, messages
+from vpnd.api import channel, messages, parts
 from vpnd.config.schema import Config, Process, Worker
 from vpnd.config.streams import Session
 from vpnd.metrics import SHARD_COUNTERS, create_page
@@ -85,12 +85,17 @@ class ShardHarness:
         self.control.send(messages.PeersComplete())
 
     def give_session(
-        self, sock: socket.socket, peer_id: str, initiator: bool, keys: tuple[bytes, bytes]
+        self,
+        sock: socket.socket,
+        peer_id: str,
+        initiator: bool,
+        keys: tuple[bytes, bytes],
+        session_id: int = 1,
     ) -> None:
         self.control.send(
             messages.SessionHandover(
-                session_id=1, peer_id=peer_id, initiator=initiator, cipher=self.cipher, send_key=keys[0], send_nonce=2,
-                receive_key=keys[1], receive_nonce=2, leftover=b"",
+                session_id=session_id, peer_id=peer_id, initiator=initiator, cipher=self.cipher, send_key=keys[0],
+                send_nonce=2, receive_key=keys[1], receive_nonce=2, leftover=b"",
             ),
             (sock.fileno(),),
         )  # fmt: skip
@@ -111,12 +116,24 @@ class ShardHarness:
         """So many packets that the shard wrote into its TUN."""
         return [self.kernel.recv(70_000)[VNET_BYTES:] for _ in range(count)]
 
-    def counts(self) -> dict[str, int]:
+    def status(self) -> messages.ShardStatus:
         self.supervisor.send(messages.StatusRequest(serial=1))
-        status = self.hear(self.supervisor)
-        assert isinstance(status, messages.ShardStatus)
-        self.sessions = status.sessions
+        said: list[messages.ShardStatus] = []
+        while not said or said[-1].more:
+            status = self.hear(self.supervisor)
+            assert isinstance(status, messages.ShardStatus)
+            said.append(status)
+        return parts.joined(said)
+
+    def counts(self) -> dict[str, int]:
+        self.sessions = self.status().sessions
         return self.page.read()
+
+    def probe(self, destination: str) -> messages.ProbeAnswer:
+        self.supervisor.send(messages.ProbeRequest(serial=7, destination=destination))
+        answer = self.hear(self.supervisor)
+        assert isinstance(answer, messages.ProbeAnswer) and answer.serial == 7
+        return answer
 
     def close(self) -> None:
         self.process.kill()

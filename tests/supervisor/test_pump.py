@@ -107,6 +107,23 @@ def test_a_lost_shards_flows_move_and_stay_where_they_went(rig: Rig):
     assert rig.taken(1) == before[1], "a flow that was idle goes home"
 
 
+def test_where_a_flow_is_or_would_be_is_told_and_not_remembered(rig: Rig):
+    for port in range(30):
+        key = flow.key_of(memoryview(packet(port=port) + bytes(64)), 0, 100)
+        assert rig.pump.shard_of(key) == home(packet(port=port), [0, 1, 2])
+        assert not len(rig.pump.flows)
+    rig.pump.detach(rig.ports[1])
+    rig.give(*(packet(port=port) for port in range(30)))
+    rig.pump.attach(rig.ports[1])
+    rig.taken(1)
+    for port in range(30):
+        key = flow.key_of(memoryview(packet(port=port) + bytes(64)), 0, 100)
+        assert rig.pump.shard_of(key) == home(packet(port=port), [0, 2]), "a living flow is where it was"
+    for port in rig.ports:
+        rig.pump.detach(port)
+    assert rig.pump.shard_of(key) == -1
+
+
 DROPS = [
     ("IP version 7", b"\x75" + packet()[1:], "malformed_local"),
     ("shorter than a header", packet()[:19], "malformed_local"),

@@ -9,14 +9,9 @@ from typing import Any
 import pytest
 
 from supervisor import requests
-from vpnd.api.reports import SessionReport
 from vpnd.errors import RefusedError, VpndError
 
 TIMEOUT_S = 3.0
-SESSION = SessionReport(
-    peer_id="B", session_id=1, initiator=True, state="up", rtt_ms=0.5, streams=1, bytes_sent=0, bytes_received=0,
-    packets_sent=0, packets_received=0, queued_bytes=0, age_s=2.0,
-)  # fmt: skip
 
 
 class Node:
@@ -33,9 +28,6 @@ class Node:
         if isinstance(self._answer, Exception):
             raise self._answer
         return json.dumps(self._answer).encode()
-
-    async def sessions_with(self, peer_id: str, timeout_s: float) -> list[SessionReport]:
-        return [SESSION] if peer_id == "B" else []
 
     def left(self) -> None:
         self.has_left = True
@@ -56,6 +48,7 @@ ASKED = [
     ("its own arguments", {"command": "remove", "who": "b", "patience_s": 9}, {"who": "b"}, 9.0),
     ("nothing that is not its own", {"command": "remove", "who": "b", "ip": "x", "command2": 1}, {"who": "b"}, 3.0),
     ("what is absent as absent", {"command": "invite", "name": None, "uses": 2}, {"name": None, "uses": 2}, 3.0),
+    ("a ping between controls", {"command": "ping", "who": "b", "count": 1}, {"who": "b", "count": 1}, 3.0),
     ("no patience without end", {"command": "members", "patience_s": 1e9}, {}, TIMEOUT_S),
     ("no patience that is none", {"command": "members", "patience_s": "long"}, {}, TIMEOUT_S),
 ]  # fmt: skip
@@ -104,21 +97,3 @@ def test_the_node_ends_when_it_has_left():
     node = Node({})
     ask(node, {"command": "leave"})
     assert node.has_left
-
-
-def test_ping_has_the_name_and_the_data_sessions_beside_it():
-    class Pinged(Node):
-        async def request(self, command: str, arguments: dict[str, Any], timeout_s: float) -> bytes:
-            await super().request(command, arguments, timeout_s)
-            found = {"what": "10.86.0.2", "peer_id": "B", "name": "b", "steps": []}
-            return json.dumps(found if command == "resolve" else [{"seq": 1, "rtt_ms": 2.0}]).encode()
-
-    node = Pinged({})
-    answer = ask(node, {"command": "ping", "who": "10.86.0.2", "count": 1})["answer"]
-    assert (answer["peer_id"], answer["name"]) == ("B", "b")
-    assert answer["rows"] == [{"seq": 1, "rtt_ms": 2.0}]
-    assert answer["sessions"] == [{"rtt_ms": 0.5, "state": "up", "health": "healthy", "age_s": 2.0}]
-    assert [(command, arguments) for command, arguments, _ in node.asked] == [
-        ("ping", {"who": "10.86.0.2", "count": 1}),
-        ("resolve", {"what": "10.86.0.2"}),
-    ]

@@ -26,6 +26,8 @@ message, msgpack, tagged by the Struct's name, with the descriptors it speaks of
     StatusRequest    S -> C,H  after Ready                                      -
     ControlStatus    C -> S    answer to StatusRequest                          -
     ShardStatus      H -> S    answer to StatusRequest                          -
+    ProbeRequest     S -> H    after Ready: `vpnd ping` asks                    -
+    ProbeAnswer      H -> S    answer to ProbeRequest                           -
     PeerKnown        C -> H    all peers first, then on every change            -
     PeerForgotten    C -> H    after PeerKnown of that peer                     -
     PeerCircuit      C -> H    after PeerKnown of that peer, on every change     -
@@ -44,7 +46,14 @@ from __future__ import annotations
 
 import msgspec
 
-from vpnd.api.reports import NetworkReport, OwnAddresses, PeerReport, PeerTraffic, SessionReport
+from vpnd.api.reports import (
+    NetworkReport,
+    OwnAddresses,
+    PeerReport,
+    PeerTraffic,
+    SessionProbe,
+    SessionReport,
+)
 from vpnd.config.schema import Config
 
 
@@ -217,6 +226,22 @@ class ShardStatus(Message, frozen=True):
     more: bool = False
 
 
+class ProbeRequest(Message, frozen=True):
+    """Measure the session that carries pings (ICMP echo requests) to this IP address."""
+
+    serial: int
+    destination: str
+
+
+class ProbeAnswer(Message, frozen=True):
+    """What came of a ProbeRequest, at the latest after health.timeout. `session` None: none carries that flow; `why`
+    says so, or why the session was not measured, in one line."""
+
+    serial: int
+    session: SessionProbe | None = None
+    why: str = ""
+
+
 class PeerKnown(Message, frozen=True):
     """A peer and the prefixes it may send from; replaces what was known of the peer id."""
 
@@ -323,6 +348,8 @@ Any = (
     | StatusRequest
     | ControlStatus
     | ShardStatus
+    | ProbeRequest
+    | ProbeAnswer
     | PeerKnown
     | PeerForgotten
     | PeerCircuit
@@ -351,10 +378,19 @@ PERMITTED: dict[tuple[str, str], frozenset[type[Message]]] = {
         }
     ),
     ("supervisor", "shard"): frozenset(
-        {ShardStart, Stop, ControlArrived, StatusRequest, Reconfigure, NetworkChanged, OwnPrefixes}
+        {
+            ShardStart,
+            Stop,
+            ControlArrived,
+            StatusRequest,
+            ProbeRequest,
+            Reconfigure,
+            NetworkChanged,
+            OwnPrefixes,
+        }
     ),
     ("control", "supervisor"): frozenset({Ready, Failed, ControlStatus, OwnChanged, RoutesKnown, Answer}),
-    ("shard", "supervisor"): frozenset({Ready, Failed, ShardStatus}),
+    ("shard", "supervisor"): frozenset({Ready, Failed, ShardStatus, ProbeAnswer}),
     ("control", "shard"): frozenset(
         {PeerKnown, PeerForgotten, PeerCircuit, PeerDialed, PeersComplete, SessionHandover}
     ),

@@ -83,6 +83,18 @@ class SessionReport(msgspec.Struct, frozen=True, kw_only=True):
     queue_delay_ms: float = 0.0
 
 
+class SessionProbe(msgspec.Struct, frozen=True, kw_only=True):
+    """One session, measured now. `local`, `remote`: the ends of its TCP connection, IP:port; empty where the kernel
+    does not know any more. `rtt_ms`: from this shard to the peer's and back; None when it was not answered in time.
+    """
+
+    peer_id: str
+    session_id: int
+    local: str
+    remote: str
+    rtt_ms: float | None
+
+
 class PeerTraffic(msgspec.Struct, frozen=True, kw_only=True):
     """What went between a shard and one peer, over all sessions, those that have ended too."""
 

@@ -1,5 +1,5 @@
-"""The commands that start a node, and id and version; those to a running node are in `running` and `membership`,
-`config` in `configuration`."""
+"""The commands that start a node, and id and version; those to a running node are in `running`, `membership` and
+`pinging`, `config` in `configuration`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from vpnd import __version__
-from vpnd.cli import configuration, membership, running
+from vpnd.cli import configuration, membership, pinging, running
 from vpnd.cli.options import ConfigOption, StateDirOption, Where, load_tables, where
 from vpnd.config import load, paths
 from vpnd.config.schema import Config
@@ -107,6 +107,7 @@ def start(
 
 running.add_to(app)
 membership.add_to(app)
+pinging.add_to(app)
 
 
 @app.command("id")

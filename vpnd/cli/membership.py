@@ -1,4 +1,4 @@
-"""The commands of a network: invite, members, remove, leave, authority, and peers, resolve, ping.
+"""The commands of a network: invite, members, remove, leave, authority, and peers, resolve.
 
 The daemon carries them out (supervisor/requests.py); here are their words. Wherever one member is meant, a name, a
 virtual IP or a peer id will do. What other programs may want to read stands alone on standard output, the rest beside
@@ -7,7 +7,6 @@ it on standard error.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -73,7 +72,7 @@ def invite(
     Only an authority can. Whoever has the token can join until it is used up or expired, so send it as you would a
     password. The token is alone on standard output.
     """
-    answer = _ask(
+    answer = ask(
         where(context, config, state_dir),
         "invite",
         name=name,
@@ -115,7 +114,7 @@ def members(
     state_dir: StateDirOption = None,
 ) -> None:
     """Show who is in the network."""
-    rows = _ask(where(context, config, state_dir), "members")
+    rows = ask(where(context, config, state_dir), "members")
     if as_json:
         echo_json(rows)
         return
@@ -132,7 +131,7 @@ def remove(
     state_dir: StateDirOption = None,
 ) -> None:
     """Remove a member: every node refuses it within seconds, and it stays out. Only an authority can."""
-    answer = _ask(where(context, config, state_dir), "remove", who=who)
+    answer = ask(where(context, config, state_dir), "remove", who=who)
     if as_json:
         echo_json(answer)
         return
@@ -187,7 +186,7 @@ def authority_add(
     context: typer.Context, who: WhoArgument, config: ConfigOption = None, state_dir: StateDirOption = None
 ) -> None:
     """Let a member, too, invite, renew and remove others, so that one lost machine does not close the network."""
-    answer = _ask(where(context, config, state_dir), "authority-add", who=who)
+    answer = ask(where(context, config, state_dir), "authority-add", who=who)
     typer.echo(f"{_named(answer, who)} is an authority now")
 
 
@@ -196,7 +195,7 @@ def authority_revoke(
     context: typer.Context, who: WhoArgument, config: ConfigOption = None, state_dir: StateDirOption = None
 ) -> None:
     """Take that back from a member; whom it let in stays."""
-    answer = _ask(where(context, config, state_dir), "authority-revoke", who=who)
+    answer = ask(where(context, config, state_dir), "authority-revoke", who=who)
     typer.echo(f"{_named(answer, who)} is no authority any more")
 
 
@@ -208,7 +207,7 @@ def authority_list(
     state_dir: StateDirOption = None,
 ) -> None:
     """Show the authorities, the first one on top."""
-    rows = _ask(where(context, config, state_dir), "authority-list")
+    rows = ask(where(context, config, state_dir), "authority-list")
     if as_json:
         echo_json(rows)
         return
@@ -247,7 +246,7 @@ def resolve(
 
     Exit code 1 when nobody was found.
     """
-    answer = _ask(where(context, config, state_dir), "resolve", what=what)
+    answer = ask(where(context, config, state_dir), "resolve", what=what)
     if as_json:
         echo_json(answer)
     else:
@@ -257,43 +256,10 @@ def resolve(
     raise typer.Exit(0 if answer.get("peer_id") else 1)
 
 
-def ping(
-    context: typer.Context,
-    who: WhoArgument,
-    count: Annotated[int, typer.Option("--count", "-c", metavar="N", min=1, help="How many times.")] = 4,
-    interval: Annotated[
-        float, typer.Option("--interval", "-i", metavar="S", min=0.0, help="Seconds between.")
-    ] = 1.0,
-    as_json: JsonOption = False,
-    config: ConfigOption = None,
-    state_dir: StateDirOption = None,
-) -> None:
-    """Measure the round trip to a node's daemon, and show what the data sessions to it measured by themselves.
-
-    Unlike ping(8) it needs no virtual IP at the other end to answer. Exit code 1 when nothing came back.
-    """
-    place = where(context, config, state_dir)
-    from vpnd.cli import memberview
-
-    answers: list[dict[str, Any]] = []
-    for seq in range(1, count + 1):
-        if answers:
-            time.sleep(interval)
-        answer = _ask(place, "ping", who=who, count=1)
-        answers.append(answer)
-        if not as_json:
-            typer.echo(memberview.ping(answer, seq, first=len(answers) == 1))
-    if as_json:
-        echo_json(answers)
-    else:
-        typer.echo(memberview.ping_summary(answers))
-    raise typer.Exit(0 if any(memberview.came_back(answer) for answer in answers) else 1)
+_COMMANDS: tuple[Callable[..., None], ...] = (invite, members, remove, leave, peers, resolve)
 
 
-_COMMANDS: tuple[Callable[..., None], ...] = (invite, members, remove, leave, peers, resolve, ping)
-
-
-def _ask(place: Where, command: str, **arguments: object) -> Any:
+def ask(place: Where, command: str, **arguments: object) -> Any:
     """What the daemon answers. Waits for as long as a command may (status.timeout), and a look-up or dial in it."""
     settings = load_tables(place, "status", "p2p", "discovery").config
     from vpnd import statusclient

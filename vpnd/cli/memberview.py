@@ -107,48 +107,6 @@ def resolved(answer: Fields) -> str:
     return "\n\n".join(lines)
 
 
-def came_back(answer: Fields) -> bool:
-    """Whether any measurement of a `ping` succeeded."""
-    return any(row.get("rtt_ms") is not None for row in _rows(answer))
-
-
-def ping(answer: Fields, seq: int, *, first: bool) -> str:
-    """One answer of `vpnd ping`; the first is headed by who is asked."""
-    lines = []
-    if first:
-        who = answer.get("name") or answer.get("peer_id") or "it"
-        lines.append(printable(f"{who} ({answer.get('peer_id') or 'peer id unknown'})"))
-    for row in _rows(answer):
-        rtt, path = milliseconds(row.get("rtt_ms")), text(row.get("path"))
-        said = f"no answer: {text(row.get('error'))}" if row.get("rtt_ms") is None else rtt
-        lines.append(printable(f"{seq}: {said}  ({path})"))
-    return "\n".join(lines)
-
-
-def ping_summary(answers: Sequence[Fields]) -> str:
-    """The last lines of `vpnd ping`: how many came back, and what the data sessions measured last."""
-    times = [row["rtt_ms"] for answer in answers for row in _rows(answer) if row.get("rtt_ms") is not None]
-    said = f"{len(times)} of {len(answers)} came back"
-    if times:
-        said += f"; least {min(times):.2f}, mean {sum(times) / len(times):.2f}, most {max(times):.2f} ms"
-    lines = [said]
-    sessions = (answers[-1].get("sessions") or []) if answers else []
-    measured = [each["rtt_ms"] for each in sessions if each.get("rtt_ms") is not None]
-    if measured:
-        shown = ", ".join(f"{rtt:.2f}" for rtt in sorted(measured))
-        lines.append(f"{len(sessions)} data sessions, by their own last probe: {shown} ms")
-    elif sessions:
-        lines.append(f"{len(sessions)} data sessions, none probed yet")
-    else:
-        lines.append("no data session: packets to it would wait for one")
-    return "\n".join(lines)
-
-
-def _rows(answer: Fields) -> list[Fields]:
-    rows = answer.get("rows")
-    return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
-
-
 def _first(values: object) -> str:
     found = list(values) if isinstance(values, list | tuple) else []
     return text(found[0]) if found else text(None)

@@ -203,12 +203,12 @@ def _troubles(status: Fields) -> str:
     lines = [
         f"{text(peer.get('name'))}: {reason}"
         for peer in _list(status, "peers")
-        if peer.get("state") != "connected" and (reason := _why_not(peer))
+        if peer.get("state") != "connected" and (reason := why_not(peer))
     ]
     return "\n".join(lines)
 
 
-def _why_not(peer: Fields) -> str:
+def why_not(peer: Fields) -> str:
     """ "circuit open, next try in 0.7 s: connection refused", or as much of it as is known."""
     parts = []
     circuit = peer.get("circuit")

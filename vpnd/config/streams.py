@@ -158,7 +158,12 @@ class Health(Table, frozen=True):
         float, duration("How often a session is probed; anything received counts as well.", 0.05, 3600.0)
     ] = 5.0
     timeout: Annotated[
-        float, duration("Without any sign of life for so long a probe has failed.", 0.01, 300.0)
+        float,
+        duration(
+            "Without any sign of life for so long a probe has failed; vpnd ping waits so long, too.",
+            0.01,
+            300.0,
+        ),
     ] = 2.0
     max_consecutive_failures: Annotated[
         int,

@@ -12,7 +12,8 @@
     authority-list    -                                      rows: name, peer_id, key, root, own, revoked
     authority-revoke  who                                    name, peer_id
     resolve           what                                   what, steps, peer_id, name, addresses
-    ping              who, count                             rows: seq, rtt_ms, path
+    ping              who, count                             rows: seq, rtt_ms (None: not answered), error;
+                                                             between the controls, over a libp2p connection
 
 `who` is a name, a peer id or a virtual address. Arguments may be absent or None, but for who and what.
 """
@@ -241,12 +242,13 @@ class Requests:
         if member is None:
             raise ConfigError(f"{resolution.what} is no peer of this node")
         count = int(arguments.get("count") or PINGS)
+        trips: list[float | None] = [None] * count
+        error = ""
         try:
             trips = await self._ping(member.peer_id, member.addresses, count)
-        except DialError as error:
-            raise VpndError(f"{member.name} does not answer: {error}") from error
-        path = "libp2p connection between the controls"
-        return [{"seq": place, "rtt_ms": trip, "path": path} for place, trip in enumerate(trips, 1)]
+        except DialError as failure:
+            error = str(failure)
+        return [{"seq": place, "rtt_ms": trip, "error": error} for place, trip in enumerate(trips, 1)]
 
     # --- what they all need
 

@@ -14,9 +14,13 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from ipaddress import IPv4Address, IPv6Address
 
 #: Protocols whose header begins with source and destination port: TCP, UDP, DCCP, SCTP, UDP-Lite (IANA).
 PORT_PROTOCOLS = frozenset({6, 17, 33, 132, 136})
+
+#: ICMP of IPv4 (IANA).
+_ICMP = 1
 
 #: IPv4 header without options and the first four bytes behind it: version and IHL, flags and fragment offset,
 #: protocol, destination, destination port.
@@ -66,6 +70,13 @@ def key_of(buffer: memoryview, offset: int, length: int) -> int:
         # Extension headers are not walked: such a packet goes by the address, as do its fragments.
         return key
     return -1
+
+
+def echo_key(destination: IPv4Address | IPv6Address) -> int:
+    """Flow key of ICMP and ICMPv6 packets to an address: echo requests, as ping sends them."""
+    if destination.version == 4:
+        return int(destination) << 24 | _ICMP << 16
+    return IPV6_MARK | int(destination) << 24
 
 
 def is_unicast(key: int) -> bool:

@@ -1,0 +1,200 @@
+"""`vpnd ping`: round trips through the tunnel, each beside that of the session in it.
+
+An echo request goes through the TUN device to the peer's virtual IP (vpnd/cli/echo.py). Then the daemon is asked which
+session carries this flow, and measures it (supervisor/probing.py); the rest of the way is in the two nodes and their
+kernels. Without a session that answers, the controls' libp2p connection tells whether the peer's daemon is there.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import typer
+
+from vpnd.cli.membership import WhoArgument, ask
+from vpnd.cli.options import ConfigOption, StateDirOption, Where, load_tables, where
+from vpnd.cli.running import JsonOption, echo_json
+from vpnd.config import paths
+from vpnd.config.schema import Config
+from vpnd.errors import ConfigError, VpndError
+
+if TYPE_CHECKING:
+    from vpnd.cli.echo import Echo
+
+Fields = dict[str, Any]
+
+
+class Target(NamedTuple):
+    """Whom, at which of its virtual addresses, from which of ours, by which device of which daemon."""
+
+    name: str
+    peer_id: str
+    address: str
+    own: str
+    interface: str
+    daemon_pid: int
+
+
+def add_to(app: typer.Typer) -> None:
+    """Make it a command of `app`."""
+    app.command()(ping)
+
+
+def ping(
+    context: typer.Context,
+    who: WhoArgument,
+    count: Annotated[int, typer.Option("--count", "-c", metavar="N", min=1, help="How many times.")] = 4,
+    interval: Annotated[
+        float, typer.Option("--interval", "-i", metavar="S", min=0.0, help="Seconds from one to the next.")
+    ] = 1.0,
+    ipv6: Annotated[
+        bool, typer.Option("--ipv6", "-6", help="The peer's IPv6 address, not its IPv4.")
+    ] = False,
+    as_json: JsonOption = False,
+    config: ConfigOption = None,
+    state_dir: StateDirOption = None,
+) -> None:
+    """Measure the round trip to a node through the tunnel, and which part of it is the session's.
+
+    The first number is an ICMP echo to its virtual IP and back: both kernels, both nodes, the network. The session's is
+    from this node's shard to that node's and back: the network and two processes. The difference is what both nodes
+    take. Without a session it says why, and whether the other daemon answers. Each answer may take health.timeout;
+    Ctrl-C ends it with what there is. Needs root. Exit code 1 when no echo came back.
+    """
+    place = where(context, config, state_dir)
+    settings = load_tables(place, "status", "health").config
+    from vpnd.cli import pingview
+
+    target = _target(place, settings, who, ipv6)
+    trips: list[Fields] = []
+    besides: Fields = {}
+    try:
+        for trip in _measured(settings, target, count, interval):
+            if not as_json:
+                typer.echo(pingview.trip(target.name, target.address, trip, trips[-1] if trips else None))
+            trips.append(trip)
+        if not pingview.session_answers(trips[-1]):
+            besides = _elsewhere(place, settings, target)
+    except KeyboardInterrupt:
+        pass  # what there is until now is summed up
+    who_it_is = {"name": target.name, "peer_id": target.peer_id, "address": target.address}
+    result: Fields = {**who_it_is, **pingview.sums(trips), "pings": trips, **besides}
+    if as_json:
+        echo_json(result)
+    else:
+        typer.echo(pingview.summary(result))
+    raise typer.Exit(0 if result["received"] else 1)
+
+
+def _measured(settings: Config, target: Target, count: int, interval_s: float) -> Iterator[Fields]:
+    """One after another; a trip is what pingview shows."""
+    from vpnd import statusclient
+    from vpnd.cli.echo import EchoSocket
+
+    path, timeout_s = paths.status_socket(settings), settings.status.timeout
+    echo_s = settings.health.timeout
+    # the shard takes up to health.timeout, the supervisor waits status.timeout longer for it
+    patience_s = echo_s + 2 * timeout_s
+    request = {"command": "probe", "address": target.address}
+    with EchoSocket(target.interface, target.own, target.address, echo_s, target.daemon_pid) as sock:
+        for seq in range(1, count + 1):
+            begun_s = time.monotonic()
+            echo = sock.measure(seq)
+            probe = statusclient.ask(path, request, timeout_s, patience_s)
+            yield _trip(seq, echo, probe)
+            if seq < count:
+                time.sleep(max(0.0, begun_s + interval_s - time.monotonic()))
+
+
+def _trip(seq: int, echo: Echo, probe: Fields) -> Fields:
+    nodes_ms = None
+    session_ms = (probe.get("session") or {}).get("rtt_ms")
+    if echo.rtt_ms is not None and session_ms is not None:
+        # two measurements, one after the other: the second may have met the busier moment
+        nodes_ms = max(0.0, echo.rtt_ms - session_ms)
+    return {
+        "seq": seq,
+        **echo._asdict(),
+        "nodes_ms": nodes_ms,
+        "shard": probe.get("shard"),
+        "session": probe.get("session"),
+        "session_why": probe.get("why", ""),
+    }
+
+
+# --- who that is
+
+
+def _target(place: Where, settings: Config, who: str, ipv6: bool) -> Target:
+    """Raises ConfigError for somebody who cannot be pinged from here."""
+    status = _status(settings)
+    node = status.get("node") or {}
+    ours = [str(each) for each in node.get("addresses") or ()]
+    if _canonical(who) in (*ours, node.get("peer_id"), node.get("name")):
+        raise ConfigError(f"{who} is this node itself")
+    peer = _peer(place, status, who)
+    addresses = [str(each) for each in peer.get("virtual_ips") or ()]
+    if ipv6:
+        fitting = [each for each in addresses if ":" in each]
+    else:
+        # the one that was named, else IPv4 first
+        fitting = sorted(addresses, key=lambda each: (each != _canonical(who), ":" in each))
+    if not fitting:
+        raise ConfigError(f"{who} has no {'IPv6 ' if ipv6 else ''}address in the VPN; see vpnd peers")
+    address = fitting[0]
+    own = next((each for each in ours if (":" in each) == (":" in address)), "")
+    if not own:
+        raise ConfigError(f"{address} cannot be reached from {' '.join(ours)}: this node has no such address")
+    return Target(
+        name=str(peer.get("name") or peer["peer_id"]),
+        peer_id=str(peer["peer_id"]),
+        address=address,
+        own=own,
+        interface=str((status.get("tun") or {}).get("interface")),
+        daemon_pid=int((status.get("supervisor") or {}).get("pid") or 0),
+    )
+
+
+def _peer(place: Where, status: Fields, who: str) -> Fields:
+    """By what status tells, which works without control; else by what control finds: other spellings of names, and
+    members that did not fit into status."""
+    rows = [row for row in status.get("peers") or [] if isinstance(row, dict) and row.get("peer_id")]
+    wanted = {who, _canonical(who)}
+    for row in rows:
+        if wanted & {row.get("name"), row["peer_id"], *(row.get("virtual_ips") or ())}:
+            return row
+    found: Fields = ask(place, "resolve", what=who)
+    if not found.get("peer_id"):
+        raise ConfigError(f"{who} is no peer of this node; see vpnd peers")
+    return next((row for row in rows if row["peer_id"] == found["peer_id"]), found)
+
+
+def _canonical(who: str) -> str:
+    """An IP address in its usual spelling; anything else as it is."""
+    try:
+        return str(ipaddress.ip_address(who))
+    except ValueError:
+        return who
+
+
+def _status(settings: Config) -> Fields:
+    from vpnd import statusclient
+
+    return statusclient.status(paths.status_socket(settings), settings.status.timeout)
+
+
+# --- when the tunnel does not answer
+
+
+def _elsewhere(place: Where, settings: Config, target: Target) -> Fields:
+    """What is known of the peer besides: how it is by status, and whether its control answers ours."""
+    rows = (row for row in _status(settings).get("peers") or [] if isinstance(row, dict))
+    peer = next((row for row in rows if row.get("peer_id") == target.peer_id), {})
+    try:
+        (control,) = ask(place, "ping", who=target.peer_id, count=1)
+    except VpndError as error:
+        control = {"rtt_ms": None, "error": str(error), "asked": False}
+    return {"peer": peer, "control": control}
