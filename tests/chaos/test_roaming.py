@@ -49,11 +49,12 @@ def test_a_node_whose_address_changes_dials_from_the_new_one(pair: list[Node], g
         time.sleep(0.5)
         with moved(a.lab, a.namespace, ELSEWHERE, gap_s) as works_s:
             wait_connected(pair, BACK_S)
-            time.sleep(0.5)
+            for flow in (there, back):
+                wait_until(lambda flow=flow: flow.times_s[-1] > works_s, BACK_S, "it goes on")
             tcp_transfer(b.namespace, a.namespace, a.virtual_ip, 1 << 20)
-            settle_s = time.monotonic()
+        home_s = time.monotonic()
         for flow in (there, back):
-            wait_until(lambda flow=flow: flow.times_s[-1] > settle_s, BACK_S, "it goes on after the way back")
+            wait_until(lambda flow=flow: flow.times_s[-1] > home_s, BACK_S, "it goes on after the way back")
     for name, flow in (("there", there), ("back", back)):
         again_s = min(moment for moment in flow.times_s if moment > works_s) - works_s
         print(f"{name}: again after {again_s:.2f} s, lost {flow.lost} of {flow.sent}, late {flow.late}")
