@@ -61,6 +61,8 @@ MESSAGES: list[messages.Message] = [
     messages.SessionUp(session_id=1, peer_id="p"),
     messages.SessionDown(session_id=1, peer_id="p", reason="gone"),
     messages.SessionWanted(peer_id="p"),
+    messages.OwnersAsked(networks=("10.86.0.0/16",)),
+    messages.OwnerWanted(address=0x0A560002),
 ]  # fmt: skip
 (HANDOVER,) = [message for message in MESSAGES if isinstance(message, messages.SessionHandover)]
 (START,) = [message for message in MESSAGES if isinstance(message, messages.ShardStart)]

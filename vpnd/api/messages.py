@@ -30,11 +30,13 @@ message, msgpack, tagged by the Struct's name, with the descriptors it speaks of
     PeerForgotten    C -> H    after PeerKnown of that peer                     -
     PeerCircuit      C -> H    after PeerKnown of that peer, on every change     -
     PeersComplete    C -> H    after the first PeerKnowns of a channel          -
+    OwnersAsked      C -> H    before all PeerKnowns, if addresses have owners  -
     SessionHandover  C -> H    after PeerKnown of that peer                     the TCP socket
     SessionsHeld     H -> C    once, first: what a shard has when control came  -
     SessionUp        H -> C    a stream of a handed-over session is open        -
     SessionDown      H -> C    a session has ended                              -
     SessionWanted    H -> C    a shard wants (more) sessions with a peer        -
+    OwnerWanted      H -> C    after OwnersAsked: packets for an address of it  -
 
 `PERMITTED` is this table as data; a message outside it is fatal to the sender's channel.
 """
@@ -197,13 +199,16 @@ class StatusRequest(Message, frozen=True):
 
 
 class ControlStatus(Message, frozen=True):
-    """Control's answer to StatusRequest. `more`: it goes on in the next one; see vpnd.api.parts."""
+    """Control's answer to StatusRequest. `more`: it goes on in the next one; see vpnd.api.parts. `warnings`: what the
+    user should know, a line each.
+    """
 
     serial: int
     listen: tuple[str, ...]
     peers: tuple[PeerReport, ...]
     connections: int
     network: NetworkReport | None = None
+    warnings: tuple[str, ...] = ()
     more: bool = False
 
 
@@ -239,6 +244,13 @@ class PeerCircuit(Message, frozen=True):
 
 class PeersComplete(Message, frozen=True):
     """All peers have been told: what was known before this channel and not told again is forgotten."""
+
+
+class OwnersAsked(Message, frozen=True):
+    """Of these networks single addresses have owners, and nobody has what is in them because of a network around it.
+    Who owns an address that no peer has may be asked for (OwnerWanted)."""
+
+    networks: tuple[str, ...]
 
 
 class SessionHandover(Message, frozen=True):
@@ -296,6 +308,12 @@ class SessionWanted(Message, frozen=True):
     urgent: bool = True
 
 
+class OwnerWanted(Message, frozen=True):
+    """Packets are for an IPv4 address that no peer has; `address` is its number. A PeerKnown may come of it."""
+
+    address: int
+
+
 Any = (
     ControlStart
     | ShardStart
@@ -325,6 +343,8 @@ Any = (
     | SessionUp
     | SessionDown
     | SessionWanted
+    | OwnersAsked
+    | OwnerWanted
 )
 
 #: (from, to) -> messages permitted on that way
@@ -347,6 +367,8 @@ PERMITTED: dict[tuple[str, str], frozenset[type[Message]]] = {
     ),
     ("control", "supervisor"): frozenset({Ready, Failed, ControlStatus, OwnChanged, RoutesKnown, Answer}),
     ("shard", "supervisor"): frozenset({Ready, Failed, ShardStatus}),
-    ("control", "shard"): frozenset({PeerKnown, PeerForgotten, PeerCircuit, PeersComplete, SessionHandover}),
-    ("shard", "control"): frozenset({SessionsHeld, SessionUp, SessionDown, SessionWanted}),
+    ("control", "shard"): frozenset(
+        {PeerKnown, PeerForgotten, PeerCircuit, PeersComplete, SessionHandover, OwnersAsked}
+    ),
+    ("shard", "control"): frozenset({SessionsHeld, SessionUp, SessionDown, SessionWanted, OwnerWanted}),
 }
