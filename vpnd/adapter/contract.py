@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import ipaddress
 import itertools
+import logging
 from collections.abc import Callable
 
 import httpx
@@ -26,6 +27,9 @@ from vpnd.discovery.contract import (
 
 #: Imported by httpx and below with the first request only.
 LAZY = ("httpcore", "httpcore._backends.auto", "anyio._backends._trio", "encodings.idna", "stringprep")
+
+#: They log whatever they send, and where to: the URL may hold a key.
+TALKATIVE = ("httpx", "httpcore")
 
 HEADERS = {"Content-Type": "application/json", "Accept": "application/json", "Accept-Encoding": "identity"}
 
@@ -46,6 +50,8 @@ class ContractRegistry:
         """`settings.kind` is "contract". `count` gets registry_lookups, registry_failures. `transport`: for tests."""
         for name in LAZY:
             importlib.import_module(name)
+        for name in TALKATIVE:
+            logging.getLogger(name).setLevel(logging.WARNING)
         self._settings = settings
         self._count = count
         self._now_s = now_s

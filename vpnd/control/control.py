@@ -214,8 +214,9 @@ class Control:
             self._planner.member_removed(member.peer_id)
             self._nursery.start_soon(self._part, member.peer_id)
         for before, after in change.changed:
-            # A member says where it is as often as it likes.
-            level = logging.DEBUG if after.source == SOURCE else logging.INFO
+            # A member says where it is as often as it likes; what the contract says has been logged.
+            often = after.source == SOURCE or self._owning is not None
+            level = logging.DEBUG if often else logging.INFO
             log.log(level, "peer %s is set otherwise", before.name)
             self._planner.member_changed(after)
         for member in change.added:

@@ -97,8 +97,8 @@ def _main(channel: Channel, parent_pid: int) -> int:
 
 
 def _contract(config: Config, page: CounterPage) -> Contract | None:
-    """What is asked who owns an address; while there are the rights to read what that takes, and only if it is wanted:
-    a client for HTTP is not small."""
+    """What is asked who owns an address: made while there are the rights to read what that takes, and imported only
+    where it is wanted."""
     if config.registry.kind != "contract":
         return None
     from vpnd.adapter.contract import ContractRegistry
