@@ -25,6 +25,7 @@ from control_harness import (
     receive,
 )
 from lab.chain import Chain
+from network_harness import NetworkNode
 
 from vpnd.api import messages
 from vpnd.config.naming import Registry
@@ -189,6 +190,35 @@ def test_a_contract_is_asked_where_control_cannot_read_its_own_files(chain: Chai
         for process in (a, b):
             assert process.stop() == 0
             assert "Traceback" not in (said := process.stderr()) and "import" not in said, said
+
+
+def test_members_have_the_addresses_the_contract_gives_them(chain: Chain, tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    with NetworkNode(tmp_path, "a") as a, NetworkNode(tmp_path, "b") as b:
+        a.config = msgspec.structs.replace(a.config, registry=Registry(**chain.settings))
+        a.start()
+        b.start(a.invite())
+        eventually(lambda: a.knows(b) and b.knows(a))
+        ipv4, ipv6 = (f"{text}/{128 if ':' in text else 32}" for text in b.own.addresses)
+        eventually(lambda: {a.address, b.address} <= set(chain.asked()))
+        a.pump(0.2)
+        assert a.peers[b.peer_id].prefixes == (ipv6,), "who may talk is up to the network, as whom is not"
+        assert b.peers[a.peer_id].prefixes[0] == f"{a.address}/32", "who does not ask believes the network"
+        assert a.status().warnings == (
+            f"this node: {a.address} is not used: the contract says that nobody owns it",
+        )
+
+        def given(*prefixes: str) -> bool:
+            a.pump()
+            return a.peers[b.peer_id].prefixes == prefixes
+
+        chain.give(b.address, b.peer_id)
+        eventually(lambda: given(ipv4, ipv6))
+        steps = [(step["source"], step["result"]) for step in a.do("resolve", what=b.address)["steps"]]
+        assert steps[0][0] == "directory" and steps[1] == ("contract", f"peer {b.peer_id}")
+        chain.give(b.address, a.peer_id)
+        eventually(lambda: given(ipv6))
+        assert b.peer_id in a.sessions and a.report().members == 2
 
 
 def test_without_a_contract_nothing_of_it_is_loaded() -> None:
