@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import socket
 import subprocess
 import sys
@@ -27,9 +28,12 @@ from control_harness import (
 from lab.chain import Chain
 from network_harness import NetworkNode
 
+from vpnd.adapter.logs import Seldom
 from vpnd.api import messages
+from vpnd.api.reports import OwnAddresses
 from vpnd.config.naming import Registry
-from vpnd.config.schema import Config, Log
+from vpnd.config.schema import Config, Log, Network
+from vpnd.control.owning import Owning
 
 pytestmark = pytest.mark.root
 
@@ -219,6 +223,44 @@ def test_members_have_the_addresses_the_contract_gives_them(chain: Chain, tmp_pa
         chain.give(b.address, a.peer_id)
         eventually(lambda: given(ipv6))
         assert b.peer_id in a.sessions and a.report().members == 2
+
+
+@pytest.mark.parametrize(
+    ("in_network", "peers", "governed", "own"),
+    [
+        pytest.param(False, False, ["10.86.0.0/16", "10.88.0.0/16"], [OURS], id="of the configuration alone"),
+        pytest.param(True, False, ["10.99.0.0/16"], ["10.99.0.1"], id="of the network alone"),
+        pytest.param(
+            True, True, ["10.86.0.0/16", "10.88.0.0/16", "10.99.0.0/16"], [OURS, "10.99.0.1"], id="of both"
+        ),
+    ],
+)
+def test_what_the_contract_is_asked_about(
+    in_network: bool, peers: bool, governed: list[str], own: list[str]
+) -> None:
+    listed = config(1, *([peer("b", Identity(), 2)] if peers else []))
+    network = Network(virtual_ip=OURS, subnet=16, routes=("10.88.0.0/16",))
+    owning = Owning(
+        None,  # type: ignore[arg-type]  # nothing is asked
+        msgspec.structs.replace(listed, registry=Registry(kind="contract"), network=network),
+        "me",
+        in_network=in_network,
+        count=lambda name: None,
+        gauge=lambda name, value: None,
+        seldom=Seldom(logging.getLogger(), 1.0, lambda: 0.0),
+        now_s=lambda: 0.0,
+    )
+    if in_network:
+        owning.own_changed(
+            OwnAddresses(
+                network="home",
+                label="me",
+                addresses=("10.99.0.1", "fd99::1"),
+                subnets=("10.99.0.0/16", "fd99::/64"),
+            )
+        )
+    assert list(owning.ownership.governed) == governed
+    assert [line.split()[2] for line in owning.warnings()] == own
 
 
 def test_without_a_contract_nothing_of_it_is_loaded() -> None:

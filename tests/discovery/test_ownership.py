@@ -250,6 +250,13 @@ def test_claims_come_and_go_with_their_peers() -> None:
     assert (world.ownership.unconfirmed, world.ownership.disowned, world.ownership.stale) == (0, 0, 0)
 
 
+def test_the_address_of_a_configured_peer_is_the_contracts_to_give_wherever_it_lies() -> None:
+    world = World()
+    world.registry.replace([Peer(name="b", peer_id="b", virtual_ip="192.0.2.7")])
+    assert world.has("b") == [] and world.run() == [7]
+    assert world.said("b") == ["192.0.2.7 is not used: the contract says that nobody owns it"]
+
+
 def test_somebody_is_told_when_something_is_due_at_once(world: World) -> None:
     calls = world.calls
     world.peer("b", "10.86.0.2/32")

@@ -125,6 +125,7 @@ async def _run(
             contract,
             config,
             start.peer_id,
+            in_network=store is not None,
             count=page.add,
             gauge=page.set,
             seldom=seldom,

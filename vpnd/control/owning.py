@@ -46,7 +46,8 @@ class Contract(Protocol):
 class Owning:
     """Owner: control's trio loop; `run` once, `settled` at any time after that began.
 
-    `ownership` is for the registry of peers. `gauge` sets numbers of vpnd.metrics, `count` adds to them.
+    `ownership` is for the registry of peers. `in_network`: `own_changed` says what this node is, before there are
+    members. `gauge` sets numbers of vpnd.metrics, `count` adds to them.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Owning:
         config: Config,
         own_id: str,
         *,
+        in_network: bool,
         count: Count,
         gauge: Callable[[str, int], None],
         seldom: Seldom,
@@ -67,14 +69,16 @@ class Owning:
         self._asking = 0
         self._woken, self._settled = trio.Event(), trio.Event()
         self.ownership = Ownership(config.registry, config.retry.multiplier, self._wake)
-        self.ownership.govern((str(check.subnet(config)), *config.network.routes))
-        if config.network.virtual_ip:
-            self.ownership.own(own_id, (config.network.virtual_ip,))
+        self._configured: tuple[str, ...] = ()
+        if config.peers or not in_network:  # a member's own virtual_ip is for its configured peers
+            self.ownership.govern((str(check.subnet(config)), *config.network.routes))
+            self._configured = (config.network.virtual_ip,) if config.network.virtual_ip else ()
+        self.ownership.own(own_id, self._configured)
 
     def own_changed(self, own: OwnAddresses) -> None:
         """What this node is in its network."""
         self.ownership.govern(own.subnets)
-        self.ownership.own(self._own_id, own.addresses)
+        self.ownership.own(self._own_id, (*own.addresses, *self._configured))
 
     async def run(self, registry: CompositeRegistry, members_changed: Callable[[Change], None]) -> None:
         """Ask for ever. `registry` is the one that has `ownership`."""

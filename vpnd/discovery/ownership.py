@@ -12,8 +12,9 @@ Membership says who may talk, the contract as whom. What is asked for, and what 
     either              no answer             as it was, until registry.stale_lifetime after it was confirmed; asked
                                               again after registry.failure_lifetime, then more and more seldom
 
-A claim is what [[peers]] or a membership says. Only addresses in the networks that were given to `govern` are the
-contract's to give; IPv6 addresses have no token, and networks behind members stay a matter of membership. This node's
+A claim is what [[peers]] or a membership says. The contract's to give are the addresses of configured peers and what is
+in the networks that were given to `govern`; IPv6 addresses have no token, and networks behind members stay a matter of
+membership. This node's
 own addresses are asked for like claims, so that its user hears when the contract has them for somebody else's; no peer
 ever gets them.
 """
@@ -28,7 +29,7 @@ from collections.abc import Callable, Iterable
 import msgspec
 
 from vpnd.config.naming import Registry
-from vpnd.discovery.registry import Member
+from vpnd.discovery.registry import CONFIGURATION, Member
 from vpnd.resilience.backoff import Backoff
 
 Address = ipaddress.IPv4Address
@@ -110,7 +111,10 @@ class Ownership:
 
     def settle(self, member: Member) -> Member:
         """Take in what a peer claims; the peer with what it may use instead: first what it claims, then the rest."""
-        claimed = {prefix: address for prefix in member.prefixes if (address := self._address(prefix))}
+        configured = member.source == CONFIGURATION
+        claimed = {
+            p: address for p in member.prefixes if (address := self._address(p, configured=configured))
+        }
         self._claim(member.peer_id, frozenset(claimed.values()))
         owned = self._owned.get(member.peer_id, set()) - self._own
         kept = [prefix for prefix in member.prefixes if prefix not in claimed or claimed[prefix] in owned]
@@ -247,13 +251,14 @@ class Ownership:
 
     # --- records
 
-    def _address(self, prefix: str) -> Address | None:
-        """Of a single address that is the contract's to give."""
+    def _address(self, prefix: str, *, configured: bool) -> Address | None:
+        """Of a single address that is the contract's to give. `configured`: what a peer has is its own address, not a
+        network behind it, wherever that lies."""
         network = ipaddress.ip_network(prefix)
         if not isinstance(network, ipaddress.IPv4Network) or network.prefixlen != network.max_prefixlen:
             return None
         address = network.network_address
-        return address if any(address in governed for governed in self._governed) else None
+        return address if configured or any(address in network for network in self._governed) else None
 
     def _claim(self, peer_id: str, claimed: frozenset[Address]) -> None:
         before = self._claims.get(peer_id, frozenset())

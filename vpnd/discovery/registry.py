@@ -15,6 +15,9 @@ import msgspec
 
 from vpnd.config.schema import Peer
 
+#: Where a member is from that is configured by hand.
+CONFIGURATION = "configuration"
+
 
 class Member(msgspec.Struct, frozen=True, kw_only=True):
     """A node that may have sessions with this one.
@@ -28,7 +31,7 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     prefixes: tuple[str, ...]
     addresses: tuple[str, ...]
-    source: str = "configuration"
+    source: str = CONFIGURATION
 
     @property
     def virtual_ips(self) -> tuple[str, ...]:
