@@ -168,6 +168,7 @@ class Owning:
         finally:
             self._asking -= 1
             self._wake()
+        # before anybody else is settled: an address that changes hands must never be two peers'
         self._act(concerned)
 
     def _failed(self, address: ipaddress.IPv4Address, reason: str) -> None:
