@@ -63,6 +63,8 @@ class Controlled:
                         peers.forget(peer.peer_id)
             case messages.PeerForgotten(peer_id=peer_id):
                 peers.forget(peer_id)
+            case messages.OwnersAsked(networks=networks):
+                self.plane.owners_asked(networks)
             case messages.PeerCircuit(peer_id=peer_id, state=state):
                 known = peers.get(peer_id)
                 if known is not None:
@@ -99,6 +101,10 @@ class Controlled:
     def session_wanted(self, peer_id: str, sessions: int, urgent: bool) -> None:
         """See PlaneEvents."""
         self._tell(messages.SessionWanted(peer_id=peer_id, sessions=sessions, urgent=urgent))
+
+    def owner_wanted(self, address: int) -> None:
+        """See PlaneEvents."""
+        self._tell(messages.OwnerWanted(address=address))
 
     def _tell(self, message: messages.Message) -> None:
         if self._channel is not None:

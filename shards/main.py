@@ -7,7 +7,7 @@
                                                      ProbeRequest
     supervisor    ring from it                       Outbound.run
     kernel        TUN descriptor, written to only    Inbound
-    control       channel (from ControlArrived)      Controlled: peers, circuits, SessionHandover
+    control       channel (from ControlArrived)      Controlled: peers, circuits, owners, SessionHandover
     peers         sessions' sockets                  Link
 
 Rights kept after the start: the descriptors it was given (the TUN's, to write packets of peers into), and

@@ -157,12 +157,20 @@ class Peer:
 
 
 class PeerTable:
-    """All peers by id and by address. Owner: shard loop."""
+    """All peers by id and by address. `unowned(version, address)` is told of a flow to an address that nobody has.
 
-    def __init__(self, make: Callable[[str, str], Peer], drops: dict[str, int]) -> None:
-        self._make = make
+    Owner: shard loop.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[str, str], Peer],
+        drops: dict[str, int],
+        unowned: Callable[[int, int], None] = lambda version, address: None,
+    ) -> None:
+        self._make, self._unowned = make, unowned
         self._peers: dict[str, Peer] = {}
-        self._owners: Prefixes[Peer] = Prefixes()
+        self._owners: Prefixes[Peer | None] = Prefixes()
         self._no_route = Drain("no_route", drops)
 
     def __iter__(self) -> Iterator[Peer]:
@@ -174,7 +182,23 @@ class PeerTable:
     def place(self, version: int, address: int) -> Sink:
         """The sink for a destination."""
         peer = self._owners.find(version, address)
-        return self._no_route if peer is None else peer.sink()
+        if peer is not None:
+            return peer.sink()
+        self._unowned(version, address)
+        return self._no_route
+
+    def reserve(self, networks: tuple[str, ...]) -> None:
+        """Nobody has what is in these because of a network around it, be it to be sent to or to send from."""
+        for network in networks:
+            if self._owners.get(network) is None:
+                around = self._owners.around(network)
+                self._owners.add(network, None)
+                if around is not None:
+                    self._moved(around)
+
+    def look_again(self) -> None:
+        """Flows to addresses that nobody had look for an owner with their next packet."""
+        unpin(self._no_route)
 
     def owner(self, version: int, address: int) -> Peer | None:
         """The peer a destination is sent to."""
@@ -200,10 +224,14 @@ class PeerTable:
                 self._owners.add(prefix, peer)
             peer.prefixes = prefixes
             for each in touched:
-                each.look_again(lambda flow, each=each: self._owner(flow) is each)  # type: ignore[misc]
-            unpin(self._no_route)
+                self._moved(each)
+            self.look_again()
         peer.name = name
         return peer
+
+    def _moved(self, peer: Peer) -> None:
+        """What is around the peer's addresses, or within, belongs to somebody else than before."""
+        peer.look_again(lambda flow: self._owner(flow) is peer)
 
     def _owns(self, peer: Peer, version: int, address: int) -> bool:
         return self._owners.find(version, address) is peer

@@ -24,6 +24,7 @@ from shards.peers import Peer, PeerTable
 from shards.prefixes import set_of
 from shards.stream.pool import PoolCounts
 from shards.stream.session import Session
+from shards.unowned import Unowned
 from vpnd.api.messages import SessionHandover
 from vpnd.packet.capability import Capabilities
 
@@ -41,6 +42,9 @@ class PlaneEvents(Protocol):
 
     def session_wanted(self, peer_id: str, sessions: int, urgent: bool) -> None:
         """So many are wanted with the peer from now on."""
+
+    def owner_wanted(self, address: int) -> None:
+        """Packets are for this IPv4 address, which no peer has."""
 
 
 class Plane:
@@ -71,7 +75,8 @@ class Plane:
         self.counts = PoolCounts()
         self.drops = new_drops()
         self.links: dict[int, Link] = {}
-        self.peers = PeerTable(self._make_peer, self.drops)
+        self.peers = PeerTable(self._make_peer, self.drops, lambda *where: self.unowned.seen(*where))
+        self.unowned = Unowned(live, events.owner_wanted, self.peers.look_again, self._loop.call_later)
         self.flows = FlowTable(live, self.peers.place)
         self.inbound = Inbound(write, set_of(own), self.drops)
         self.outbound = Outbound(self.flows, live, now)
@@ -97,6 +102,11 @@ class Plane:
         self.inbound.own = set_of(own)
 
     # --- peers
+
+    def owners_asked(self, networks: tuple[str, ...]) -> None:
+        """Of these networks single addresses have owners, whom control can be asked for."""
+        self.peers.reserve(networks)
+        self.unowned.govern(networks)
 
     def _make_peer(self, peer_id: str, name: str) -> Peer:
         return Peer(peer_id, name, self.live, self, self.drops)

@@ -324,6 +324,7 @@ class Node:
     ) -> dict[str, Any]:
         overlay = self._overlay
         parts = (part for part in (self._names, self._announced) if part is not None)
+        told = control or self._last_told
         result = report.build(
             node={
                 "name": self.name,
@@ -334,7 +335,11 @@ class Node:
                 "subnet": overlay.subnet,
                 "shards": self._fleet.count,
                 "uptime_s": time.monotonic() - self._started_s,
-                "warnings": [*overlay.warnings, *(line for part in parts for line in part.warnings)],
+                "warnings": [
+                    *overlay.warnings,
+                    *(line for part in parts for line in part.warnings),
+                    *(told.warnings if told is not None else ()),
+                ],
             },
             supervisor={
                 "pid": os.getpid(),

@@ -108,7 +108,10 @@ def _who(config: Config, told: ControlStatus | None) -> list[dict[str, Any]]:
         for peer in config.peers
     }
     for other in told.peers if told is not None else ():
-        if other.peer_id not in rows and other.source != "configuration":
+        if other.peer_id in rows:
+            if config.registry.kind == "contract":  # which says what else it has, or that it has not
+                rows[other.peer_id]["virtual_ips"] = other.virtual_ips
+        elif other.source != "configuration":
             rows[other.peer_id] = {
                 "name": other.name,
                 "peer_id": other.peer_id,
@@ -151,13 +154,13 @@ def _told(peer: PeerReport | None, up: bool) -> dict[str, Any]:
     if peer is None:
         row: dict[str, Any] = {
             "state": "unknown", "circuit": "unknown", "circuit_opened": 0,
-            "last_error": "", "next_dial_s": -1.0, "dials": 0, "dial_failures": 0,
+            "last_error": "", "next_dial_s": -1.0, "dials": 0, "dial_failures": 0, "ownership": (),
         }  # fmt: skip
     else:
         row = {
             "state": peer.state, "circuit": peer.circuit, "circuit_opened": peer.circuit_opened,
             "last_error": peer.last_error, "next_dial_s": peer.next_dial_s,
-            "dials": peer.dials, "dial_failures": peer.dial_failures,
+            "dials": peer.dials, "dial_failures": peer.dial_failures, "ownership": peer.ownership,
         }  # fmt: skip
     return {**row, "state": "connected"} if up else row
 

@@ -152,6 +152,16 @@ def test_peers_are_those_of_the_status(tmp_path, capsys):
         assert part in shown
 
 
+def test_addresses_that_a_contract_does_not_confirm_are_named_with_the_reason(tmp_path, capsys):
+    line = "10.86.0.2 is not used: the contract says that nobody owns it"
+    (peer,) = STATUS["peers"]
+    status = STATUS | {"peers": [peer | {"ownership": [line], "virtual_ips": ["fd00::2"]}]}
+    with daemon(tmp_path, status):
+        for command in ("peers", "status"):
+            main([command, "--state-dir", str(tmp_path)])
+            assert f"\nb: {line}\n" in capsys.readouterr().out
+
+
 FOUND = {
     "what": "b",
     "steps": [

@@ -130,6 +130,11 @@ CONTROL_COUNTERS = (
     "mdns_refused",  # not ours to read, or too many
     "registry_lookups",  # questions put to the contract
     "registry_failures",  # without a usable answer
+    "registry_wanted",  # asked for by shards: an address of the contract's that no peer has
+    "registry_wanted_refused",  # those of no network of the VPN, or too many
+    "registry_unconfirmed",  # gauge: addresses that peers claim, without an answer that holds
+    "registry_disowned",  # gauge: addresses that peers claim, and the contract has for somebody else's or nobody's
+    "registry_stale",  # gauge: addresses whose owner is believed though the last look-up failed
 )
 
 #: Names above that go up and down; the rest only grow.
@@ -146,6 +151,9 @@ GAUGES = frozenset(
         "connections",
         "circuits_open",
         "circuits_half_open",
+        "registry_unconfirmed",
+        "registry_disowned",
+        "registry_stale",
     }
 )
 

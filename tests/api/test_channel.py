@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from vpnd.api import aio, channel, messages, reports
 from vpnd.api.channel import Channel, ChannelClosed
+from vpnd.api.permitted import PERMITTED
 from vpnd.config.schema import Config
 from vpnd.errors import ProtocolViolation
 
@@ -67,10 +68,12 @@ MESSAGES: list[messages.Message] = [
     messages.SessionUp(session_id=1, peer_id="p"),
     messages.SessionDown(session_id=1, peer_id="p", reason="gone"),
     messages.SessionWanted(peer_id="p"),
+    messages.OwnersAsked(networks=("10.86.0.0/16",)),
+    messages.OwnerWanted(address=0x0A560002),
 ]  # fmt: skip
 (HANDOVER,) = [message for message in MESSAGES if isinstance(message, messages.SessionHandover)]
 (START,) = [message for message in MESSAGES if isinstance(message, messages.ShardStart)]
-WAYS = sorted(messages.PERMITTED)
+WAYS = sorted(PERMITTED)
 
 
 @pytest.fixture
@@ -95,7 +98,7 @@ def test_a_message_arrives_as_it_was_where_it_is_permitted_and_nowhere_else(
     for sender, receiver in WAYS:
         here, there = channel.pair()
         one, other = Channel(here, sender, receiver), Channel(there, receiver, sender)
-        if type(message) in messages.PERMITTED[sender, receiver]:
+        if type(message) in PERMITTED[sender, receiver]:
             one.send(message)
             assert other.receive() == (message, [])
             permitted += 1
@@ -111,7 +114,7 @@ def test_a_message_arrives_as_it_was_where_it_is_permitted_and_nowhere_else(
 
 
 def test_every_message_has_a_way_and_is_tried_here() -> None:
-    assert {type(message) for message in MESSAGES} == set(itertools.chain(*messages.PERMITTED.values()))
+    assert {type(message) for message in MESSAGES} == set(itertools.chain(*PERMITTED.values()))
 
 
 def test_keys_are_not_in_what_is_printed() -> None:

@@ -155,13 +155,12 @@ def test_nobody_is_remembered_for_less() -> None:
     known = owners.get(A, 9.0)
     assert known is not None and known.peer_id == ""
     assert owners.get(A, 10.0) is None
-    assert owners.members(0.0) == ()
 
 
 def test_a_failure_is_told_again_and_then_tried_again() -> None:
     owners = cache()
-    with pytest.raises(RegistryError, match="down"):
-        owners.failed(A, "down", 0.0)
+    owners.failed(A, "down", 0.0)
+    assert owners.standing(A, 0.0) is None
     with pytest.raises(RegistryError, match="down"):
         owners.get(A, 1.0)
     assert owners.get(A, 2.0) is None
@@ -170,39 +169,24 @@ def test_a_failure_is_told_again_and_then_tried_again() -> None:
 def test_an_owner_outlives_an_outage_but_not_for_ever() -> None:
     owners = cache()
     owners.confirmed(A, PEERS[1], 0.0)
-    assert owners.failed(A, "down", 150.0).stale
+    owners.failed(A, "down", 150.0)
+    standing = owners.standing(A, 150.0)
+    assert standing is not None and standing.stale
     known = owners.get(A, 151.0)
     assert known is not None and known.stale and known.peer_id == PEERS[1]
     assert owners.get(A, 152.0) is None, "it is asked again meanwhile"
-    assert owners.find(PEERS[1], 999.0) is not None
-    with pytest.raises(RegistryError):
-        owners.failed(A, "down", 1000.0)
-    assert owners.find(PEERS[1], 1000.0) is None
+    assert owners.standing(A, 999.0) is not None
+    owners.failed(A, "down", 1000.0)
+    assert owners.standing(A, 1000.0) is None
+    with pytest.raises(RegistryError, match="down"):
+        owners.get(A, 1000.0)
 
 
 def test_nobody_does_not_outlive_an_outage() -> None:
     owners = cache()
     owners.confirmed(A, "", 0.0)
-    with pytest.raises(RegistryError):
-        owners.failed(A, "down", 50.0)
-
-
-def test_an_address_that_changes_hands_is_the_new_owners() -> None:
-    owners = cache()
-    owners.confirmed(A, PEERS[1], 0.0)
-    owners.confirmed(A, PEERS[2], 1.0)
-    assert owners.find(PEERS[1], 1.0) is None
-    found = owners.find(PEERS[2], 1.0)
-    assert found is not None and (found.name, found.prefixes) == ("ip-10-86-0-1", ("10.86.0.1/32",))
-
-
-def test_a_peer_with_two_addresses_is_one_member() -> None:
-    owners = cache()
-    owners.confirmed(B, PEERS[1], 0.0)
-    owners.confirmed(A, PEERS[1], 0.0)
-    (member,) = owners.members(0.0)
-    assert member.prefixes == ("10.86.0.1/32", "10.86.0.2/32")
-    assert owners.find("", 0.0) is None
+    owners.failed(A, "down", 50.0)
+    assert owners.standing(A, 50.0) is None
 
 
 class Remembering(RuleBasedStateMachine):
@@ -227,10 +211,9 @@ class Remembering(RuleBasedStateMachine):
 
     @rule(address=addresses)
     def fail(self, address) -> None:
-        try:
-            assert self.owners.failed(address, "down", self.now_s).stale
-        except RegistryError:
-            pass
+        self.owners.failed(address, "down", self.now_s)
+        standing = self.owners.standing(address, self.now_s)
+        assert standing is None or (standing.peer_id, standing.confirmed_s) == self.said[address]
 
     @rule(address=addresses)
     def ask(self, address) -> None:
@@ -244,12 +227,9 @@ class Remembering(RuleBasedStateMachine):
             assert self.now_s - known.confirmed_s < lifetime
 
     @invariant()
-    def members_are_those_last_said(self) -> None:
-        members = self.owners.members(self.now_s)
-        assert sum(len(member.prefixes) for member in members) <= 3
-        for member in members:
-            for prefix in member.prefixes:
-                assert self.said[ipaddress.IPv4Address(prefix.split("/")[0])][0] == member.peer_id
+    def no_more_than_so_many_are_remembered(self) -> None:
+        known = [self.owners.standing(A + last, self.now_s) for last in range(6)]
+        assert sum(one is not None for one in known) <= 3
 
 
 TestRemembering = Remembering.TestCase

@@ -170,8 +170,9 @@ def test_owners_on_a_real_chain(chain: Chain, compiled: dict[str, Any]) -> None:
 
         await trio.to_thread.run_sync(bind, chain, contract, compiled, A + 9, PEER)
         assert (await owners.owner(A + 9)).peer_id == PEER
-        member = owners.find(PEER)
-        assert member is not None and member.prefixes == (f"{A}/32", f"{A + 9}/32")
+        await trio.to_thread.run_sync(bind, chain, contract, compiled, A, "")
+        assert (await owners.owner(A)).peer_id == PEER, "as remembered"
+        assert (await owners.ask(A)).peer_id == ""
         await owners.close()
 
         nothing = registry("0x" + "12" * 20)

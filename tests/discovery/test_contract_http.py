@@ -90,12 +90,8 @@ def test_an_owner_is_asked_for_once() -> None:
     endpoint = Endpoint(owned)
 
     async def test(registry: ContractRegistry) -> None:
-        assert registry.known(A) is None and registry.find(PEER) is None
-        assert (await registry.owner(A)).peer_id == PEER
-        assert (await registry.owner(A)).peer_id == PEER
-        found = registry.find(PEER)
-        assert found is not None and registry.members() == (found,)
-        assert registry.known(A) == await registry.owner(A)
+        first = await registry.owner(A)
+        assert first.peer_id == PEER and await registry.owner(A) == first
 
     endpoint.run(test)
     assert len(endpoint.questions) == 1 and endpoint.counts == {"registry_lookups": 1}
@@ -138,10 +134,28 @@ def test_a_cancelled_question_is_taken_over_by_who_waits() -> None:
             nursery.start_soon(registry.owner, A)
             await trio.testing.wait_all_tasks_blocked()
             scope.cancel()
-        assert registry.find(PEER) is not None
+        assert (await registry.owner(A)).peer_id == PEER
 
     endpoint.run(test)
     assert len(endpoint.questions) == 2
+
+
+def test_whoever_asks_now_is_told_what_the_contract_says_now() -> None:
+    async def once(stream: trio.SocketStream, question: dict) -> None:
+        await (owned if len(endpoint.questions) < 3 else hang_up)(stream, question)
+
+    endpoint = Endpoint(once)
+
+    async def test(registry: ContractRegistry) -> None:
+        first = await registry.owner(A)
+        second = await registry.ask(A)
+        assert second.confirmed_s > first.confirmed_s and await registry.owner(A) == second
+        with pytest.raises(RegistryError, match="cannot be asked"):
+            await registry.ask(A)
+        assert await registry.owner(A) == second, "who asks for what is remembered is told that"
+
+    endpoint.run(test)
+    assert len(endpoint.questions) == 3
 
 
 def test_so_many_at_once_and_so_many_waiting() -> None:
@@ -249,6 +263,5 @@ def test_an_owner_stands_while_the_endpoint_is_down() -> None:
     async def test(registry: ContractRegistry) -> None:
         assert not (await registry.owner(A)).stale
         assert (await registry.owner(A)).stale
-        assert registry.find(PEER) is not None
 
     endpoint.run(test, positive_lifetime=0.0)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import ipaddress
 
 import pytest
 
 from vpnd.discovery.cache import AnswerCache
+from vpnd.discovery.contract import Owner
 from vpnd.discovery.lookup import Found, Known, Lookup, Resolution, is_peer_id
 from vpnd.errors import VpndError
 
@@ -23,7 +24,7 @@ class Sources:
         self.known: dict[str, Known] = {}
         self.table: dict[str, Found] = {}
         self.owners: dict[str, str] = {}
-        self.fails = False
+        self.fails = self.stale = False
         self.asked: list[str] = []
         self.cache: AnswerCache[Found] = AnswerCache(60.0, 5.0, 10)
 
@@ -36,16 +37,21 @@ class Sources:
             raise VpndError("no answer within 5 s")
         return self.table.get(peer_id)
 
-    async def owner(self, what: str) -> str:
+    async def owner(self, address: ipaddress.IPv4Address) -> Owner:
         self.asked.append("contract")
         if self.fails:
             raise VpndError("the endpoint refused")
-        return self.owners.get(what, "")
+        return Owner(
+            peer_id=self.owners.get(str(address), ""), confirmed_s=self.now_s - 7.0, stale=self.stale
+        )
 
     def resolve(self, what: str, *, contract: bool = False, dht: bool = True) -> Resolution:
-        owner: Callable[[str], Awaitable[str]] | None = self.owner if contract else None
         lookup = Lookup(
-            self, self.cache, lambda: self.now_s, search=self.search if dht else None, owner=owner
+            self,
+            self.cache,
+            lambda: self.now_s,
+            search=self.search if dht else None,
+            owner=self.owner if contract else None,
         )
         return asyncio.run(lookup.resolve(what))
 
@@ -129,17 +135,34 @@ def test_the_contract_knows_addresses_that_the_directory_does_not(sources: Sourc
     sources.owners["10.86.0.9"] = PEER
     found = sources.resolve("10.86.0.9", contract=True, dht=False)
     assert (found.peer_id, found.virtual_ips) == (PEER, ("10.86.0.9",))
-    assert steps(found) == [("directory", "not known", None), ("contract", f"peer {PEER}", None)]
+    assert steps(found) == [("directory", "not known", None), ("contract", f"peer {PEER}", 7.0)]
     sources.known[PEER] = sources.known["b"]
     assert sources.resolve("10.86.0.9", contract=True).name == "b", "and then the directory knows the rest"
 
 
 def test_the_contract_may_know_nobody_or_fail(sources: Sources) -> None:
-    assert steps(sources.resolve("10.86.0.9", contract=True))[-1] == ("contract", "nobody owns it", None)
+    assert steps(sources.resolve("10.86.0.9", contract=True))[-1] == ("contract", "nobody owns it", 7.0)
     sources.fails = True
     found = sources.resolve("10.86.0.9", contract=True)
     assert steps(found)[-1] == ("contract", "failed: the endpoint refused", None)
     assert found.peer_id == ""
+
+
+def test_whatever_the_directory_says_the_contract_decides(sources: Sources) -> None:
+    sources.known["10.86.0.2"] = sources.known["b"]
+    sources.owners["10.86.0.2"] = PEER
+    assert sources.resolve("10.86.0.2", contract=True).peer_id == PEER
+    sources.stale = True
+    assert "look-ups fail" in steps(sources.resolve("10.86.0.2", contract=True, dht=False))[-1][1]
+    sources.owners.clear()
+    found = sources.resolve("10.86.0.2", contract=True)
+    assert found.peer_id == "" and [step.source for step in found.steps] == ["directory", "contract"]
+
+
+@pytest.mark.parametrize("what", ["b", PEER, "fd86::9"])
+def test_the_contract_is_asked_for_ipv4_addresses_alone(sources: Sources, what: str) -> None:
+    sources.resolve(what, contract=True, dht=False)
+    assert sources.asked == []
 
 
 def test_without_a_table_there_are_no_further_steps(sources: Sources) -> None:

@@ -17,6 +17,7 @@ import msgspec
 import pytest
 
 from vpnd.api import channel, messages, parts
+from vpnd.config.naming import Registry
 from vpnd.config.schema import Config, Process, Worker
 from vpnd.config.streams import Session
 from vpnd.metrics import SHARD_COUNTERS, create_page
@@ -243,6 +244,27 @@ def test_no_peer_owns_the_destination():
         a.send(packet(A, "10.86.7.7", b"x"))
         time.sleep(0.1)
         assert a.counts()["dropped_no_route"] == 1
+
+
+def test_control_is_asked_who_owns_a_destination_that_nobody_has():
+    registry = Registry(negative_lifetime=0.3)
+    with two_shards(msgspec.structs.replace(CONFIG, registry=registry)) as (a, b):
+        join(a, b)
+        a.send(packet(A, "10.86.7.7", b"before"))
+        a.control.send(messages.OwnersAsked(networks=("10.86.0.0/16",)))
+        time.sleep(0.1)
+        a.send(packet(A, "10.86.7.7", b"x"), packet(A, "10.86.7.7", b"x", port=9001))
+        for _ in range(2):  # once, and once more when packets still want it later
+            assert a.hear(a.control) == messages.OwnerWanted(address=0x0A560707)
+            a.send(packet(A, "10.86.7.7", b"x"))
+            assert not select.select([a.control.fileno()], [], [], 0.1)[0]
+            time.sleep(0.3)
+            a.send(packet(A, "10.86.7.7", b"x"))
+        a.control.send(messages.PeerKnown(peer_id="b", name="b", prefixes=(f"{B}/32", "10.86.7.7/32")))
+        time.sleep(0.1)
+        a.send(packet(A, "10.86.7.7", b"found"))
+        a.counts()
+        assert a.counts()["packets_sent"] == 1 and b.counts()["dropped_destination_not_ours"] == 1
 
 
 def test_idle_flows_are_forgotten():

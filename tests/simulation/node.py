@@ -91,6 +91,10 @@ class Node:
         self.world.closed(self, link, reason, failed)
         self._later(self._on_down, link.session_id, reason, failed)
 
+    def owner_wanted(self, address: int) -> None:
+        """See shards.plane.PlaneEvents: no contract here gives addresses away."""
+        raise AssertionError(address)
+
     def session_wanted(self, peer_id: str, sessions: int, urgent: bool) -> None:
         self._later(self._on_wanted, peer_id, sessions, urgent)
 

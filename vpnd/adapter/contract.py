@@ -10,7 +10,8 @@ from __future__ import annotations
 import importlib
 import ipaddress
 import itertools
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable
 
 import httpx
 import trio
@@ -23,19 +24,20 @@ from vpnd.discovery.contract import (
     parse_answer_untrusted,
     request,
 )
-from vpnd.discovery.registry import Member
 
 #: Imported by httpx and below with the first request only.
 LAZY = ("httpcore", "httpcore._backends.auto", "anyio._backends._trio", "encodings.idna", "stringprep")
+
+#: They log whatever they send, and where to: the URL may hold a key.
+TALKATIVE = ("httpx", "httpcore")
 
 HEADERS = {"Content-Type": "application/json", "Accept": "application/json", "Accept-Encoding": "identity"}
 
 
 class ContractRegistry:
-    """Owners of virtual addresses, looked up and remembered. Owner: control.
+    """Owners of virtual addresses, looked up and remembered: the contract can be asked for an address, not for a peer.
 
-    `members` and `find` are those of `Registry`, over what has been looked up: the contract can be asked for an
-    address, not for a peer. Off the packet path.
+    Owner: control. Off the packet path.
     """
 
     def __init__(
@@ -48,6 +50,8 @@ class ContractRegistry:
         """`settings.kind` is "contract". `count` gets registry_lookups, registry_failures. `transport`: for tests."""
         for name in LAZY:
             importlib.import_module(name)
+        for name in TALKATIVE:
+            logging.getLogger(name).setLevel(logging.WARNING)
         self._settings = settings
         self._count = count
         self._now_s = now_s
@@ -70,32 +74,27 @@ class ContractRegistry:
 
         Raises RegistryError; a failure is remembered for registry.failure_lifetime and told again.
         """
-        while True:
-            known = self._cache.get(address, self._now_s())
-            if known is not None:
-                return known
+        while (known := self._cache.get(address, self._now_s())) is None:
             under_way = self._under_way.get(address)
-            if under_way is None:
-                return await self._look_up(address)
+            if under_way is not None:
+                await under_way.wait()
+                continue
+            try:
+                return await self.ask(address)
+            except RegistryError:
+                standing = self._cache.standing(address, self._now_s())
+                if standing is None:
+                    raise
+                return standing
+        return known
+
+    async def ask(self, address: ipaddress.IPv4Address) -> Owner:
+        """What the contract says now, whatever is remembered, within registry.timeout of its turn.
+
+        Raises RegistryError; `owner` goes on telling what was remembered then, as long as it stands.
+        """
+        while (under_way := self._under_way.get(address)) is not None:
             await under_way.wait()
-
-    def known(self, address: ipaddress.IPv4Address) -> Owner | None:
-        """The owner from memory alone; None when the contract would have to be asked. Raises as `owner`."""
-        return self._cache.get(address, self._now_s())
-
-    def members(self) -> Sequence[Member]:
-        """See Registry; the members are named after their addresses."""
-        return self._cache.members(self._now_s())
-
-    def find(self, peer_id: str) -> Member | None:
-        """See Registry."""
-        return self._cache.find(peer_id, self._now_s())
-
-    async def close(self) -> None:
-        """Close the connections. No `owner` may be under way."""
-        await self._client.aclose()
-
-    async def _look_up(self, address: ipaddress.IPv4Address) -> Owner:
         if len(self._under_way) >= self._settings.max_requests + self._settings.max_waiting:
             self._count("registry_failures")
             raise RegistryError("too many look-ups wait already")
@@ -106,10 +105,15 @@ class ContractRegistry:
                 peer_id = await self._ask(address)
         except RegistryError as error:
             self._count("registry_failures")
-            return self._cache.failed(address, str(error), self._now_s())
+            self._cache.failed(address, str(error), self._now_s())
+            raise
         finally:
             self._under_way.pop(address).set()
         return self._cache.confirmed(address, peer_id, self._now_s())
+
+    async def close(self) -> None:
+        """Close the connections. No question may be under way."""
+        await self._client.aclose()
 
     async def _ask(self, address: ipaddress.IPv4Address) -> str:
         settings = self._settings

@@ -18,6 +18,7 @@ from typing import TypeVar
 import msgspec
 
 from vpnd.api import messages
+from vpnd.api.permitted import PERMITTED
 from vpnd.errors import ProtocolViolation
 
 #: Kernel's limit of one SCM_RIGHTS message is 253; no message of ours carries more than this.
@@ -48,7 +49,7 @@ def pair() -> tuple[socket.socket, socket.socket]:
 
 
 class Channel:
-    """One end. `here` and `there` are roles of `messages.PERMITTED`: supervisor, control, shard.
+    """One end. `here` and `there` are roles of `vpnd.api.permitted`: supervisor, control, shard.
 
     Owner: the loop that watches it; not thread-safe.
     """
@@ -56,8 +57,8 @@ class Channel:
     def __init__(self, sock: socket.socket, here: str, there: str) -> None:
         sock.setblocking(False)
         self._sock = sock
-        self._send_set = messages.PERMITTED[here, there]
-        self._receive_set = messages.PERMITTED[there, here]
+        self._send_set = PERMITTED[here, there]
+        self._receive_set = PERMITTED[there, here]
         self._name = f"{there} to {here}"
         self._waiting: deque[tuple[bytes, tuple[int, ...]]] = deque()
 

@@ -33,13 +33,15 @@ message, msgpack, tagged by the Struct's name, with the descriptors it speaks of
     PeerCircuit      C -> H    after PeerKnown of that peer, on every change     -
     PeerDialed       C -> H    after PeerKnown of that peer, on every dial      -
     PeersComplete    C -> H    after the first PeerKnowns of a channel          -
+    OwnersAsked      C -> H    before all PeerKnowns, if addresses have owners  -
     SessionHandover  C -> H    after PeerKnown of that peer                     the TCP socket
     SessionsHeld     H -> C    once, first: what a shard has when control came  -
     SessionUp        H -> C    a stream of a handed-over session is open        -
     SessionDown      H -> C    a session has ended                              -
     SessionWanted    H -> C    a shard wants (more) sessions with a peer        -
+    OwnerWanted      H -> C    after OwnersAsked: packets for an address of it  -
 
-`PERMITTED` is this table as data; a message outside it is fatal to the sender's channel.
+`vpnd.api.permitted` is this table as data; a message outside it is fatal to the sender's channel.
 """
 
 from __future__ import annotations
@@ -207,13 +209,16 @@ class StatusRequest(Message, frozen=True):
 
 
 class ControlStatus(Message, frozen=True):
-    """Control's answer to StatusRequest. `more`: it goes on in the next one; see vpnd.api.parts."""
+    """Control's answer to StatusRequest. `more`: it goes on in the next one; see vpnd.api.parts. `warnings`: what the
+    user should know, a line each.
+    """
 
     serial: int
     listen: tuple[str, ...]
     peers: tuple[PeerReport, ...]
     connections: int
     network: NetworkReport | None = None
+    warnings: tuple[str, ...] = ()
     more: bool = False
 
 
@@ -273,6 +278,13 @@ class PeersComplete(Message, frozen=True):
     """All peers have been told: what was known before this channel and not told again is forgotten."""
 
 
+class OwnersAsked(Message, frozen=True):
+    """Of these networks single addresses have owners, and nobody has what is in them because of a network around it.
+    Who owns an address that no peer has may be asked for (OwnerWanted)."""
+
+    networks: tuple[str, ...]
+
+
 class SessionHandover(Message, frozen=True):
     """An established libp2p session, Noise handshake done and muxer id agreed, now the shard's.
 
@@ -328,6 +340,12 @@ class SessionWanted(Message, frozen=True):
     urgent: bool = True
 
 
+class OwnerWanted(Message, frozen=True):
+    """Packets are for an IPv4 address that no peer has; `address` is its number. A PeerKnown may come of it."""
+
+    address: int
+
+
 Any = (
     ControlStart
     | ShardStart
@@ -360,39 +378,6 @@ Any = (
     | SessionUp
     | SessionDown
     | SessionWanted
+    | OwnersAsked
+    | OwnerWanted
 )
-
-#: (from, to) -> messages permitted on that way
-PERMITTED: dict[tuple[str, str], frozenset[type[Message]]] = {
-    ("supervisor", "control"): frozenset(
-        {
-            ControlStart,
-            Stop,
-            ShardArrived,
-            ShardLeft,
-            StatusRequest,
-            Reconfigure,
-            NetworkChanged,
-            NameSockets,
-            Request,
-        }
-    ),
-    ("supervisor", "shard"): frozenset(
-        {
-            ShardStart,
-            Stop,
-            ControlArrived,
-            StatusRequest,
-            ProbeRequest,
-            Reconfigure,
-            NetworkChanged,
-            OwnPrefixes,
-        }
-    ),
-    ("control", "supervisor"): frozenset({Ready, Failed, ControlStatus, OwnChanged, RoutesKnown, Answer}),
-    ("shard", "supervisor"): frozenset({Ready, Failed, ShardStatus, ProbeAnswer}),
-    ("control", "shard"): frozenset(
-        {PeerKnown, PeerForgotten, PeerCircuit, PeerDialed, PeersComplete, SessionHandover}
-    ),
-    ("shard", "control"): frozenset({SessionsHeld, SessionUp, SessionDown, SessionWanted}),
-}

@@ -27,7 +27,7 @@ class PeerReport(msgspec.Struct, frozen=True, kw_only=True):
     side's turn). `last_error`: why the last dial failed; empty after a success. `next_dial_s`: seconds
     until the next dial; negative when none is planned. `circuit`: closed, open or half_open;
     `circuit_opened`: how often it opened. `virtual_ips`: its own addresses, `routes`: what it announces; `source`:
-    configuration, membership or contract.
+    configuration or membership. `ownership`: a line for each address it claims that the contract does not confirm.
     """
 
     name: str
@@ -43,6 +43,7 @@ class PeerReport(msgspec.Struct, frozen=True, kw_only=True):
     virtual_ips: tuple[str, ...] = ()
     routes: tuple[str, ...] = ()
     source: str = "configuration"
+    ownership: tuple[str, ...] = ()
 
 
 class NetworkReport(msgspec.Struct, frozen=True, kw_only=True):

@@ -261,11 +261,13 @@ _COMMANDS: tuple[Callable[..., None], ...] = (invite, members, remove, leave, pe
 
 def ask(place: Where, command: str, **arguments: object) -> Any:
     """What the daemon answers. Waits for as long as a command may (status.timeout), and a look-up or dial in it."""
-    settings = load_tables(place, "status", "p2p", "discovery").config
+    settings = load_tables(place, "status", "p2p", "discovery", "registry").config
     from vpnd import statusclient
 
     timeout_s = settings.status.timeout
     work_s = timeout_s + settings.p2p.dial_timeout + settings.discovery.dht_timeout
+    if settings.registry.kind == "contract":
+        work_s += settings.registry.timeout
     request = {"command": command, "patience_s": work_s, **arguments}
     answer = statusclient.ask(paths.status_socket(settings), request, timeout_s, work_s + timeout_s)
     if "answer" not in answer:

@@ -199,13 +199,21 @@ def milliseconds(value: object) -> str:
 
 
 def _troubles(status: Fields) -> str:
-    """A line for each peer that does not work: why, and what happens next."""
+    """A line for each peer that does not work: why, and what happens next; and for each address that is not used."""
+    peers = _list(status, "peers")
     lines = [
         f"{text(peer.get('name'))}: {reason}"
-        for peer in _list(status, "peers")
+        for peer in peers
         if peer.get("state") != "connected" and (reason := why_not(peer))
     ]
-    return "\n".join(lines)
+    return "\n".join([*lines, *ownership(peers)])
+
+
+def ownership(peers: Sequence[Fields]) -> list[str]:
+    """A line for each address that a peer claims and the contract does not confirm."""
+    return [
+        f"{text(peer.get('name'))}: {text(line)}" for peer in peers for line in peer.get("ownership") or ()
+    ]
 
 
 def why_not(peer: Fields) -> str:

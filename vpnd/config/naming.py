@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from vpnd.config.units import Table, duration, number, size, switch, text
+from vpnd.config.units import Table, duration, number, share, size, switch, text
 
 
 class Dns(Table, frozen=True):
@@ -59,7 +59,8 @@ class Registry(Table, frozen=True):
     kind: Annotated[
         str,
         text(
-            "static (what this node knows by itself) or contract (an Ethereum contract with getPeer(uint256)).",
+            "static (peers have the addresses they claim) or contract (an Ethereum contract with getPeer(uint256) says "
+            "who has an IPv4 address).",
             "registry",
         ),
     ] = "static"
@@ -75,19 +76,43 @@ class Registry(Table, frozen=True):
     timeout: Annotated[float, duration("Deadline of one look-up.", 0.1, 300.0)] = 5.0
     max_requests: Annotated[int, number("Look-ups under way at once.", 1, 1024, "requests")] = 8
     max_waiting: Annotated[
-        int, number("Look-ups that may wait for their turn; one more fails at once.", 0, 100_000, "requests")
+        int,
+        number(
+            "Look-ups that may wait for their turn; one more fails at once. So many addresses that no peer has are "
+            "asked for, because of packets to them, in one negative_lifetime.",
+            0,
+            100_000,
+            "requests",
+        ),
     ] = 256
     max_response_bytes: Annotated[int, size("Largest answer read from the endpoint.", 1 << 10, 1 << 24)] = (
         1 << 14
     )
     positive_lifetime: Annotated[
-        float, duration("How long an owner is remembered before the contract is asked again.", 0.0, 604800.0)
+        float, duration("How long an owner is remembered before the contract is asked again.", 0.1, 604800.0)
     ] = 300.0
+    refresh_share: Annotated[
+        float,
+        share(
+            "Owners of addresses in use are confirmed again after this share of positive_lifetime.",
+            0.05,
+            0.95,
+        ),
+    ] = 0.75
     negative_lifetime: Annotated[
-        float, duration("How long it is remembered that an address has no owner.", 0.0, 604800.0)
+        float,
+        duration(
+            "How long it is remembered that an address has no owner, or not the expected one.", 0.1, 604800.0
+        ),
     ] = 30.0
     failure_lifetime: Annotated[
-        float, duration("How long a failed look-up is not tried again.", 0.0, 86400.0)
+        float,
+        duration(
+            "How long a failed look-up is not tried again; for addresses in use it grows from one failure to the next, "
+            "up to negative_lifetime.",
+            0.1,
+            86400.0,
+        ),
     ] = 2.0
     stale_lifetime: Annotated[
         float,

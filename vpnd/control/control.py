@@ -22,17 +22,17 @@ from vpnd.api.channel import Channel, ChannelClosed
 from vpnd.config.schema import Config
 from vpnd.control.book import SessionBook
 from vpnd.control.channels import TrioChannel
+from vpnd.control.circuits import Circuits
 from vpnd.control.dialer import Dialer
-from vpnd.control.dialstate import CircuitChange
 from vpnd.control.discovering import Discovering
-from vpnd.control.links import ShardLink, ShardLinks, greeting, news, send_all
+from vpnd.control.links import ShardLink, ShardLinks, greeting, news
 from vpnd.control.membership import SOURCE, NetworkService
+from vpnd.control.owning import Owning
 from vpnd.control.planner import Planner
 from vpnd.control.requests import Requests
 from vpnd.discovery.registry import Change, CompositeRegistry
 from vpnd.errors import ProtocolViolation
 from vpnd.metrics import CounterPage
-from vpnd.resilience.breaker import Circuit
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class Control:
     """One node's control. Owner: a trio loop, `run`.
 
     `page` gets its counts. `seldom` logs what others can cause; shared with the host. `network` None: every peer is
-    configured by hand.
+    configured by hand. `owning` None: peers have the addresses they claim.
     """
 
     def __init__(
@@ -54,6 +54,7 @@ class Control:
         now_s: Callable[[], float],
         *,
         network: NetworkService | None = None,
+        owning: Owning | None = None,
         now_ms: Callable[[], int],
     ) -> None:
         self._config = config
@@ -70,11 +71,13 @@ class Control:
             config,
             keeps_up=self._keeps_up,
             hand_over=self._dialed,
-            announce=self._announce,
+            announce=lambda: self._circuits.announce(),
             count=page.add,
             now_s=now_s,
         )
-        self._network = network
+        self._circuits = Circuits(self._planner, page, self._tell)
+        self._network, self._owning = network, owning
+        owner = owning.contract.owner if owning is not None else None
         self._discovering: Discovering | None = None
         if network is not None:
             self._discovering = Discovering(
@@ -84,6 +87,7 @@ class Control:
                 unreachable=self._planner.unreachable,
                 count=page.add,
                 now_ms=now_ms,
+                owner=owner,
             )
         self._requests = Requests(
             config,
@@ -94,9 +98,9 @@ class Control:
             ping=lambda *of: self._host.ping(*of),
             now_ms=now_ms,
             lookup=self._discovering.lookup if self._discovering is not None else None,
+            owner=owner,
         )
         self._stop = trio.Event()
-        self._show_circuits()
 
     async def run(self, host: Host, supervisor: TrioChannel) -> None:
         """Serve until the supervisor says Stop or is gone. `host` must be running."""
@@ -110,6 +114,8 @@ class Control:
                 nursery.start_soon(self._network.run, host, self.members_changed, self._to_supervisor)
             if self._discovering is not None:
                 nursery.start_soon(self._discovering.run, host)
+            if self._owning is not None:
+                nursery.start_soon(self._owning.run, self._registry, self.members_changed)
             await self._stop.wait()
             nursery.cancel_scope.cancel()
         self._links.close()
@@ -143,15 +149,7 @@ class Control:
         elif isinstance(message, messages.Reconfigure):
             self._reconfigure(message.config)
         elif isinstance(message, messages.StatusRequest):
-            status = messages.ControlStatus(
-                serial=message.serial,
-                listen=self._host.listen_addresses(),
-                peers=self._planner.report(self._now_s()),
-                connections=self._host.connections(),
-                network=self._network.report() if self._network is not None else None,
-            )
-            for part in parts.split(status):
-                self._supervisor.send(part)
+            self._tell_status(message.serial)
         elif isinstance(message, messages.NameSockets) and self._discovering is not None:
             self._discovering.names.sockets(message.udp, descriptors)
         elif isinstance(message, messages.Request):
@@ -159,12 +157,28 @@ class Control:
         else:
             raise ProtocolViolation(f"{type(message).__name__} came a second time")
 
+    def _tell_status(self, serial: int) -> None:
+        peers, owning = self._planner.report(self._now_s()), self._owning
+        status = messages.ControlStatus(
+            serial=serial,
+            listen=self._host.listen_addresses(),
+            peers=peers if owning is None else owning.annotated(peers),
+            connections=self._host.connections(),
+            network=self._network.report() if self._network is not None else None,
+            warnings=() if owning is None else owning.warnings(),
+        )
+        for part in parts.split(status):
+            self._supervisor.send(part)
+
     async def _carry_out(self, request: messages.Request) -> None:
         self._to_supervisor(await self._requests.carry_out(request))
 
     def _to_supervisor(self, message: messages.Message) -> None:
-        if isinstance(message, messages.OwnChanged) and self._discovering is not None:
-            self._discovering.own_changed(message.own)
+        if isinstance(message, messages.OwnChanged):
+            if self._discovering is not None:
+                self._discovering.own_changed(message.own)
+            if self._owning is not None:
+                self._owning.own_changed(message.own)
         # its end is noticed where it is listened to
         with contextlib.suppress(ChannelClosed):
             self._supervisor.send(message)
@@ -200,8 +214,9 @@ class Control:
             self._planner.member_removed(member.peer_id)
             self._nursery.start_soon(self._part, member.peer_id)
         for before, after in change.changed:
-            # A member says where it is as often as it likes.
-            level = logging.DEBUG if after.source == SOURCE else logging.INFO
+            # A member says where it is as often as it likes; what the contract says has been logged.
+            often = after.source == SOURCE or self._owning is not None
+            level = logging.DEBUG if often else logging.INFO
             log.log(level, "peer %s is set otherwise", before.name)
             self._planner.member_changed(after)
         for member in change.added:
@@ -213,7 +228,7 @@ class Control:
         moved = {after.peer_id for before, after in change.changed if before.addresses != after.addresses}
         self._dialer.cancel(lambda dial: dial.member.peer_id in gone | moved)
         self._tell(news(change))
-        self._show_circuits()
+        self._circuits.show()
         self._settle()
 
     async def _part(self, peer_id: str) -> None:
@@ -229,8 +244,6 @@ class Control:
         link = ShardLink(index, TrioChannel(Channel(sock, "control", "shard")))
         self._links.add(link)
         self._nursery.start_soon(self._serve_shard, link)
-        if not send_all(link, greeting(self._registry.members(), self._planner.circuits())):
-            self._shard_left(index)
 
     def _shard_left(self, index: int) -> None:
         """Forget a shard, if it is there: the supervisor says it is gone, or its channel has ended."""
@@ -258,7 +271,12 @@ class Control:
             self._on_shard(link, message)
 
         with link.scope:
+            governed: tuple[str, ...] = ()
+            if self._owning is not None:
+                await self._owning.settled()
+                governed = self._owning.ownership.governed
             try:
+                link.greet(greeting(self._registry.members(), self._planner.circuits(), governed))
                 await link.channel.run(handler)
             except* ChannelClosed:
                 log.debug("shard %d is gone", link.index)
@@ -286,6 +304,8 @@ class Control:
                 self._planner.session_down(held, message.reason, message.failed, now_s)
         elif isinstance(message, messages.SessionWanted):
             self._planner.wanted(message.peer_id, link.index, message.sessions, message.urgent, now_s)
+        elif isinstance(message, messages.OwnerWanted) and self._owning is not None:
+            self._owning.wanted(message.address)
         self._settle()
 
     def _shard_ready(self, link: ShardLink, message: messages.SessionsHeld, now_s: float) -> None:
@@ -356,34 +376,8 @@ class Control:
 
     def _settle(self) -> None:
         """Act on what has changed. After everything the planner is told."""
-        self._announce()
+        self._circuits.announce()
         self._dialer.replan()
-
-    def _announce(self) -> None:
-        """Say what has become of circuits."""
-        changes = self._planner.take_circuit_changes()
-        for change in changes:
-            self._circuit_changed(change)
-        if changes:
-            self._show_circuits()
-            self._tell(
-                [messages.PeerCircuit(peer_id=change.member.peer_id, state=change.new) for change in changes]
-            )
-
-    def _circuit_changed(self, change: CircuitChange) -> None:
-        # From probe to probe of a peer that stays away nothing is new.
-        level = logging.INFO if Circuit.CLOSED in (change.old, change.new) else logging.DEBUG
-        why = f": {change.why}" if change.why else ""
-        log.log(level, "the circuit of %s is %s%s", change.member.name, change.new, why)
-        if change.old is Circuit.CLOSED:
-            self._page.add("circuits_opened")
-        elif change.new is Circuit.CLOSED:
-            self._page.add("circuits_closed")
-
-    def _show_circuits(self) -> None:
-        states = list(self._planner.circuits().values())
-        self._page.set("circuits_open", states.count(Circuit.OPEN))
-        self._page.set("circuits_half_open", states.count(Circuit.HALF_OPEN))
 
     def _name(self, peer_id: str) -> str:
         member = self._registry.find(peer_id)

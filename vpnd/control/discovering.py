@@ -27,7 +27,7 @@ from vpnd.control.resolving import LocalDirectory
 from vpnd.control.state import milliseconds
 from vpnd.discovery.cache import AnswerCache
 from vpnd.discovery.localnet import Recognizer
-from vpnd.discovery.lookup import Found, Lookup
+from vpnd.discovery.lookup import AskOwner, Found, Lookup
 from vpnd.discovery.records import RecordRules
 from vpnd.discovery.registry import CompositeRegistry
 from vpnd.membership.statements import Presence
@@ -58,7 +58,8 @@ class Turns:
 class Discovering:
     """Owner: control's trio loop; `run` once.
 
-    `unreachable()` gives the peer ids of members that have no session and none under way.
+    `unreachable()` gives the peer ids of members that have no session and none under way. `owner`: of an address, where
+    a contract says so.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Discovering:
         unreachable: Callable[[], Iterable[str]],
         count: Count,
         now_ms: Callable[[], int],
+        owner: AskOwner | None = None,
     ) -> None:
         self._network, self._own, self._config = network, network.own, config
         self._unreachable, self._count, self._now_ms = unreachable, count, now_ms
@@ -79,7 +81,11 @@ class Discovering:
         )
         #: For users and for `_search_on`: they share what was found.
         self.lookup = Lookup(
-            LocalDirectory(registry, self._own, now_ms), self.cache, trio.current_time, search=self._search
+            LocalDirectory(registry, self._own, now_ms),
+            self.cache,
+            trio.current_time,
+            search=self._search,
+            owner=owner,
         )
         self.names = NameService(self._own.peer_id, registry.members, config.dns, count)
         self.names.own_changed(self._own.addresses(now_ms()))

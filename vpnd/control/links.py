@@ -13,12 +13,13 @@ from vpnd.discovery.registry import Change, Member
 
 
 class ShardLink:
-    """Control's side of one shard. `ready`: it has told what it holds and takes sessions."""
+    """Control's side of one shard. `greeted`: it was told of all peers. `ready`: it has told what it holds and takes
+    sessions."""
 
     def __init__(self, index: int, channel: TrioChannel) -> None:
         self.index = index
         self.channel = channel
-        self.ready = False
+        self.greeted = self.ready = False
         self.scope = trio.CancelScope()
 
     @property
@@ -26,15 +27,24 @@ class ShardLink:
         """False also while the shard does not read what it was sent."""
         return self.ready and not self.channel.backlog
 
+    def greet(self, told: Iterable[messages.Message]) -> None:
+        """Tell it everybody (`greeting`); from now on it is told what changes. Raises ChannelClosed."""
+        self.greeted = True
+        for message in told:
+            self.channel.send(message)
+
 
 def known(member: Member) -> messages.PeerKnown:
     """What a shard has to know of a member."""
     return messages.PeerKnown(peer_id=member.peer_id, name=member.name, prefixes=member.prefixes)
 
 
-def greeting(members: Iterable[Member], circuits: Mapping[str, str]) -> list[messages.Message]:
-    """What a shard that has just arrived is told. `circuits`: of the peers whose is not closed."""
-    told: list[messages.Message] = []
+def greeting(
+    members: Iterable[Member], circuits: Mapping[str, str], governed: tuple[str, ...] = ()
+) -> list[messages.Message]:
+    """What a shard that has just arrived is told. `circuits`: of the peers whose is not closed. `governed`: networks in
+    which single addresses have owners."""
+    told: list[messages.Message] = [messages.OwnersAsked(networks=governed)] if governed else []
     for member in members:
         told.append(known(member))
         if state := circuits.get(member.peer_id):
@@ -83,13 +93,15 @@ class ShardLinks:
         return [index for index, link in self._links.items() if link.takes_sessions]
 
     def tell(self, told: Iterable[messages.Message], whom: set[int] | None = None) -> list[int]:
-        """Send to all, or to some. Returns the shards whose channel turned out to be closed."""
+        """Send to all that were greeted, or to some of them. Returns the shards whose channel turned out to be
+        closed."""
         told = tuple(told)
-        return [
-            index
-            for index, link in list(self._links.items())
-            if (whom is None or index in whom) and not send_all(link, told)
+        links = [
+            (index, link)
+            for index, link in self._links.items()
+            if link.greeted and (whom is None or index in whom)
         ]
+        return [index for index, link in links if not _send_all(link, told)]
 
     def close(self) -> None:
         """Close all channels, at the end."""
@@ -97,7 +109,7 @@ class ShardLinks:
             link.channel.close()
 
 
-def send_all(link: ShardLink, told: Iterable[messages.Message]) -> bool:
+def _send_all(link: ShardLink, told: Iterable[messages.Message]) -> bool:
     """Send to one shard. False when its channel is closed."""
     try:
         for message in told:

@@ -6,7 +6,8 @@
                                                     ShardLeft, StatusRequest, NetworkChanged, Reconfigure,
                                                     Request, Stop
     each shard     channel (from ShardArrived)      Control._on_shard: SessionsHeld, SessionUp, SessionDown,
-                                                    SessionWanted
+                                                    SessionWanted, OwnerWanted
+    a contract     HTTP, registry.kind "contract"   Owning: who owns an address
     other nodes    libp2p over TCP                  Host: Noise, identify, ping; Control.take_session: inbound
                                                     data sessions; Dialer: outbound ones; Gossiping,
                                                     EnrolmentDesk: members, and who wants to be one
@@ -39,10 +40,12 @@ from vpnd.adapter.shape import check_libp2p
 from vpnd.api import messages
 from vpnd.api.channel import Channel, ChannelClosed, first_message
 from vpnd.config import paths
+from vpnd.config.schema import Config
 from vpnd.control.channels import TrioChannel
 from vpnd.control.control import Control
 from vpnd.control.founding import Founding
 from vpnd.control.membership import NetworkService
+from vpnd.control.owning import Contract, Owning
 from vpnd.discovery.registry import CompositeRegistry
 from vpnd.errors import ConfigError, ProtocolViolation, VpndError, kind_of
 from vpnd.membership.store import Store
@@ -83,13 +86,24 @@ def _main(channel: Channel, parent_pid: int) -> int:
     os.close(page_fd)
     if peer_id_of(keys) != start.peer_id:
         raise ConfigError(f"the identity file belongs to {peer_id_of(keys)}, not to {start.peer_id}")
+    contract = _contract(start.config, page)
     privileges.drop(start.config.process.user, parent_pid)
     store = Store(paths.network_dir(start.config), descriptors[2]) if len(descriptors) > 2 else None
     failed: list[VpndError] = []
-    trio.run(_run, start, keys, page, TrioChannel(channel), store, failed)
+    trio.run(_run, start, keys, page, TrioChannel(channel), store, contract, failed)
     if failed:
         raise failed[0]
     return 0
+
+
+def _contract(config: Config, page: CounterPage) -> Contract | None:
+    """What is asked who owns an address: made while there are the rights to read what that takes, and imported only
+    where it is wanted."""
+    if config.registry.kind != "contract":
+        return None
+    from vpnd.adapter.contract import ContractRegistry
+
+    return ContractRegistry(config.registry, page.add, trio.current_time)
 
 
 async def _run(
@@ -98,13 +112,26 @@ async def _run(
     page: CounterPage,
     supervisor: TrioChannel,
     store: Store | None,
+    contract: Contract | None,
     failed: list[VpndError],
 ) -> None:
     """Until Stop. What keeps it from getting ready is put into `failed`: raised, it would come out of libp2p's
     nurseries in a group."""
     config, dice = start.config, random.SystemRandom()
-    registry = CompositeRegistry(config.peers)
     seldom = Seldom(log, config.log.refusal_interval, trio.current_time)
+    owning: Owning | None = None
+    if contract is not None:
+        owning = Owning(
+            contract,
+            config,
+            start.peer_id,
+            in_network=store is not None,
+            count=page.add,
+            gauge=page.set,
+            seldom=seldom,
+            now_s=trio.current_time,
+        )
+    registry = CompositeRegistry(config.peers, owning.ownership if owning is not None else None)
     control: Control | None = None
 
     def take_session(session: Detached) -> None:
@@ -143,6 +170,8 @@ async def _run(
             network = NetworkService(
                 entered, config, registry, count=page.add, seldom=seldom, now_ms=_wall_clock_ms, dice=dice
             )
+            if owning is not None:
+                owning.own_changed(entered.addresses(_wall_clock_ms()))
             own = network.enter()
         control = Control(
             config,
@@ -152,6 +181,7 @@ async def _run(
             seldom,
             trio.current_time,
             network=network,
+            owning=owning,
             now_ms=_wall_clock_ms,
         )
         supervisor.send(messages.Ready(listen=listen, own=own))

@@ -35,7 +35,7 @@ from vpnd.config.schema import Config
 from vpnd.control.membership import NetworkService
 from vpnd.control.resolving import Resolver
 from vpnd.control.state import EXPIRED, MEMBER, MILLISECONDS, OwnNetwork, milliseconds
-from vpnd.discovery.lookup import Lookup
+from vpnd.discovery.lookup import AskOwner, Lookup
 from vpnd.discovery.registry import CompositeRegistry
 from vpnd.errors import ConfigError, RefusedError, VpndError, kind_of
 from vpnd.membership import token
@@ -76,6 +76,7 @@ class Requests:
         ping: Callable[[str, tuple[str, ...], int], Awaitable[list[float | None]]],
         now_ms: Callable[[], int],
         lookup: Lookup | None = None,
+        owner: AskOwner | None = None,
     ) -> None:
         self._config = config
         self._network = network
@@ -84,7 +85,8 @@ class Requests:
         self._listen = listen
         self._ping = ping
         self._now_ms = now_ms
-        self._resolver = Resolver(registry, network.own if network is not None else None, now_ms, lookup)
+        own = network.own if network is not None else None
+        self._resolver = Resolver(registry, own, now_ms, lookup, owner)
         self._commands: dict[str, Callable[[Arguments], Awaitable[Result]]] = {
             "invite": self._invite,
             "members": self._members,

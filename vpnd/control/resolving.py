@@ -9,7 +9,7 @@ import trio
 
 from vpnd.control.state import MILLISECONDS, OwnNetwork
 from vpnd.discovery.cache import AnswerCache
-from vpnd.discovery.lookup import Found, Known, Lookup, Resolution
+from vpnd.discovery.lookup import AskOwner, Found, Known, Lookup, Resolution
 from vpnd.discovery.registry import CompositeRegistry, Member
 from vpnd.membership.refusal import MembershipRefused
 from vpnd.membership.statements import Presence
@@ -35,7 +35,7 @@ class LocalDirectory:
             if peer_id and (known := self._in_network(self._own, peer_id)) is not None:
                 return known
         address = _address(what)
-        for member in self._registry.members():
+        for member in self._registry.claims().values():
             if what in (member.name, member.peer_id) or (address and address in member.virtual_ips):
                 return _known(member)
         return None
@@ -58,7 +58,7 @@ class LocalDirectory:
 
 
 class Resolver:
-    """Look-ups for users. `lookup`: with all sources; None where this node's own knowledge is the only one.
+    """Look-ups for users. `lookup`: with all sources; None where this node's own knowledge and `owner` are all.
 
     Owner: control's loop.
     """
@@ -69,9 +69,11 @@ class Resolver:
         own: OwnNetwork | None,
         now_ms: Callable[[], int],
         lookup: Lookup | None = None,
+        owner: AskOwner | None = None,
     ) -> None:
         nothing: AnswerCache[Found] = AnswerCache(0.0, 0.0, 0)
-        self._lookup = lookup or Lookup(LocalDirectory(registry, own, now_ms), nothing, trio.current_time)
+        directory = LocalDirectory(registry, own, now_ms)
+        self._lookup = lookup or Lookup(directory, nothing, trio.current_time, owner=owner)
 
     async def resolve(self, what: str) -> Resolution:
         """See vpnd.discovery.lookup.Lookup."""

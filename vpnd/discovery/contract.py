@@ -15,13 +15,11 @@ from __future__ import annotations
 
 import ipaddress
 from collections import OrderedDict
-from collections.abc import Sequence
 
 import msgspec
 
 from vpnd import peerid
 from vpnd.config.naming import Registry
-from vpnd.discovery.registry import Member
 from vpnd.errors import VpndError
 from vpnd.printable import printable
 
@@ -149,7 +147,6 @@ class OwnerCache:
     def __init__(self, settings: Registry) -> None:
         self._settings = settings
         self._entries: OrderedDict[ipaddress.IPv4Address, Owner] = OrderedDict()
-        self._owned: dict[str, set[ipaddress.IPv4Address]] = {}  # by peer id
         self._failures: OrderedDict[ipaddress.IPv4Address, tuple[float, str]] = OrderedDict()
 
     def get(self, address: ipaddress.IPv4Address, now_s: float) -> Owner | None:
@@ -162,66 +159,39 @@ class OwnerCache:
         failed_s, reason = self._failures.get(address, (-float("inf"), ""))
         if now_s >= failed_s + self._settings.failure_lifetime:
             return None
-        if entry is not None and self._stands(entry, now_s):
+        standing = self.standing(address, now_s)
+        if standing is None:
+            raise RegistryError(reason)
+        return standing
+
+    def standing(self, address: ipaddress.IPv4Address, now_s: float) -> Owner | None:
+        """What is believed though look-ups fail; None when there is nothing, or it is too old."""
+        entry = self._entries.get(address)
+        if entry is None:
+            return None
+        if self._fresh(entry, now_s):
+            return entry
+        # that there is no owner is not worth keeping
+        if entry.peer_id and now_s < entry.confirmed_s + self._settings.stale_lifetime:
             return msgspec.structs.replace(entry, stale=True)
-        raise RegistryError(reason)
+        return None
 
     def confirmed(self, address: ipaddress.IPv4Address, peer_id: str, now_s: float) -> Owner:
         """The contract named an owner, or "" for nobody."""
         self._failures.pop(address, None)
-        entry = Owner(peer_id=peer_id, confirmed_s=now_s)
-        self._forget(address)
-        self._entries[address] = entry
-        self._owned.setdefault(peer_id, set()).add(address)
+        entry = self._entries[address] = Owner(peer_id=peer_id, confirmed_s=now_s)
+        self._entries.move_to_end(address)
         if len(self._entries) > self._settings.max_entries:
-            self._forget(next(iter(self._entries)))
+            self._entries.popitem(last=False)
         return entry
 
-    def failed(self, address: ipaddress.IPv4Address, reason: str, now_s: float) -> Owner:
-        """A look-up failed: the owner that still stands. Raises RegistryError(reason) when none does."""
+    def failed(self, address: ipaddress.IPv4Address, reason: str, now_s: float) -> None:
+        """A look-up failed."""
         self._failures[address] = (now_s, reason)
         self._failures.move_to_end(address)
         if len(self._failures) > self._settings.max_entries:
             self._failures.popitem(last=False)
-        entry = self._entries.get(address)
-        if entry is None or not self._stands(entry, now_s):
-            raise RegistryError(reason)
-        return msgspec.structs.replace(entry, stale=True)
-
-    def members(self, now_s: float) -> Sequence[Member]:
-        """Everybody whose ownership stands, each with all addresses, in the order of peer ids."""
-        found = (self.find(peer_id, now_s) for peer_id in sorted(self._owned))
-        return tuple(member for member in found if member is not None)
-
-    def find(self, peer_id: str, now_s: float) -> Member | None:
-        """The member with that peer id, with the addresses it owns; None when it owns none that is known of."""
-        addresses = sorted(
-            address
-            for address in (self._owned.get(peer_id, ()) if peer_id else ())
-            if self._stands(self._entries[address], now_s)
-        )
-        return _member(peer_id, addresses) if addresses else None
-
-    def _forget(self, address: ipaddress.IPv4Address) -> None:
-        entry = self._entries.pop(address, None)
-        if entry is not None:
-            owned = self._owned[entry.peer_id]
-            owned.remove(address)
-            if not owned:
-                del self._owned[entry.peer_id]
 
     def _fresh(self, entry: Owner, now_s: float) -> bool:
         lifetime = self._settings.positive_lifetime if entry.peer_id else self._settings.negative_lifetime
         return now_s < entry.confirmed_s + lifetime
-
-    def _stands(self, entry: Owner, now_s: float) -> bool:
-        """Fresh, or an owner (that there is none is not worth keeping) within its stale lifetime."""
-        stale = bool(entry.peer_id) and now_s < entry.confirmed_s + self._settings.stale_lifetime
-        return stale or self._fresh(entry, now_s)
-
-
-def _member(peer_id: str, addresses: list[ipaddress.IPv4Address]) -> Member:
-    """The contract knows no names: an owner is called by its first address. Where it is, discovery says."""
-    name = f"ip-{str(addresses[0]).replace('.', '-')}"
-    prefixes = tuple(f"{address}/{address.max_prefixlen}" for address in addresses)
-    return Member(peer_id=peer_id, name=name, prefixes=prefixes, addresses=())

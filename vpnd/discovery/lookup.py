@@ -1,7 +1,7 @@
 """Looking up a member: from a name, a virtual address or a peer id to the addresses it can be dialed at.
 
     directory   what this node knows by itself: configured peers and the signed directory of the network
-    contract    who owns an address, where registry.kind is contract
+    contract    who owns an IPv4 address, where registry.kind is contract; then it decides, whatever the directory says
     cache       what the table said a while ago (discovery.cache_lifetime, discovery.negative_cache_lifetime)
     dht         the members' Kademlia table (discovery.dht_timeout)
 
@@ -12,6 +12,7 @@ where it was, and for users who ask.
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
@@ -19,6 +20,7 @@ import msgspec
 
 from vpnd import peerid
 from vpnd.discovery.cache import AnswerCache
+from vpnd.discovery.contract import Owner
 from vpnd.errors import VpndError
 
 
@@ -68,8 +70,8 @@ class Directory(Protocol):
         ...
 
 
-#: The owner of a virtual address by contract: its peer id, "" for nobody. Raises VpndError.
-Owner = Callable[[str], Awaitable[str]]
+#: The owner of a virtual address by contract. Raises VpndError.
+AskOwner = Callable[[ipaddress.IPv4Address], Awaitable[Owner]]
 #: The table's answer for a peer id, None for none. Has a deadline of its own. Raises VpndError.
 Search = Callable[[str], Awaitable[Found | None]]
 
@@ -87,7 +89,7 @@ class Lookup:
         now_s: Callable[[], float],
         *,
         search: Search | None = None,
-        owner: Owner | None = None,
+        owner: AskOwner | None = None,
     ) -> None:
         self._directory, self._cache, self._now_s = directory, cache, now_s
         self._search, self._owner = search, owner
@@ -97,8 +99,11 @@ class Lookup:
         steps: list[Step] = []
         known = self._directory.find(what)
         steps.append(Step(source="directory", result=_said(known), age_s=known.age_s if known else None))
-        if known is None:
-            known = await self._owned(what, steps)
+        address = _ipv4(what)
+        if self._owner is not None and address is not None:
+            known = await self._owned(self._owner, address, steps)
+        elif known is None and is_peer_id(what):
+            known = Known(peer_id=what)
         if known is None:
             return Resolution(what=what, steps=tuple(steps))
         found = await self._whereabouts(known.peer_id, steps)
@@ -121,21 +126,24 @@ class Lookup:
         """Where the table, or what is remembered of its last answer, says that a member is."""
         return await self._whereabouts(peer_id, [])
 
-    async def _owned(self, what: str, steps: list[Step]) -> Known | None:
-        """A peer id stands for itself; the contract, if there is one, knows addresses."""
-        if is_peer_id(what):
-            return Known(peer_id=what)
-        if self._owner is None:
-            return None
+    async def _owned(self, ask: AskOwner, address: ipaddress.IPv4Address, steps: list[Step]) -> Known | None:
+        """Who has an address by contract, and what the directory knows of that peer."""
         try:
-            peer_id = await self._owner(what)
+            owner = await ask(address)
         except VpndError as error:
             steps.append(Step(source="contract", result=f"failed: {error}"))
             return None
-        steps.append(Step(source="contract", result=f"peer {peer_id}" if peer_id else "nobody owns it"))
-        if not peer_id:
+        result = f"peer {owner.peer_id}" if owner.peer_id else "nobody owns it"
+        if owner.stale:
+            result += ", as was confirmed last; look-ups fail"
+        steps.append(
+            Step(source="contract", result=result, age_s=max(0.0, self._now_s() - owner.confirmed_s))
+        )
+        if not owner.peer_id:
             return None
-        return self._directory.find(peer_id) or Known(peer_id=peer_id, virtual_ips=(what,))
+        return self._directory.find(owner.peer_id) or Known(
+            peer_id=owner.peer_id, virtual_ips=(str(address),)
+        )
 
     async def _whereabouts(self, peer_id: str, steps: list[Step]) -> Found | None:
         if self._search is None:
@@ -167,6 +175,13 @@ def is_peer_id(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _ipv4(text: str) -> ipaddress.IPv4Address | None:
+    try:
+        return ipaddress.IPv4Address(text)
+    except ValueError:
+        return None
 
 
 def _said(known: Known | None) -> str:

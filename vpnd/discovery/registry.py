@@ -15,6 +15,9 @@ import msgspec
 
 from vpnd.config.schema import Peer
 
+#: Where a member is from that is configured by hand.
+CONFIGURATION = "configuration"
+
 
 class Member(msgspec.Struct, frozen=True, kw_only=True):
     """A node that may have sessions with this one.
@@ -28,7 +31,7 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     prefixes: tuple[str, ...]
     addresses: tuple[str, ...]
-    source: str = "configuration"
+    source: str = CONFIGURATION
 
     @property
     def virtual_ips(self) -> tuple[str, ...]:
@@ -68,6 +71,18 @@ class Registry(Protocol):
         ...
 
 
+class Owners(Protocol):
+    """Who owns which address, where that is not up to the peers. See vpnd.discovery.ownership."""
+
+    def settle(self, member: Member) -> Member:
+        """A peer, new or as it is now; returned with the prefixes it may use of those it claims, and others."""
+        ...
+
+    def forget(self, peer_id: str) -> None:
+        """It is no peer any more."""
+        ...
+
+
 class StaticRegistry:
     """The `[[peers]]` of the configuration file; changes with a reload only. Owner: control."""
 
@@ -92,13 +107,14 @@ class CompositeRegistry:
     """Configured peers and the members of the node's network. Owner: control.
 
     What is configured by hand counts: a peer id that is both is as it was configured, and of a prefix that a configured
-    peer has no member has anything.
+    peer has no member has anything. `owners` have the last word on addresses; None: everybody has what it claims.
     """
 
-    def __init__(self, peers: Iterable[Peer] = ()) -> None:
+    def __init__(self, peers: Iterable[Peer] = (), owners: Owners | None = None) -> None:
+        self._owners = owners
         self._configured = _by_id(peers)
         self._network: dict[str, Member] = {}
-        self._all: dict[str, Member] = dict(self._configured)
+        self._all = self._settled(self._configured)
 
     def members(self) -> Sequence[Member]:
         """See Registry."""
@@ -112,12 +128,19 @@ class CompositeRegistry:
         """The members the network has, as it has them."""
         return tuple(self._network.values())
 
+    def claims(self) -> Mapping[str, Member]:
+        """All members by peer id, with the addresses they claim, whether they may use them or not."""
+        reserved = self._reserved()
+        network = {peer_id: _without(member, reserved) for peer_id, member in self._network.items()}
+        return {**self._configured, **{k: v for k, v in network.items() if k not in self._configured}}
+
     def replace(self, peers: Iterable[Peer]) -> Change:
         """Another list of configured peers from now on; returns what is different."""
         before, self._configured = self._all, _by_id(peers)
-        reserved = self._reserved()
-        network = {peer_id: _without(member, reserved) for peer_id, member in self._network.items()}
-        self._all = {**self._configured, **{k: v for k, v in network.items() if k not in self._configured}}
+        claims = self.claims()
+        for peer_id in before.keys() - claims.keys():
+            self._forget(peer_id)
+        self._all = self._settled(claims)
         return difference(before, self._all)
 
     def update(self, news: Mapping[str, Member | None]) -> Change:
@@ -135,8 +158,29 @@ class CompositeRegistry:
             if (held := self._all.pop(peer_id, None)) is not None:
                 before[peer_id] = held
             if member is not None:
-                after[peer_id] = self._all[peer_id] = _without(member, reserved)
+                after[peer_id] = self._all[peer_id] = self._settle(_without(member, reserved))
+            else:
+                self._forget(peer_id)
         return difference(before, after)
+
+    def reconsider(self, peer_ids: Iterable[str]) -> Change:
+        """The owners say something else of these than before; returns what is different. Others are ignored."""
+        held = {peer_id: member for peer_id in peer_ids if (member := self._all.get(peer_id)) is not None}
+        reserved = self._reserved()
+        for peer_id in held:
+            claim = self._configured.get(peer_id) or _without(self._network[peer_id], reserved)
+            self._all[peer_id] = self._settle(claim)
+        return difference(held, {peer_id: self._all[peer_id] for peer_id in held})
+
+    def _settle(self, member: Member) -> Member:
+        return self._owners.settle(member) if self._owners is not None else member
+
+    def _settled(self, members: Mapping[str, Member]) -> dict[str, Member]:
+        return {peer_id: self._settle(member) for peer_id, member in members.items()}
+
+    def _forget(self, peer_id: str) -> None:
+        if self._owners is not None:
+            self._owners.forget(peer_id)
 
     def _reserved(self) -> frozenset[str]:
         return frozenset(prefix for member in self._configured.values() for prefix in member.prefixes)
