@@ -130,7 +130,7 @@ class Directory:
         """What shows anybody that a peer was removed, the charter first; empty when it was not."""
         dossier = self._dossiers.get(peer_id)
         held = dossier.removal() if dossier is not None else None
-        return [*self.charter_wires(), held.wire] if held is not None else []
+        return [one.wire for one in (*self.charter(), held)] if held is not None else []
 
     def taken(self) -> set[str]:
         """Every address and name somebody has or may have again: not to be given to others."""
@@ -155,9 +155,9 @@ class Directory:
         held = [*self._charter.values(), *(s for d in self._dossiers.values() for s in d)]
         return [statement.wire for statement in _in_order([*held, *self._aside.values()])]
 
-    def charter_wires(self) -> list[bytes]:
+    def charter(self) -> list[Statement]:
         """The grants and revocations, which a new member needs before anything else."""
-        return [statement.wire for statement in _in_order(self._effective_charter().values())]
+        return _in_order(self._effective_charter().values())
 
     def knows(self, digest: bytes) -> bool:
         """Whether that very statement is held."""
