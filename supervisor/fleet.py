@@ -79,7 +79,7 @@ class Fleet:
         self._loop = asyncio.get_running_loop()
         self._serials = itertools.count(1)
         self._answers: dict[tuple[str, int], asyncio.Future[Any]] = {}
-        self._parts: dict[tuple[str, int], list[Any]] = {}  # of statuses that are not complete yet
+        self._parts: dict[tuple[str, int], list[Any]] = {}  # of answers that are not complete yet
         self._scaling: asyncio.Task[dict[str, Any]] | None = None
         self.scaled_to: int | None = None
         self._closing = contextlib.ExitStack()
@@ -311,14 +311,10 @@ class Fleet:
             answer = self._answers.get((who, message.serial))
             if answer is None:  # nobody waits for it any more
                 return
-            if not isinstance(message, messages.Answer):
-                said = self._parts.setdefault((who, message.serial), [])
-                said.append(message)
-                if message.more:
-                    return
-                message = parts.joined(said)
-            if not answer.done():
-                answer.set_result(message)
+            said = self._parts.setdefault((who, message.serial), [])
+            said.append(message)
+            if not message.more and not answer.done():
+                answer.set_result(parts.joined(said))
 
     def _no_answers(self, child: Child) -> None:
         """It is gone: nobody need wait for what it was asked."""

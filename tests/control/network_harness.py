@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 from control_harness import PATIENCE_S, ControlProcess, FakeShard, Identity, config, free_port, receive_any
 
-from vpnd.api import messages
+from vpnd.api import messages, parts
 from vpnd.api.reports import NetworkReport, OwnAddresses
 from vpnd.config.network import Membership
 from vpnd.config.schema import Config, Network
@@ -143,9 +143,11 @@ class NetworkNode:
     def ask(self, command: str, **arguments: Any) -> messages.Answer:
         """A command of the user."""
         self.control.channel.send(messages.Request(serial=7, command=command, arguments=arguments))
-        answer: messages.Answer = self._answer(messages.Answer)
-        assert answer.serial == 7
-        return answer
+        said: list[messages.Answer] = [self._answer(messages.Answer)]
+        while said[-1].more:
+            said.append(self._answer(messages.Answer))
+        assert {part.serial for part in said} == {7}
+        return parts.joined(said)
 
     def do(self, command: str, **arguments: Any) -> Any:
         """A command that succeeds, its result."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from vpnd.cli.statusview import duration, milliseconds, no_peers, table, text
+from vpnd.cli.statusview import duration, left_out, milliseconds, no_peers, table, text
 from vpnd.printable import printable
 
 Fields = dict[str, Any]
@@ -73,7 +73,7 @@ def peers(status: Fields) -> str:
         ("peer", "<"), ("addresses", "<"), ("state", "<"), ("rtt", ">"), ("sessions", ">"), ("routes", "<"),
         ("source", "<"), ("reached at", "<"),
     ]  # fmt: skip
-    return table(
+    shown = table(
         head,
         [
             (
@@ -89,6 +89,7 @@ def peers(status: Fields) -> str:
             for row in rows
         ],
     )
+    return shown + left_out(status)
 
 
 def resolved(answer: Fields) -> str:
