@@ -42,6 +42,7 @@ from vpnd.membership.statements import (
 
 #: Void, but not by their own fault or age: set aside.
 VOID = frozenset({"revoked_authority", "removed"})
+Parse = Callable[[bytes], Statement]
 
 
 class Directory:
@@ -58,7 +59,7 @@ class Directory:
         skew_ms: int,
         forget_ms: int,
         max_members: int,
-        parse: Callable[[bytes], Statement] = parse_untrusted,
+        parse: Parse = parse_untrusted,
     ) -> None:
         self.network = network
         self.index = Index()
@@ -167,11 +168,11 @@ class Directory:
 
     def merge(self, wires: Iterable[bytes], now_ms: int) -> Merged:
         """Take in statements of anybody; nothing is raised. Bad ones are refused and change nothing."""
-        return self._merge(wires, now_ms, restoring=False)
+        return self._merge(wires, now_ms, self._parse, restoring=False)
 
-    def restore(self, wires: Iterable[bytes], now_ms: int) -> Merged:
-        """Take in what `statements` gave before a restart: also what has expired or was set aside."""
-        return self._merge(wires, now_ms, restoring=True)
+    def restore(self, wires: Iterable[bytes], now_ms: int, parse: Parse | None = None) -> Merged:
+        """Take in what `statements` gave before a restart: also the expired and the set aside. `parse`: see above."""
+        return self._merge(wires, now_ms, parse or self._parse, restoring=True)
 
     def advance(self, now_ms: int) -> Changes:
         """Let time pass: expired members go, the expired for long are forgotten."""
@@ -186,7 +187,7 @@ class Directory:
 
     # inside
 
-    def _merge(self, wires: Iterable[bytes], now_ms: int, *, restoring: bool) -> Merged:
+    def _merge(self, wires: Iterable[bytes], now_ms: int, parse: Parse, *, restoring: bool) -> Merged:
         fresh: dict[bytes, Statement] = {}
         refused: dict[bytes, Refused] = {}
         for wire in wires:
@@ -194,7 +195,7 @@ class Directory:
             if digest in self._digests or digest in fresh:
                 continue
             try:
-                fresh[digest] = self._parse(wire)
+                fresh[digest] = parse(wire)
             except MembershipRefused as refusal:
                 refused[digest] = Refused(refusal.reason, digest)
         if not fresh:
