@@ -1,19 +1,15 @@
-"""Who is let in by an introduction, who is not and why, and how often a member is asked; then with real nodes."""
+"""Who is let in by an introduction, who is not and why, and how often a member is asked."""
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import random
-import sys
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import trio
-from control_harness import eventually
-from network_harness import NetworkNode
+from membership_world import DAY, LIFETIME, NETWORK, NOW, World, key, peer, presence
 from trio.testing import MockClock
 
 from vpnd.adapter.dial import DialError
@@ -25,10 +21,6 @@ from vpnd.control.state import OwnNetwork
 from vpnd.membership import enrolment, introduction, network
 from vpnd.membership.introduction import Admitted, Introduction
 from vpnd.membership.store import Store
-
-sys.path.append(str(Path(__file__).parents[1] / "membership"))
-
-from membership_world import DAY, LIFETIME, NETWORK, NOW, World, key, peer, presence
 
 
 class Member:
@@ -227,34 +219,3 @@ def test_who_is_no_member_here_is_not_asked(world, tmp_path) -> None:
         assert not await asks(b, host, "c") and not host.asked
 
     simulated(main)
-
-
-# --- real nodes
-
-
-@pytest.fixture
-def nodes(tmp_path: Path) -> Iterator[list[NetworkNode]]:
-    """Three nodes that are not started."""
-    tmp_path.chmod(0o755)
-    with contextlib.ExitStack() as stack:
-        yield [stack.enter_context(NetworkNode(tmp_path, name)) for name in ("a", "b", "c")]
-
-
-@pytest.mark.root
-def test_two_that_do_not_know_each_other_meet_without_a_third(nodes: list[NetworkNode]) -> None:
-    a, b, c = nodes
-    a.start()
-    c.start(a.invite())
-    eventually(lambda: a.knows(c) and c.knows(a))
-    eventually(lambda: a.status().peers[0].addresses)
-    c.stop()
-    b.start(a.invite())
-    eventually(lambda: b.reaches(a) and c.peer_id in b.peers)
-    a.kill()
-    c.start()
-    eventually(lambda: b.reaches(c) and c.reaches(b))
-    assert c.members() == {"a", "b", "c"}
-    assert c.control.counter("introduced") == 1 and b.control.counter("introductions") >= 1
-    b.stop()
-    c.stop()
-    assert "has shown that it is a member" in c.control.stderr()
