@@ -14,7 +14,7 @@ from libp2p.utils import encode_delim
 from multiaddr import Multiaddr
 
 from vpnd.adapter.dial import DialError, NotAdmitted
-from vpnd.adapter.guests import ENROL, INTRODUCE, Question
+from vpnd.adapter.guests import ENROL, INTRODUCE, QUESTIONS, Question
 from vpnd.config.network import Membership
 
 MAX_REQUEST = 64
@@ -23,7 +23,12 @@ MAX_REQUEST = 64
 def desk(**membership: object) -> Node:
     """A node without members that answers everybody with what they said, backwards."""
     node = Node(members=set(), membership=Membership(**membership))
-    node.host.desk.open(Question(ENROL, lambda peer_id, data: data[::-1], lambda peer_id: True, MAX_REQUEST))
+    node.host.desk.open(
+        *(
+            Question(one, lambda peer_id, data: data[::-1], lambda peer_id: True, MAX_REQUEST)
+            for one in QUESTIONS
+        )
+    )
     return node
 
 
@@ -118,11 +123,11 @@ def test_who_is_turned_away_introduces_itself_and_dials_once_more(let_in: bool) 
     trio.run(main)
 
 
-async def sit(stranger: Node, node: Node) -> Any:
+async def sit(stranger: Node, node: Node, question: str) -> Any:
     """Become a guest, and say nothing, as long as what is returned is kept."""
     raw = await stranger.host._tcp.dial(Multiaddr(node.address))
     session = await stranger.host.swarm.upgrader.upgrade_security(raw, True, node.id)
-    await MultiselectClient().select_one_of([ENROL], MultiselectCommunicator(session), 5)
+    await MultiselectClient().select_one_of([question], MultiselectCommunicator(session), 5)
     return session
 
 
@@ -139,7 +144,7 @@ def test_silent_guests_keep_nobody_from_asking(settings: dict[str, float], count
     async def main() -> None:
         stranger, other, node = Node(), Node(), desk(**settings)
         async with running(stranger, other, node):
-            sitting = [await sit(stranger, node) for _ in range(12)]
+            sitting = [await sit(stranger, node, question) for question in QUESTIONS * 6]
             assert await ask(other, node, b"abc") == b"cba"
             assert node.counts["refused_guest_limit"] >= counted
             await eventually(lambda: len(node.host.desk._guests) <= settings["max_guests"])
