@@ -82,7 +82,7 @@ class Fleet:
         self._loop = asyncio.get_running_loop()
         self._serials = itertools.count(1)
         self._answers: dict[tuple[str, int], asyncio.Future[Any]] = {}
-        self._parts: dict[tuple[str, int], list[Any]] = {}  # of statuses that are not complete yet
+        self._parts: dict[tuple[str, int], list[Any]] = {}  # of answers that are not complete yet
         self._scaling: asyncio.Task[dict[str, Any]] | None = None
         self.scaled_to: int | None = None
         self._closing = contextlib.ExitStack()
@@ -314,7 +314,7 @@ class Fleet:
             answer = self._answers.get((who, message.serial))
             if answer is None:  # nobody waits for it any more
                 return
-            if isinstance(message, messages.ControlStatus | messages.ShardStatus):
+            if not isinstance(message, messages.ProbeAnswer):
                 said = self._parts.setdefault((who, message.serial), [])
                 said.append(message)
                 if message.more:

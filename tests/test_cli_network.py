@@ -268,6 +268,15 @@ def test_without_control_what_it_said_last_is_marked():
     assert "before it went away" in statusview.render({**STATUS, "network": {**NETWORK, "current": False}})
 
 
+def test_members_that_are_not_among_the_peers_are_not_kept_back():
+    peers = [{"name": f"m{number}"} for number in range(1000)]
+    status = {**STATUS, "peers": peers, "network": {**NETWORK, "members": 10_000}}
+    for said in (memberview.peers(status), statusview.render(status)):
+        assert "… and 8999 members without a session (status.max_peers); all: vpnd members" in said
+    status["network"]["members"] = 1001
+    assert "max_peers" not in memberview.peers(status) and "max_peers" not in statusview.render(status)
+
+
 def test_views_take_answers_of_other_versions():
     assert memberview.members([{}]) and memberview.authorities([{}]) and memberview.resolved({})
     assert memberview.peers({}) and memberview.removed({})

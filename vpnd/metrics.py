@@ -102,7 +102,7 @@ CONTROL_COUNTERS = (
     "refused_handshake_limit",
     "refused_no_shard",
     "refused_guest_limit",  # strangers sent away because of membership.max_guests
-    *(f"refused_{reason}" for reason in REASONS),  # of membership: statements, tokens, requests
+    *(f"refused_{reason}" for reason in REASONS),  # statements, tokens, and what strangers ask
     "handshake_failures",
     "handler_errors",
     "retries",  # dials after a failure
@@ -119,6 +119,8 @@ CONTROL_COUNTERS = (
     "gossip_received",
     "gossip_dropped",  # because of membership.gossip_queue
     "enrolled",  # memberships this authority gave to new nodes
+    "introductions",  # members asked to let this node in, which they did not know
+    "introduced",  # members that let themselves be known here in that way
     "renewals",  # memberships renewed, of others by this authority and our own
     "dht_published",  # our record, into the members' table
     "dht_found",

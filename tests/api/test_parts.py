@@ -1,4 +1,4 @@
-"""Statuses of networks of any size: in parts that a channel carries, and put together again."""
+"""Statuses and answers of networks of any size: in parts that a channel carries, and put together again."""
 
 from __future__ import annotations
 
@@ -33,9 +33,15 @@ def shard_status(peers: int) -> messages.ShardStatus:
     return messages.ShardStatus(serial=4, sessions=(), traffic=rows)
 
 
+def answer(members: int) -> messages.Answer:
+    return messages.Answer(serial=5, result=bytes(range(250)) * members)
+
+
 @pytest.mark.parametrize("peers", [0, 1, 20_000])
-@pytest.mark.parametrize("make, who", [(control_status, "control"), (shard_status, "shard")])
-def test_a_status_of_any_size_arrives(make, who: str, peers: int) -> None:
+@pytest.mark.parametrize(
+    "make, who", [(control_status, "control"), (shard_status, "shard"), (answer, "control")]
+)
+def test_one_of_any_size_arrives(make, who: str, peers: int) -> None:
     status = make(peers)
     ours, theirs = channel.pair()
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, DEFAULT_BUFFER)

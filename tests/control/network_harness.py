@@ -14,7 +14,8 @@ from typing import Any
 import msgspec
 from control_harness import PATIENCE_S, ControlProcess, FakeShard, Identity, config, free_port, receive_any
 
-from vpnd.api import messages
+from vpnd.api import messages, parts
+from vpnd.api.channel import ChannelClosed
 from vpnd.api.reports import NetworkReport, OwnAddresses
 from vpnd.config.network import Membership
 from vpnd.config.schema import Config, Network
@@ -98,7 +99,19 @@ class NetworkNode:
         return self.own.addresses[0]
 
     def pump(self, seconds: float = 0.0) -> None:
-        """Take in what control says, for so long."""
+        """Take in what control says, for so long. Raises AssertionError, with what it has logged, when it has ended or
+        has cut its shard off."""
+        try:
+            self._pump(seconds)
+        except ChannelClosed as error:
+            ended = self.control.process.poll()
+            self.kill()
+            said = self.control.stderr()
+            raise AssertionError(
+                f"{self.name}: {error}; it ended with {ended}, having said:\n{said}"
+            ) from error
+
+    def _pump(self, seconds: float) -> None:
         until = time.monotonic() + seconds
         while True:
             left = max(0.0, until - time.monotonic())
@@ -143,9 +156,11 @@ class NetworkNode:
     def ask(self, command: str, **arguments: Any) -> messages.Answer:
         """A command of the user."""
         self.control.channel.send(messages.Request(serial=7, command=command, arguments=arguments))
-        answer: messages.Answer = self._answer(messages.Answer)
-        assert answer.serial == 7
-        return answer
+        said: list[messages.Answer] = [self._answer(messages.Answer)]
+        while said[-1].more:
+            said.append(self._answer(messages.Answer))
+        assert {part.serial for part in said} == {7}
+        return parts.joined(said)
 
     def do(self, command: str, **arguments: Any) -> Any:
         """A command that succeeds, its result."""

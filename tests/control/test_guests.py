@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from libp2p.utils import encode_delim
 from multiaddr import Multiaddr
 
 from vpnd.adapter.dial import DialError, NotAdmitted
-from vpnd.adapter.guests import ENROL
+from vpnd.adapter.guests import ENROL, INTRODUCE, QUESTIONS, Question
 from vpnd.config.network import Membership
 
 MAX_REQUEST = 64
@@ -22,7 +23,12 @@ MAX_REQUEST = 64
 def desk(**membership: object) -> Node:
     """A node without members that answers everybody with what they said, backwards."""
     node = Node(members=set(), membership=Membership(**membership))
-    node.host.desk.open(lambda peer_id, data: data[::-1], lambda peer_id: True, MAX_REQUEST)
+    node.host.desk.open(
+        *(
+            Question(one, lambda peer_id, data: data[::-1], lambda peer_id: True, MAX_REQUEST)
+            for one in QUESTIONS
+        )
+    )
     return node
 
 
@@ -41,7 +47,7 @@ def test_a_stranger_asks_and_gets_nothing_else() -> None:
                 await stranger.host.dial(node.address, node.peer_id)
             with pytest.raises(NotAdmitted):
                 await stranger.host.open_stream((node.address,), node.peer_id, "/ipfs/id/1.0.0")
-            await eventually(lambda: node.counts["refused_unknown_peer"] == 1)
+            await eventually(lambda: node.counts["refused_unknown_peer"] == 2)
             assert not node.taken and node.connections == 0
             # a question that is too long is not even read
             with pytest.raises(DialError):
@@ -70,19 +76,58 @@ def test_nobody_comes_in_where_nobody_may_ask() -> None:
         async with running(stranger, node):
             with pytest.raises(NotAdmitted):
                 await ask(stranger, node, b"abc")
-            node.host.desk.open(lambda peer_id, data: data, lambda peer_id: False, MAX_REQUEST)
+            enrol = Question(ENROL, lambda peer_id, data: data, lambda peer_id: False, MAX_REQUEST)
+            node.host.desk.open(enrol)
             with pytest.raises(NotAdmitted):
                 await ask(stranger, node, b"abc")
             assert node.counts == {"refused_unknown_peer": 2}
+            # one question that it may ask does not open the other
+            introduce = Question(INTRODUCE, lambda peer_id, data: data * 2, lambda peer_id: True, MAX_REQUEST)
+            node.host.desk.open(enrol, introduce)
+            with pytest.raises(NotAdmitted):
+                await ask(stranger, node, b"abc")
+            await eventually(lambda: node.counts == {"refused_unknown_peer": 3})
+            to = (node.address,), node.peer_id
+            assert await stranger.host.ask(*to, b"abc", MAX_REQUEST, INTRODUCE) == b"abcabc"
 
     trio.run(main)
 
 
-async def sit(stranger: Node, node: Node) -> Any:
+@pytest.mark.parametrize("let_in", [True, False])
+def test_who_is_turned_away_introduces_itself_and_dials_once_more(let_in: bool) -> None:
+    async def main() -> None:
+        stranger, node = Node(), desk()
+        asked: list[tuple[tuple[str, ...], str]] = []
+
+        async def introduce(addresses: Sequence[str], peer_id: str) -> bool:
+            asked.append((tuple(addresses), peer_id))
+            if let_in:
+                node.members = {stranger.peer_id}
+            return let_in
+
+        stranger.host.introduce = introduce
+        async with running(stranger, node):
+            to = (node.address,), node.peer_id
+            for dial in (
+                lambda: stranger.host.dial(node.address, node.peer_id),
+                lambda: stranger.host.open_stream(*to, "/ipfs/ping/1.0.0"),
+            ):
+                node.members = set()
+                if let_in:
+                    await dial()
+                else:
+                    with pytest.raises(NotAdmitted):
+                        await dial()
+            assert asked == [to, to] and len(node.taken) == let_in
+
+    trio.run(main)
+
+
+async def sit(stranger: Node, node: Node, question: str) -> Any:
     """Become a guest, and say nothing, as long as what is returned is kept."""
     raw = await stranger.host._tcp.dial(Multiaddr(node.address))
     session = await stranger.host.swarm.upgrader.upgrade_security(raw, True, node.id)
-    await MultiselectClient().select_one_of([ENROL], MultiselectCommunicator(session), 5)
+    await MultiselectClient().select_one_of([question], MultiselectCommunicator(session), 5)
     return session
 
 
@@ -99,7 +144,7 @@ def test_silent_guests_keep_nobody_from_asking(settings: dict[str, float], count
     async def main() -> None:
         stranger, other, node = Node(), Node(), desk(**settings)
         async with running(stranger, other, node):
-            sitting = [await sit(stranger, node) for _ in range(12)]
+            sitting = [await sit(stranger, node, question) for question in QUESTIONS * 6]
             assert await ask(other, node, b"abc") == b"cba"
             assert node.counts["refused_guest_limit"] >= counted
             await eventually(lambda: len(node.host.desk._guests) <= settings["max_guests"])

@@ -96,6 +96,7 @@ def test_a_removed_member_is_out_at_once_knows_it_and_stays_out(nodes: list[Netw
 
 def test_who_was_removed_while_it_was_away_finds_out(nodes: list[NetworkNode]) -> None:
     a, b, c = joined(nodes)
+    eventually(lambda: all(peer.addresses for peer in b.status().peers))  # or it could ask nobody
     b.stop()
     a.do("remove", who=b.peer_id)
     eventually(lambda: c.knows(a))
@@ -104,6 +105,25 @@ def test_who_was_removed_while_it_was_away_finds_out(nodes: list[NetworkNode]) -
     assert b.report().state == "member"
     eventually(lambda: b.report().state == "removed")
     eventually(lambda: b.knows())
+
+
+def test_two_that_do_not_know_each_other_meet_without_a_third(nodes: list[NetworkNode]) -> None:
+    a, b, c = nodes
+    a.start()
+    c.start(a.invite())
+    eventually(lambda: a.knows(c) and c.knows(a))
+    eventually(lambda: a.status().peers[0].addresses)
+    c.stop()
+    b.start(a.invite())
+    eventually(lambda: b.reaches(a) and c.peer_id in b.peers)
+    a.kill()
+    c.start()
+    eventually(lambda: b.reaches(c) and c.reaches(b))
+    assert c.members() == {"a", "b", "c"}
+    assert c.control.counter("introduced") == 1 and b.control.counter("introductions") >= 1
+    b.stop()
+    c.stop()
+    assert "has shown that it is a member" in c.control.stderr()
 
 
 def test_used_expired_mistyped_and_forged_tokens_are_refused(nodes: list[NetworkNode]) -> None:

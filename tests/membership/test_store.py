@@ -10,7 +10,11 @@ from membership_world import NETWORK, NOW, World, directory, key, peer
 
 from vpnd.membership import store
 from vpnd.membership.invitations import Invitations
+from vpnd.membership.statements import Statement, parse_untrusted, parse_verified
 from vpnd.membership.store import Store, StoreError
+
+#: A zero length and a SHA-256, at the end of directory.bin.
+SEAL_BYTES = 2 + 32
 
 
 @pytest.fixture
@@ -72,9 +76,8 @@ def test_of_a_directory_cut_anywhere_the_whole_statements_are_used(held, world, 
     data = path.read_bytes()
     for cut in range(0, len(data), 7):
         path.write_bytes(data[:cut])
-        found, whole = held.load_statements()
-        assert found == wires[: len(found)]
-        assert not whole or b"".join(found) == b"" or found == wires[: len(found)]
+        found, verified = held.load_statements()
+        assert found == wires[: len(found)] and not verified
         restored = directory()
         assert not restored.restore(found, NOW).refused
     path.write_bytes(data)
@@ -87,11 +90,41 @@ def test_changed_bytes_cost_the_statements_they_are_in(held, world, tmp_path):
     held.save_statements(world.directory.statements())
     path = tmp_path / "network" / store.DIRECTORY
     data = bytearray(path.read_bytes())
-    data[-1] ^= 1
+    data[-1 - SEAL_BYTES] ^= 1
     path.write_bytes(data)
     restored = directory()
-    merged = restored.restore(held.load_statements()[0], NOW)
+    wires, verified = held.load_statements()
+    assert not verified, "or the change would go unnoticed"
+    merged = restored.restore(wires, NOW)
     assert [one.reason for one in merged.refused] == ["forged"] and len(restored.members(NOW)) == 1
+
+
+def test_any_changed_byte_breaks_the_seal(held, world, tmp_path):
+    held.save_statements(world.directory.statements())
+    path = tmp_path / "network" / store.DIRECTORY
+    data = path.read_bytes()
+    assert held.load_statements() == (world.directory.statements(), True)
+    for place in range(0, len(data), 5):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :])
+        assert not held.load_statements()[1], place
+    path.write_bytes(data + b"x")
+    assert not held.load_statements()[1]
+
+
+def test_what_was_verified_is_restored_without_verifying_and_to_the_same(held, world):
+    held.save_statements(world.directory.statements())
+    wires, verified = held.load_statements()
+    assert verified
+    one, other = directory(), directory(parse=_fails)
+    one.restore(wires, NOW)
+    other.restore(wires, NOW, parse_verified)
+    assert one.members(NOW) == other.members(NOW) == world.directory.members(NOW)
+    assert one.index.root() == other.index.root() == world.directory.index.root()
+    assert list(map(parse_verified, wires)) == list(map(parse_untrusted, wires))
+
+
+def _fails(wire: bytes) -> Statement:
+    raise AssertionError("it is verified again")
 
 
 @pytest.mark.parametrize("name", [store.NETWORK, store.KEY, store.INVITATIONS])

@@ -96,6 +96,32 @@ def test_without_its_maker_a_network_goes_on_also_after_a_restart() -> None:
             assert node.stop() == 0
 
 
+def test_two_that_were_never_on_together_meet_without_a_third() -> None:
+    with lab_of(3) as lab:
+        a, b, c = (machine(lab, place) for place in range(3))
+        a.start()
+        a.wait_ready()
+        join(a, c)
+        wait_until(
+            lambda: [row["addresses"] for row in a.ask()["peers"]] != [[]], REACHED_S, "a knows where c is"
+        )
+        assert c.stop() == 0
+        join(a, b)  # c does not hear of it
+        wait_until(lambda: len(b.ask()["peers"]) == 2, REACHED_S, "b knows a and c")
+        a.kill(signal.SIGKILL)
+        a.wait_ended()
+        c.start()
+        c.wait_ready()
+        begun_s = time.monotonic()
+        all_reach_all([b, c], REACHED_S)
+        print(f"they reached each other {time.monotonic() - begun_s:.2f} s after the second was ready")
+        assert {row["name"] for row in json.loads(c.vpnd("members", "--json").stdout)} == {"a", "b", "c"}
+        counters = c.ask()["control"]["counters"]
+        assert counters["introduced"] == 1 and not counters["enrolled"]
+        for node in (c, b):
+            assert node.stop() == 0
+
+
 class Stream:
     """Datagrams from one node to another, every 10 ms while the block lasts; `last_s`: when the last one arrived."""
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 from typing import Any
 
+import orjson
 import pytest
 
 from supervisor import requests
@@ -37,7 +38,7 @@ def ask(node: Node, request: dict[str, Any]) -> Any:
     async def main() -> Any:
         answer = await requests.handlers(node, TIMEOUT_S)[request["command"]](request)
         await asyncio.sleep(0)
-        return answer
+        return orjson.loads(orjson.dumps(answer))
 
     return asyncio.run(main())
 

@@ -26,7 +26,6 @@ from multiaddr import Multiaddr
 from vpnd.adapter.addresses import Endpoint, resolve
 from vpnd.adapter.cipher import CHACHAPOLY, SESSION_MUXERS
 from vpnd.adapter.framing import read_message_untrusted, write_message
-from vpnd.adapter.guests import ENROL
 from vpnd.adapter.handoff import Detached, detach
 from vpnd.adapter.transport import WatchfulTcp, close_now
 from vpnd.errors import ConfigError, RemoteProtocolError, VpndError
@@ -78,18 +77,20 @@ async def ask(
     upgrader: TransportUpgrader,
     address: str,
     peer_id: ID,
+    question: str,
     request: bytes,
     max_answer: int,
     patience: Patience,
 ) -> bytes:
-    """The answer, at most `max_answer` bytes, of `peer_id` at `address` to one request. Raises DialError."""
+    """The answer, at most `max_answer` bytes, of `peer_id` at `address` to one request under `question`, a protocol of
+    vpnd.adapter.guests. Raises DialError."""
 
     async def exchange(session: Any, _: str) -> bytes:
         await write_message(session, request)
         return await read_message_untrusted(session, max_answer)
 
     async def use(raw: Any) -> bytes:
-        return await _secured(raw, upgrader, peer_id, [ENROL], patience.dial_s, exchange)
+        return await _secured(raw, upgrader, peer_id, [question], patience.dial_s, exchange)
 
     return await _dial(tcp, address, patience, use)
 

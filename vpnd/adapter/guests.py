@@ -1,9 +1,12 @@
 """What a stranger may do: ask one question, on a connection that has no streams.
 
-A node that may let others in, or has to tell them something, lets strangers finish the Noise handshake. Then nothing is
-offered to them but `ENROL`, in the place of a muxer: one request and one answer (`vpnd.adapter.framing`) straight on
-the secured connection, and its end. So a stranger never gets at a muxer, identify or anything else of libp2p, and
-costs a socket, a task and one request for a bounded time. Members ask in the same way.
+A node in a network lets strangers finish the Noise handshake. Then nothing is offered to them but `QUESTIONS`, in the
+place of a muxer: one request and one answer (`vpnd.adapter.framing`) straight on the secured connection, and its end.
+So a stranger never gets at a muxer, identify or anything else of libp2p, and costs a socket, a task and one request for
+a bounded time. Members ask in the same way.
+
+    ENROL       let me in, or renew my membership     where somebody may be let in, or has to be told that it is out
+    INTRODUCE   this shows that I am a member         at every member
 
 More guests than membership.max_guests: the one that came first has to go, as with handshakes, for an honest one takes
 milliseconds.
@@ -12,10 +15,11 @@ milliseconds.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import trio
 from libp2p.custom_types import TProtocol
+from libp2p.io.exceptions import IOException
 from libp2p.peer.id import ID
 from libp2p.protocol_muxer.exceptions import MultiselectError
 from libp2p.protocol_muxer.multiselect import Multiselect
@@ -26,16 +30,28 @@ from vpnd.adapter.guards import Count, HandedOver
 from vpnd.adapter.transport import UnknownPeer
 
 ENROL = "/vpnd/enrol/1.0.0"
+INTRODUCE = "/vpnd/introduce/1.0.0"
+QUESTIONS = (ENROL, INTRODUCE)
 
-#: A request of a peer id, proven by Noise, to its answer; at once, and without raising.
-Answer = Callable[[str, bytes], bytes]
+
+class Question(NamedTuple):
+    """What may be asked under a protocol of `QUESTIONS`, in at most `max_request` bytes.
+
+    `answer`: a request of a peer id, proven by Noise, to its answer; at once, and without raising. `admits`: which
+    strangers may ask; members always may.
+    """
+
+    protocol: str
+    answer: Callable[[str, bytes], bytes]
+    admits: Callable[[str], bool]
+    max_request: int
 
 
 class Desk:
-    """Answers those who chose `ENROL`. Owner: the host's trio loop.
+    """Answers those who chose a question. Owner: the host's trio loop.
 
-    `is_member`: who gets muxers too. `answer` and `max_request` (bytes) come with `open`; before, and while
-    `admits` says no, strangers are refused where they always were: at the handshake.
+    `is_member`: who gets muxers too. Before `open`, and those whom no question admits, strangers are refused where
+    they always were: at the handshake.
     """
 
     def __init__(
@@ -53,18 +69,16 @@ class Desk:
         self._max_guests = max_guests
         self._timeout_s = timeout_s
         self._count = count
-        self._answer: Answer | None = None
-        self._admits: Callable[[str], bool] = lambda peer_id: False
-        self._max_request = 0
+        self._questions: tuple[Question, ...] = ()
         self._guests: dict[trio.CancelScope, None] = {}  # the first one longest here
 
-    def open(self, answer: Answer, admits: Callable[[str], bool], max_request: int) -> None:
-        """From now on requests are answered; strangers of whom `admits` says so may ask."""
-        self._answer, self._admits, self._max_request = answer, admits, max_request
+    def open(self, *questions: Question) -> None:
+        """From now on these are answered."""
+        self._questions = questions
 
     def lets_in(self, peer_id: str) -> bool:
         """Whether the handshake with that peer may end well."""
-        return self._is_member(peer_id) or (self._answer is not None and self._admits(peer_id))
+        return self._is_member(peer_id) or any(question.admits(peer_id) for question in self._questions)
 
     def install(self, swarm: Any) -> None:
         """Stand in front of the muxers of a swarm. Before it listens."""
@@ -83,23 +97,30 @@ class Desk:
                     return muxed
                 if conn.is_initiator:  # we proposed muxers first, so we are a stranger there
                     raise MultiselectError("no muxer is offered to us")
+                await self._serve_untrusted(conn, str(peer_id), muxed.protocol)
             else:
-                await self._receive_stranger(conn, str(peer_id))
-            await self._serve_untrusted(conn, str(peer_id))
+                await self._receive_stranger_untrusted(conn, str(peer_id))
             raise HandedOver
 
         muxers.new_conn = new_conn
 
-    async def _receive_stranger(self, conn: Any, peer_id: str) -> None:
-        """Returns when the stranger wants to ask. Raises UnknownPeer."""
+    async def _receive_stranger_untrusted(self, conn: Any, peer_id: str) -> None:
+        """Answer a stranger. Raises UnknownPeer when it asks nothing that it may."""
+        offered = Multiselect()
+        for question in self._questions:
+            if question.admits(peer_id):
+                offered.add_handler(TProtocol(question.protocol), None)
         try:
-            await Multiselect({TProtocol(ENROL): None}).negotiate(MultiselectCommunicator(conn))
-        except MultiselectError as error:
+            chosen, _ = await offered.negotiate(MultiselectCommunicator(conn))
+            await self._serve_untrusted(conn, peer_id, str(chosen))
+        except (MultiselectError, IOException) as error:
+            # It hung up without a question: what it came for was not offered.
             self._refused(peer_id)
             raise UnknownPeer(f"{peer_id} is not a member") from error
 
-    async def _serve_untrusted(self, conn: Any, peer_id: str) -> None:
-        if self._answer is None:
+    async def _serve_untrusted(self, conn: Any, peer_id: str, protocol: str) -> None:
+        question = next((one for one in self._questions if one.protocol == protocol), None)
+        if question is None:
             return
         if len(self._guests) >= self._max_guests:
             oldest = next(iter(self._guests))
@@ -109,14 +130,14 @@ class Desk:
         with trio.move_on_after(self._timeout_s) as scope:
             self._guests[scope] = None
             try:
-                request = await read_message_untrusted(conn, self._max_request)
-                await write_message(conn, self._answer(peer_id, request))
+                request = await read_message_untrusted(conn, question.max_request)
+                await write_message(conn, question.answer(peer_id, request))
             finally:
                 self._guests.pop(scope, None)
 
 
 class Asking:
-    """What stands where libp2p expects a muxer, when a member chose `ENROL`."""
+    """What stands where libp2p expects a muxer, when a member chose a question, `protocol`."""
 
-    def __init__(self, connection: Any, peer_id: ID) -> None:
-        return
+    def __init__(self, protocol: str, connection: Any, peer_id: ID) -> None:
+        self.protocol = protocol

@@ -21,8 +21,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any, TypeVar
 
 import trio
 from libp2p import new_host
@@ -41,10 +41,10 @@ from multiaddr import Multiaddr
 from vpnd.adapter import binding
 from vpnd.adapter.addresses import Endpoint, expand_wildcards, parse_endpoint
 from vpnd.adapter.cipher import SESSION_MUXERS, offered
-from vpnd.adapter.dial import DialError, Patience, ask, connect, dial_session, first
+from vpnd.adapter.dial import DialError, NotAdmitted, Patience, ask, connect, dial_session, first
 from vpnd.adapter.echo import measure
 from vpnd.adapter.guards import Count, HandedOver, InboundGate, StreamHandler, contained
-from vpnd.adapter.guests import ENROL, Asking, Desk
+from vpnd.adapter.guests import ENROL, QUESTIONS, Asking, Desk
 from vpnd.adapter.handoff import Detached, NotDetachable, detach
 from vpnd.adapter.logs import Seldom
 from vpnd.adapter.muxer import bound_all, limit_negotiation
@@ -52,6 +52,11 @@ from vpnd.adapter.notifee import Notifee
 from vpnd.adapter.transport import MembersOnlyNoise, WatchfulTcp, close_now, raw_of
 from vpnd.config.schema import Config
 from vpnd.errors import VpndError
+
+Result = TypeVar("Result")
+
+#: Whether a peer, after it was asked at these addresses, knows this node better than when it turned it away.
+Introduce = Callable[[Sequence[str], str], Awaitable[bool]]
 
 #: "No limit" where libp2p insists on a number: its own bookkeeping of refusals leaks, ours does not.
 UNLIMITED = 10**9
@@ -63,6 +68,7 @@ class Host:
     `take_session` gets every inbound data session of a member and must either pass its socket on or not, at
     once and without waiting; the descriptor is closed when it returns. `count` counts under names of
     vpnd.metrics, `connections` is told how many libp2p connections there are when one comes or goes.
+    `introduce` may be set to what is done, before it is dialed once more, with a peer that closed after the handshake.
     Owner: control's trio loop.
     """
 
@@ -85,6 +91,7 @@ class Host:
         self._take_session = take_session
         self._ciphers = offered(config.session.cipher)
         self._requested = [parse_endpoint(text) for text in p2p.listen]
+        self.introduce: Introduce | None = None
         membership = config.membership
         self.desk = Desk(
             is_member,
@@ -189,14 +196,21 @@ class Host:
     async def dial(self, address: str, peer_id: str) -> Detached:
         """A new data session; see vpnd.adapter.dial.dial_session."""
         upgrader, target = self.swarm.upgrader, ID.from_string(peer_id)
-        return await dial_session(self._tcp, upgrader, address, target, self._ciphers, self._patience())
 
-    async def ask(self, addresses: Sequence[str], peer_id: str, request: bytes, max_answer: int) -> bytes:
+        async def dial() -> Detached:
+            return await dial_session(self._tcp, upgrader, address, target, self._ciphers, self._patience())
+
+        return await self._introduced(dial, (address,), peer_id)
+
+    async def ask(
+        self, addresses: Sequence[str], peer_id: str, request: bytes, max_answer: int, question: str = ENROL
+    ) -> bytes:
         """The answer to one request, from the first address that gives one. Raises DialError."""
         upgrader, target = self.swarm.upgrader, ID.from_string(peer_id)
 
         async def at(address: str) -> bytes:
-            return await ask(self._tcp, upgrader, address, target, request, max_answer, self._patience())
+            patience = self._patience()
+            return await ask(self._tcp, upgrader, address, target, question, request, max_answer, patience)
 
         return await first(at, addresses)
 
@@ -208,7 +222,7 @@ class Host:
             async def at(address: str) -> Any:
                 return await connect(self._tcp, self.swarm, address, target, self._patience())
 
-            await first(at, addresses)
+            await self._introduced(lambda: first(at, addresses), addresses, peer_id)
         timeout_s = self._config.p2p.dial_timeout
         try:
             with trio.fail_after(timeout_s):
@@ -217,6 +231,17 @@ class Host:
             raise DialError(f"{peer_id} agreed to no stream within {timeout_s:g} s") from None
         except Exception as error:  # libp2p lets errors of parsers and ciphers through as they are
             raise DialError(f"{peer_id} agreed to no stream of {protocol}: {error}") from error
+
+    async def _introduced(
+        self, dial: Callable[[], Awaitable[Result]], addresses: Sequence[str], peer_id: str
+    ) -> Result:
+        """What `dial` gets; from a peer that turned this node away, what it gets once that knows better."""
+        try:
+            return await dial()
+        except NotAdmitted:
+            if self.introduce is None or not await self.introduce(addresses, peer_id):
+                raise
+        return await dial()
 
     async def ping(self, peer_id: str, addresses: Sequence[str], count: int) -> list[float | None]:
         """Round trips over a libp2p connection, in milliseconds; None for one that took too long. Raises DialError."""
@@ -272,7 +297,8 @@ class Host:
             TProtocol(SESSION_MUXERS[cipher]): functools.partial(self._session_muxer, cipher)
             for cipher in self._ciphers
         }
-        return {**sessions, TProtocol(ENROL): Asking}
+        questions = {TProtocol(one): functools.partial(Asking, one) for one in QUESTIONS}
+        return {**sessions, **questions}
 
     def _session_muxer(self, cipher: str, connection: Any, peer_id: ID) -> Any:
         """Called by libp2p where it would build a muxer: takes the session out and ends libp2p's part."""

@@ -169,12 +169,13 @@ class Request(Message, frozen=True):
 
 class Answer(Message, frozen=True):
     """What came of a Request: JSON for the command line; or `error`, a line for the user, and the VpndError
-    class `kind`."""
+    class `kind`. `more`: as in ControlStatus."""
 
     serial: int
     result: bytes = b"{}"
     error: str = ""
     kind: str = ""
+    more: bool = False
 
     def __repr__(self) -> str:  # an invitation is a secret
         return f"Answer({self.serial}, error={self.error!r})"

@@ -1,51 +1,67 @@
-"""A status in several messages, where one would be longer than a channel carries: a network has any number of members.
+"""An answer in several messages, where one would be longer than a channel carries: a network has any number of members.
 
-All parts have the serial of the question, and all but the last say `more`. Rows keep their order.
+All parts have the serial of the question, and all but the last say `more`. Rows of a status, and the bytes of what came
+of a command, keep their order.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 import msgspec
 
-from vpnd.api.messages import ControlStatus, ShardStatus
+from vpnd.api.messages import Answer, ControlStatus, ShardStatus
 
-Status = TypeVar("Status", ControlStatus, ShardStatus)
+Whole = TypeVar("Whole", ControlStatus, ShardStatus, Answer)
 
-#: Of the rows in one message: so little that a socket of the kernel's default size takes it, and what is beside them.
+#: Of what is in one message: so little that a socket of the kernel's default size takes it, and what is beside it.
 MAX_PART_BYTES = 1 << 17
 
-#: The fields of which there may be too many.
-_ROWS = {ControlStatus: ("peers",), ShardStatus: ("sessions", "traffic")}
+#: The fields that may be too long, and what each of them is when it is empty.
+_LONG: dict[type[Any], dict[str, Any]] = {
+    ControlStatus: {"peers": ()},
+    ShardStatus: {"sessions": (), "traffic": ()},
+    Answer: {"result": b""},
+}
 _encoder = msgspec.msgpack.Encoder()
 
 
-def split(status: Status) -> list[Status]:
-    """The messages to send instead of `status`; itself, where it is short."""
-    fields = _ROWS[type(status)]
-    chunks = [(field, rows) for field in fields for rows in _chunks(getattr(status, field))]
+def split(whole: Whole) -> list[Whole]:
+    """The messages to send instead of `whole`; itself, where it is short."""
+    empty = _LONG[type(whole)]
+    chunks = [(field, chunk) for field in empty for chunk in _chunks(getattr(whole, field))]
     if len(chunks) <= 1:
-        return [status]
-    empty: dict[str, Any] = dict.fromkeys(fields, ())
+        return [whole]
     last = len(chunks) - 1
     return [
-        msgspec.structs.replace(status, **{**empty, field: rows}, more=place < last)
-        for place, (field, rows) in enumerate(chunks)
+        msgspec.structs.replace(whole, **{**empty, field: chunk}, more=place < last)
+        for place, (field, chunk) in enumerate(chunks)
     ]
 
 
-def joined(parts: Sequence[Status]) -> Status:
+def joined(parts: Sequence[Whole]) -> Whole:
     """What was split; `parts` in the order in which they came, one at least."""
     last = parts[-1]
-    rows = {
-        field: tuple(row for part in parts for row in getattr(part, field)) for field in _ROWS[type(last)]
+    fields = {
+        field: _joined([getattr(part, field) for part in parts], empty)
+        for field, empty in _LONG[type(last)].items()
     }
-    return msgspec.structs.replace(last, **rows)
+    return msgspec.structs.replace(last, **fields)
 
 
-def _chunks(rows: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
+def _joined(chunks: Sequence[Any], empty: Any) -> Any:
+    return b"".join(chunks) if empty == b"" else tuple(itertools.chain.from_iterable(chunks))
+
+
+def _chunks(content: Any) -> Iterator[Any]:
+    if isinstance(content, bytes):
+        return (content[place : place + MAX_PART_BYTES] for place in range(0, len(content), MAX_PART_BYTES))
+    return _rows(content)
+
+
+def _rows(rows: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
     chunk: list[Any] = []
     size = 0
     for row in rows:

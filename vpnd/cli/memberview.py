@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from vpnd.cli.statusview import duration, milliseconds, no_peers, ownership, table, text
+from vpnd.cli.statusview import duration, left_out, milliseconds, no_peers, ownership, table, text
 from vpnd.printable import printable
 
 Fields = dict[str, Any]
@@ -89,7 +89,7 @@ def peers(status: Fields) -> str:
             for row in rows
         ],
     )
-    return "\n\n".join(filter(None, [shown, "\n".join(ownership(rows))]))
+    return "\n\n".join(filter(None, [shown + left_out(status), "\n".join(ownership(rows))]))
 
 
 def resolved(answer: Fields) -> str:

@@ -157,7 +157,16 @@ def _peers(status: Fields) -> str:
     peers = _list(status, "peers")
     if not peers:
         return no_peers(status)
-    return table(_PEER_HEAD, [_peer(peer) for peer in peers])
+    return table(_PEER_HEAD, [_peer(peer) for peer in peers]) + left_out(status)
+
+
+def left_out(status: Fields) -> str:
+    """Below a table of peers: how many members status.max_peers keeps out of it. Empty when it has all."""
+    others = (_part(status, "network").get("members") or 1) - 1
+    missing = others - len(_list(status, "peers"))
+    return f"\n… and {missing} members without a session (status.max_peers); all: vpnd members" * (
+        missing > 0
+    )
 
 
 def no_peers(status: Fields) -> str:

@@ -82,7 +82,7 @@ class Membership(Table, frozen=True):
     max_guests: Annotated[
         int,
         number(
-            "Strangers that may be connected at once to join or to renew, on an authority.",
+            "Strangers that may be connected at once: to join, to renew, to show that they are members.",
             1,
             10_000,
             "peers",

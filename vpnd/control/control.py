@@ -171,7 +171,8 @@ class Control:
             self._supervisor.send(part)
 
     async def _carry_out(self, request: messages.Request) -> None:
-        self._to_supervisor(await self._requests.carry_out(request))
+        for part in parts.split(await self._requests.carry_out(request)):
+            self._to_supervisor(part)
 
     def _to_supervisor(self, message: messages.Message) -> None:
         if isinstance(message, messages.OwnChanged):

@@ -7,7 +7,7 @@
     Renew, a removed node     removed, with the proof                 removed, with the proof
     Renew, anybody else       not_member                              not_authority
 
-A node that has nothing to say to strangers does not let them in at all.
+Strangers to whom a node has nothing of this to say may not ask it.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class EnrolmentDesk:
     def _welcome(self, statement: Statement, guides: Iterable[str] = ()) -> Welcome:
         """With a membership: the charter it rests on, and where this node and some others are to be found."""
         directory = self._own.directory
-        wires = [*directory.charter_wires(), statement.wire]
+        wires = [*(one.wire for one in directory.charter()), statement.wire]
         for peer_id in (self._own.peer_id, *guides):
             held = directory.membership(peer_id), directory.presence(peer_id)
             wires += [one.wire for one in held if one is not None]

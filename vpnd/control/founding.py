@@ -34,12 +34,14 @@ from vpnd.membership.names import to_label
 from vpnd.membership.network import Network
 from vpnd.membership.refusal import MembershipRefused
 from vpnd.membership.roster import permitted
+from vpnd.membership.statements import parse_untrusted, parse_verified
 from vpnd.membership.store import Store
 from vpnd.membership.token import Token
 from vpnd.printable import printable
 from vpnd.resilience.backoff import Backoff
 
-#: Statements read from disk between two moments in which the loop serves others; a tenth of a millisecond each.
+#: Statements read from disk between two moments in which the loop serves others; a quarter of a millisecond each where
+#: they have to be verified.
 RESTORE_CHUNK = 256
 
 log = logging.getLogger(__name__)
@@ -110,11 +112,14 @@ class Founding:
 
     async def _restore(self, described: Network) -> OwnNetwork:
         own = self._own(described, self._store.load_key())
-        wires, whole = self._store.load_statements()
-        if not whole:
-            log.warning("a part of the directory could not be read; the other members will tell it again")
+        wires, verified = self._store.load_statements()
+        if not verified:
+            log.warning(
+                "the directory is not as it was saved: all of it is verified, and what is missing the others tell again"
+            )
+        parse = parse_verified if verified else parse_untrusted
         for start in range(0, len(wires), RESTORE_CHUNK):
-            own.directory.restore(wires[start : start + RESTORE_CHUNK], self._now_ms())
+            own.directory.restore(wires[start : start + RESTORE_CHUNK], self._now_ms(), parse)
             await trio.lowlevel.checkpoint()
         if own.authority is not None:
             self._renew_own(own, own.authority)

@@ -10,7 +10,8 @@
     a contract     HTTP, registry.kind "contract"   Owning: who owns an address
     other nodes    libp2p over TCP                  Host: Noise, identify, ping; Control.take_session: inbound
                                                     data sessions; Dialer: outbound ones; Gossiping,
-                                                    EnrolmentDesk: members, and who wants to be one
+                                                    Introducing, EnrolmentDesk: members, and who
+                                                    wants to be one
 
 It starts as root, holding one channel. Rights kept after `privileges.drop`: the channels, the counter page,
 sockets of its own on unprivileged ports, the private key in memory, the directory of its network. Nothing is

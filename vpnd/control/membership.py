@@ -4,12 +4,14 @@ comes from                                       goes to
 -----------------------------------------------  -----------------------------------------------------------
 neighbours (`gossiping`)                         neighbours: what is new
 who joins or renews here (`enrolling`)           disk (`saving`)
+members not known yet (`introducing`)
 our own renewal (`renewing`), presence           control: members that came, went, changed (`_registry`)
 commands (`requests`), and time: memberships end supervisor: own addresses, networks to be routed
 """
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import random
@@ -19,19 +21,20 @@ from typing import Any
 import trio
 
 from vpnd.adapter.guards import Count
+from vpnd.adapter.guests import ENROL, INTRODUCE, Question
 from vpnd.adapter.logs import Seldom
 from vpnd.api.messages import Message, OwnChanged, RoutesKnown
 from vpnd.api.reports import NetworkReport, OwnAddresses
 from vpnd.config.schema import Config
 from vpnd.control.enrolling import EnrolmentDesk
 from vpnd.control.gossiping import GOSSIP, Gossiping
+from vpnd.control.introducing import Introducing
 from vpnd.control.renewing import Renewing
 from vpnd.control.routes import Accept, Announced, announced
 from vpnd.control.saving import Saver
 from vpnd.control.state import EXPIRED, MEMBER, MILLISECONDS, REMOVED, OwnNetwork
 from vpnd.discovery.registry import Change, CompositeRegistry, Member
-from vpnd.membership import roster
-from vpnd.membership.enrolment import MAX_REQUEST
+from vpnd.membership import enrolment, introduction, roster
 from vpnd.membership.gossip import Outcome
 from vpnd.membership.statements import Kind, Statement
 
@@ -95,6 +98,9 @@ class NetworkService:
             now_ms=now_ms,
             dice=dice,
         )
+        self._introducing = Introducing(
+            own, config, act=self.act, count=count, seldom=seldom, now_ms=now_ms, dice=dice
+        )
         self._renewing = Renewing(
             own, config, publish=self.publish, learn=self.learn, count=count, now_ms=now_ms, dice=dice
         )
@@ -115,7 +121,12 @@ class NetworkService:
         """Serve, gossip, renew and save until cancelled. `host`: the running vpnd.adapter.host.Host."""
         self._members_changed, self._tell = members_changed, tell
         self._host = host
-        host.desk.open(self._desk.answer_untrusted, self._desk.admits, MAX_REQUEST)
+        desk, introducing = self._desk, self._introducing
+        host.desk.open(
+            Question(ENROL, desk.answer_untrusted, desk.admits, enrolment.MAX_REQUEST),
+            Question(INTRODUCE, introducing.answer_untrusted, introducing.admits, introduction.MAX_REQUEST),
+        )
+        host.introduce = functools.partial(introducing.introduce, host)
         host.serve(GOSSIP, self._gossiping.serve, math.inf)
         if self._told_routes.routes or self._told_routes.exit_peer:
             tell(self._told_routes)
@@ -197,12 +208,14 @@ class NetworkService:
     def network_changed(self) -> None:
         """The machine has other addresses or routes."""
         self.say_where()
+        self._introducing.begin_anew()
         self._gossiping.begin_anew()
 
     def configure(self, config: Config) -> None:
         """Other settings from now on."""
         self._config = config
         self._gossiping.configure(config)
+        self._introducing.configure(config)
 
     async def farewell(self, peer_id: str) -> None:
         """Let a neighbour that is no member any more know why, before its connections are closed."""

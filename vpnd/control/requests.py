@@ -29,7 +29,6 @@ import msgspec
 
 from vpnd import peerid
 from vpnd.adapter.dial import DialError
-from vpnd.api.channel import MAX_MESSAGE_BYTES
 from vpnd.api.messages import Answer, Request
 from vpnd.config.schema import Config
 from vpnd.control.membership import NetworkService
@@ -50,9 +49,6 @@ Result = dict[str, Any] | list[dict[str, Any]]
 
 #: Pings of one command, unless it asks for another number.
 PINGS = 4
-
-#: Of what a channel carries in one message, less what an Answer has besides.
-MAX_RESULT = MAX_MESSAGE_BYTES - 1024
 
 log = logging.getLogger(__name__)
 
@@ -113,14 +109,7 @@ class Requests:
         except Exception as error:
             log.exception("the command %s failed in an unforeseen way", request.command)
             return Answer(serial=request.serial, error=f"{type(error).__name__}: {error}", kind="VpndError")
-        encoded = msgspec.json.encode(result)
-        if len(encoded) > MAX_RESULT:
-            return Answer(
-                serial=request.serial,
-                error=f"the answer has {len(encoded)} bytes, too many",
-                kind="VpndError",
-            )
-        return Answer(serial=request.serial, result=encoded)
+        return Answer(serial=request.serial, result=msgspec.json.encode(result))
 
     # --- who is in
 

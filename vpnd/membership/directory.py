@@ -42,6 +42,7 @@ from vpnd.membership.statements import (
 
 #: Void, but not by their own fault or age: set aside.
 VOID = frozenset({"revoked_authority", "removed"})
+Parse = Callable[[bytes], Statement]
 
 
 class Directory:
@@ -58,7 +59,7 @@ class Directory:
         skew_ms: int,
         forget_ms: int,
         max_members: int,
-        parse: Callable[[bytes], Statement] = parse_untrusted,
+        parse: Parse = parse_untrusted,
     ) -> None:
         self.network = network
         self.index = Index()
@@ -130,7 +131,7 @@ class Directory:
         """What shows anybody that a peer was removed, the charter first; empty when it was not."""
         dossier = self._dossiers.get(peer_id)
         held = dossier.removal() if dossier is not None else None
-        return [*self.charter_wires(), held.wire] if held is not None else []
+        return [one.wire for one in (*self.charter(), held)] if held is not None else []
 
     def taken(self) -> set[str]:
         """Every address and name somebody has or may have again: not to be given to others."""
@@ -155,9 +156,9 @@ class Directory:
         held = [*self._charter.values(), *(s for d in self._dossiers.values() for s in d)]
         return [statement.wire for statement in _in_order([*held, *self._aside.values()])]
 
-    def charter_wires(self) -> list[bytes]:
+    def charter(self) -> list[Statement]:
         """The grants and revocations, which a new member needs before anything else."""
-        return [statement.wire for statement in _in_order(self._effective_charter().values())]
+        return _in_order(self._effective_charter().values())
 
     def knows(self, digest: bytes) -> bool:
         """Whether that very statement is held."""
@@ -167,11 +168,11 @@ class Directory:
 
     def merge(self, wires: Iterable[bytes], now_ms: int) -> Merged:
         """Take in statements of anybody; nothing is raised. Bad ones are refused and change nothing."""
-        return self._merge(wires, now_ms, restoring=False)
+        return self._merge(wires, now_ms, self._parse, restoring=False)
 
-    def restore(self, wires: Iterable[bytes], now_ms: int) -> Merged:
-        """Take in what `statements` gave before a restart: also what has expired or was set aside."""
-        return self._merge(wires, now_ms, restoring=True)
+    def restore(self, wires: Iterable[bytes], now_ms: int, parse: Parse | None = None) -> Merged:
+        """Take in what `statements` gave before a restart: also the expired and the set aside. `parse`: see above."""
+        return self._merge(wires, now_ms, parse or self._parse, restoring=True)
 
     def advance(self, now_ms: int) -> Changes:
         """Let time pass: expired members go, the expired for long are forgotten."""
@@ -186,7 +187,7 @@ class Directory:
 
     # inside
 
-    def _merge(self, wires: Iterable[bytes], now_ms: int, *, restoring: bool) -> Merged:
+    def _merge(self, wires: Iterable[bytes], now_ms: int, parse: Parse, *, restoring: bool) -> Merged:
         fresh: dict[bytes, Statement] = {}
         refused: dict[bytes, Refused] = {}
         for wire in wires:
@@ -194,7 +195,7 @@ class Directory:
             if digest in self._digests or digest in fresh:
                 continue
             try:
-                fresh[digest] = self._parse(wire)
+                fresh[digest] = parse(wire)
             except MembershipRefused as refusal:
                 refused[digest] = Refused(refusal.reason, digest)
         if not fresh:

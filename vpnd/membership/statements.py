@@ -214,7 +214,18 @@ def sign(key: Ed25519PrivateKey, body: AnyBody) -> Statement:
 
 
 def parse_untrusted(wire: bytes) -> Statement:
-    """The statement in `wire`, its signature verified (a tenth of a millisecond). Raises MembershipRefused only."""
+    """The statement in `wire`, its signature verified (a quarter of a millisecond, with all that is checked). Raises
+    MembershipRefused only."""
+    return _parse(wire, verify=True)
+
+
+def parse_verified(wire: bytes) -> Statement:
+    """As parse_untrusted, of bytes this program has got through that before, and nobody has changed since: it is not
+    done again."""
+    return _parse(wire, verify=False)
+
+
+def _parse(wire: bytes, *, verify: bool) -> Statement:
     if len(wire) > MAX_STATEMENT:
         raise MembershipRefused("too_long", f"a statement has at most {MAX_STATEMENT} bytes")
     if len(wire) <= HEADER_BYTES:
@@ -226,10 +237,10 @@ def parse_untrusted(wire: bytes) -> Statement:
     kind, data = Kind(wire[1]), wire[HEADER_BYTES:]
     try:
         body = _DECODERS[kind].decode(data)
-        _check(body)
-        Ed25519PublicKey.from_public_bytes(signer_of(body)).verify(
-            wire[2:HEADER_BYTES], _DOMAINS[kind] + data
-        )
+        if verify:
+            _check(body)
+            key = Ed25519PublicKey.from_public_bytes(signer_of(body))
+            key.verify(wire[2:HEADER_BYTES], _DOMAINS[kind] + data)
     except InvalidSignature:
         raise MembershipRefused("forged", "the signature is not that of its signer") from None
     except (msgspec.MsgspecError, ValueError) as error:  # UnicodeDecodeError is a ValueError

@@ -1,0 +1,169 @@
+"""Members that do not know each other yet: who is turned away shows what makes it a member, and is let in from then on.
+
+Two members may never have heard of each other: one was enrolled while the other was off, and nobody is there who knows
+both. The one that knows the other dials it, is turned away right after the handshake, and asks it once, with its
+statements (`vpnd.membership.introduction`); then it dials again. That only one of the two knows the other is enough.
+
+Who asks is told yes, or why not: of another network, removed here, signed by nobody this node trusts. How often a
+member is asked is bounded: only after it turned a dial away, and after it said no less and less often ([retry]).
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import trio
+
+from vpnd.adapter.dial import DialError
+from vpnd.adapter.guards import Count
+from vpnd.adapter.guests import INTRODUCE
+from vpnd.adapter.logs import Seldom
+from vpnd.config.schema import Config
+from vpnd.control.state import OwnNetwork
+from vpnd.membership import enrolment, introduction
+from vpnd.membership.enrolment import MAX_ANSWER, Refusal
+from vpnd.membership.gossip import Outcome
+from vpnd.membership.refusal import MembershipRefused
+from vpnd.printable import printable
+from vpnd.resilience.backoff import Backoff
+
+log = logging.getLogger(__name__)
+
+
+class Host(Protocol):
+    """What is needed of vpnd.adapter.host.Host."""
+
+    async def ask(
+        self, addresses: Sequence[str], peer_id: str, request: bytes, max_answer: int, question: str
+    ) -> bytes:
+        """The answer to one request. Raises DialError."""
+        ...
+
+
+class _Asking:
+    """One member being asked; `over` tells those who wait for the same, and `admitted` what came of it."""
+
+    def __init__(self) -> None:
+        self.over = trio.Event()
+        self.admitted = False
+
+
+class Introducing:
+    """Owner: control's loop. `act` is given what comes of statements."""
+
+    def __init__(
+        self,
+        own: OwnNetwork,
+        config: Config,
+        *,
+        act: Callable[[Outcome], None],
+        count: Count,
+        seldom: Seldom,
+        now_ms: Callable[[], int],
+        dice: random.Random,
+    ) -> None:
+        self._own = own
+        self._config = config
+        self._act = act
+        self._count = count
+        self._seldom = seldom
+        self._now_ms = now_ms
+        self._dice = dice
+        self._asking: dict[str, _Asking] = {}
+        self._waits: dict[str, tuple[Backoff, float]] = {}  # of those that said no, and the end of the wait
+
+    def configure(self, config: Config) -> None:
+        """Other settings from now on."""
+        self._config = config
+
+    def begin_anew(self) -> None:
+        """The network changed: whoever could not be asked may be at once."""
+        self._waits.clear()
+
+    # --- who comes
+
+    def admits(self, peer_id: str) -> bool:
+        """Whether a stranger may introduce itself: who is no member itself lets nobody in."""
+        return self._own.is_member(self._now_ms())
+
+    def answer_untrusted(self, peer_id: str, data: bytes) -> bytes:
+        """The answer to an introduction; `peer_id` is proven. Raises nothing."""
+        try:
+            self._receive_untrusted(peer_id, data)
+        except MembershipRefused as refusal:
+            self._count(f"refused_{refusal.reason}")
+            self._seldom.warn("introduction", f"{peer_id} is not let in: {refusal}")
+            proof = self._own.directory.removal_proof(peer_id) if refusal.reason == "removed" else ()
+            return introduction.encode(enrolment.refusal(refusal, proof))
+        return introduction.encode(introduction.Admitted())
+
+    def _receive_untrusted(self, peer_id: str, data: bytes) -> None:
+        """Returns when `peer_id` is a member, if it was not then is now. Raises MembershipRefused."""
+        own, now_ms = self._own, self._now_ms()
+        request = introduction.parse_request_untrusted(data)
+        if request.network != own.network.id:
+            raise MembershipRefused("wrong_network", "it is a member of another network")
+        if own.directory.find(peer_id, now_ms) is not None:
+            return
+        outcome = own.gossip.learn(request.statements, now_ms)
+        reasons, outcome.refused = outcome.refused, []  # the first of them is counted, as what it came to
+        self._act(outcome)
+        member = own.directory.find(peer_id, now_ms)
+        if member is not None:
+            self._count("introduced")
+            log.info("%s was not known here, and has shown that it is a member", member.name or peer_id)
+        elif own.directory.newest(peer_id) is None and own.directory.removal(peer_id) is not None:
+            raise MembershipRefused("removed", "this node was removed from the network")
+        else:
+            raise MembershipRefused(reasons[0] if reasons else "not_member")
+
+    # --- whom this node comes to
+
+    async def introduce(self, host: Host, addresses: Sequence[str], peer_id: str) -> bool:
+        """Whether a member that turned this node away admits it now. Asks it when it is time; who wants to know while
+        it is being asked waits for that answer."""
+        own, now_ms = self._own, self._now_ms()
+        request = introduction.of_member(own.directory, own.peer_id) if own.is_member(now_ms) else None
+        if request is None or own.directory.find(peer_id, now_ms) is None:
+            return False
+        asking = self._asking.get(peer_id)
+        if asking is not None:
+            await asking.over.wait()
+            return asking.admitted
+        if peer_id in self._waits and trio.current_time() < self._waits[peer_id][1]:
+            return False
+        asking = self._asking[peer_id] = _Asking()
+        try:
+            asking.admitted = await self._ask(host, addresses, peer_id, introduction.encode(request))
+        finally:
+            del self._asking[peer_id]
+            asking.over.set()
+        return asking.admitted
+
+    async def _ask(self, host: Host, addresses: Sequence[str], peer_id: str, request: bytes) -> bool:
+        self._count("introductions")
+        try:
+            data = await host.ask(addresses, peer_id, request, MAX_ANSWER, INTRODUCE)
+            answer = introduction.parse_answer_untrusted(data)
+        except (DialError, MembershipRefused) as error:
+            log.debug("%s was not asked to let this node in: %s", peer_id, error)
+            self._wait(peer_id)
+            return False
+        if isinstance(answer, Refusal):
+            log.info("%s does not let this node in: %s", peer_id, printable(answer.text))
+            self._wait(peer_id)
+            self._act(self._own.gossip.learn(answer.statements, self._now_ms()))
+            return False
+        self._waits.pop(peer_id, None)
+        return True
+
+    def _wait(self, peer_id: str) -> None:
+        retry = self._config.retry
+        backoff, _ = self._waits.get(peer_id) or (
+            Backoff(retry.initial_interval, retry.max_interval, retry.multiplier, self._dice.uniform),
+            0.0,
+        )
+        self._waits[peer_id] = backoff, backoff.fail(trio.current_time())

@@ -1,0 +1,107 @@
+"""What a member says to one that has not heard of it yet, on a connection whose peer ids are proven: one request, one
+answer.
+
+    request    Introduction   the statements that make me a member: grants from the root key down to the authority that
+                              signed my membership, the membership, and where I am
+    answer     Admitted       you are a member here, too     Refusal (`enrolment`)   you are not, and why
+
+The statements are of the kind that gossip brings, and are judged like those; whose connection brought them counts for
+nothing. The answer has no secret in it, only to a removed member the proof that it was removed.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from vpnd.membership.directory import Directory
+from vpnd.membership.enrolment import MAX_ANSWER, Message, Refusal
+from vpnd.membership.refusal import REASONS, MembershipRefused
+from vpnd.membership.statements import MAX_STATEMENT, NETWORK_ID_BYTES, Grant, Statement
+
+#: Of a chain of authority longer than this, those nearest to the root are left out: they are the best known.
+MAX_GRANTS = 16
+#: Beside them the membership and the presence.
+MAX_STATEMENTS = MAX_GRANTS + 2
+#: What a request has besides its statements: tags, lengths, the network.
+_OVERHEAD = 128
+MAX_REQUEST = MAX_STATEMENTS * MAX_STATEMENT + _OVERHEAD
+
+
+class Introduction(Message, frozen=True, tag=1):
+    """The node that sends this is a member of `network`, as these statements show."""
+
+    network: Annotated[bytes, Meta(min_length=NETWORK_ID_BYTES, max_length=NETWORK_ID_BYTES)]
+    statements: Annotated[
+        tuple[Annotated[bytes, Meta(max_length=MAX_STATEMENT)], ...], Meta(max_length=MAX_STATEMENTS)
+    ]
+
+
+class Admitted(Message, frozen=True, tag=2):
+    """The node that introduced itself is a member here."""
+
+
+_requests = msgspec.msgpack.Decoder(Introduction)
+_answers: msgspec.msgpack.Decoder[Admitted | Refusal] = msgspec.msgpack.Decoder(Admitted | Refusal)
+
+
+def encode(message: Introduction | Admitted | Refusal) -> bytes:
+    """The bytes of a message."""
+    return msgspec.msgpack.encode(message)
+
+
+def of_member(directory: Directory, peer_id: str) -> Introduction | None:
+    """What introduces a member to anybody of its network; None for whom `directory` knows no membership of."""
+    membership = directory.membership(peer_id)
+    if membership is None:
+        return None
+    statements = [*_vouching(directory, membership.signer), membership]
+    if (presence := directory.presence(peer_id)) is not None:
+        statements.append(presence)
+    return Introduction(directory.network.id, tuple(statement.wire for statement in statements))
+
+
+def _vouching(directory: Directory, key: bytes) -> list[Statement]:
+    """The grants that make `key` an authority, from the root's on."""
+    grants = [
+        (statement, statement.body) for statement in directory.charter() if isinstance(statement.body, Grant)
+    ]
+    found: list[Statement] = []
+    standing = directory.authority(key)
+    while standing is not None and standing.distance and len(found) < MAX_GRANTS:
+        senior = None
+        for statement, grant in grants:
+            signer = directory.authority(grant.signer)
+            if (grant.key, grant.granted_ms) != (standing.key, standing.granted_ms) or signer is None:
+                continue
+            if signer.distance == standing.distance - 1:
+                found.append(statement)
+                senior = signer
+                break
+        standing = senior
+    return found[::-1]
+
+
+def parse_request_untrusted(data: bytes) -> Introduction:
+    """A request. Raises MembershipRefused only."""
+    if len(data) > MAX_REQUEST:
+        raise MembershipRefused("too_long", f"an introduction has at most {MAX_REQUEST} bytes")
+    try:
+        return _requests.decode(data)
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise MembershipRefused("malformed", f"an introduction is malformed: {error}") from None
+
+
+def parse_answer_untrusted(data: bytes) -> Admitted | Refusal:
+    """An answer; the reason in a Refusal is a known one, or malformed. Raises MembershipRefused only."""
+    if len(data) > MAX_ANSWER:
+        raise MembershipRefused("too_long", f"an answer has at most {MAX_ANSWER} bytes")
+    try:
+        answer = _answers.decode(data)
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise MembershipRefused("malformed", f"an answer is malformed: {error}") from None
+    if isinstance(answer, Refusal) and answer.reason not in REASONS:
+        raise MembershipRefused("malformed", "an answer refuses for a reason that is unknown here")
+    return answer
