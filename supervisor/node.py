@@ -286,6 +286,7 @@ class Node:
         self._pump.flows.most = config.worker.max_flows
         self._server.timeout_s = config.status.timeout
         self._watch.settings = config.network
+        self._overlay.configure(config)
         self._fleet.reconfigure(config)
         self._reloaded(config)
 

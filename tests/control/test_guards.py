@@ -179,6 +179,7 @@ async def silent(first_words: bytes) -> AsyncIterator[str]:
         nursery.cancel_scope.cancel()
 
 
+@pytest.mark.setting("p2p.dial_timeout")
 @pytest.mark.parametrize("guarded", [True, False])
 @pytest.mark.parametrize(
     "first_words",
@@ -207,6 +208,7 @@ def test_a_dial_to_a_silent_listener_ends(first_words: bytes, guarded: bool, mon
     trio.run(main)
 
 
+@pytest.mark.setting("session.user_timeout")
 @pytest.mark.parametrize("guarded", [True, False])
 def test_sockets_notice_a_vanished_peer(guarded: bool, monkeypatch: Monkey) -> None:
     if not guarded:
@@ -224,6 +226,7 @@ def test_sockets_notice_a_vanished_peer(guarded: bool, monkeypatch: Monkey) -> N
     trio.run(main)
 
 
+@pytest.mark.setting("p2p.max_connections_per_peer")
 @pytest.mark.parametrize("guarded", [True, False])
 def test_refused_connections_do_not_use_up_the_host(guarded: bool, monkeypatch: Monkey) -> None:
     if not guarded:
@@ -261,6 +264,7 @@ def test_libp2p_dials_nobody_by_itself() -> None:
     trio.run(main)
 
 
+@pytest.mark.setting("p2p.max_inbound_handshakes")
 @pytest.mark.parametrize("guarded", [True, False])
 def test_half_open_connections_do_not_keep_a_member_out(guarded: bool, monkeypatch: Monkey) -> None:
     if not guarded:

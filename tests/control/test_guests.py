@@ -86,6 +86,7 @@ async def sit(stranger: Node, node: Node) -> Any:
     return session
 
 
+@pytest.mark.setting("membership.max_guests", "membership.guest_timeout")
 @pytest.mark.parametrize(
     ("settings", "counted"),
     [

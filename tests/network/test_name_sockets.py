@@ -98,6 +98,7 @@ def test_other_addresses_are_bound_and_told_the_former_given_up(tmp_path: Path) 
     assert {ip for ip, _, _ in machine.given[0][1]} == {"127.0.0.12", "127.0.0.13"}
 
 
+@pytest.mark.setting("dns.port")
 def test_a_port_in_use_is_a_warning(tmp_path: Path) -> None:
     machine, port = Machine(tmp_path), free_port()
 
@@ -117,6 +118,7 @@ def test_a_port_in_use_is_a_warning(tmp_path: Path) -> None:
     assert {ip for ip, _, _ in machine.given[0][1]} == {"127.0.0.12"}
 
 
+@pytest.mark.setting("dns.enabled", "dns.register")
 @pytest.mark.parametrize(
     ("settings", "commands", "hint"),
     [

@@ -15,6 +15,7 @@ def streams(on: Stage) -> int:
     return on.a.plane.streams()
 
 
+@pytest.mark.setting("stream_pool.min_streams_per_peer")
 @pytest.mark.parametrize(("least", "expected"), [(1, 1), (3, 3)])
 def test_so_many_streams_are_kept_open(least, expected):
     with stage(stream_pool={"min_streams_per_peer": least, **OFTEN}) as on:
@@ -33,6 +34,7 @@ def test_the_minimum_can_be_changed_and_what_is_too_much_goes_when_idle():
         assert streams(on) == 2
 
 
+@pytest.mark.setting("stream_pool.cleanup_interval")
 @pytest.mark.parametrize("interval_s", [0.2, 2.0])
 def test_what_is_missing_is_opened_every_cleanup_interval(interval_s):
     with stage(stream_pool={"min_streams_per_peer": 2, "cleanup_interval": interval_s}) as on:
@@ -40,6 +42,7 @@ def test_what_is_missing_is_opened_every_cleanup_interval(interval_s):
         assert interval_s - 0.2 <= took_s <= interval_s + 0.1
 
 
+@pytest.mark.setting("stream_pool.idle_timeout")
 @pytest.mark.parametrize("timeout_s", [0.5, 2.0])
 def test_an_idle_stream_is_closed_after_its_timeout(timeout_s):
     with stage(stream_pool={"min_streams_per_peer": 2, "idle_timeout": timeout_s, **OFTEN}) as on:
@@ -75,6 +78,7 @@ REPLACED = [
 ]
 
 
+@pytest.mark.setting("session.max_age", "session.max_bytes")
 @pytest.mark.parametrize(
     ("sentence", "session", "flood", "rotated"), REPLACED, ids=[row[0] for row in REPLACED]
 )
@@ -103,6 +107,7 @@ def test_the_age_can_be_changed():
         on.until(lambda: on.links()[0].session_id != first, 1.0)
 
 
+@pytest.mark.setting("session.drain_timeout")
 @pytest.mark.parametrize("timeout_s", [0.5, 3.0])
 def test_a_session_that_cannot_be_drained_is_ended_after_its_deadline(timeout_s):
     with stage(session={"drain_timeout": timeout_s}, health=CALM_HEALTH, stream_pool=OFTEN) as on:

@@ -201,6 +201,7 @@ def test_more_than_the_socket_can_hold_is_a_change_and_the_addresses_are_asked_f
     assert set(many) <= set(told[-1][1])
 
 
+@pytest.mark.setting("network.suspend_check")
 def test_a_machine_that_slept_is_told_of_it(monkeypatch: pytest.MonkeyPatch):
     told: list[str] = []
     asleep_s = 0.0
