@@ -21,7 +21,7 @@ MAX_REQUEST = 64
 
 def desk(**membership: object) -> Node:
     """A node without members that answers everybody with what they said, backwards."""
-    node = Node(members=set(), membership=Membership(**membership))
+    node = Node(members=set(), membership=Membership(**membership), handshake_timeout=60.0)
     node.host.desk.open(lambda peer_id, data: data[::-1], lambda peer_id: True, MAX_REQUEST)
     return node
 

@@ -142,6 +142,20 @@ def test_a_session_in_which_no_stream_opens_is_given_up(sentence, attempts, dead
         assert on.a.plane.counts.failed + on.b.plane.counts.failed == attempts
 
 
+def test_other_attempts_hold_for_a_session_in_which_no_stream_opens_yet():
+    retry = {"max_attempts": 1000, "initial_interval": 0.01, "max_interval": 0.01}
+    session = {"negotiate_timeout": 0.2}
+    with stage(up=False, delay_s=0.02, session=session, retry=retry, health=CALM_HEALTH) as on:
+        on.until(lambda: on.world.network.connections, 1.0)
+        on.connection().vanish()
+        on.until(lambda: any(link.initiator for node in (on.a, on.b) for link in on.links(node)), 1.0)
+        node, link = next((node, link) for node in (on.a, on.b) for link in on.links(node) if link.initiator)
+        on.run(1.5)
+        assert not link.closed
+        on.reload(node, retry={"max_attempts": 1})
+        on.until(lambda: link.closed, 0.5)
+
+
 def test_streams_a_peer_refuses_are_counted_and_do_not_end_the_session():
     with stage(session={"max_streams": 2}, stream_pool={"min_streams_per_peer": 4, **OFTEN}) as on:
         on.run(1.0)

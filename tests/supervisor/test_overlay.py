@@ -105,6 +105,12 @@ def test_a_member_gets_other_addresses_while_it_runs(lab: Lab, device: Tun) -> N
     assert addresses(lab) == [] and "vpnd0" not in routes(lab)
 
 
+@pytest.mark.setting("network.queue_length")
+def test_the_devices_queue_is_as_long_as_set(lab: Lab, device: Tun) -> None:
+    established(Config(network=Network(virtual_ip="10.86.0.1", queue_length=77)), Mode.STATIC, None)
+    assert "qlen 77" in lab.ip(lab.nodes[0], "link", "show", "vpnd0")
+
+
 @pytest.mark.setting("network.mtu")
 def test_a_small_mtu_leaves_ipv6_out_of_a_network_for_good(lab: Lab, device: Tun) -> None:
     overlay = established(Config(network=Network(mtu=1200)), Mode.MEMBER, OWN)
