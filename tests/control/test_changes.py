@@ -264,6 +264,7 @@ def test_a_removed_peer_is_not_dialed_to_the_end_and_another_address_is_tried_at
             assert a.counter("dial_failures") == 0
 
 
+@pytest.mark.setting("log.level")
 def test_limits_timings_and_the_log_level_change_while_it_runs() -> None:
     nodes = Nodes()
     slow = with_breaker(nodes.listed(), 60.0, initial_interval=60.0, max_interval=60.0)

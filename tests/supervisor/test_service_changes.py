@@ -72,7 +72,6 @@ def test_a_second_start_says_that_this_service_runs() -> None:
     run(body)
 
 
-@pytest.mark.setting("log.level")
 def test_reload_takes_over_what_it_can_and_leaves_the_programs_log_alone() -> None:
     async def body(service: VPNService, config: Config) -> None:
         level = logging.getLogger().level
