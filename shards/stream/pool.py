@@ -301,7 +301,8 @@ class StreamPool:
                 self.close_idle(lane)
                 spare -= 1
         usable = self.usable()
-        for link in usable[config.multiplexer.min_sessions :]:
+        # the multiplexer lets go first: what it still wants would only be dialed again
+        for link in usable[self.scaled :]:
             lanes = link.lanes.values()
             if link.initiator and spare > 0 and all(lane in idle and not lane.leaving for lane in lanes):
                 self.leave(link)

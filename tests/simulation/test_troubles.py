@@ -174,3 +174,19 @@ def test_a_reset_while_a_session_is_left_is_not_a_failure():
         on.connection().reset()
         on.run(0.01)
         assert told == [("receive: Connection reset by peer", False)]
+
+
+def test_a_shorter_interval_does_not_wait_for_the_end_of_a_long_one():
+    seldom = {"health": {"interval": HOUR_S, "warm_interval": HOUR_S}, "worker": {"cleanup_interval": HOUR_S},
+              "stream_pool": {"cleanup_interval": HOUR_S}}  # fmt: skip
+    with stage(session=PATIENT, **seldom) as on:
+        on.send()
+        on.run(1.0)
+        on.reload(on.a, worker={"cleanup_interval": 0.1, "idle_timeout": 0.5})
+        on.until(lambda: not on.a.plane.flows.flows, 1.0)
+        for node in (on.a, on.b):
+            on.reload(node, stream_pool={"min_streams_per_peer": 2, "cleanup_interval": 0.1})
+        on.until(lambda: on.a.plane.streams() == 2, 1.0)
+        on.cut()
+        on.reload(on.a, health={"interval": 0.5, "timeout": 0.5})
+        assert on.until(lambda: on.a.plane.health_failures, 2.0) <= 1.05

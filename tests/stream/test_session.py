@@ -83,23 +83,6 @@ def test_room_is_the_smaller_of_window_and_buffer() -> None:
     assert small_window.a.room(stream) == stream.send_window
 
 
-@pytest.mark.setting("session.receive_buffer_bytes")
-@pytest.mark.parametrize("size", [1 << 17, 1 << 20])
-def test_one_read_may_be_as_large_as_the_receive_buffer(size: int) -> None:
-    assert len(Pair(Settings(receive_buffer_bytes=size)).a.receive_buffer()) == size
-
-
-@pytest.mark.setting("session.control_reserve_bytes")
-@pytest.mark.parametrize("reserve", [1 << 12, 1 << 15])
-def test_data_leaves_the_reserve_to_answers(reserve: int) -> None:
-    pair = Pair(Settings(send_buffer_bytes=1 << 17, control_reserve_bytes=reserve))
-    stream, _ = pair.open()
-    while room := pair.a.room(stream):
-        send(pair.a, stream, bytes(room))
-    left = (1 << 17) - len(pair.a.data_to_send())
-    assert reserve <= left < reserve + 64
-
-
 def test_five_megabytes_each_way_through_the_smallest_buffers() -> None:
     pair = Pair(SMALL)
     at_a, at_b = pair.open()

@@ -214,3 +214,17 @@ def test_datagrams_read_in_one_go_are_merged_if_set(coalesce: bool) -> None:
         assert (after["merged"] > before["merged"]) == coalesce
 
     run(body, settings={"network": {"virtual_ip": "10.86.0.1", "coalesce_udp": coalesce}})
+
+
+def test_a_shorter_idle_timeout_is_not_waited_for_by_the_one_before() -> None:
+    async def body(service: VPNService, config: Config) -> None:
+        with socket.socket(type=socket.SOCK_DGRAM) as sock:
+            sock.sendto(b"x", ("10.86.0.9", 9))
+        async with asyncio.timeout(5.0):
+            while not (await service.status())["tun"]["flows"]:
+                await asyncio.sleep(0.01)
+            await service.reload(msgspec.structs.replace(config, worker=Worker(shards=1, idle_timeout=0.1)))
+            while (await service.status())["tun"]["flows"]:
+                await asyncio.sleep(0.01)
+
+    run(body)

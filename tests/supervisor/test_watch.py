@@ -222,6 +222,22 @@ def test_more_than_the_socket_can_hold_is_a_change_and_the_addresses_are_asked_f
     assert set(many) <= set(told[-1][1])
 
 
+def test_a_machine_is_looked_after_as_often_as_set_now(monkeypatch: pytest.MonkeyPatch):
+    told: list[str] = []
+    monkeypatch.setattr(watch, "_clocks", lambda: (1000.0 + 3600.0 * len(told), 1000.0))
+
+    async def watched() -> None:
+        watching = watch.Watch("lo", Network(suspend_check=60.0), lambda reason, _: told.append(reason))
+        watching._suspend = watch.SuspendClock(0.0, 1000.0)
+        watching.configure(Network(suspend_check=0.02))
+        async with asyncio.timeout(5.0):
+            while not told:
+                await asyncio.sleep(0.01)
+        watching.close()
+
+    asyncio.run(watched())
+
+
 @pytest.mark.setting("network.suspend_check")
 def test_a_machine_that_slept_is_told_of_it(monkeypatch: pytest.MonkeyPatch):
     told: list[str] = []
