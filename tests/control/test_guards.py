@@ -6,6 +6,7 @@ import contextlib
 import math
 from collections.abc import AsyncIterator
 
+import msgspec
 import pytest
 import trio
 from control_nodes import Node, eventually, offered, options, running
@@ -205,6 +206,19 @@ def test_a_dial_to_a_silent_listener_ends(first_words: bytes, guarded: bool, mon
                 with trio.move_on_after(1.5) as patience:
                     await node.host.dial(address, node.peer_id)
                 assert patience.cancelled_caught
+
+    trio.run(main)
+
+
+def test_other_deadlines_hold_for_the_next_dial() -> None:
+    async def main() -> None:
+        node = Node(dial_timeout=60.0)
+        async with running(node), silent(b"") as address:
+            config = node.host._config
+            p2p = msgspec.structs.replace(config.p2p, dial_timeout=0.3)
+            node.host.configure(msgspec.structs.replace(config, p2p=p2p))
+            with trio.fail_after(5), pytest.raises(DialError, match=r"no answer within 0\.3 s"):
+                await node.host.dial(address, node.peer_id)
 
     trio.run(main)
 

@@ -221,6 +221,29 @@ def gossips_for(path: Path, seconds: float, **settings: Any) -> tuple[SilentHost
     return host, made
 
 
+def test_who_could_not_be_dialed_is_tried_again_when_the_waits_are_others(tmp_path: Path) -> None:
+    async def main() -> None:
+        made, host = OwnWorld(tmp_path, now_ms=trio_ms), NobodyAnswers()
+        await made.enter()
+        made.enrol("b")
+        made.config = msgspec.structs.replace(
+            made.config, retry=Retry(initial_interval=1e6, max_interval=1e6)
+        )
+        neighbours = gossiping(made)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(neighbours.run, host)
+            await trio.sleep(100.0)
+            before = len(host.dialed)
+            neighbours.configure(
+                msgspec.structs.replace(made.config, retry=Retry(initial_interval=1.0, max_interval=1.0))
+            )
+            await trio.sleep(100.0)
+            nursery.cancel_scope.cancel()
+        assert before == 1 and len(host.dialed) > 50
+
+    on_a_made_up_clock(main)
+
+
 @pytest.mark.setting("membership.neighbours")
 @pytest.mark.parametrize("neighbours", [3, 5])
 def test_so_many_neighbours_are_kept(tmp_path: Path, neighbours: int) -> None:
