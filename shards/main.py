@@ -36,6 +36,7 @@ from shards.counters import Counters
 from shards.live import Live
 from shards.plane import Plane
 from shards.probing import probe
+from shards.recurring import Recurring
 from shards.report import session_report
 from vpnd import logs, privileges
 from vpnd.api import messages, parts
@@ -81,7 +82,8 @@ class Shard:
         self._loop.add_reader(wake, self._on_wake)
         self._loop.call_soon(self._on_wake)
         self._plane.start()
-        self._store_often()
+        self._storing = Recurring(self._store_all, lambda: self._live.config.metrics.interval)
+        self._storing.start()
         self._supervisor.send(messages.Ready())
 
     async def run(self) -> str:
@@ -137,6 +139,8 @@ class Shard:
         if config.log.level != self._live.config.log.level:
             logs.set_level(config.log.level)
         self._live.config = config
+        self._plane.configured()
+        self._storing.retime()
 
     def _drain(self) -> None:
         """The ring gets no more: end when everything is on its way, or when it has taken too long."""
@@ -204,10 +208,6 @@ class Shard:
             health_deaths=plane.health_deaths,
         )
         self._counters.store_drops(plane.drops)
-
-    def _store_often(self) -> None:
-        self._store_all()
-        self._loop.call_later(self._live.config.metrics.interval, self._store_often)
 
 
 def main() -> None:

@@ -22,6 +22,7 @@ from shards.live import Live
 from shards.outbound import Outbound
 from shards.peers import Peer, PeerTable
 from shards.prefixes import set_of
+from shards.recurring import Recurring
 from shards.stream.pool import PoolCounts
 from shards.stream.session import Session
 from shards.unowned import Unowned
@@ -83,13 +84,24 @@ class Plane:
         self.batch_done = batch_done
         self.dispatch: Callable[[Chunk], None] = self.outbound.dispatch
         self._ended = False
+        self._recurring = (
+            Recurring(self._clean, lambda: live.config.worker.cleanup_interval),
+            Recurring(self._look, lambda: live.config.multiplexer.auto_scaling_interval),
+            Recurring(self._tidy, lambda: live.config.stream_pool.cleanup_interval),
+            Recurring(self._warm, lambda: live.config.health.warm_interval),
+        )
 
     def start(self) -> None:
         """Begin what is done from time to time."""
-        self._clean()
-        self._look()
-        self._tidy()
-        self._warm()
+        for each in self._recurring:
+            each.start()
+
+    def configured(self) -> None:
+        """The configuration in force is another one: what was waited for by the old one may be due."""
+        for each in self._recurring:
+            each.retime()
+        for link in self.links.values():
+            link.vitals.retime()
 
     def end(self, reason: str) -> None:
         """Close every session, politely."""
@@ -202,30 +214,25 @@ class Plane:
 
     def _clean(self) -> None:
         self.flows.clean(self.now())
-        self._loop.call_later(self.live.config.worker.cleanup_interval, self._clean)
 
     def _look(self) -> None:
         now_s = self.now()
         for peer in self.peers:
             if peer.pool.links:
                 peer.multiplexer.look(now_s)
-        self._loop.call_later(self.live.config.multiplexer.auto_scaling_interval, self._look)
 
     def _tidy(self) -> None:
         now_s = self.now()
         for peer in self.peers:
             if peer.pool.links:
                 peer.pool.clean(now_s)
-        self._loop.call_later(self.live.config.stream_pool.cleanup_interval, self._tidy)
 
     def _warm(self) -> None:
         """Peers that were used lately are to be reachable at once: ask again for what is missing."""
-        health = self.live.config.health
-        since_s = self.now() - health.warm_for
+        since_s = self.now() - self.live.config.health.warm_for
         for peer in self.peers:
             if peer.multiplexer.used_s >= since_s and len(peer.pool.usable()) < peer.pool.scaled:
                 peer.pool.tell_wanted(urgent=True)
-        self._loop.call_later(health.warm_interval, self._warm)
 
     # --- what is counted
 

@@ -38,6 +38,11 @@ class Vitals:
         """Something happened that sessions do not always survive: find out now."""
         self._act(self._health.hurry(self._link.now()))
 
+    def retime(self) -> None:
+        """The interval may be another one."""
+        if self._health.retime(self._link.now()):
+            self.watch()
+
     def stop(self) -> None:
         """Look no more."""
         if self._timer is not None:

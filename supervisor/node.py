@@ -236,7 +236,7 @@ class Node:
     def _age_flows(self) -> None:
         if not self.stopped.done():
             self._pump.flows.age()
-            self._loop.call_later(self._config.worker.idle_timeout, self._age_flows)
+            self._aging = self._loop.call_later(self._config.worker.idle_timeout, self._age_flows)
 
     # --- changes
 
@@ -277,10 +277,14 @@ class Node:
     def _take_over(self, config: Config) -> None:
         if config == self._config:
             return
-        self._config = config
+        before, self._config = self._config, config
+        if config.worker.idle_timeout != before.worker.idle_timeout:
+            self._aging.cancel()
+            self._aging = self._loop.call_later(config.worker.idle_timeout, self._age_flows)
         self._pump.flows.most = config.worker.max_flows
         self._server.timeout_s = config.status.timeout
-        self._watch.settings = config.network
+        self._watch.configure(config.network)
+        self._overlay.configure(config)
         self._fleet.reconfigure(config)
         self._reloaded(config)
 

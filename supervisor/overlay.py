@@ -45,6 +45,10 @@ class Overlay:
                 "network.virtual_ip is not used in a network without [[peers]]: its authority gives addresses"
             )
 
+    def configure(self, config: Config) -> None:
+        """Another [retry] for what is set up from now on; the rest is taken at the start."""
+        self._setup.retry = config.retry
+
     def check_before(self) -> None:
         """What is known before anything is changed is judged then: raises ConfigError when the machine already
         routes a part of it."""

@@ -6,6 +6,7 @@ import os
 
 import pytest
 from hypothesis import HealthCheck, settings
+from settings_shown import Freezer
 
 # A busy machine is no finding; pytest-timeout ends what hangs
 settings.register_profile("vpnd", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -18,6 +19,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="fail when a test marked root was skipped, whatever the reason",
     )
+    parser.addoption(
+        "--freeze-settings",
+        action="store_true",
+        help="run the tests that show what a setting changes with that setting frozen: they must fail",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--freeze-settings"):
+        config.pluginmanager.register(Freezer())
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -16,8 +16,9 @@ import pytest
 from fake_daemon import daemon
 
 from vpnd import errors, peerid, statusclient
-from vpnd.cli import main, statusview
+from vpnd.cli import launch, main, statusview
 from vpnd.cli.drops import DROP_MEANINGS
+from vpnd.config.schema import Config, Status
 from vpnd.metrics import DROP_REASONS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -355,3 +356,28 @@ def test_a_closed_pipe_is_no_traceback(tmp_path):
     process.wait(30)
     process.stderr.close()
     assert b"Traceback" not in said
+
+
+@pytest.mark.setting("status.timeout")
+def test_a_daemon_that_says_nothing_is_waited_for_as_long_as_set(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("VPND_STATUS_TIMEOUT", "200ms")
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(str(tmp_path / "vpnd.sock"))
+        silent.listen()
+        assert main(["status", "--state-dir", str(tmp_path)]) == errors.NotRunningError.exit_code
+    assert "has not answered within 0.2 s" in capsys.readouterr().err
+
+
+@pytest.mark.setting("status.poll_interval")
+def test_whether_a_daemon_is_ready_is_looked_at_that_often(tmp_path, monkeypatch):
+    waits = []
+    monkeypatch.setattr(launch.time, "sleep", waits.append)
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    polled = iter([None, None, 1])
+    monkeypatch.setattr(process, "poll", lambda: next(polled))
+    (log := tmp_path / "vpnd.log").write_text("")
+    config = Config(state_dir=str(tmp_path), status=Status(poll_interval=0.7))
+    with pytest.raises(errors.VpndError):
+        launch._wait_ready(process, config, log, 0, 0.0)
+    process.communicate()
+    assert waits == [0.7, 0.7]

@@ -52,6 +52,13 @@ class Health:
             return Verdict.NOTHING
         return self._probe(now_s, urgent_s)
 
+    def retime(self, now_s: float) -> bool:
+        """The interval may be another one: whether `next_s` comes earlier now."""
+        due_s = now_s + self._live.config.health.interval
+        earlier = due_s < self.next_s
+        self.next_s = min(due_s, self.next_s)
+        return earlier
+
     def step(self, now_s: float, heard_s: float) -> Verdict:
         """What is to be done now; `heard_s`: when something was received last."""
         health = self._live.config.health

@@ -79,6 +79,7 @@ class StreamPool:
         #: of the sessions there were when one was to be rotated: those the peer dialed, and all
         self._spare = self._present = 0
         self._wanted = 1  # what control takes for granted
+        self._retry_settings = live.config.retry
         self._retry = self._new_retry()
         self._lost = lost
 
@@ -155,6 +156,8 @@ class StreamPool:
         self._host.counts.failed += 1
         if link.closed or link.lanes or link.leaving:
             return
+        if self._live.config.retry != self._retry_settings:
+            self._retry = self._new_retry()
         due_s = self._retry.fail(self._now())
         if due_s is None:
             link.close("no stream could be opened")
@@ -326,7 +329,8 @@ class StreamPool:
                 self.close_idle(lane)
                 spare -= 1
         usable = self.usable()
-        for link in usable[config.multiplexer.min_sessions :]:
+        # the multiplexer lets go first: what it still wants would only be dialed again
+        for link in usable[self.scaled :]:
             lanes = link.lanes.values()
             if link.initiator and spare > 0 and all(lane in idle and not lane.leaving for lane in lanes):
                 self.leave(link)
@@ -352,6 +356,6 @@ class StreamPool:
         return now_s - link.opened_s >= session.max_age or carried >= session.max_bytes
 
     def _new_retry(self) -> Retry:
-        retry = self._live.config.retry
+        retry = self._retry_settings = self._live.config.retry
         backoff = Backoff(retry.initial_interval, retry.max_interval, retry.multiplier, self._host.uniform)
         return Retry(backoff, retry.max_attempts)

@@ -55,7 +55,9 @@ class NetworkSetup:
     def __init__(
         self, retry: RetrySettings = DEFAULT_RETRY, wait: Callable[[float], object] = time.sleep
     ) -> None:
-        self._retry, self._wait = retry, wait
+        #: may be replaced at any time
+        self.retry = retry
+        self._wait = wait
         self._undo: list[tuple[str, Undo]] = []
 
     def apply(
@@ -145,7 +147,7 @@ class NetworkSetup:
 
     def _try(self, what: str, action: Callable[[], object]) -> None:
         """Do it, again and again while the error is a transient one and attempts are left."""
-        settings = self._retry
+        settings = self.retry
         backoff = Backoff(
             settings.initial_interval, settings.max_interval, settings.multiplier, random.uniform
         )

@@ -77,13 +77,13 @@ class SuspendClock:
 
 
 class Watch:
-    """Tells `changed(reason, addresses)`. Owner: supervisor loop. `settings` may be replaced at any time.
+    """Tells `changed(reason, addresses)`. Owner: supervisor loop.
 
     `own_device` must exist. Raises MachineError when the kernel gives no netlink socket. Ends with `close`.
     """
 
     def __init__(self, own_device: str, settings: Network, changed: Changed) -> None:
-        self.settings = settings
+        self._settings = settings
         self._changed = changed
         self._loop = asyncio.get_running_loop()
         self._gatherer = Gatherer()
@@ -103,6 +103,12 @@ class Watch:
         self._state = events.NetworkState(own, self._socket.getsockname()[0], _name_of)
         self._loop.add_reader(self._socket.fileno(), self._readable)
         self._gathering: asyncio.TimerHandle | None = None
+        self._checking = self._loop.call_later(settings.suspend_check, self._check_suspend)
+
+    def configure(self, settings: Network) -> None:
+        """Other settings from now on."""
+        self._settings = settings
+        self._checking.cancel()
         self._checking = self._loop.call_later(settings.suspend_check, self._check_suspend)
 
     def close(self) -> None:
@@ -153,7 +159,7 @@ class Watch:
 
     def _note(self, reason: str) -> None:
         now_s = self._loop.time()
-        if self._gatherer.add(reason, now_s, self.settings.change_settle, self.settings.change_settle_max):
+        if self._gatherer.add(reason, now_s, self._settings.change_settle, self._settings.change_settle_max):
             self._gathering = self._loop.call_at(self._gatherer.due_s or now_s, self._tell)
 
     def _tell(self) -> None:
@@ -162,10 +168,10 @@ class Watch:
 
     def _check_suspend(self) -> None:
         slept_s = self._suspend.slept_s(*_clocks())
-        if slept_s > self.settings.suspend_check:
+        if slept_s > self._settings.suspend_check:
             log.info("the machine was suspended for %.0f s", slept_s)
             self._changed("the machine was suspended", self.addresses())
-        self._checking = self._loop.call_later(self.settings.suspend_check, self._check_suspend)
+        self._checking = self._loop.call_later(self._settings.suspend_check, self._check_suspend)
 
 
 def _clocks() -> tuple[float, float]:

@@ -88,6 +88,7 @@ def options(fd: int) -> dict[str, int]:
         return {
             "user_timeout_ms": sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT),
             "keepalive": sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE),
+            "keepalive_s": sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL),
             "nodelay": sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY),
         }
 

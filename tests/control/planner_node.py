@@ -11,7 +11,7 @@ from vpnd.control.dialstate import NEVER, Dial
 from vpnd.control.planner import Planner
 from vpnd.discovery.registry import Member
 
-STAGGER_S = 0.3
+STAGGER_S = 0.4
 INITIAL_S = 1.0  # first wait, and the pace
 CEILING_S = 4.0
 RESET_S = 10.0

@@ -22,7 +22,7 @@ from control_harness import (
 )
 
 from vpnd.api import messages
-from vpnd.config.schema import Config, Log, Retry
+from vpnd.config.schema import P2P, Config, Log, Retry
 from vpnd.config.streams import CircuitBreaker
 
 pytestmark = pytest.mark.root
@@ -264,6 +264,7 @@ def test_a_removed_peer_is_not_dialed_to_the_end_and_another_address_is_tried_at
             assert a.counter("dial_failures") == 0
 
 
+@pytest.mark.setting("log.level")
 def test_limits_timings_and_the_log_level_change_while_it_runs() -> None:
     nodes = Nodes()
     slow = with_breaker(nodes.listed(), 60.0, initial_interval=60.0, max_interval=60.0)
@@ -294,3 +295,27 @@ def test_limits_timings_and_the_log_level_change_while_it_runs() -> None:
         log = a.stderr()
     assert "the circuit of b is half_open" in log, "debug"
     assert "the circuit of b is closed" not in log, "error"
+
+
+@pytest.mark.setting("log.refusal_interval")
+def test_what_strangers_cause_is_logged_as_seldom_as_set_now() -> None:
+    nodes = Nodes()
+    crowded = msgspec.structs.replace(
+        nodes.listed(), p2p=P2P(listen=("/ip4/127.0.0.1/tcp/0",), max_inbound_handshakes=1)
+    )
+
+    def crowd(process: ControlProcess, address: tuple[str, int]) -> None:
+        before = process.counter("refused_handshake_limit")
+        with contextlib.ExitStack() as opened:
+            for number in range(6):
+                opened.enter_context(socket.create_connection(address))
+                eventually(lambda: process.counter("refused_handshake_limit") >= before + number)  # noqa: B023
+
+    with ControlProcess(nodes.a, msgspec.structs.replace(crowded, log=Log(refusal_interval=3600.0))) as a:
+        host, port = a.ready().listen[0].split("/")[2:5:2]
+        crowd(a, (host, int(port)))
+        reconfigure(a, msgspec.structs.replace(crowded, log=Log(refusal_interval=0.0)))
+        crowd(a, (host, int(port)))
+        a.stop()
+        log = a.stderr()
+    assert 5 <= log.count("closed the oldest") <= 7, "one of the first, all of the others"

@@ -18,6 +18,7 @@ AGREED = [
 ]
 
 
+@pytest.mark.setting("session.cipher")
 @pytest.mark.parametrize(("why", "dialer", "listener", "agreed"), AGREED, ids=[row[0] for row in AGREED])
 def test_two_hosts_agree_on_the_best_both_have(why: str, dialer: str, listener: str, agreed: str) -> None:
     async def main() -> None:

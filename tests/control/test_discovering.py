@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections import Counter
 
+import pytest
 import trio
 
 from vpnd.adapter import mdns
@@ -80,6 +81,7 @@ def test_ourselves_strangers_and_nonsense_are_nobody() -> None:
     assert local.counts["mdns_refused"] == 1
 
 
+@pytest.mark.setting("discovery.mdns_max_messages")
 def test_a_flood_is_not_read(monkeypatch) -> None:
     """On a socket of loopback: so many messages in one second, and no more."""
 

@@ -6,12 +6,14 @@ import contextlib
 import math
 from collections.abc import AsyncIterator
 
+import msgspec
 import pytest
 import trio
 from control_nodes import Node, eventually, offered, options, running
 from libp2p.abc import INetStream
 from libp2p.host.basic_host import BasicHost
 from libp2p.host.ping import PingService
+from libp2p.network.stream.exceptions import StreamEOF, StreamReset
 from libp2p.rcmgr.manager import ResourceManager
 from libp2p.utils import encode_delim
 
@@ -179,6 +181,7 @@ async def silent(first_words: bytes) -> AsyncIterator[str]:
         nursery.cancel_scope.cancel()
 
 
+@pytest.mark.setting("p2p.dial_timeout")
 @pytest.mark.parametrize("guarded", [True, False])
 @pytest.mark.parametrize(
     "first_words",
@@ -207,16 +210,30 @@ def test_a_dial_to_a_silent_listener_ends(first_words: bytes, guarded: bool, mon
     trio.run(main)
 
 
+def test_other_deadlines_hold_for_the_next_dial() -> None:
+    async def main() -> None:
+        node = Node(dial_timeout=60.0)
+        async with running(node), silent(b"") as address:
+            config = node.host._config
+            p2p = msgspec.structs.replace(config.p2p, dial_timeout=0.3)
+            node.host.configure(msgspec.structs.replace(config, p2p=p2p))
+            with trio.fail_after(5), pytest.raises(DialError, match=r"no answer within 0\.3 s"):
+                await node.host.dial(address, node.peer_id)
+
+    trio.run(main)
+
+
+@pytest.mark.setting("session.user_timeout", "p2p.keepalive_interval")
 @pytest.mark.parametrize("guarded", [True, False])
 def test_sockets_notice_a_vanished_peer(guarded: bool, monkeypatch: Monkey) -> None:
     if not guarded:
         monkeypatch.setattr(transport.WatchfulTcp, "watch", lambda tcp, stream: None)
 
     async def main() -> None:
-        a, b = Node(), Node()
+        a, b = Node(keepalive_interval=2.0), Node(keepalive_interval=2.0)
         async with running(a, b):
             session = await a.host.dial(b.address, b.peer_id)
-            expected = {"user_timeout_ms": 7000, "keepalive": 1, "nodelay": 1}
+            expected = {"user_timeout_ms": 7000, "keepalive": 1, "keepalive_s": 2, "nodelay": 1}
             assert (options(session.fd) == expected) == guarded, "on the dialing side"
             assert (b.options == expected) == guarded, "on the listening side"
             session.close()
@@ -224,6 +241,7 @@ def test_sockets_notice_a_vanished_peer(guarded: bool, monkeypatch: Monkey) -> N
     trio.run(main)
 
 
+@pytest.mark.setting("p2p.max_connections_per_peer")
 @pytest.mark.parametrize("guarded", [True, False])
 def test_refused_connections_do_not_use_up_the_host(guarded: bool, monkeypatch: Monkey) -> None:
     if not guarded:
@@ -261,6 +279,7 @@ def test_libp2p_dials_nobody_by_itself() -> None:
     trio.run(main)
 
 
+@pytest.mark.setting("p2p.max_inbound_handshakes")
 @pytest.mark.parametrize("guarded", [True, False])
 def test_half_open_connections_do_not_keep_a_member_out(guarded: bool, monkeypatch: Monkey) -> None:
     if not guarded:
@@ -286,5 +305,31 @@ def test_half_open_connections_do_not_keep_a_member_out(guarded: bool, monkeypat
                     await member.host.dial(node.address, node.peer_id)
             for stream in flood:
                 await stream.aclose()
+
+    trio.run(main)
+
+
+@pytest.mark.setting("p2p.handshake_timeout")
+def test_who_says_nothing_is_closed_in_time() -> None:
+    async def main() -> None:
+        node = Node(handshake_timeout=0.3)
+        async with running(node):
+            stream = await trio.open_tcp_stream("127.0.0.1", node.port)
+            with trio.fail_after(2.0):
+                while await stream.receive_some():
+                    pass
+
+    trio.run(main)
+
+
+@pytest.mark.setting("p2p.stream_timeout")
+def test_a_stream_of_the_library_that_says_nothing_is_ended_in_time() -> None:
+    async def main() -> None:
+        member, node = Node(), Node(stream_timeout=0.3)
+        async with running(member, node):
+            stream = await member.host.open_stream((node.address,), node.peer_id, "/ipfs/id/push/1.0.0")
+            with trio.fail_after(2.0), contextlib.suppress(StreamReset, StreamEOF):
+                while await stream.read(1):
+                    pass
 
     trio.run(main)

@@ -22,7 +22,7 @@ MAX_REQUEST = 64
 
 def desk(**membership: object) -> Node:
     """A node without members that answers everybody with what they said, backwards."""
-    node = Node(members=set(), membership=Membership(**membership))
+    node = Node(members=set(), membership=Membership(**membership), handshake_timeout=60.0)
     node.host.desk.open(
         *(
             Question(one, lambda peer_id, data: data[::-1], lambda peer_id: True, MAX_REQUEST)
@@ -131,6 +131,7 @@ async def sit(stranger: Node, node: Node, question: str) -> Any:
     return session
 
 
+@pytest.mark.setting("membership.max_guests", "membership.guest_timeout")
 @pytest.mark.parametrize(
     ("settings", "counted"),
     [

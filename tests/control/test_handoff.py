@@ -168,6 +168,7 @@ def test_another_libp2p_is_refused_with_a_sentence(
         shape.check_libp2p()
 
 
+@pytest.mark.setting("p2p.connect_timeout")
 def test_an_address_that_does_not_answer_costs_a_dial_connect_timeout_only(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

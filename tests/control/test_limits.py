@@ -57,6 +57,7 @@ async def connection(member: Node, node: Node) -> Any:
     return await member.host.open_stream((node.address,), node.peer_id, PROTOCOL)
 
 
+@pytest.mark.setting("p2p.max_unread_per_connection")
 @pytest.mark.parametrize("guarded", [True, False])
 def test_a_member_cannot_send_beyond_all_windows(guarded: bool, monkeypatch: Monkey) -> None:
     if not guarded:
@@ -82,6 +83,7 @@ def test_a_member_cannot_send_beyond_all_windows(guarded: bool, monkeypatch: Mon
     trio.run(main)
 
 
+@pytest.mark.setting("p2p.max_streams_per_connection")
 @pytest.mark.parametrize("guarded", [True, False])
 def test_a_member_cannot_open_any_number_of_streams(guarded: bool, monkeypatch: Monkey) -> None:
     if not guarded:

@@ -207,6 +207,7 @@ def test_a_damaged_directory_is_completed_by_the_others(nodes: list[NetworkNode]
     eventually(lambda: b.knows(a))
 
 
+@pytest.mark.setting("discovery.bootstrap")
 def test_a_node_that_knows_nobodys_address_finds_the_others_by_bootstrap(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
     with NetworkNode(tmp_path, "a") as a, NetworkNode(tmp_path, "b") as b:
@@ -255,6 +256,7 @@ def test_an_address_given_out_twice_goes_to_who_had_it_first(
         assert d.own.addresses[0] == d.report().addresses[0] != "10.86.5.5"
 
 
+@pytest.mark.setting("membership.record_lifetime")
 def test_memberships_are_renewed_before_they_end(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
     quick = {"record_lifetime": 4.0, "clock_skew": 0.0, "forget_after": 60.0}
@@ -277,6 +279,7 @@ def test_memberships_are_renewed_before_they_end(tmp_path: Path) -> None:
         eventually(lambda: a.knows(b) and b.knows(a))
 
 
+@pytest.mark.setting("network.advertise")
 def test_announced_networks_reach_others_as_far_as_they_are_permitted(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
     with (

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from planner_node import INITIAL_S, STAGGER_S, Node, member, settings
 
+from vpnd.config.schema import P2P, Status
 from vpnd.control.planner import NEVER
 
 
+@pytest.mark.setting("p2p.dial_stagger")
 @pytest.mark.parametrize(
     ("own_id", "first_s", "why"),
     [
@@ -50,6 +53,7 @@ def test_a_peer_without_addresses_is_waited_for() -> None:
     assert node.state() == "connected"
 
 
+@pytest.mark.setting("retry.initial_interval", "retry.max_interval")
 def test_failures_make_it_wait_longer_up_to_the_ceiling_and_a_session_forgets_them() -> None:
     node = Node("a", member("m"))
     node.planner.shard_ready(0, 0.0)
@@ -168,6 +172,7 @@ def test_sessions_of_the_other_side_count_and_it_has_its_turn_first() -> None:
     assert node.next_s() == NEVER
 
 
+@pytest.mark.setting("p2p.max_sessions_per_peer")
 @pytest.mark.parametrize("wanted", [2, 5, 1_000_000])
 def test_a_node_keeps_to_its_own_limit_of_sessions(wanted: int) -> None:
     node = Node("a", member("m"), config=settings(sessions=3))
@@ -251,3 +256,39 @@ def test_other_settings_hold_from_then_on() -> None:
     assert len(node.due(at_s + 0.5)) == 1
     node.succeed("m", 0, at_s + 0.5)
     assert node.next_s() == NEVER, "the limit is another one"
+
+
+@pytest.mark.setting("p2p.eager_peers")
+@pytest.mark.parametrize(("eager", "dialed"), [(3, 3), (2, 0)])
+def test_of_few_peers_all_are_dialed_from_the_start_of_many_none(eager: int, dialed: int) -> None:
+    config = msgspec.structs.replace(settings(), p2p=P2P(eager_peers=eager))
+    node = Node("a", member("m"), member("n"), member("o"), config=config)
+    node.planner.shard_ready(0, 0.0)
+    assert len(node.due(0.0)) == dialed
+    node.want("n", 1.0)
+    assert node.due(1.0) == ([] if dialed else [("n", 0)])
+
+
+@pytest.mark.setting("retry.multiplier")
+@pytest.mark.parametrize(("multiplier", "waits"), [(1.0, [1.0, 1.0, 1.0]), (4.0, [1.0, 4.0, 16.0])])
+def test_waits_grow_by_the_multiplier(multiplier: float, waits: list[float]) -> None:
+    config = settings(retry={"multiplier": multiplier, "max_interval": 100.0})
+    node = Node("a", member("m"), config=config)
+    node.planner.shard_ready(0, 0.0)
+    now_s, found = 0.0, []
+    for _ in waits:
+        assert node.due(now_s)
+        node.fail("m", 0, now_s)
+        found.append(node.next_s() - now_s)
+        now_s = node.next_s()
+    assert found == waits
+
+
+@pytest.mark.setting("status.max_peers")
+def test_status_tells_of_so_many_peers_those_with_sessions_first() -> None:
+    config = msgspec.structs.replace(settings(), status=Status(max_peers=2))
+    node = Node("a", *(member(f"m{number}", addresses=()) for number in range(9)), config=config)
+    node.planner.shard_ready(0, 0.0)
+    node.up(node.enter("m7", 0, 0.0))
+    told = [row.peer_id for row in node.planner.report(0.0)]
+    assert len(told) == 2 and "m7" in told

@@ -23,6 +23,7 @@ def node_with_open_circuit(**breaker: int) -> tuple[Node, float]:
     return node, opened_s
 
 
+@pytest.mark.setting("circuit_breaker.failure_threshold", "retry.max_attempts")
 @pytest.mark.parametrize(
     ("config", "failures", "why"),
     [
@@ -46,6 +47,7 @@ def test_what_opens_a_circuit(config: Config, failures: int, why: str) -> None:
     assert (report.state, report.circuit_opened, report.next_dial_s) == ("backoff", 1, RESET_S)
 
 
+@pytest.mark.setting("circuit_breaker.reset_timeout")
 def test_while_it_is_open_nobody_dials_and_then_one_shard_does() -> None:
     node, opened_s = node_with_open_circuit()
     for shard in (1, 2):
@@ -138,6 +140,7 @@ def test_a_session_that_the_peer_dialed_closes_it() -> None:
     assert node.next_s() == NEVER
 
 
+@pytest.mark.setting("circuit_breaker.success_threshold")
 def test_as_many_sessions_as_set_have_to_work_and_none_is_blocked_meanwhile() -> None:
     node, _ = node_with_open_circuit(success_threshold=2)
     node.planner.shard_ready(1, 0.0)

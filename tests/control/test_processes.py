@@ -240,6 +240,7 @@ def test_the_port_of_another_daemon_is_refused_with_the_kind_of_error(two: Two) 
     assert two.a.status().serial
 
 
+@pytest.mark.setting("p2p.listen")
 @pytest.mark.parametrize(
     ("listen", "kind", "said"),
     [

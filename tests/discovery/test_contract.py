@@ -136,10 +136,11 @@ def test_any_offset_and_length(offset: int, length: int, rest: bytes) -> None:
 
 
 def cache(**settings) -> OwnerCache:
-    given_ = {"positive_lifetime": 100.0, "negative_lifetime": 10.0, "failure_lifetime": 2.0} | settings
-    return OwnerCache(Registry(**{"stale_lifetime": 1000.0, "max_entries": 3} | given_))
+    values = {"positive_lifetime": 100.0, "negative_lifetime": 10.0, "failure_lifetime": 2.0}
+    return OwnerCache(Registry(**values | {"stale_lifetime": 1000.0, "max_entries": 3} | settings))
 
 
+@pytest.mark.setting("registry.positive_lifetime")
 def test_an_owner_is_remembered_for_its_lifetime() -> None:
     owners = cache()
     assert owners.get(A, 0.0) is None
@@ -149,6 +150,7 @@ def test_an_owner_is_remembered_for_its_lifetime() -> None:
     assert owners.get(A, 100.0) is None
 
 
+@pytest.mark.setting("registry.negative_lifetime")
 def test_nobody_is_remembered_for_less() -> None:
     owners = cache()
     owners.confirmed(A, "", 0.0)
@@ -157,15 +159,25 @@ def test_nobody_is_remembered_for_less() -> None:
     assert owners.get(A, 10.0) is None
 
 
+@pytest.mark.setting("registry.failure_lifetime")
 def test_a_failure_is_told_again_and_then_tried_again() -> None:
-    owners = cache()
+    owners = cache(failure_lifetime=3.0)
     owners.failed(A, "down", 0.0)
     assert owners.standing(A, 0.0) is None
     with pytest.raises(RegistryError, match="down"):
-        owners.get(A, 1.0)
-    assert owners.get(A, 2.0) is None
+        owners.get(A, 2.9)
+    assert owners.get(A, 3.0) is None
 
 
+@pytest.mark.setting("registry.max_entries")
+def test_so_many_addresses_are_remembered() -> None:
+    owners = cache(max_entries=2)
+    for number, address in enumerate((A, B, A + 7)):
+        owners.confirmed(address, PEERS[number], float(number))
+    assert owners.get(A, 3.0) is None and owners.get(B, 3.0) is not None
+
+
+@pytest.mark.setting("registry.stale_lifetime")
 def test_an_owner_outlives_an_outage_but_not_for_ever() -> None:
     owners = cache()
     owners.confirmed(A, PEERS[1], 0.0)

@@ -86,6 +86,7 @@ class Endpoint:
         await trio.serve_tcp(self._serve, 0, host="127.0.0.1", task_status=task_status)
 
 
+@pytest.mark.setting("registry.rpc_url")
 def test_an_owner_is_asked_for_once() -> None:
     endpoint = Endpoint(owned)
 
@@ -158,6 +159,7 @@ def test_whoever_asks_now_is_told_what_the_contract_says_now() -> None:
     assert len(endpoint.questions) == 3
 
 
+@pytest.mark.setting("registry.max_requests", "registry.max_waiting")
 def test_so_many_at_once_and_so_many_waiting() -> None:
     async def slow(stream: trio.SocketStream, question: dict) -> None:
         await trio.sleep(0.05)
@@ -211,6 +213,7 @@ async def elsewhere(stream: trio.SocketStream, question: dict) -> None:
     await stream.send_all(b"HTTP/1.1 307 Moved\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n")
 
 
+@pytest.mark.setting("registry.timeout")
 @pytest.mark.parametrize(
     ("handler", "reason"),
     [
@@ -265,3 +268,26 @@ def test_an_owner_stands_while_the_endpoint_is_down() -> None:
         assert (await registry.owner(A)).stale
 
     endpoint.run(test, positive_lifetime=0.0)
+
+
+@pytest.mark.setting("registry.max_response_bytes")
+def test_an_answer_longer_than_allowed_is_refused() -> None:
+    async def padded(stream: trio.SocketStream, question: dict) -> None:
+        await reply(stream, result(PEER, question["id"]) + b" " * 2000)
+
+    async def test(registry: ContractRegistry) -> None:
+        with pytest.raises(RegistryError, match="max_response_bytes"):
+            await registry.owner(A)
+
+    Endpoint(padded).run(test, max_response_bytes=1 << 10)
+
+
+@pytest.mark.setting("registry.contract_address")
+def test_the_contract_that_is_asked_is_the_one_set() -> None:
+    endpoint, contract = Endpoint(owned), "0x" + "5e" * 20
+
+    async def test(registry: ContractRegistry) -> None:
+        await registry.owner(A)
+
+    endpoint.run(test, contract_address=contract)
+    assert endpoint.questions[0]["params"][0]["to"] == contract

@@ -162,6 +162,7 @@ def test_a_bad_datagram_is_ignored_and_counted(datagram: bytes) -> None:
     serve(test)
 
 
+@pytest.mark.setting("dns.max_connections_per_client")
 def test_one_client_has_only_so_many_connections() -> None:
     async def test(served: Served) -> None:
         kept = [await connect(served) for _ in range(3)]
@@ -180,6 +181,7 @@ def test_one_client_has_only_so_many_connections() -> None:
     serve(test, max_connections_per_client=3)
 
 
+@pytest.mark.setting("dns.max_connections")
 def test_the_oldest_connection_makes_room() -> None:
     async def test(served: Served) -> None:
         kept = []
@@ -216,3 +218,37 @@ def test_a_fault_of_ours_costs_one_answer_only(caplog: pytest.LogCaptureFixture)
 
     serve(test, zone=Faulty())
     assert "could not be answered" in caplog.text
+
+
+@pytest.mark.setting("dns.max_query_bytes")
+def test_a_query_may_be_so_long_and_no_longer() -> None:
+    async def test(served: Served) -> None:
+        with trio.socket.socket(type=socket.SOCK_DGRAM) as client:
+            await client.sendto(QUERY + bytes(512), (served.host, served.port))
+            await good_answer(served)
+        assert served.counts["dns_ignored"] == 1
+        stream = await connect(served)
+        await stream.send_all((513).to_bytes(2, "big"))
+        assert await closed_by_server(stream)
+
+    serve(test, max_query_bytes=512)
+
+
+@pytest.mark.setting("dns.idle_timeout", "dns.query_timeout")
+@pytest.mark.parametrize(
+    ("begun", "settings"),
+    [
+        (b"", {"idle_timeout": 0.2, "query_timeout": 60.0}),
+        (FRAMED[:9], {"idle_timeout": 60.0, "query_timeout": 0.2}),
+    ],
+    ids=["it says nothing", "it does not go on"],
+)
+def test_who_keeps_a_connection_waiting_is_closed_in_time(begun: bytes, settings: dict[str, float]) -> None:
+    async def test(served: Served) -> None:
+        stream = await connect(served)
+        if begun:
+            await stream.send_all(begun)
+        with trio.fail_after(2.0):
+            assert await closed_by_server(stream)
+
+    serve(test, **settings)

@@ -90,6 +90,7 @@ def test_answers(name: str, rdtype: str, rcode: int, answer: set[str]) -> None:
     assert not got.flags & dns.flags.RA
 
 
+@pytest.mark.setting("dns.negative_ttl")
 @pytest.mark.parametrize(
     ("name", "apex"),
     [
@@ -106,6 +107,7 @@ def test_a_no_comes_with_the_soa_and_its_lifetime(name: str, apex: str) -> None:
     assert not got.answer
 
 
+@pytest.mark.setting("dns.ttl")
 def test_lifetimes_are_those_of_the_settings() -> None:
     assert ask(make_zone(ttl=61.0), "a.home.vpn.").answer[0].ttl == 61
 
@@ -278,3 +280,10 @@ def test_any_name_type_and_class(labels: list[bytes], rdtype: int, rdclass: int)
 def test_a_network_that_is_no_label_is_refused(network: str) -> None:
     with pytest.raises(ValueError):
         Zone(network, "a", PREFIXES, Dns(), table())
+
+
+@pytest.mark.setting("dns.max_udp_bytes")
+@pytest.mark.parametrize(("most", "cut"), [(512, True), (4096, False)])
+def test_an_answer_over_udp_is_as_long_as_set_if_the_resolver_takes_it(most: int, cut: bool) -> None:
+    got = ask(make_zone(max_udp_bytes=most), "many.home.vpn.", "A", use_edns=0, payload=4096)
+    assert bool(got.flags & dns.flags.TC) == cut

@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 
 from supervisor.network import overlap, policy
-from supervisor.network.announced import AnnouncedRoutes
+from supervisor.network.announced import AnnouncedRoutes, open_for
 from supervisor.network.policy import Place, PolicyTable
 from supervisor.network.routes import NetworkSetup
 from supervisor.network.tun import Tun
 from vpnd.api.messages import RoutesKnown
+from vpnd.config.schema import Config, Network, Process
 
 pytestmark = pytest.mark.root
 
@@ -63,12 +64,12 @@ def table() -> PolicyTable:
 
 
 def routed(
-    known: RoutesKnown, *later: RoutesKnown, allow_overlap: bool = False, look=lambda: None
+    known: RoutesKnown, *later: RoutesKnown, allow_overlap: bool = False, look=lambda: None, opened=None
 ) -> list[str]:
     """Apply one after the other, look, close; the warnings there were then."""
 
     async def run() -> list[str]:
-        routes = AnnouncedRoutes("tn0", table(), allow_overlap=allow_overlap)
+        routes = opened() if opened else AnnouncedRoutes("tn0", table(), allow_overlap=allow_overlap)
         for each in (known, *later):
             routes.apply(each)
             for _ in range(500):
@@ -248,3 +249,18 @@ def test_refused_rules_are_told(machine: str) -> None:
     ip(machine, "link", "set", "tn0", "up")
     assert bad.set([ip_network("10.9.0.0/24")]) == [], "and it is tried again"
     assert device_to(machine, "10.9.0.1") == "tn0"
+
+
+@pytest.mark.setting("network.route_table", "network.rule_priority")
+def test_table_and_priority_are_those_of_the_settings(machine: str) -> None:
+    config = Config(network=Network(route_table=7700, rule_priority=6100), process=Process(user="nobody"))
+
+    def look() -> None:
+        assert "10.9.0.0/24 dev tn0" in ip(machine, "route", "show", "table", "7700")
+        found = [line.split(":")[0] for line in ip(machine, "rule").splitlines()]
+        assert {"6100", "6101"} <= set(found)
+
+    assert (
+        routed(RoutesKnown(routes=("10.9.0.0/24",)), look=look, opened=lambda: open_for("tn0", config)) == []
+    )
+    assert "6100" not in ip(machine, "rule")

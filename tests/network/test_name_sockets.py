@@ -12,6 +12,7 @@ from supervisor.network.names import Names
 from vpnd.api import messages
 from vpnd.api.reports import OwnAddresses
 from vpnd.config.naming import Dns
+from vpnd.names import resolved
 from vpnd.names.resolved import CommandFailed, Resolved
 
 #: Addresses of loopback stand for virtual ones: they are there on every machine.
@@ -98,6 +99,7 @@ def test_other_addresses_are_bound_and_told_the_former_given_up(tmp_path: Path) 
     assert {ip for ip, _, _ in machine.given[0][1]} == {"127.0.0.12", "127.0.0.13"}
 
 
+@pytest.mark.setting("dns.port")
 def test_a_port_in_use_is_a_warning(tmp_path: Path) -> None:
     machine, port = Machine(tmp_path), free_port()
 
@@ -117,6 +119,7 @@ def test_a_port_in_use_is_a_warning(tmp_path: Path) -> None:
     assert {ip for ip, _, _ in machine.given[0][1]} == {"127.0.0.12"}
 
 
+@pytest.mark.setting("dns.enabled", "dns.register")
 @pytest.mark.parametrize(
     ("settings", "commands", "hint"),
     [
@@ -138,3 +141,19 @@ def test_what_the_user_switched_off_is_off(tmp_path: Path, settings, commands: b
 
     asyncio.run(main())
     assert bool(machine.commands) == commands
+
+
+@pytest.mark.setting("dns.register_timeout")
+def test_a_command_to_resolved_may_take_so_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[float] = []
+    monkeypatch.setattr(resolved, "resolved_reachable", lambda: True)
+    monkeypatch.setattr(resolved, "run_command", lambda command, timeout_s: given.append(timeout_s))
+
+    async def main() -> None:
+        names = Names("vpnd0", Dns(port=free_port(), register_timeout=0.7))
+        names.apply(OWN)
+        await names.registered()
+        await names.close()
+
+    asyncio.run(main())
+    assert given and set(given) == {0.7}

@@ -41,6 +41,7 @@ def test_two_flows_get_the_same_share_of_bytes_whatever_their_packets_sizes():
     assert carried[BULK] == pytest.approx(carried[SMALL], abs=2 * 4 * KIB)
 
 
+@pytest.mark.setting("session.quantum_bytes")
 def test_a_larger_quantum_gives_longer_turns():
     turns = {}
     for quantum in (2 * KIB, 16 * KIB):
@@ -65,6 +66,7 @@ BOUNDS = [
 ]  # fmt: skip
 
 
+@pytest.mark.setting("worker.buffer_size", "session.queue_bytes")
 @pytest.mark.parametrize(
     ("sentence", "worker", "puts", "dropped", "left"), BOUNDS, ids=[row[0] for row in BOUNDS]
 )
@@ -139,6 +141,7 @@ def test_dropping_gets_faster_at_the_pace_of_the_specification():
         assert wait_s == pytest.approx(0.1 / count**0.5, abs=0.0021)
 
 
+@pytest.mark.setting("session.delay_target", "session.delay_interval")
 @pytest.mark.parametrize(
     ("target_s", "interval_s", "drops"), [(0.005, 0.1, True), (0.4, 0.1, False), (0.005, 0.9, False)]
 )

@@ -61,6 +61,7 @@ def test_a_full_table_forgets_the_flow_longest_without_a_packet():
     assert (flows.created, flows.reaped) == (17, 1)
 
 
+@pytest.mark.setting("worker.max_flows")
 def test_the_table_grows_with_its_limit():
     flows, settings = table(max_flows=16)
     for key in range(20):
@@ -101,6 +102,7 @@ IDLE = [
 ]
 
 
+@pytest.mark.setting("worker.idle_timeout")
 @pytest.mark.parametrize(("sentence", "timeout_s", "now_s", "kept"), IDLE, ids=[row[0] for row in IDLE])
 def test_silent_flows_are_forgotten(sentence, timeout_s, now_s, kept):
     place = Place()
@@ -123,6 +125,7 @@ STATES = [
 ]
 
 
+@pytest.mark.setting("worker.stall_timeout")
 @pytest.mark.parametrize(
     ("sentence", "last_s", "waits_since_s", "held", "worker", "state"), STATES, ids=[row[0] for row in STATES]
 )
@@ -225,6 +228,7 @@ ROOM = [
 ]
 
 
+@pytest.mark.setting("worker.pending_bytes")
 @pytest.mark.parametrize(("sentence", "worker", "packets", "kept"), ROOM, ids=[row[0] for row in ROOM])
 def test_packets_wait_for_a_session_within_bounds(sentence, worker, packets, kept):
     drops, wanted = new_drops(), []
@@ -267,6 +271,7 @@ def test_what_finds_no_way_after_all_waits_on_in_order():
     assert out == [(1, 0), (1, 1), (1, 2)]
 
 
+@pytest.mark.setting("session.hold_bytes")
 @pytest.mark.parametrize(("hold_bytes", "kept"), [(1 << 17, 2), (1 << 20, 3)])
 def test_what_is_held_back_is_bounded_but_for_what_waited_before(hold_bytes, kept):
     drops = new_drops()

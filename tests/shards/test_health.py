@@ -51,6 +51,7 @@ VERDICTS = [
 ]  # fmt: skip
 
 
+@pytest.mark.setting("health.interval", "health.timeout", "health.max_consecutive_failures")
 @pytest.mark.parametrize(("sentence", "settings", "steps"), VERDICTS, ids=[row[0] for row in VERDICTS])
 def test_verdicts(sentence, settings, steps):
     health = Health(live(**settings), 0.0)
@@ -77,6 +78,7 @@ HURRIES = [
 ]
 
 
+@pytest.mark.setting("health.urgent_timeout")
 @pytest.mark.parametrize(
     ("sentence", "settings", "before", "now_s", "verdict", "next_s"), HURRIES, ids=[row[0] for row in HURRIES]
 )

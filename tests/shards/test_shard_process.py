@@ -18,7 +18,7 @@ import pytest
 
 from vpnd.api import channel, messages, parts
 from vpnd.config.naming import Registry
-from vpnd.config.schema import Config, Process, Worker
+from vpnd.config.schema import Config, Metrics, Process, Worker
 from vpnd.config.streams import Session
 from vpnd.metrics import SHARD_COUNTERS, create_page
 from vpnd.packet import ring
@@ -342,3 +342,18 @@ def test_a_shard_has_no_rights_left():
         assert "0" not in status["Uid"].split()
         assert status["CapEff"] == status["CapPrm"] == status["CapBnd"] == "0" * 16
         assert status["NoNewPrivs"] == "1"
+
+
+@pytest.mark.setting("metrics.interval")
+def test_what_changes_seldom_is_stored_that_often() -> None:
+    config = msgspec.structs.replace(CONFIG, metrics=Metrics(interval=60.0))
+    with contextlib.closing(ShardHarness(A, config)) as shard:
+        shard.know("b", B)
+        shard.send(packet(A, B, b"x"))
+        deadline = time.monotonic() + TIMEOUT_S
+        while not shard.page.read()["packets_from_tun"]:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        time.sleep(2 * Metrics().interval)  # it would have been stored by now
+        assert shard.page.read()["flows_created"] == 0
+        assert shard.counts()["flows_created"] == 1, "whoever asks gets all"

@@ -142,6 +142,7 @@ class Node:
     def configure(self, config: Config) -> None:
         """`vpnd reload`."""
         self.live.config = config
+        self.plane.configured()
         self._most_sessions = max(self._most_sessions, config.multiplexer.max_sessions)
         self._most_streams = max(self._most_streams, config.stream_pool.max_streams_per_peer)
         self.planner.configure(config)

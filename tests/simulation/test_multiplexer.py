@@ -79,6 +79,7 @@ def sessions(on: Stage) -> int:
     return len(on.a.plane.peers.get("b").pool.usable())
 
 
+@pytest.mark.setting("multiplexer.max_sessions")
 @pytest.mark.parametrize("most", [1, 3])
 def test_sessions_are_added_while_all_are_busy_up_to_the_maximum(most):
     with stage(multiplexer={"max_sessions": most, "busy_bytes": 1 << 16, **OFTEN}) as on:
@@ -97,6 +98,7 @@ def test_added_sessions_go_when_they_are_idle():
         assert sessions(on) == 1 and len(on.links(on.b)) == 1
 
 
+@pytest.mark.setting("multiplexer.min_sessions")
 def test_limits_can_be_changed():
     with stage(multiplexer={"max_sessions": 3}, stream_pool={"cleanup_interval": 0.1}) as on:
         on.run(0.5)
@@ -105,6 +107,7 @@ def test_limits_can_be_changed():
         on.until(lambda: sessions(on) == 3, 3.0)
 
 
+@pytest.mark.setting("multiplexer.auto_scaling_interval")
 @pytest.mark.parametrize(("interval_s", "least_s", "most_s"), [(0.05, 0.0, 0.3), (1.0, 0.4, 1.4)])
 def test_load_is_looked_at_every_interval(interval_s, least_s, most_s):
     with stage(multiplexer={"busy_bytes": 1 << 15, "auto_scaling_interval": interval_s}) as on:
@@ -123,6 +126,7 @@ DELAYS = [
 ]
 
 
+@pytest.mark.setting("multiplexer.scale_up_delay")
 @pytest.mark.parametrize(("sentence", "settings", "rate", "grows"), DELAYS, ids=[row[0] for row in DELAYS])
 def test_waiting_packets_ask_for_another_session(sentence, settings, rate, grows):
     with stage(rate=rate, multiplexer={"busy_bytes": NEVER_BUSY, **OFTEN, **settings}) as on:
@@ -130,6 +134,7 @@ def test_waiting_packets_ask_for_another_session(sentence, settings, rate, grows
         assert (sessions(on) > 1) == grows
 
 
+@pytest.mark.setting("stream_pool.max_streams_per_peer")
 @pytest.mark.parametrize("most", [2, 4])
 def test_streams_are_added_when_there_may_be_no_more_sessions(most):
     settings = {"max_sessions": 1, "scale_up_delay": 0.0001, **OFTEN}
@@ -138,6 +143,7 @@ def test_streams_are_added_when_there_may_be_no_more_sessions(most):
         assert on.a.plane.streams() == most
 
 
+@pytest.mark.setting("multiplexer.busy_bytes")
 @pytest.mark.parametrize(("busy_bytes", "moves"), [(1 << 16, True), (NEVER_BUSY, False)])
 def test_small_flows_leave_a_busy_session_for_a_calm_one(busy_bytes, moves):
     with stage(multiplexer={"min_sessions": 2, "busy_bytes": busy_bytes, **OFTEN}) as on:

@@ -15,6 +15,7 @@ def streams(on: Stage) -> int:
     return on.a.plane.streams()
 
 
+@pytest.mark.setting("stream_pool.min_streams_per_peer")
 @pytest.mark.parametrize(("least", "expected"), [(1, 1), (3, 3)])
 def test_so_many_streams_are_kept_open(least, expected):
     with stage(stream_pool={"min_streams_per_peer": least, **OFTEN}) as on:
@@ -33,6 +34,7 @@ def test_the_minimum_can_be_changed_and_what_is_too_much_goes_when_idle():
         assert streams(on) == 2
 
 
+@pytest.mark.setting("stream_pool.cleanup_interval")
 @pytest.mark.parametrize("interval_s", [0.2, 2.0])
 def test_what_is_missing_is_opened_every_cleanup_interval(interval_s):
     with stage(stream_pool={"min_streams_per_peer": 2, "cleanup_interval": interval_s}) as on:
@@ -40,6 +42,7 @@ def test_what_is_missing_is_opened_every_cleanup_interval(interval_s):
         assert interval_s - 0.2 <= took_s <= interval_s + 0.1
 
 
+@pytest.mark.setting("stream_pool.idle_timeout")
 @pytest.mark.parametrize("timeout_s", [0.5, 2.0])
 def test_an_idle_stream_is_closed_after_its_timeout(timeout_s):
     with stage(stream_pool={"min_streams_per_peer": 2, "idle_timeout": timeout_s, **OFTEN}) as on:
@@ -75,6 +78,7 @@ REPLACED = [
 ]
 
 
+@pytest.mark.setting("session.max_age", "session.max_bytes")
 @pytest.mark.parametrize(
     ("sentence", "session", "flood", "rotated"), REPLACED, ids=[row[0] for row in REPLACED]
 )
@@ -119,6 +123,7 @@ def test_the_age_can_be_changed():
         on.until(lambda: on.links()[0].session_id != first, 1.0)
 
 
+@pytest.mark.setting("session.drain_timeout")
 @pytest.mark.parametrize("timeout_s", [0.5, 3.0])
 def test_a_session_that_cannot_be_drained_is_ended_after_its_deadline(timeout_s):
     with stage(session={"drain_timeout": timeout_s}, health=CALM_HEALTH, stream_pool=OFTEN) as on:
@@ -151,6 +156,20 @@ def test_a_session_in_which_no_stream_opens_is_given_up(sentence, attempts, dead
         took_s = on.until(lambda: link.closed, 5.0)
         assert ended_s - 0.1 <= took_s <= ended_s + 0.2
         assert on.a.plane.counts.failed + on.b.plane.counts.failed == attempts
+
+
+def test_other_attempts_hold_for_a_session_in_which_no_stream_opens_yet():
+    retry = {"max_attempts": 1000, "initial_interval": 0.01, "max_interval": 0.01}
+    session = {"negotiate_timeout": 0.2}
+    with stage(up=False, delay_s=0.02, session=session, retry=retry, health=CALM_HEALTH) as on:
+        on.until(lambda: on.world.network.connections, 1.0)
+        on.connection().vanish()
+        on.until(lambda: any(link.initiator for node in (on.a, on.b) for link in on.links(node)), 1.0)
+        node, link = next((node, link) for node in (on.a, on.b) for link in on.links(node) if link.initiator)
+        on.run(1.5)
+        assert not link.closed
+        on.reload(node, retry={"max_attempts": 1})
+        on.until(lambda: link.closed, 0.5)
 
 
 def test_streams_a_peer_refuses_are_counted_and_do_not_end_the_session():

@@ -68,6 +68,7 @@ def test_a_peer_that_dials_anew_has_perhaps_lost_what_it_had():
         assert on.world.last_arrived(on.a, on.b, 1)
 
 
+@pytest.mark.setting("health.warm_interval", "health.warm_for")
 @pytest.mark.parametrize(
     ("warm_s", "warm_for_s", "asks"), [(0.2, 300.0, True), (HOUR_S, 300.0, False), (0.2, 0.0, False)]
 )
@@ -115,6 +116,7 @@ def test_packets_wait_for_a_session_and_go_out_in_order():
         assert on.b.plane.inbound.packets_to_tun == 40
 
 
+@pytest.mark.setting("worker.pending_timeout")
 @pytest.mark.parametrize("timeout_s", [0.5, 2.0])
 def test_packets_wait_for_a_session_no_longer_than_their_timeout(timeout_s):
     settings = {"worker": {"pending_timeout": timeout_s}, "circuit_breaker": {"failure_threshold": 1000}}
@@ -153,6 +155,7 @@ def test_a_forgotten_peer_costs_its_packets_and_nothing_else():
         assert on.a.plane.drops["no_route"] == 1
 
 
+@pytest.mark.setting("worker.cleanup_interval")
 @pytest.mark.parametrize(("idle_s", "every_s"), [(0.5, 0.1), (2.0, 0.1), (0.5, 1.0)])
 def test_idle_flows_are_forgotten(idle_s, every_s):
     with stage(worker={"idle_timeout": idle_s, "cleanup_interval": every_s}) as on:
@@ -171,3 +174,19 @@ def test_a_reset_while_a_session_is_left_is_not_a_failure():
         on.connection().reset()
         on.run(0.01)
         assert told == [("receive: Connection reset by peer", False)]
+
+
+def test_a_shorter_interval_does_not_wait_for_the_end_of_a_long_one():
+    seldom = {"health": {"interval": HOUR_S, "warm_interval": HOUR_S}, "worker": {"cleanup_interval": HOUR_S},
+              "stream_pool": {"cleanup_interval": HOUR_S}}  # fmt: skip
+    with stage(session=PATIENT, **seldom) as on:
+        on.send()
+        on.run(1.0)
+        on.reload(on.a, worker={"cleanup_interval": 0.1, "idle_timeout": 0.5})
+        on.until(lambda: not on.a.plane.flows.flows, 1.0)
+        for node in (on.a, on.b):
+            on.reload(node, stream_pool={"min_streams_per_peer": 2, "cleanup_interval": 0.1})
+        on.until(lambda: on.a.plane.streams() == 2, 1.0)
+        on.cut()
+        on.reload(on.a, health={"interval": 0.5, "timeout": 0.5})
+        assert on.until(lambda: on.a.plane.health_failures, 2.0) <= 1.05

@@ -32,6 +32,22 @@ def fill(session: Session, stream: Stream) -> None:
         send(session, stream, bytes(room))
 
 
+@pytest.mark.setting("session.receive_buffer_bytes")
+@pytest.mark.parametrize("size", [1 << 17, 1 << 20])
+def test_one_read_may_be_as_large_as_the_receive_buffer(size: int) -> None:
+    assert len(Pair(Settings(receive_buffer_bytes=size)).a.receive_buffer()) == size
+
+
+@pytest.mark.setting("session.control_reserve_bytes")
+@pytest.mark.parametrize("reserve", [1 << 12, 1 << 15])
+def test_data_leaves_the_reserve_to_answers(reserve: int) -> None:
+    pair = Pair(Settings(send_buffer_bytes=1 << 17, control_reserve_bytes=reserve))
+    stream, _ = pair.open()
+    fill(pair.a, stream)
+    left = (1 << 17) - len(pair.a.data_to_send())
+    assert reserve <= left < reserve + 64
+
+
 def test_what_the_caller_asks_of_a_full_session_waits_in_order() -> None:
     pair = Pair(Settings(send_buffer_bytes=1 << 17, control_reserve_bytes=1 << 12, max_streams=300))
     at_a, at_b = pair.open()

@@ -73,6 +73,7 @@ def test_both_windows_are_raised_when_a_stream_opens() -> None:
     assert at_a.receive_window + at_a.owed == 1 << 20
 
 
+@pytest.mark.setting("session.window_bytes", "session.send_buffer_bytes")
 def test_room_is_the_smaller_of_window_and_buffer() -> None:
     small_buffer = Pair(Settings(send_buffer_bytes=1 << 17))
     stream, _ = small_buffer.open()
@@ -197,6 +198,7 @@ def test_send_wants_scratch_and_room() -> None:
     assert not len(pair.a.data_to_send())
 
 
+@pytest.mark.setting("session.max_streams")
 def test_max_streams_of_ours_is_kept_and_closed_ones_do_not_count() -> None:
     pair = Pair(Settings(max_streams=2))
     first, _ = pair.open()
@@ -276,6 +278,7 @@ def test_a_fin_before_the_stream_is_ready() -> None:
     assert event.reason is CloseReason.CLOSED_EARLY
 
 
+@pytest.mark.setting("session.negotiate_timeout", "session.close_timeout")
 def test_late_to_open_and_late_to_close() -> None:
     settings = Settings(negotiate_timeout=3.0, close_timeout=5.0)
     session = engine(True, settings)

@@ -49,3 +49,11 @@ def test_what_is_tried_again(what, failures, tries, done):
     assert len(waits) == tries - 1
     assert all(0 <= wait_s <= SETTINGS.max_interval for wait_s in waits)
     assert not waits or waits[0] <= SETTINGS.initial_interval
+
+
+def test_other_settings_hold_for_what_is_set_up_from_now_on():
+    kernel, setup = Kernel(*[NetlinkError(errno.EBUSY)] * 9), NetworkSetup(SETTINGS, lambda wait_s: None)
+    setup.retry = Retry(max_attempts=2)
+    with pytest.raises(NetlinkError):
+        setup._try("busy for ever", kernel)
+    assert kernel.tries == 2

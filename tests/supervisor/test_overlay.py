@@ -59,6 +59,7 @@ def established(config: Config, mode: Mode, own: OwnAddresses | None) -> Overlay
     return overlay
 
 
+@pytest.mark.setting("network.virtual_ip", "network.routes")
 def test_a_static_node_is_what_its_configuration_says(lab: Lab, device: Tun) -> None:
     overlay = established(STATIC, Mode.STATIC, None)
     assert addresses(lab) == ["10.86.0.1/16"]
@@ -77,6 +78,7 @@ def test_a_member_has_all_addresses_in_their_networks(lab: Lab, device: Tun) -> 
     assert overlay.virtual_ip == "10.86.3.4"
 
 
+@pytest.mark.setting("network.subnet")
 def test_configured_peers_reach_a_member_at_its_configured_address(lab: Lab, device: Tun) -> None:
     config = Config(network=Network(virtual_ip="10.70.0.1", subnet=24), peers=(PEER,))
     overlay = established(config, Mode.MEMBER, OWN)
@@ -103,6 +105,13 @@ def test_a_member_gets_other_addresses_while_it_runs(lab: Lab, device: Tun) -> N
     assert addresses(lab) == [] and "vpnd0" not in routes(lab)
 
 
+@pytest.mark.setting("network.queue_length")
+def test_the_devices_queue_is_as_long_as_set(lab: Lab, device: Tun) -> None:
+    established(Config(network=Network(virtual_ip="10.86.0.1", queue_length=77)), Mode.STATIC, None)
+    assert "qlen 77" in lab.ip(lab.nodes[0], "link", "show", "vpnd0")
+
+
+@pytest.mark.setting("network.mtu")
 def test_a_small_mtu_leaves_ipv6_out_of_a_network_for_good(lab: Lab, device: Tun) -> None:
     overlay = established(Config(network=Network(mtu=1200)), Mode.MEMBER, OWN)
     assert addresses(lab) == ["10.86.3.4/16"]
@@ -121,6 +130,7 @@ OVERLAPS = [
 ]  # fmt: skip
 
 
+@pytest.mark.setting("network.allow_overlap")
 @pytest.mark.parametrize(("what", "config", "mode", "words"), OVERLAPS, ids=[row[0] for row in OVERLAPS])
 def test_an_overlap_is_refused_before_anything_is_made(what, config, mode, words, lab: Lab) -> None:
     with inside(lab.nodes[0]):

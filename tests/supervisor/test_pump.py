@@ -166,3 +166,39 @@ def test_a_flood_of_destinations_does_not_fill_the_memory():
     for key in range(10_000):
         table.find(key, [0, 1])
     assert len(table) <= 128
+
+
+def with_pump(config: Config) -> tuple[Rig, Pump]:
+    """A rig of one shard whose pump has other settings."""
+    rig = Rig(1)
+    rig.pump = Pump(rig._ours.fileno(), config, None)
+    rig.pump.attach(rig.ports[0])
+    return rig, rig.pump
+
+
+@pytest.mark.setting("network.read_batch")
+def test_so_many_packets_are_read_before_other_work():
+    rig, pump = with_pump(Config(network=Network(read_batch=4)))
+    for _ in range(6):
+        rig.kernel.send(bytes(VNET_BYTES) + packet())
+    pump.read_tun()
+    assert (pump.packets_read, len(rig.taken(0))) == (4, 4)
+    pump.read_tun()
+    assert (pump.packets_read, len(rig.taken(0))) == (6, 2)
+    rig.close()
+
+
+@pytest.mark.setting("worker.publish_bytes")
+@pytest.mark.parametrize(("publish_bytes", "told"), [(300, [3, 6, 7]), (1, [1, 2, 3, 4, 5, 6, 7])])
+def test_a_shard_is_told_of_its_packets_while_more_are_read(publish_bytes: int, told: list[int], monkeypatch):
+    """After each `publish_bytes`, and at the end of the batch."""
+    rig, pump = with_pump(Config(worker=Worker(publish_bytes=publish_bytes)))
+    publish, seen = ring.Producer.publish, []
+    monkeypatch.setattr(
+        ring.Producer, "publish", lambda self: (seen.append(rig.ports[0].packets_in), publish(self))
+    )
+    for _ in range(7):
+        rig.kernel.send(bytes(VNET_BYTES) + packet(size=100))
+    pump.read_tun()
+    assert seen == told
+    rig.close()

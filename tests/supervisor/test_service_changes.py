@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import socket
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -31,11 +32,18 @@ def config_in(lab: Lab) -> Config:
     )
 
 
-def run(body: Callable[[VPNService, Config], Any], **options: Any) -> None:
-    """`body(service, config)` with a node of its own; it must stop cleanly."""
+def run(
+    body: Callable[[VPNService, Config], Any],
+    settings: dict[str, dict[str, Any]] | None = None,
+    **options: Any,
+) -> None:
+    """`body(service, config)` with a node of its own, of other `settings`; it must stop cleanly."""
 
     async def main(lab: Lab) -> None:
         config = config_in(lab)
+        for table, keys in (settings or {}).items():
+            changed = msgspec.structs.replace(getattr(config, table), **keys)
+            config = msgspec.structs.replace(config, **{table: changed})
         async with VPNService(config, **options) as service:
             await body(service, config)
 
@@ -152,5 +160,71 @@ def test_scaling_is_refused_while_it_goes_on_and_a_lost_caller_does_not_stop_it(
         assert [row["index"] for row in (await service.status())["retired"]] == [1, 2]
         again = await service.reload(config)
         assert not again["needs_restart"], "as many as the configuration says"
+
+    run(body)
+
+
+#: What no default is, and shows in a node's status or on its machine.
+OTHERWISE = {
+    "node": {"name": "attic"},
+    "network": {"virtual_ip": "10.86.0.1", "interface": "vpnt7", "mtu": 1300, "offloads": False},
+    "p2p": {"identity_file": "other.pem"},
+    "worker": {"shards": 3, "ring_bytes": 1 << 20},
+    "status": {"socket": "other.sock"},
+    "metrics": {"listen": "127.0.0.1:9477"},
+}
+
+
+@pytest.mark.setting(
+    "node.name", "network.interface", "network.mtu", "network.offloads", "p2p.identity_file",
+    "worker.shards", "worker.ring_bytes", "status.socket", "metrics.listen",
+)  # fmt: skip
+def test_a_node_is_what_its_settings_say() -> None:
+    async def body(service: VPNService, config: Config) -> None:
+        reader, writer = await asyncio.open_unix_connection(str(Path(config.state_dir, "other.sock")))
+        writer.write(b'{"command": "status"}\n')
+        status = json.loads(await reader.read())
+        writer.close()
+        tun = status["tun"]
+        assert (status["node"]["name"], len(status["shards"])) == ("attic", 3)
+        assert (tun["interface"], tun["mtu"], tun["offloads"]) == ("vpnt7", 1300, [])
+        assert {row["ring"]["size"] for row in status["shards"]} == {1 << 20}
+        assert Path(config.state_dir, "other.pem").exists()
+        reader, writer = await asyncio.open_connection("127.0.0.1", 9477)
+        writer.write(b"GET /metrics HTTP/1.0\r\n\r\n")
+        assert b"vpnd_ready 1" in await reader.read()
+        writer.close()
+
+    run(body, settings=OTHERWISE)
+
+
+@pytest.mark.setting("network.coalesce_udp")
+@pytest.mark.parametrize("coalesce", [True, False])
+def test_datagrams_read_in_one_go_are_merged_if_set(coalesce: bool) -> None:
+    async def body(service: VPNService, config: Config) -> None:
+        before = (await service.status())["tun"]
+        with socket.socket(type=socket.SOCK_DGRAM) as sock:
+            for _ in range(20):  # nothing is read meanwhile: this is the loop's own thread
+                sock.sendto(bytes(100), ("10.86.0.9", 9))
+        async with asyncio.timeout(5.0):
+            while (after := (await service.status())["tun"])["reads"] < before["reads"] + 20:
+                await asyncio.sleep(0.01)
+        if "USO4" not in after["offloads"]:
+            pytest.skip("this kernel takes no superpackets of UDP")
+        assert (after["merged"] > before["merged"]) == coalesce
+
+    run(body, settings={"network": {"virtual_ip": "10.86.0.1", "coalesce_udp": coalesce}})
+
+
+def test_a_shorter_idle_timeout_is_not_waited_for_by_the_one_before() -> None:
+    async def body(service: VPNService, config: Config) -> None:
+        with socket.socket(type=socket.SOCK_DGRAM) as sock:
+            sock.sendto(b"x", ("10.86.0.9", 9))
+        async with asyncio.timeout(5.0):
+            while not (await service.status())["tun"]["flows"]:
+                await asyncio.sleep(0.01)
+            await service.reload(msgspec.structs.replace(config, worker=Worker(shards=1, idle_timeout=0.1)))
+            while (await service.status())["tun"]["flows"]:
+                await asyncio.sleep(0.01)
 
     run(body)

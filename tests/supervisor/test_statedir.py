@@ -36,6 +36,7 @@ def test_the_networks_directory_is_the_unprivileged_users_alone(tmp_path: Path):
         assert (found.st_uid, stat.S_IMODE(found.st_mode)) == (pwd.getpwnam("nobody").pw_uid, 0o700)
 
 
+@pytest.mark.setting("process.user")
 @pytest.mark.root
 def test_another_user_gets_the_files_of_the_one_before_and_no_others(tmp_path: Path):
     os.close(statedir.open_network(config(tmp_path)))

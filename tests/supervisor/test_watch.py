@@ -152,6 +152,27 @@ def test_sleep_is_what_the_boot_time_is_ahead_by():
         assert clock.slept_s(boottime_s, boottime_s - asleep_s) == pytest.approx(slept_s)
 
 
+@pytest.mark.setting("network.change_settle", "network.change_settle_max")
+def test_windows_are_as_long_as_set_and_double_up_to_the_longest():
+    told: list[str] = []
+
+    async def watched() -> list[float]:
+        settings = Network(change_settle=0.5, change_settle_max=1.0)
+        watching = watch.Watch("lo", settings, lambda reason, _: told.append(reason))
+        waits = []
+        for _ in range(4):
+            watching._note("a route came")
+            assert watching._gathering is not None
+            waits.append(watching._gathering.when() - asyncio.get_running_loop().time())
+            watching._gathering.cancel()
+            watching._tell()
+        watching.close()
+        return waits
+
+    assert asyncio.run(watched()) == pytest.approx([0.5, 1.0, 1.0, 1.0], abs=0.05)
+    assert told == ["a route came"] * 4
+
+
 @pytest.mark.root
 def test_the_kernels_own_words_in_a_namespace():
     told: list[tuple[str, tuple[str, ...]]] = []
@@ -201,6 +222,23 @@ def test_more_than_the_socket_can_hold_is_a_change_and_the_addresses_are_asked_f
     assert set(many) <= set(told[-1][1])
 
 
+def test_a_machine_is_looked_after_as_often_as_set_now(monkeypatch: pytest.MonkeyPatch):
+    told: list[str] = []
+    monkeypatch.setattr(watch, "_clocks", lambda: (1000.0 + 3600.0 * len(told), 1000.0))
+
+    async def watched() -> None:
+        watching = watch.Watch("lo", Network(suspend_check=60.0), lambda reason, _: told.append(reason))
+        watching._suspend = watch.SuspendClock(0.0, 1000.0)
+        watching.configure(Network(suspend_check=0.02))
+        async with asyncio.timeout(5.0):
+            while not told:
+                await asyncio.sleep(0.01)
+        watching.close()
+
+    asyncio.run(watched())
+
+
+@pytest.mark.setting("network.suspend_check")
 def test_a_machine_that_slept_is_told_of_it(monkeypatch: pytest.MonkeyPatch):
     told: list[str] = []
     asleep_s = 0.0

@@ -54,15 +54,16 @@ class Seldom:
         self._log = log
         self.interval_s = interval_s
         self._now_s = now_s
-        self._next_s: dict[str, float] = {}
+        self._last_s: dict[str, float] = {}
         self._left_out: dict[str, int] = {}
 
     def warn(self, kind: str, text: str) -> None:
         """Log `text` unless a line of the same `kind` was logged within the interval."""
         now_s = self._now_s()
-        if now_s < self._next_s.get(kind, now_s):
+        last_s = self._last_s.get(kind)
+        if last_s is not None and now_s < last_s + self.interval_s:
             self._left_out[kind] = self._left_out.get(kind, 0) + 1
             return
-        self._next_s[kind] = now_s + self.interval_s
+        self._last_s[kind] = now_s
         more = self._left_out.pop(kind, 0)
         self._log.warning("%s%s", text, f" (and {more} more like it)" if more else "")

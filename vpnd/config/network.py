@@ -88,7 +88,10 @@ class Membership(Table, frozen=True):
             "peers",
         ),
     ] = 32
-    guest_timeout: Annotated[float, duration("How long a stranger may stay connected.", 0.5, 300.0)] = 15.0
+    guest_timeout: Annotated[
+        float,
+        duration("How long a stranger may stay connected; p2p.handshake_timeout ends it too.", 0.5, 300.0),
+    ] = 10.0
 
 
 class Discovery(Table, frozen=True):

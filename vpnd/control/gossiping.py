@@ -94,8 +94,10 @@ class Gossiping:
             self._bootstrap[endpoint.peer_id] = (*self._bootstrap.get(endpoint.peer_id, ()), address)
 
     def configure(self, config: Config) -> None:
-        """Other settings from now on."""
-        self._config = config
+        """Other settings from now on. Whoever could not be dialed is tried again when those of [retry] are others."""
+        before, self._config = self._config, config
+        if config.retry != before.retry:
+            self.begin_anew()
 
     def neighbours(self) -> tuple[str, ...]:
         """The peer ids of those there is a stream with."""

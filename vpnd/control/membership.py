@@ -216,6 +216,7 @@ class NetworkService:
         self._config = config
         self._gossiping.configure(config)
         self._introducing.configure(config)
+        self._renewing.configure(config)
 
     async def farewell(self, peer_id: str) -> None:
         """Let a neighbour that is no member any more know why, before its connections are closed."""

@@ -66,6 +66,17 @@ class Renewing:
         self._asked = trio.Event()
         self._drawn: tuple[int, int] = (-1, 0)  # (issue of a membership, when it is to be renewed)
         self._error = ""
+        self._backoff = self._new_backoff()
+
+    def configure(self, config: Config) -> None:
+        """Other settings from now on; the first of the new waits comes next."""
+        before, self._config = self._config, config
+        if config.retry != before.retry:
+            self._backoff = self._new_backoff()
+
+    def _new_backoff(self) -> Backoff:
+        retry = self._config.retry
+        return Backoff(retry.initial_interval, retry.max_interval, retry.multiplier, self._dice.uniform)
 
     def ask(self) -> None:
         """Something is wrong with the membership, or may be: ask an authority now."""
@@ -73,8 +84,6 @@ class Renewing:
 
     async def run(self, host: Host) -> None:
         """Renew until cancelled."""
-        retry = self._config.retry
-        backoff = Backoff(retry.initial_interval, retry.max_interval, retry.multiplier, self._dice.uniform)
         asked = False
         while True:
             wait_s = self._wait_s()
@@ -86,9 +95,9 @@ class Renewing:
                 self._asked = trio.Event()
                 continue
             if await self._renew(host, suspicious=asked):
-                backoff.reset()
-            pause_s = backoff.fail(trio.current_time()) - trio.current_time()
-            await trio.sleep(max(pause_s, retry.initial_interval))
+                self._backoff.reset()
+            pause_s = self._backoff.fail(trio.current_time()) - trio.current_time()
+            await trio.sleep(max(pause_s, self._config.retry.initial_interval))
             asked = False
 
     def _wait_s(self) -> float:

@@ -1,0 +1,65 @@
+"""Memberships that come to an end, and two that claim one address, on real nodes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+
+import pytest
+from lab import Lab, Node, blackhole, check_logs, ping, wait_for_answer, wait_until
+from lab.joining import address, join, machine, network_of, wait_standing
+
+pytestmark = pytest.mark.root
+
+SETTLE_S = 20.0
+CONTESTED = "10.86.5.5"
+
+
+def peers_connected(node: Node) -> int:
+    return sum(peer["state"] == "connected" for peer in node.ask()["peers"])
+
+
+def test_a_membership_that_nobody_renews_ends_and_its_sessions_with_it() -> None:
+    short = {"record_lifetime": "4s", "clock_skew": "0s", "gossip_interval": "500ms"}
+    with Lab(3) as lab:
+        a, b, c = nodes = network_of(lab, {"membership": short})
+        wait_for_answer(lab, b.namespace, address(c), SETTLE_S)
+        a.kill(signal.SIGKILL)
+        a.wait_ended()
+        for node in (b, c):
+            wait_standing(node, "expired", SETTLE_S)
+            wait_until(lambda node=node: not peers_connected(node), SETTLE_S, "its sessions are closed")
+            assert "expired" in node.vpnd("status", check=False).stdout
+            assert "has ended and was not renewed" in node.log_file.read_text()
+        assert ping(lab, b.namespace, address(c), count=2, interval_s=0.1).loss == 1
+        check_logs(nodes)
+
+
+def owner(node: Node) -> str:
+    return str(json.loads(node.vpnd("resolve", CONTESTED, "--json").stdout)["name"])
+
+
+def test_an_address_two_authorities_gave_out_is_the_older_members_on_every_node() -> None:
+    """Behind a cut link b lets in c, and then a lets in d."""
+    with Lab(4) as lab:
+        a, b, c, d = nodes = [machine(lab, place) for place in range(4)]
+        a.start()
+        a.wait_ready()
+        join(a, b)
+        a.vpnd("authority", "add", "b")
+        wait_until(lambda: b.ask()["network"]["authority"], SETTLE_S, "b is an authority")
+        with contextlib.ExitStack() as cut:
+            for node, other in ((b, a), (c, a), (d, b)):
+                cut.enter_context(blackhole(lab, node.namespace, other.namespace))
+            join(b, c, "--ip", CONTESTED)
+            join(a, d, "--ip", CONTESTED)
+            assert address(c) == address(d) == CONTESTED
+        wait_until(lambda: address(d) != CONTESTED, SETTLE_S, "the later one has another address")
+        for node in nodes:
+            wait_until(lambda node=node: owner(node) == "c", SETTLE_S, "c has it")
+            wait_until(lambda node=node: not node.ask()["network"]["conflicts"], SETTLE_S, "it is settled")
+        assert f"{CONTESTED} belongs to c, and is claimed by d" in d.log_file.read_text()
+        for node in (a, d):
+            wait_for_answer(lab, node.namespace, CONTESTED, SETTLE_S)
+        check_logs(nodes)

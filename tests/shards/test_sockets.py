@@ -1,0 +1,34 @@
+"""What the kernel is asked of a session's socket is what it then says of it."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from shards.sockets import TCP_NOTSENT_LOWAT, tune
+from vpnd.config.streams import Session
+
+
+@pytest.mark.setting("session.not_sent_lowat_bytes", "session.user_timeout", "session.congestion_control")
+def test_options_are_those_of_the_settings() -> None:
+    settings = Session(not_sent_lowat_bytes=1 << 17, user_timeout=7.5, congestion_control="reno")
+    with socket.socket() as sock:
+        tune(sock, settings)
+        asked = (
+            sock.getsockopt(socket.IPPROTO_TCP, option)
+            for option in (TCP_NOTSENT_LOWAT, socket.TCP_USER_TIMEOUT)
+        )
+        assert [*asked] == [1 << 17, 7500]
+        name = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16)
+        assert name.rstrip(b"\0") == b"reno"
+
+
+def test_a_congestion_control_that_is_not_there_leaves_the_systems() -> None:
+    with socket.socket() as sock, socket.socket() as plain:
+        tune(sock, Session(congestion_control="no-such-thing"))
+        names = [
+            each.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0")
+            for each in (sock, plain)
+        ]
+        assert names[0] == names[1]
