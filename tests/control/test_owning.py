@@ -94,6 +94,7 @@ def resolve(process: ControlProcess, what: str) -> dict[str, Any]:
     return dict(json.loads(receive(process.channel, messages.Answer)[0].result))
 
 
+@pytest.mark.setting("registry.kind")
 def test_addresses_follow_the_contract(chain: Chain) -> None:
     pair = Pair(chain)
     chain.give(THEIRS, pair.b.peer_id)

@@ -107,6 +107,7 @@ def test_what_is_not_the_peers_is_not_used_and_asked_for_again(world: World, own
     assert "10.86.0.2/32" in world.has("b") and world.ownership.disowned == 0
 
 
+@pytest.mark.setting("registry.refresh_share")
 def test_an_owner_is_confirmed_again_before_its_lifetime_ends(world: World) -> None:
     world.run()
     assert world.run(49.9) == [] and world.run(50.0) == [2] and world.run(149.0) == [2]
