@@ -29,6 +29,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--freeze-settings"):
         config.pluginmanager.register(Freezer())
+    if config.getoption("--root-tests-must-run") and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(RootTestsMustRun())
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -40,29 +42,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(needs_root)
 
 
-@pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_makereport(item, call):
-    outcome = yield
-    report = outcome.get_result()
-    if report.skipped and not hasattr(report, "wasxfail") and item.get_closest_marker("root"):
-        item.session.stash.setdefault(_skipped, []).append(f"{item.nodeid}: {report.longrepr[2]}")
+class RootTestsMustRun:
+    """Remembers the tests marked root that were skipped. With several workers the reports come here too."""
 
+    def __init__(self) -> None:
+        self.skipped: list[str] = []
 
-_skipped = pytest.StashKey[list]()
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.skipped and not hasattr(report, "wasxfail") and "root" in report.keywords:
+            self.skipped.append(f"{report.nodeid}: {report.longrepr[2]}")
 
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if self.skipped:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    if session.config.getoption("--root-tests-must-run") and session.stash.get(_skipped, []):
-        session.exitstatus = pytest.ExitCode.TESTS_FAILED
-
-
-def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
-    session = terminalreporter._session
-    skipped = session.stash.get(_skipped, [])
-    if skipped and config.getoption("--root-tests-must-run"):
-        terminalreporter.section("root tests that did not run", red=True)
-        for line in skipped:
-            terminalreporter.line(line)
+    def pytest_terminal_summary(self, terminalreporter) -> None:
+        if self.skipped:
+            terminalreporter.section("root tests that did not run", red=True)
+            for line in self.skipped:
+                terminalreporter.line(line)
 
 
 @pytest.fixture(autouse=True)

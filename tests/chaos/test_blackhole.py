@@ -18,7 +18,7 @@ from lab import (
     wait_until,
 )
 
-pytestmark = [pytest.mark.root, pytest.mark.slow]
+pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.alone]
 
 #: The settings the promise is about; all others are the defaults.
 SETTINGS = {"health": {"interval": "2s", "timeout": "1s"}}

@@ -49,6 +49,7 @@ def memory(node: Node) -> int:
     return sum(own_pss_bytes(row["pid"]) for row in (status["supervisor"], *status["shards"]))
 
 
+@pytest.mark.alone
 def test_a_hundred_thousand_destinations_cost_little_memory_and_hold_up_no_bulk_flow() -> None:
     with running_nodes(3, settings=LONG) as (a, b, c):
         bulk = Bulk(a, b, int(2 * ALONE_S + SCATTER_S + 2))
