@@ -25,6 +25,9 @@ SILENCE_S = 15.0
 _PATTERN = os.urandom((1 << 20) + 7)
 _CHUNK_BYTES = 1 << 16
 _SEQUENCE = struct.Struct(">Q")
+#: Datagrams of `udp_flow`; in three fragments each they still fit into a device's queue of 500. And for how long it
+#: waits for them before it takes them for lost.
+_UNDER_WAY, _LOST_S = 100, 0.2
 
 #: Linux' SO_RCVBUF for root, not held down by net.core.rmem_max; the socket module has no name for it.
 SO_RCVBUFFORCE = 33
@@ -131,7 +134,11 @@ class Datagrams(NamedTuple):
 def udp_flow(
     sender: Namespace, receiver: Namespace, ip: str, *, count: int, size: int = 1200, burst: int = 16
 ) -> Datagrams:
-    """Send numbered datagrams of `size` bytes payload to `ip`, an address of `receiver`, a burst a millisecond."""
+    """Send numbered datagrams of `size` bytes payload to `ip`, an address of `receiver`, a burst a millisecond.
+
+    No more than _UNDER_WAY are on their way at once: what a TUN device's queue has no room for is nobody's fault.
+    """
+    seen: set[int] = set()
     with socket_in(receiver, ip, socket.SOCK_DGRAM) as inbox, socket_in(sender, ip, socket.SOCK_DGRAM) as out:
         inbox.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 1 << 24)  # a burst must not be lost here
         inbox.bind((ip, 0))
@@ -143,11 +150,16 @@ def udp_flow(
                 out.send(_datagram(number, size))
                 if number % burst == burst - 1:
                     time.sleep(0.001)
+                    give_up_s = (
+                        time.monotonic() + _LOST_S
+                    )  # some may be lost, and are then on their way for ever
+                    while number - len(seen) > _UNDER_WAY and time.monotonic() < give_up_s:
+                        time.sleep(0.001)
 
         thread = threading.Thread(target=send)
         thread.start()
         try:
-            return _count(inbox, count, size)
+            return _count(inbox, count, size, seen)
         finally:
             thread.join()
 
@@ -157,8 +169,7 @@ def _datagram(number: int, size: int) -> bytes:
     return _SEQUENCE.pack(number) + _PATTERN[start : start + size - _SEQUENCE.size]
 
 
-def _count(inbox: socket.socket, count: int, size: int) -> Datagrams:
-    seen: set[int] = set()
+def _count(inbox: socket.socket, count: int, size: int, seen: set[int]) -> Datagrams:
     late = twice = damaged = 0
     highest = -1
     while len(seen) < count:
