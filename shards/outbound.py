@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from shards.flows import Chunk, Flow, FlowTable, Sink
-from shards.live import Live
 from shards.stream.spec import MAX_FRAME_PAYLOAD_BYTES
 from vpnd.packet.flow import key_of
 from vpnd.packet.record import LENGTH, LENGTH_BYTES, MIN_PACKET_BYTES, PACKET_OFFSET, VNET_BYTES
@@ -25,17 +24,17 @@ from vpnd.packet.ring import Consumer, RingBroken
 class Outbound:
     """Stage 3. Owner: shard loop. Raises RingBroken for what cannot be records."""
 
-    def __init__(self, flows: FlowTable, live: Live, now: Callable[[], float]) -> None:
-        self._flows, self._live, self._now = flows, live, now
+    def __init__(self, flows: FlowTable, now: Callable[[], float], batch_bytes: int) -> None:
+        self._flows, self._now = flows, now
+        self._batch_bytes = batch_bytes
         self.packets = self.bytes = 0
 
     def run(self, consumer: Consumer) -> bool:
-        """Everything in the ring, at most worker.batch_bytes: what comes in waits for so much of what goes out.
-        True when there may be more."""
+        """Everything in the ring, at most a batch. True when there may be more."""
         start, end = consumer.readable()
         if start == end:
             return False
-        stop = min(end, start + self._live.config.worker.batch_bytes)
+        stop = min(end, start + self._batch_bytes)
         position, packets = self._dispatch(consumer.buffer, start, stop, end)
         consumer.release(position - start)
         self.packets += packets

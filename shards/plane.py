@@ -80,7 +80,8 @@ class Plane:
         self.unowned = Unowned(live, events.owner_wanted, self.peers.look_again, self._loop.call_later)
         self.flows = FlowTable(live, self.peers.place)
         self.inbound = Inbound(write, set_of(own), self.drops)
-        self.outbound = Outbound(self.flows, live, now)
+        # A batch is a part of the ring, so that its room is given back while there is more to do.
+        self.outbound = Outbound(self.flows, now, live.config.worker.ring_bytes // 4)
         self.batch_done = batch_done
         self.dispatch: Callable[[Chunk], None] = self.outbound.dispatch
         self._ended = False

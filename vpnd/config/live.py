@@ -81,7 +81,6 @@ LIVE = frozenset(
         "retry.initial_interval",
         "retry.max_interval",
         "retry.multiplier",
-        "worker.batch_bytes",
         "worker.max_flows",
         "worker.buffer_size",
         "worker.stall_timeout",

@@ -185,12 +185,6 @@ class Worker(Table, frozen=True):
     publish_bytes: Annotated[
         int, size("Bytes put into a ring before its reader is told, when there is more to read.", 1, 1 << 20)
     ] = 1 << 16
-    batch_bytes: Annotated[
-        int,
-        size(
-            "Bytes of its ring that a shard works off before it looks at its sockets again.", 1 << 16, 1 << 30
-        ),
-    ] = 1 << 17
     max_flows: Annotated[
         int, number("Flows remembered at once, in the supervisor and in each shard.", 16, 10_000_000, "flows")
     ] = 131_072
