@@ -21,6 +21,7 @@ import msgspec
 
 from supervisor.children import Child, State
 from supervisor.network.tun import Tun
+from supervisor.priority import set_realtime
 from supervisor.pump import Pump
 from supervisor.slots import Slot
 from vpnd.api import channel, messages, parts
@@ -102,6 +103,8 @@ class Fleet:
         )
         if control_start.token:
             self.control.more_time_s = config.membership.join_timeout
+        #: what the operator should know, a line each, for status
+        self.warnings: tuple[str, ...] = ()
         self.slots: list[Slot] = []
         self.shards: list[Child] = []
         self.count = config.worker.shards or min(len(os.sched_getaffinity(0)), MOST_AUTOMATIC_SHARDS)
@@ -203,6 +206,7 @@ class Fleet:
 
     def _shard_up(self, slot: Slot, shard: Child) -> None:
         self._catch_up(shard, slot.given)
+        self._prioritize(shard)
         if slot.own_given != self._own:
             shard.send(messages.OwnPrefixes(own=self._own))
         slot.up()
@@ -243,6 +247,13 @@ class Fleet:
         for child in (self.control, *self.shards):
             child.settings = config.process
         self.broadcast(messages.Reconfigure(config=config))
+        for _, shard in self.present:
+            self._prioritize(shard)
+
+    def _prioritize(self, shard: Child) -> None:
+        if shard.pid:
+            why_not = set_realtime(shard.pid, self._config.process.realtime)
+            self.warnings = (why_not,) if why_not else ()
 
     def set_own(self, own: tuple[str, ...]) -> None:
         """From now on packets may be addressed to these. Shards that are starting get it when they are up."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import json
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -207,8 +208,20 @@ def test_a_peer_comes_and_goes_without_a_restart() -> None:
         assert status["dropped"]["no_route"] + status["dropped"]["peer_forgotten"] > 0
 
 
+def realtime(node: Node) -> dict[str, bool]:
+    """Which processes of a node run at real-time priority."""
+    status = node.ask()
+    rows = {"supervisor": status["supervisor"], "control": status["control"]}
+    rows |= {f"shard {row['index']}": row for row in status["shards"]}
+    return {name: bool(os.sched_getscheduler(row["pid"]) & os.SCHED_RR) for name, row in rows.items()}
+
+
+@pytest.mark.setting("process.realtime")
 def test_settings_that_can_be_are_in_force_and_the_others_are_named(pair: tuple[Node, Node]) -> None:
     a, b = pair
+    several = len(os.sched_getaffinity(0)) > 1
+    assert realtime(a) == {"supervisor": False, "control": False, "shard 0": several, "shard 1": several}
+    a.config["process"] = {"realtime": False}
     a.config["log"] = {"level": "debug"}
     a.config["health"] = {"interval": "1s"}
     a.config["network"]["mtu"] = 1300
@@ -216,7 +229,9 @@ def test_settings_that_can_be_are_in_force_and_the_others_are_named(pair: tuple[
     assert {row["key"]: row["new"] for row in answer["applied"]} == {
         "log.level": "debug",
         "health.interval": 1.0,
+        "process.realtime": False,
     }
+    assert not any(realtime(a).values())
     (kept,) = answer["needs_restart"]
     assert (kept["key"], kept["old"], kept["new"]) == ("network.mtu", 1400, 1300) and kept["remedy"]
     again = a.vpnd("reload").stdout
@@ -224,6 +239,7 @@ def test_settings_that_can_be_are_in_force_and_the_others_are_named(pair: tuple[
     # a child that starts later is given what is in force now
     a.lab.run(a.namespace, "kill", "-9", str(a.ask()["shards"][0]["pid"]))
     wait_until(lambda: connected(a), CHANGED_S, "the shard is back")
+    assert not any(realtime(a).values())
     wait_until(lambda: " debug " in a.log_file.read_text(), CHANGED_S, "somebody says more")
     assert ping(a.lab, a.namespace, b.virtual_ip, count=3).loss == 0
 

@@ -123,6 +123,7 @@ LIVE = frozenset(
         "health.urgent_timeout",
         "health.warm_interval",
         "health.warm_for",
+        "process.realtime",
         "process.ready_timeout",
         "process.stop_timeout",
         "process.drain_timeout",

@@ -210,6 +210,13 @@ class Process(Table, frozen=True):
     """The processes of a node."""
 
     user: Annotated[str, text("User the children run as.", "user")] = "nobody"
+    realtime: Annotated[
+        bool,
+        switch(
+            "Let shards run at the lowest real-time priority, so that packets do not wait for other programs; "
+            "not on a machine with one CPU."
+        ),
+    ] = True
     ready_timeout: Annotated[float, duration("How long a child may take to get ready.", 0.5, 600.0)] = 20.0
     stop_timeout: Annotated[
         float, duration("How long a child may take to stop before it is killed.", 0.1, 600.0)
