@@ -130,6 +130,7 @@ def test_a_shard_that_dies_again_and_again_waits_longer_each_time_and_the_node_l
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_sixteen_flows_end_normally_while_processes_die_at_random() -> None:
     chance = random.Random(20)
     seconds = 9

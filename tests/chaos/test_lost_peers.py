@@ -91,6 +91,7 @@ def test_a_link_that_is_silent_for_a_moment_costs_no_session() -> None:
         assert a.ask()["control"]["counters"]["dials"] == before
 
 
+@pytest.mark.alone
 def test_a_peer_that_does_not_read_holds_up_nobody_else() -> None:
     with running_nodes(3, shards=1) as (a, b, c):
 

@@ -48,6 +48,7 @@ def scatter(sender: Node, receiver: Node) -> None:
                 pass
 
 
+@pytest.mark.alone
 def test_twenty_thousand_destinations_are_forgotten_again_and_hold_up_nobody(pair: list[Node]) -> None:
     a, b = pair
     memory = pss_bytes(a.pids())
