@@ -79,6 +79,7 @@ def reload(node: Node, **tables: dict[str, Any]) -> set[str]:
     return {row["key"] for row in answer["applied"]}
 
 
+@pytest.mark.alone
 def test_settings_of_health_and_multiplexer_change_under_load_and_nothing_is_lost() -> None:
     # A new interval begins with the probe that is due by the old one.
     with running_nodes(shards=SHARDS, settings={"health": {"interval": "1s"}}) as nodes, unharmed(nodes):

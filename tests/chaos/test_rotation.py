@@ -10,7 +10,7 @@ import pytest
 from chaos_tools import udp_port_of
 from lab import Node, SteadyFlow, drops, iperf3, received_bytes, running_nodes, settled, unharmed, wait_until
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.alone]
 
 SHARDS = 2
 OFTEN = {"stream_pool": {"cleanup_interval": "500ms"}}

@@ -63,6 +63,7 @@ def port_of_shard(ip: str, shard: int, shards: int, first: int) -> int:
     )
 
 
+@pytest.mark.alone
 def test_scaling_loses_nothing_of_the_flows_that_stay(pair: tuple[Node, Node]) -> None:
     """2 shards, then 4, then 1, under two steady flows and a bulk one: one flow is at home on the shard that stays."""
     a, b = pair
