@@ -19,7 +19,7 @@ from lab import (
     wait_until,
 )
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.alone]
 
 #: From the moment the network works again.
 BACK_S = 3.0
