@@ -217,6 +217,7 @@ def realtime(node: Node) -> dict[str, bool]:
     return {name: bool(os.sched_getscheduler(row["pid"]) & os.SCHED_RR) for name, row in rows.items()}
 
 
+@pytest.mark.alone
 @pytest.mark.setting("process.realtime")
 def test_settings_that_can_be_are_in_force_and_the_others_are_named(pair: tuple[Node, Node]) -> None:
     a, b = pair
