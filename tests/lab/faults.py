@@ -6,12 +6,14 @@ Only the link is touched (`DEVICE`): what applications send over a tunnel's own 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from collections.abc import Iterator
 
 from .network import DEVICE, PREFIX_BITS, Lab, Namespace
 
-_TABLE = "lab_fault"
+#: Of each fault its own, so that several may be in one namespace.
+_TABLES = (f"lab_fault{number}" for number in itertools.count())
 
 
 @contextlib.contextmanager
@@ -33,18 +35,19 @@ def reset_storm(lab: Lab, namespace: Namespace) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _filtered(lab: Lab, namespace: Namespace, incoming: str, outgoing: str) -> Iterator[None]:
+    table = next(_TABLES)
     rules = (
-        f"add table ip {_TABLE};"
-        f" add chain ip {_TABLE} incoming {{ type filter hook input priority -300 ; }};"
-        f" add chain ip {_TABLE} outgoing {{ type filter hook output priority -300 ; }};"
-        f" add rule ip {_TABLE} incoming iifname {DEVICE} {incoming};"
-        f" add rule ip {_TABLE} outgoing oifname {DEVICE} {outgoing}"
+        f"add table ip {table};"
+        f" add chain ip {table} incoming {{ type filter hook input priority -300 ; }};"
+        f" add chain ip {table} outgoing {{ type filter hook output priority -300 ; }};"
+        f" add rule ip {table} incoming iifname {DEVICE} {incoming};"
+        f" add rule ip {table} outgoing oifname {DEVICE} {outgoing}"
     )
     lab.run(namespace, "nft", rules)
     try:
         yield
     finally:
-        lab.run(namespace, "nft", f"delete table ip {_TABLE}")
+        lab.run(namespace, "nft", f"delete table ip {table}")
 
 
 def cut_connections(lab: Lab, namespace: Namespace, port: int) -> None:

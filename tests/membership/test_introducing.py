@@ -15,6 +15,7 @@ from trio.testing import MockClock
 from vpnd.adapter.dial import DialError
 from vpnd.adapter.guests import INTRODUCE
 from vpnd.adapter.logs import Seldom
+from vpnd.config.network import Discovery
 from vpnd.config.schema import Config
 from vpnd.control.introducing import Introducing
 from vpnd.control.state import OwnNetwork
@@ -26,7 +27,9 @@ from vpnd.membership.store import Store
 class Member:
     """One node's part of the world `b`, `c` … are in; it has heard of nothing but itself and `known`."""
 
-    def __init__(self, path: Path, world: World, name: str, *known: str) -> None:
+    def __init__(
+        self, path: Path, world: World, name: str, *known: str, config: Config | None = None
+    ) -> None:
         self.counts: Counter[str] = Counter()
         self.now_ms = NOW
         self.accepted: list[str] = []
@@ -39,7 +42,7 @@ class Member:
             self.own.directory.merge(introduction.of_member(world.directory, peer(one)).statements, NOW)
         self.introducing = Introducing(
             self.own,
-            Config(),
+            config or Config(),
             act=self._act,
             count=lambda what: self.counts.update((what,)),
             seldom=Seldom(logging.getLogger("test"), 60.0, lambda: 0.0),
@@ -217,5 +220,19 @@ def test_who_is_no_member_here_is_not_asked(world, tmp_path) -> None:
     async def main() -> None:
         b, host = Member(tmp_path, world, "b"), Asked(Admitted())
         assert not await asks(b, host, "c") and not host.asked
+
+    simulated(main)
+
+
+@pytest.mark.setting("discovery.bootstrap")
+@pytest.mark.parametrize("configured", [True, False])
+def test_nobody_is_asked_but_members_and_whom_the_operator_names(world, tmp_path, configured) -> None:
+    address = f"/ip4/192.0.2.9/tcp/1/p2p/{peer('c')}"
+    config = Config(discovery=Discovery(bootstrap=(address,) if configured else ()))
+
+    async def main() -> None:
+        b, host = Member(tmp_path, world, "b", config=config), Asked(Admitted())
+        assert not b.knows("c")
+        assert await asks(b, host, "c") == configured and host.asked == configured
 
     simulated(main)

@@ -13,13 +13,11 @@ import threading
 import time
 from collections.abc import Iterator
 
-import msgspec
 import pytest
 from lab import Lab, Node, check_logs, ping, process_tree, socket_in, wait_for_answer, wait_until
 from lab.joining import address, all_reach_all, invite, join, machine, network_of, standing, wait_standing
 
 from vpnd import errors
-from vpnd.membership import token as tokens
 
 pytestmark = pytest.mark.root
 
@@ -183,51 +181,6 @@ def test_a_removed_member_is_out_within_seconds_knows_it_and_stays_out() -> None
         all_reach_all([b, c], REACHED_S)
         for node in (a, b, c):
             assert node.stop() == 0
-
-
-def forged(token: str) -> str:
-    """The same network and authority, another secret."""
-    real = tokens.parse_untrusted(token)
-    return tokens.encode(msgspec.structs.replace(real, secret=bytes(len(real.secret))))
-
-
-def refused(node: Node, token: str, code: int, *words: str) -> None:
-    """`vpnd start --join` ends with one line, and nothing of the node is left but its identity."""
-    node.write_config()
-    done = node.vpnd("start", "--join", token, check=False, timeout_s=40)
-    assert done.returncode == code, done.stderr
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("vpnd: error: ")]
-    assert all(word in line for word in words), line
-    assert token not in done.stderr
-    assert not any(item.startswith(f"{node.namespace.label}:") for item in node.lab.leaks())
-    network = node.state_dir / "network"
-    assert not network.exists() or not any(network.iterdir())
-
-
-def test_bad_tokens_are_refused_in_words_and_counted() -> None:
-    with lab_of(2) as lab:
-        a, b = machine(lab, 0), machine(lab, 1)
-        a.start()
-        a.wait_ready()
-        once = invite(a)
-        soon_over = invite(a, "--expires", "1s")
-        refused(b, forged(once), errors.RefusedError.exit_code, "token")
-        time.sleep(1.1)
-        refused(b, soon_over, errors.RefusedError.exit_code, "expired")
-        typo = once[:-1] + ("0" if once[-1] != "0" else "1")
-        refused(b, typo, errors.ConfigError.exit_code, "typing error")
-        b.start("--join", once)
-        b.wait_ready()
-        all_reach_all([a, b], REACHED_S)
-        counters = a.ask()["control"]["counters"]
-        assert counters["refused_unknown_token"] >= 1 and counters["refused_expired_token"] >= 1
-        assert b.stop() == 0
-        b.vpnd("leave", "--force", check=False)
-        (b.state_dir / "identity.pem").unlink()
-        refused(b, once, errors.RefusedError.exit_code, "used")
-        assert a.ask()["control"]["counters"]["refused_used_token"] >= 1
-        assert a.stop() == 0
-        refused(b, once, errors.RefusedError.exit_code, "could not be joined")
 
 
 def test_a_member_of_one_network_does_not_join_another_before_it_has_left() -> None:

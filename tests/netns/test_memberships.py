@@ -9,6 +9,7 @@ import signal
 import pytest
 from lab import Lab, Node, blackhole, check_logs, ping, wait_for_answer, wait_until
 from lab.joining import address, join, machine, network_of, wait_standing
+from lab.node import P2P_PORT
 
 pytestmark = pytest.mark.root
 
@@ -41,25 +42,38 @@ def owner(node: Node) -> str:
 
 
 def test_an_address_two_authorities_gave_out_is_the_older_members_on_every_node() -> None:
-    """Behind a cut link b lets in c, and then a lets in d."""
+    """Behind a cut link b lets in c, and then a lets in d. Only an authority can give d another address: until there is
+    one again, all that c and d can do is to say so."""
     with Lab(4) as lab:
         a, b, c, d = nodes = [machine(lab, place) for place in range(4)]
+        bootstrap = f"/ip4/{d.namespace.address}/tcp/{P2P_PORT}/p2p/{d.peer_id()}"
+        c.config |= {"discovery": {"bootstrap": [bootstrap]}, "retry": {"max_interval": "1s"}}
         a.start()
         a.wait_ready()
         join(a, b)
         a.vpnd("authority", "add", "b")
         wait_until(lambda: b.ask()["network"]["authority"], SETTLE_S, "b is an authority")
         with contextlib.ExitStack() as cut:
-            for node, other in ((b, a), (c, a), (d, b)):
+            for node, other in ((b, a), (c, a), (d, b), (d, c)):
                 cut.enter_context(blackhole(lab, node.namespace, other.namespace))
             join(b, c, "--ip", CONTESTED)
             join(a, d, "--ip", CONTESTED)
             assert address(c) == address(d) == CONTESTED
+            for node in (a, b):
+                node.kill(signal.SIGKILL)
+                node.wait_ended()
+        said = f"{CONTESTED} belongs to c, and is claimed by d"
+        for node in (c, d):
+            wait_until(lambda node=node: node.ask()["network"]["conflicts"] == [said], SETTLE_S, "it is said")
+            assert said in node.vpnd("status", check=False).stdout
+            assert said in node.log_file.read_text()
+        for node in (a, b):
+            node.start()
+            node.wait_ready()
         wait_until(lambda: address(d) != CONTESTED, SETTLE_S, "the later one has another address")
         for node in nodes:
             wait_until(lambda node=node: owner(node) == "c", SETTLE_S, "c has it")
             wait_until(lambda node=node: not node.ask()["network"]["conflicts"], SETTLE_S, "it is settled")
-        assert f"{CONTESTED} belongs to c, and is claimed by d" in d.log_file.read_text()
         for node in (a, d):
             wait_for_answer(lab, node.namespace, CONTESTED, SETTLE_S)
         check_logs(nodes)

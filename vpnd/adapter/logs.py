@@ -20,6 +20,8 @@ QUIETER = (
     ("libp2p.kad_dht", logging.CRITICAL),
     # Sets itself to INFO when it is made; it is stopped anyway.
     ("libp2p.network.auto_connector", logging.CRITICAL),
+    # Its debug lines are a trace of every address that is parsed.
+    ("multiaddr", logging.WARNING),
 )
 #: Source file whose module logs through the root logger instead of one of its own.
 ROOT_NOISE = "swarm_connection.py"

@@ -2,7 +2,8 @@
 
 Two members may never have heard of each other: one was enrolled while the other was off, and nobody is there who knows
 both. The one that knows the other dials it, is turned away right after the handshake, and asks it once, with its
-statements (`vpnd.membership.introduction`); then it dials again. That only one of the two knows the other is enough.
+statements (`vpnd.membership.introduction`); then it dials again. That only one of the two knows the other is enough,
+and so is discovery.bootstrap where neither does.
 
 Who asks is told yes, or why not: of another network, removed here, signed by nobody this node trusts. How often a
 member is asked is bounded: only after it turned a dial away, and after it said no less and less often ([retry]).
@@ -21,6 +22,7 @@ from vpnd.adapter.dial import DialError
 from vpnd.adapter.guards import Count
 from vpnd.adapter.guests import INTRODUCE
 from vpnd.adapter.logs import Seldom
+from vpnd.config.multiaddrs import parse
 from vpnd.config.schema import Config
 from vpnd.control.state import OwnNetwork
 from vpnd.membership import enrolment, introduction
@@ -72,6 +74,8 @@ class Introducing:
         self._seldom = seldom
         self._now_ms = now_ms
         self._dice = dice
+        #: What the operator says is a member of the network, whether this node has heard of it or not.
+        self._bootstrap = {parse(address).peer_id for address in config.discovery.bootstrap}
         self._asking: dict[str, _Asking] = {}
         self._waits: dict[str, tuple[Backoff, float]] = {}  # of those that said no, and the end of the wait
 
@@ -127,7 +131,8 @@ class Introducing:
         it is being asked waits for that answer."""
         own, now_ms = self._own, self._now_ms()
         request = introduction.of_member(own.directory, own.peer_id) if own.is_member(now_ms) else None
-        if request is None or own.directory.find(peer_id, now_ms) is None:
+        known = own.directory.find(peer_id, now_ms) is not None or peer_id in self._bootstrap
+        if request is None or not known:
             return False
         asking = self._asking.get(peer_id)
         if asking is not None:

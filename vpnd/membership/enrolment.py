@@ -10,7 +10,7 @@ by gossip. Any member may refuse one that was removed, for it sends the proof.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -67,6 +67,8 @@ class Refusal(Message, frozen=True, tag=4):
     statements: tuple[Annotated[bytes, Meta(max_length=MAX_STATEMENT)], ...] = ()
 
 
+Answer = TypeVar("Answer")
+
 _requests: msgspec.msgpack.Decoder[Join | Renew] = msgspec.msgpack.Decoder(Join | Renew)
 _answers: msgspec.msgpack.Decoder[Welcome | Refusal] = msgspec.msgpack.Decoder(Welcome | Refusal)
 
@@ -93,11 +95,16 @@ def parse_request_untrusted(data: bytes) -> Join | Renew:
 
 
 def parse_answer_untrusted(data: bytes) -> Welcome | Refusal:
-    """An answer; the reason in a Refusal is a known one, or malformed. Raises MembershipRefused only."""
+    """An answer; see `decode_answer_untrusted`."""
+    return decode_answer_untrusted(_answers, data)
+
+
+def decode_answer_untrusted(decoder: msgspec.msgpack.Decoder[Answer], data: bytes) -> Answer:
+    """An answer, to this or another question; the reason in a Refusal is a known one. Raises MembershipRefused only."""
     if len(data) > MAX_ANSWER:
         raise MembershipRefused("too_long", f"an answer has at most {MAX_ANSWER} bytes")
     try:
-        answer = _answers.decode(data)
+        answer = decoder.decode(data)
     except (msgspec.MsgspecError, ValueError) as error:
         raise MembershipRefused("malformed", f"an answer is malformed: {error}") from None
     if isinstance(answer, Refusal) and answer.reason not in REASONS:

@@ -17,8 +17,8 @@ import msgspec
 from msgspec import Meta
 
 from vpnd.membership.directory import Directory
-from vpnd.membership.enrolment import MAX_ANSWER, Message, Refusal
-from vpnd.membership.refusal import REASONS, MembershipRefused
+from vpnd.membership.enrolment import Message, Refusal, decode_answer_untrusted
+from vpnd.membership.refusal import MembershipRefused
 from vpnd.membership.statements import MAX_STATEMENT, NETWORK_ID_BYTES, Grant, Statement
 
 #: Of a chain of authority longer than this, those nearest to the root are left out: they are the best known.
@@ -95,13 +95,5 @@ def parse_request_untrusted(data: bytes) -> Introduction:
 
 
 def parse_answer_untrusted(data: bytes) -> Admitted | Refusal:
-    """An answer; the reason in a Refusal is a known one, or malformed. Raises MembershipRefused only."""
-    if len(data) > MAX_ANSWER:
-        raise MembershipRefused("too_long", f"an answer has at most {MAX_ANSWER} bytes")
-    try:
-        answer = _answers.decode(data)
-    except (msgspec.MsgspecError, ValueError) as error:
-        raise MembershipRefused("malformed", f"an answer is malformed: {error}") from None
-    if isinstance(answer, Refusal) and answer.reason not in REASONS:
-        raise MembershipRefused("malformed", "an answer refuses for a reason that is unknown here")
-    return answer
+    """An answer; see `enrolment.decode_answer_untrusted`."""
+    return decode_answer_untrusted(_answers, data)
