@@ -97,9 +97,9 @@ class Shard:
 
     def _on_wake(self) -> None:
         """The ring to this shard has records."""
-        ring.drain(self._consumer.wake_fd)
         more = self._plane.outbound.run(self._consumer)
         self.batch_done()
+        ring.drain(self._consumer.wake_fd)  # no signal comes before the next `sleep`, so the packets go first
         if more or not self._consumer.sleep():
             self._loop.call_soon(self._on_wake)
 

@@ -100,6 +100,7 @@ class Pump:
         self._ports: dict[int, ShardPort] = {}
         self._up: list[int] = []
         self._last: ShardPort | None = None
+        self._sparse = True  # the last call found one packet at most
         self._coalescer = coalescer
         self._read_batch = config.network.read_batch
         self._publish_bytes = config.worker.publish_bytes
@@ -136,11 +137,14 @@ class Pump:
     def read_tun(self) -> None:
         """Stages 1 and 2: up to `network.read_batch` packets from the TUN. Call when it is readable.
 
+        Where packets come one by one, the first is published before the next is looked for: its shard wakes up
+        meanwhile. In a batch that would cost wake-ups, and datagrams that are not merged.
+
         Raises RingBroken when a shard wrote nonsense into its ring's header, OSError when the device is gone.
         """
         readinto, find, key_of = self._tun.readinto, self.flows.young.get, flow.key_of
         coalescer, publish_bytes = self._coalescer, self._publish_bytes
-        port = self._last
+        port, alone = self._last, self._sparse
         previous = -1  # where in port's ring the last record begins, while it may still grow
         reads = bytes_read = 0
         for _ in range(self._read_batch):
@@ -182,14 +186,14 @@ class Pump:
             producer.commit(LENGTH_BYTES + count)
             port.packets_in += 1
             port.bytes_in += length
-            if producer.unpublished >= publish_bytes:
+            if alone or producer.unpublished >= publish_bytes:
                 producer.publish()
-                previous = -1
+                alone, previous = False, -1
             else:
                 previous = offset
         self.reads += reads
         self.bytes_read += bytes_read
-        self._last = port
+        self._last, self._sparse = port, reads <= 1
         for port in self._ports.values():
             if port.to_shard.unpublished:
                 port.to_shard.publish()
