@@ -3,6 +3,7 @@ bulk flow beside it notices."""
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 import time
@@ -15,14 +16,15 @@ pytestmark = [pytest.mark.root, pytest.mark.slow]
 #: Of two peers each: ports.
 PORTS = 50_000
 FIRST_PORT = 10_000
-SCATTER_S = 16.0
+#: At the default rate 6,250 small packets a second take their own share of two CPUs; VPND_SCATTER_SECONDS=60 shows what
+#: the destinations themselves cost.
+SCATTER_S = float(os.environ.get("VPND_SCATTER_SECONDS", "16"))
 ALONE_S = 4
 #: Most bytes a flow may cost a shard while it is remembered.
 FLOW_BYTES = 1024
-#: Of the slower of its two windows alone; 10 % is the aim, the rest the noise of a machine with fewer CPUs than
-#: there are processes at work.
-TOLERANCE = 0.4
-LONG = {"worker": {"idle_timeout": "20s", "cleanup_interval": "1s"}}
+#: Of the slower of its two windows alone.
+TOLERANCE = 0.1 if SCATTER_S >= 60 else 0.4
+LONG = {"worker": {"idle_timeout": f"{SCATTER_S + 4:g}s", "cleanup_interval": "1s"}}
 FEW = 20_000
 
 
@@ -50,6 +52,7 @@ def memory(node: Node) -> int:
 
 
 @pytest.mark.alone
+@pytest.mark.timeout(100 + 3 * SCATTER_S)
 def test_a_hundred_thousand_destinations_cost_little_memory_and_hold_up_no_bulk_flow() -> None:
     with running_nodes(3, settings=LONG) as (a, b, c):
         bulk = Bulk(a, b, int(2 * ALONE_S + SCATTER_S + 2))
@@ -71,7 +74,7 @@ def test_a_hundred_thousand_destinations_cost_little_memory_and_hold_up_no_bulk_
         assert held > 0.9 * 2 * PORTS
         assert grown < held * FLOW_BYTES
         assert beside > (1 - TOLERANCE) * min(alone)
-        wait_until(lambda: flows(a) < 100, 40, "idle flows are forgotten")
+        wait_until(lambda: flows(a) < 100, SCATTER_S + 24, "idle flows are forgotten")
         status = settled(a)
         for shard in status["shards"]:
             assert shard["flows"] == shard["flows_created"] - shard["flows_reaped"]
