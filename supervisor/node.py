@@ -42,6 +42,7 @@ from supervisor.network.names import Names
 from supervisor.network.tun import Tun
 from supervisor.network.watch import Watch
 from supervisor.overlay import Overlay
+from supervisor.pacing import Pacing
 from supervisor.pump import Pump
 from supervisor.statusd import StatusServer
 from vpnd.api import messages
@@ -68,7 +69,7 @@ class Node:
     `config` is complete: node.name, and of a static node network.virtual_ip, are filled in (vpnd.config.load.complete).
     `mode` is how it knows its peers, `token` what it joins a network with, if it is new in it. `reread` gives the
     configuration to change to at the command `reload`, complete as well, or raises VpndError; `reloaded` is told every
-    configuration that came into force.
+    configuration that came into force. `alone`: see Pacing.
     """
 
     def __init__(
@@ -79,9 +80,12 @@ class Node:
         identity: Identity,
         reread: Callable[[], Config],
         reloaded: Callable[[Config], None],
+        *,
+        alone: bool,
     ) -> None:
         self._config, self._mode, self._token, self._identity = config, mode, token, identity
         self._reread, self._reloaded = reread, reloaded
+        self._alone = alone
         self.name = config.node.name
         self._overlay = Overlay(config, mode, joining=bool(token))
         self._names: Names | None = None
@@ -135,6 +139,8 @@ class Node:
         self._undo.callback(self._watch.close)
         self._undo.callback(self._overlay.undo)
         self._establish()
+        self._pacing = Pacing(config.process, alone=self._alone)
+        self._undo.callback(self._pacing.end)
         self._loop.add_reader(self.tun.fd, self._read_tun)
         self._undo.callback(self._loop.remove_reader, self.tun.fd)
         self._age_flows()
@@ -227,7 +233,7 @@ class Node:
 
     def _read_tun(self) -> None:
         try:
-            self._pump.read_tun()
+            self._pacing.after_read(self._pump.read_tun())
         except RingBroken as error:
             self._fleet.kill_broken(str(error))
         except OSError as error:
@@ -282,6 +288,7 @@ class Node:
             self._aging.cancel()
             self._aging = self._loop.call_later(config.worker.idle_timeout, self._age_flows)
         self._pump.flows.most = config.worker.max_flows
+        self._pacing.configure(config.process)
         self._server.timeout_s = config.status.timeout
         self._watch.configure(config.network)
         self._overlay.configure(config)

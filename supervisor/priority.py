@@ -1,9 +1,8 @@
-"""Real-time priority for shards (process.realtime).
+"""Real-time priority for shards, and at times for the supervisor (process.realtime).
 
 A packet passes two shards each way, and each has to be woken for it. As an ordinary process a shard waits for
 whatever runs on its CPU, three milliseconds and more where programs send as fast as they can; at the lowest
-real-time priority it does not. Only shards: a supervisor that preempts the sender of every datagram reads them one at a
-time, which costs far more than it gains (docs/performance.md).
+real-time priority it does not. When the supervisor has it as well is the affair of supervisor/pacing.py.
 
 With a single CPU nothing is raised: there a busy shard would keep everybody else off it. Linux leaves other processes
 a part of each CPU's time in any case (sched_rt_runtime_us, or the fair server of newer kernels).
@@ -17,12 +16,17 @@ import os
 _PRIORITY = 1
 
 
+def several_cpus() -> bool:
+    """Whether this process may run on more than one CPU."""
+    return len(os.sched_getaffinity(0)) > 1
+
+
 def set_realtime(pid: int, wanted: bool) -> str:
     """Give a process that priority, or the usual one.
 
     Returns why it cannot have it, a line for status; empty when it is as wanted, or the process has just ended.
     """
-    realtime = wanted and len(os.sched_getaffinity(0)) > 1
+    realtime = wanted and several_cpus()
     try:
         if realtime:
             policy, priority = os.SCHED_RR | os.SCHED_RESET_ON_FORK, _PRIORITY

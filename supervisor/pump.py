@@ -134,8 +134,8 @@ class Pump:
         """The shard that has a flow, or would get it; -1 while none is up. Not for the packet path."""
         return self.flows.look(key, self._up) if self._up else -1
 
-    def read_tun(self) -> None:
-        """Stages 1 and 2: up to `network.read_batch` packets from the TUN. Call when it is readable.
+    def read_tun(self) -> int:
+        """Stages 1 and 2: up to `network.read_batch` packets from the TUN, how many. Call when it is readable.
 
         Where packets come one by one, the first is published before the next is looked for: its shard wakes up
         meanwhile. In a batch that would cost wake-ups, and datagrams that are not merged.
@@ -197,6 +197,7 @@ class Pump:
         for port in self._ports.values():
             if port.to_shard.unpublished:
                 port.to_shard.publish()
+        return reads
 
     def _place(self, key: int) -> int:
         """The shard of a flow seen for the first time, or -1: dropped and counted."""

@@ -78,7 +78,15 @@ class VPNService:
         identity = self._identity or load_or_create(Path(config.state_dir, config.p2p.identity_file))
         self._identity = identity
         self._mode = decide(config, joining=bool(self._join))
-        node = Node(self._complete(config), self._mode, self._join, identity, self._reread, self._reloaded)
+        node = Node(
+            self._complete(config),
+            self._mode,
+            self._join,
+            identity,
+            self._reread,
+            self._reloaded,
+            alone=self._given_reread is not None,
+        )
         starting = asyncio.ensure_future(node.start())
         try:
             both: set[asyncio.Future[Any]] = {starting, node.stopped}

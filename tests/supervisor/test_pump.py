@@ -181,9 +181,9 @@ def test_so_many_packets_are_read_before_other_work():
     rig, pump = with_pump(Config(network=Network(read_batch=4)))
     for _ in range(6):
         rig.kernel.send(bytes(VNET_BYTES) + packet())
-    pump.read_tun()
+    assert pump.read_tun() == 4
     assert (pump.packets_read, len(rig.taken(0))) == (4, 4)
-    pump.read_tun()
+    assert pump.read_tun() == 2
     assert (pump.packets_read, len(rig.taken(0))) == (6, 2)
     rig.close()
 
@@ -191,14 +191,24 @@ def test_so_many_packets_are_read_before_other_work():
 @pytest.mark.setting("worker.publish_bytes")
 @pytest.mark.parametrize(("publish_bytes", "told"), [(300, [3, 6, 7]), (1, [1, 2, 3, 4, 5, 6, 7])])
 def test_a_shard_is_told_of_its_packets_while_more_are_read(publish_bytes: int, told: list[int], monkeypatch):
-    """After each `publish_bytes`, and at the end of the batch."""
+    """After each `publish_bytes`, and at the end of the batch; of the first alone after packets came one by one."""
     rig, pump = with_pump(Config(worker=Worker(publish_bytes=publish_bytes)))
     publish, seen = ring.Producer.publish, []
     monkeypatch.setattr(
         ring.Producer, "publish", lambda self: (seen.append(rig.ports[0].packets_in), publish(self))
     )
-    for _ in range(7):
-        rig.kernel.send(bytes(VNET_BYTES) + packet(size=100))
-    pump.read_tun()
-    assert seen == told
+
+    def told_of(count: int) -> list[int]:
+        seen.clear()
+        before = rig.ports[0].packets_in
+        for _ in range(count):
+            rig.kernel.send(bytes(VNET_BYTES) + packet(size=100))
+        assert pump.read_tun() == count
+        return [packets_in - before for packets_in in seen]
+
+    assert told_of(2)[0] == 1, "nothing had come before"
+    assert told_of(7) == told
+    assert told_of(1) == [1]
+    assert told_of(2)[0] == 1
+    assert told_of(7) == told
     rig.close()

@@ -184,7 +184,7 @@ class Worker(Table, frozen=True):
     ] = 1 << 22
     publish_bytes: Annotated[
         int, size("Bytes put into a ring before its reader is told, when there is more to read.", 1, 1 << 20)
-    ] = 1 << 16
+    ] = 1 << 18
     max_flows: Annotated[
         int, number("Flows remembered at once, in the supervisor and in each shard.", 16, 10_000_000, "flows")
     ] = 131_072
@@ -213,10 +213,20 @@ class Process(Table, frozen=True):
     realtime: Annotated[
         bool,
         switch(
-            "Let shards run at the lowest real-time priority, so that packets do not wait for other programs; "
-            "not on a machine with one CPU."
+            "Let shards, and the supervisor while packets are few, run at the lowest real-time priority, so that "
+            "packets do not wait for other programs; not on a machine with one CPU."
         ),
     ] = True
+    realtime_pause: Annotated[
+        float,
+        duration(
+            "What a supervisor of that priority leaves others between two reads while packets come.", 0.0, 0.1
+        ),
+    ] = 0.0003
+    realtime_packets: Annotated[
+        int, number("Packets a second beyond which it has no such priority.", 0, 10_000_000, "packets/s")
+    ] = 20_000
+    realtime_window: Annotated[float, duration("How long they are counted.", 0.001, 10.0)] = 0.02
     ready_timeout: Annotated[float, duration("How long a child may take to get ready.", 0.5, 600.0)] = 20.0
     stop_timeout: Annotated[
         float, duration("How long a child may take to stop before it is killed.", 0.1, 600.0)

@@ -1,0 +1,85 @@
+"""The supervisor's turns with the programs whose packets it reads, where it has real-time priority (process.realtime).
+
+As an ordinary process it waits for its CPU behind programs that send as fast as they can, and every packet of the node
+waits with it. At real-time priority it does not, but preempts the sender of each packet, and reads them one at a time.
+So it pauses while packets keep coming, and what came meanwhile is a batch: interrupt moderation, as network cards have
+it. Where packets are many and small even that takes too much from those who send and receive them.
+
+    packets a second                priority    after a read
+    up to realtime_packets          real-time   a pause of realtime_pause, if packets keep coming
+    more, until half of it is left  the usual   the next one, when it is its turn
+
+A lone packet is not held up: packets keep coming when there was more than one, or one came before within the length of
+a pause.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from supervisor.priority import set_realtime, several_cpus
+from vpnd.config.schema import Process
+
+_THIS_THREAD = 0
+
+
+class Pacing:
+    """Owner: supervisor loop. `now_s` is a clock, `sleep_s` waits, `prioritize(pid, wanted)` is set_realtime.
+
+    `alone`: the process is the node's alone; the priority of another program is never touched, nor its loop held up.
+    """
+
+    def __init__(
+        self,
+        settings: Process,
+        *,
+        alone: bool,
+        now_s: Callable[[], float] = time.monotonic,
+        sleep_s: Callable[[float], None] = time.sleep,
+        prioritize: Callable[[int, bool], str] = set_realtime,
+    ) -> None:
+        self._now_s, self._sleep_s, self._prioritize = now_s, sleep_s, prioritize
+        self._alone = alone
+        self._realtime = False
+        self._packets = 0
+        self._since_s = self._last_s = now_s()
+        self.configure(settings)
+
+    def configure(self, settings: Process) -> None:
+        """These settings from now on."""
+        self._settings = settings
+        self._pause_s = settings.realtime_pause
+        self._possible = self._alone and settings.realtime and several_cpus()
+        self._become(self._possible)
+
+    def end(self) -> None:
+        """Back to the usual priority."""
+        self._possible = False
+        self._become(False)
+
+    def after_read(self, packets: int) -> None:
+        """So many packets were just read from the TUN device. Returns when the next may be."""
+        now_s = self._now_s()
+        self._packets += packets
+        if now_s - self._since_s >= self._settings.realtime_window:
+            self._judge(now_s)
+        if self._realtime and (packets > 1 or now_s - self._last_s < self._pause_s):
+            self._sleep_s(self._pause_s)
+            now_s = self._now_s()
+        self._last_s = now_s
+
+    def _judge(self, now_s: float) -> None:
+        rate = self._packets / (now_s - self._since_s)
+        self._packets, self._since_s = 0, now_s
+        most = self._settings.realtime_packets
+        wanted = self._possible and rate <= (most if self._realtime else most / 2)
+        if wanted != self._realtime:
+            self._become(wanted)
+
+    def _become(self, realtime: bool) -> None:
+        """What the kernel refuses is not asked for again; that shards do not get it either is in status."""
+        if realtime != self._realtime:
+            refused = bool(self._prioritize(_THIS_THREAD, realtime))
+            self._possible = self._possible and not refused
+            self._realtime = realtime and not refused
