@@ -246,7 +246,14 @@ RESULTS = {
     "veth": {"tcp1_forward": 20.0, "tcp1_reverse": 20.0, "ping_avg": 0.05},
     "nebula": {"tcp1_forward": 0.6, "tcp1_reverse": 1.5, "ping_avg": 0.3, "udp": 300.0, "start": 0.1},
     "wireguard-go": {"tcp1_forward": 0.5, "tcp1_reverse": 0.5, "ping_avg": 0.4, "udp": 400.0},
-    "vpnd-2": {"tcp1_forward": 7.0, "tcp1_reverse": 5.0, "ping_avg": 0.44, "udp": 350.0, "start": 3.5},
+    "vpnd-2": {
+        "tcp1_forward": 7.0,
+        "tcp1_reverse": 5.0,
+        "ping_avg": 0.44,
+        "udp": 350.0,
+        "loaded_avg": 1.6,
+        "start": 3.5,
+    },
 }
 
 
@@ -256,9 +263,10 @@ def test_verdicts_hold_each_requirement_against_the_same_run() -> None:
         "vpnd-2 TCP 1 flow B->A >= 0.3 x veth",
         "vpnd-2 TCP 1 flow B->A >= 5 x nebula",
         "vpnd-2 UDP 1200-byte goodput >= wireguard-go",
+        "vpnd-2 ping under TCP avg <= 1.5 ms",
         "vpnd-2 start to first ping <= 3 s",
     }
-    assert len(verdicts(RESULTS)) == 10
+    assert len(verdicts(RESULTS)) == 11
 
 
 def test_nothing_is_judged_that_was_not_measured() -> None:

@@ -14,6 +14,7 @@ Numbers = Mapping[str, float]
 LEAST_SHARE_OF_VETH = 0.30
 LEAST_TIMES_OTHERS = 5.0
 MOST_PING_TO_BETTER = 1.5
+MOST_LOADED_PING_MS = 1.5
 MOST_START_S = 3.0
 
 
@@ -112,6 +113,10 @@ def verdicts(results: Mapping[str, Numbers]) -> list[Verdict]:
             ratio = own["ping_avg"] / base
             text = f"{name} idle ping avg <= {MOST_PING_TO_BETTER} x the better of the others"
             found.append(Verdict(text, ratio, MOST_PING_TO_BETTER, ratio <= MOST_PING_TO_BETTER))
+        if "loaded_avg" in own:
+            text = f"{name} ping under TCP avg <= {MOST_LOADED_PING_MS} ms"
+            passed = own["loaded_avg"] <= MOST_LOADED_PING_MS
+            found.append(Verdict(text, own["loaded_avg"], MOST_LOADED_PING_MS, passed))
         if "start" in own:
             text = f"{name} start to first ping <= {MOST_START_S:g} s"
             found.append(Verdict(text, own["start"], MOST_START_S, own["start"] <= MOST_START_S))
