@@ -21,7 +21,7 @@ import msgspec
 
 from supervisor.children import Child, State
 from supervisor.network.tun import Tun
-from supervisor.priority import set_realtime
+from supervisor.priority import Priorities
 from supervisor.pump import Pump
 from supervisor.slots import Slot
 from vpnd.api import channel, messages, parts
@@ -103,8 +103,7 @@ class Fleet:
         )
         if control_start.token:
             self.control.more_time_s = config.membership.join_timeout
-        #: what the operator should know, a line each, for status
-        self.warnings: tuple[str, ...] = ()
+        self.priorities = Priorities()
         self.slots: list[Slot] = []
         self.shards: list[Child] = []
         self.count = config.worker.shards or min(len(os.sched_getaffinity(0)), MOST_AUTOMATIC_SHARDS)
@@ -154,6 +153,7 @@ class Fleet:
     # --- control
 
     def _begin_control(self) -> tuple[messages.Message, tuple[int, ...]]:
+        self.priorities.starts(self.control, self._config.process)
         os.lseek(self._identity_fd, 0, os.SEEK_SET)  # the offset is shared with the children before
         self._control_given = self._config
         first = msgspec.structs.replace(self._control_start, config=self._config)
@@ -163,6 +163,7 @@ class Fleet:
     def _control_up(self, control: Child) -> None:
         self._control_start = msgspec.structs.replace(self._control_start, token="")
         control.more_time_s = 0.0
+        self.priorities.usual(control)
         self._catch_up(control, self._control_given)
         for index, shard in enumerate(self.shards):
             if shard.state is State.UP:
@@ -196,7 +197,7 @@ class Fleet:
             "shards",
             "shard",
             self._config.process,
-            lambda: slot.begin(self._config, self._own, self._tun),
+            lambda: self._begin_shard(slot),
             lambda child: self._shard_up(slot, child),
             lambda child: self._shard_down(slot, child),
             lambda message: self._on_shard(slot, message),
@@ -204,9 +205,13 @@ class Fleet:
         self.slots.append(slot)
         self.shards.append(shard)
 
+    def _begin_shard(self, slot: Slot) -> tuple[messages.Message, tuple[int, ...]]:
+        self.priorities.starts(self.shards[slot.index], self._config.process)
+        return slot.begin(self._config, self._own, self._tun)
+
     def _shard_up(self, slot: Slot, shard: Child) -> None:
         self._catch_up(shard, slot.given)
-        self._prioritize(shard)
+        self.priorities.carries_packets(shard, self._config.process)
         if slot.own_given != self._own:
             shard.send(messages.OwnPrefixes(own=self._own))
         slot.up()
@@ -248,12 +253,7 @@ class Fleet:
             child.settings = config.process
         self.broadcast(messages.Reconfigure(config=config))
         for _, shard in self.present:
-            self._prioritize(shard)
-
-    def _prioritize(self, shard: Child) -> None:
-        if shard.pid:
-            why_not = set_realtime(shard.pid, self._config.process.realtime)
-            self.warnings = (why_not,) if why_not else ()
+            self.priorities.carries_packets(shard, self._config.process)
 
     def set_own(self, own: tuple[str, ...]) -> None:
         """From now on packets may be addressed to these. Shards that are starting get it when they are up."""

@@ -348,7 +348,7 @@ class Node:
                 "uptime_s": time.monotonic() - self._started_s,
                 "warnings": [
                     *overlay.warnings,
-                    *self._fleet.warnings,
+                    *self._fleet.priorities.warnings,
                     *(line for part in parts for line in part.warnings),
                     *(told.warnings if told is not None else ()),
                 ],

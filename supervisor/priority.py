@@ -1,8 +1,10 @@
-"""Real-time priority for shards, and at times for the supervisor (process.realtime).
+"""Real-time priority for shards, and at times for the other processes of a node (process.realtime).
 
 A packet passes two shards each way, and each has to be woken for it. As an ordinary process a shard waits for
 whatever runs on its CPU, three milliseconds and more where programs send as fast as they can; at the lowest
-real-time priority it does not. When the supervisor has it as well is the affair of supervisor/pacing.py.
+real-time priority it does not. When the supervisor has it as well is the affair of supervisor/pacing.py. A child that
+comes back after its death has it from its start on, for where programs send as fast as they can they leave it no CPU
+to start on; control until it is ready.
 
 With a single CPU nothing is raised: there a busy shard would keep everybody else off it. Linux leaves other processes
 a part of each CPU's time in any case (sched_rt_runtime_us, or the fair server of newer kernels).
@@ -11,6 +13,9 @@ a part of each CPU's time in any case (sched_rt_runtime_us, or the fair server o
 from __future__ import annotations
 
 import os
+from typing import Protocol
+
+from vpnd.config.schema import Process
 
 #: Linux sched(7): the lowest of 1 to 99.
 _PRIORITY = 1
@@ -41,3 +46,37 @@ def set_realtime(pid: int, wanted: bool) -> str:
                 f"shards run at the usual priority, for the kernel refused process.realtime: {error.strerror}"
             )
     return ""
+
+
+class Prioritized(Protocol):
+    """What is needed of supervisor.children.Child: `pid` is 0 where there is no process."""
+
+    restarts: int
+
+    @property
+    def pid(self) -> int:
+        """The process there is now."""
+        ...
+
+
+class Priorities:
+    """Of the children of a node. `warnings`: why they do not have what they were to have; lines for status."""
+
+    def __init__(self) -> None:
+        self.warnings: tuple[str, ...] = ()
+
+    def starts(self, child: Prioritized, settings: Process) -> None:
+        """A child's process was just made."""
+        if child.restarts:
+            self.carries_packets(child, settings)
+
+    def carries_packets(self, child: Prioritized, settings: Process) -> None:
+        """Packets wait for this child whenever it has to wait."""
+        if child.pid:
+            why_not = set_realtime(child.pid, settings.realtime)
+            self.warnings = (why_not,) if why_not else ()
+
+    def usual(self, child: Prioritized) -> None:
+        """They do not, or no longer."""
+        if child.pid:
+            set_realtime(child.pid, False)

@@ -222,7 +222,7 @@ def realtime(node: Node) -> dict[str, bool]:
 def test_settings_that_can_be_are_in_force_and_the_others_are_named(pair: tuple[Node, Node]) -> None:
     a, b = pair
     several = len(os.sched_getaffinity(0)) > 1
-    assert realtime(a) == {"supervisor": False, "control": False, "shard 0": several, "shard 1": several}
+    assert realtime(a) == {"supervisor": several, "control": False, "shard 0": several, "shard 1": several}
     a.config["process"] = {"realtime": False}
     a.config["log"] = {"level": "debug"}
     a.config["health"] = {"interval": "1s"}

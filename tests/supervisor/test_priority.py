@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from supervisor.priority import set_realtime
+from supervisor.priority import Priorities, set_realtime
+from vpnd.config.schema import Process
 
 REALTIME = os.SCHED_RR | os.SCHED_RESET_ON_FORK
 
@@ -56,3 +57,23 @@ def test_a_process_that_has_just_ended_is_nobodys_fault(two_cpus: None) -> None:
     with subprocess.Popen([sys.executable, "-c", ""]) as process:
         process.wait()
     assert set_realtime(process.pid, True) == ""
+
+
+class Child:
+    def __init__(self, pid: int, restarts: int) -> None:
+        self.pid, self.restarts = pid, restarts
+
+
+@pytest.mark.root
+def test_a_child_that_comes_back_has_it_from_its_start_on(pid: int, two_cpus: None) -> None:
+    priorities, settings = Priorities(), Process()
+    priorities.starts(Child(pid, restarts=0), settings)
+    assert os.sched_getscheduler(pid) == os.SCHED_OTHER, "the first start is nobody's loss"
+    child = Child(pid, restarts=1)
+    priorities.starts(child, settings)
+    assert os.sched_getscheduler(pid) == REALTIME
+    priorities.usual(child)
+    assert os.sched_getscheduler(pid) & ~os.SCHED_RESET_ON_FORK == os.SCHED_OTHER
+    priorities.starts(child, Process(realtime=False))
+    assert os.sched_getscheduler(pid) & ~os.SCHED_RESET_ON_FORK == os.SCHED_OTHER and not priorities.warnings
+    priorities.carries_packets(Child(0, restarts=1), settings)
