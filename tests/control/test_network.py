@@ -174,6 +174,7 @@ def test_what_others_say_of_a_network_cannot_be_joined(nodes: list[NetworkNode])
         assert "leave it first" in process.failed().error
 
 
+@pytest.mark.alone
 def test_invitations_are_the_authoritys_and_it_can_be_shared(nodes: list[NetworkNode]) -> None:
     a, b, c = nodes
     a.start()

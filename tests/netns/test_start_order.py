@@ -31,6 +31,7 @@ def test_the_first_ping_is_answered_soon_after_both_were_started(second: int, ap
         assert took_s <= FIRST_ANSWER_S
 
 
+@pytest.mark.alone
 def test_three_nodes_reach_each_other_and_one_that_leaves_is_missed_by_nobody_else() -> None:
     with running_nodes(3) as nodes:
         for one, other in itertools.permutations(nodes, 2):
