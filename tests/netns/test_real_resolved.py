@@ -64,7 +64,7 @@ class Room:
         children = Path(f"/proc/{self._bus.pid}/task/{self._bus.pid}/children")
         first = wait_until(lambda: children.read_text().split(), ANSWERED_S, "there is a first process")[0]
         self.enter = ["nsenter", f"--target={first}", "--mount", "--pid", "--"]
-        socket = Path(f"/proc/{first}/root/run/dbus/system_bus_socket")
+        socket = Path("/proc", first, "root", "run", "dbus", "system_bus_socket")
         wait_until(socket.exists, ANSWERED_S, "the bus is there")
         self._resolved = self._spawn(*self.enter, str(RESOLVED))
         wait_until(lambda: self.ctl("status").returncode == 0, ANSWERED_S, "resolved answers")

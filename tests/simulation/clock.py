@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import heapq
 import itertools
@@ -22,7 +23,7 @@ class Handle:
         self.cancelled = True
 
 
-class Watched:
+class Watched(abc.ABC):
     """The part of a made-up socket the loop looks at; readiness is level-triggered, as epoll's is here."""
 
     def __init__(self) -> None:
@@ -30,11 +31,13 @@ class Watched:
         self.writer: Handle | None = None
         self.scheduled = False
 
+    @abc.abstractmethod
     def readable(self) -> bool:
-        raise NotImplementedError
+        """Whether a read would give something."""
 
+    @abc.abstractmethod
     def writable(self) -> bool:
-        raise NotImplementedError
+        """Whether a write would take something."""
 
 
 class VirtualLoop(asyncio.AbstractEventLoop):
