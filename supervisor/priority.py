@@ -13,8 +13,8 @@ a part of each CPU's time in any case (sched_rt_runtime_us, or the fair server o
 from __future__ import annotations
 
 import os
-from typing import Protocol
 
+from supervisor.children import Child
 from vpnd.config.schema import Process
 
 #: Linux sched(7): the lowest of 1 to 99.
@@ -48,35 +48,24 @@ def set_realtime(pid: int, wanted: bool) -> str:
     return ""
 
 
-class Prioritized(Protocol):
-    """What is needed of supervisor.children.Child: `pid` is 0 where there is no process."""
-
-    restarts: int
-
-    @property
-    def pid(self) -> int:
-        """The process there is now."""
-        ...
-
-
 class Priorities:
     """Of the children of a node. `warnings`: why they do not have what they were to have; lines for status."""
 
     def __init__(self) -> None:
         self.warnings: tuple[str, ...] = ()
 
-    def starts(self, child: Prioritized, settings: Process) -> None:
+    def starts(self, child: Child, settings: Process) -> None:
         """A child's process was just made."""
         if child.restarts:
             self.carries_packets(child, settings)
 
-    def carries_packets(self, child: Prioritized, settings: Process) -> None:
+    def carries_packets(self, child: Child, settings: Process) -> None:
         """Packets wait for this child whenever it has to wait."""
         if child.pid:
             why_not = set_realtime(child.pid, settings.realtime)
             self.warnings = (why_not,) if why_not else ()
 
-    def usual(self, child: Prioritized) -> None:
+    def usual(self, child: Child) -> None:
         """They do not, or no longer."""
         if child.pid:
             set_realtime(child.pid, False)

@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -59,21 +61,21 @@ def test_a_process_that_has_just_ended_is_nobodys_fault(two_cpus: None) -> None:
     assert set_realtime(process.pid, True) == ""
 
 
-class Child:
-    def __init__(self, pid: int, restarts: int) -> None:
-        self.pid, self.restarts = pid, restarts
+def child(pid: int, restarts: int) -> Any:
+    """What is looked at of a supervisor.children.Child."""
+    return SimpleNamespace(pid=pid, restarts=restarts)
 
 
 @pytest.mark.root
 def test_a_child_that_comes_back_has_it_from_its_start_on(pid: int, two_cpus: None) -> None:
     priorities, settings = Priorities(), Process()
-    priorities.starts(Child(pid, restarts=0), settings)
+    priorities.starts(child(pid, restarts=0), settings)
     assert os.sched_getscheduler(pid) == os.SCHED_OTHER, "the first start is nobody's loss"
-    child = Child(pid, restarts=1)
-    priorities.starts(child, settings)
+    back = child(pid, restarts=1)
+    priorities.starts(back, settings)
     assert os.sched_getscheduler(pid) == REALTIME
-    priorities.usual(child)
+    priorities.usual(back)
     assert os.sched_getscheduler(pid) & ~os.SCHED_RESET_ON_FORK == os.SCHED_OTHER
-    priorities.starts(child, Process(realtime=False))
+    priorities.starts(back, Process(realtime=False))
     assert os.sched_getscheduler(pid) & ~os.SCHED_RESET_ON_FORK == os.SCHED_OTHER and not priorities.warnings
-    priorities.carries_packets(Child(0, restarts=1), settings)
+    priorities.carries_packets(child(0, restarts=1), settings)
