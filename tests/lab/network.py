@@ -37,6 +37,8 @@ NO_WAITING_FOR_DUPLICATES = "echo 0 > /proc/sys/net/ipv6/conf/default/accept_dad
 #: How long processes may take to end after SIGTERM, and after SIGKILL, before the lab goes on without them.
 TERMINATE_GRACE_S = 3.0
 KILL_GRACE_S = 5.0
+#: How long the kernel may take to notice that both ends of a link are up.
+CARRIER_S = 10.0
 POLL_S = 0.02
 
 
@@ -118,7 +120,13 @@ class Lab:
                 self.ip(namespace, "link", "set", DEVICE, "mtu", str(self._link_mtu), "up")
                 if self._netem:
                     self.impair(namespace, self._netem)
+        wait_until(self._take_stock, CARRIER_S, "every link has a carrier")
+
+    def _take_stock(self) -> bool:
+        """What is there at first. False while the kernel has not noticed yet that a link's other end is up: a route
+        that is marked linkdown now would look like another one later."""
         self._fresh = {namespace.name: self.inventory(namespace) for namespace in self.nodes}
+        return not any("linkdown" in item.split() for found in self._fresh.values() for item in found)
 
     def _join(self, one: Namespace, other: Namespace, other_device: str) -> None:
         peer = ("peer", "name", other_device, "netns", other.name)
