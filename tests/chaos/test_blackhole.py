@@ -26,8 +26,9 @@ NOTICED_S = 4.0
 RESUMED_S = 3.0
 BLACKHOLE_S = 20
 BEFORE_S = AFTER_S = 5
-#: How much of its throughput another peer may lose, or gain: 10 % is the aim, the rest the noise of a machine that
-#: runs three nodes and both ends of the measurement on the same CPUs.
+#: How much of its throughput another peer may lose: 10 % is the aim, the rest the noise of a machine that runs three
+#: nodes and both ends of the measurement on the same CPUs. What it gains because nothing is carried to the vanished
+#: peer harms nobody.
 TOLERANCE = 0.3
 #: What a flow to a peer that vanishes may lose its packets as; the bulk flow's own are among them.
 EXPECTED_DROPS = {
@@ -73,8 +74,7 @@ def test_a_blackholed_peer_is_left_alone_holds_up_nobody_and_is_back_at_once() -
         assert resumed_s < RESUMED_S
         assert pace < 1.0, "an open circuit is probed now and then"
         assert waiting < 2000, "nothing piles up for a peer that is left alone"
-        usual = (before + after) / 2
-        assert during == pytest.approx(usual, rel=TOLERANCE)
+        assert during > min(before, after) * (1 - TOLERANCE), "the other peer's packets do not wait for the vanished"
         assert flow.late == 0
         assert set(drops(settled(a))) <= EXPECTED_DROPS
         assert peer_row(a, c)["circuit_opened"] == 0
