@@ -74,7 +74,9 @@ def test_a_blackholed_peer_is_left_alone_holds_up_nobody_and_is_back_at_once() -
         assert resumed_s < RESUMED_S
         assert pace < 1.0, "an open circuit is probed now and then"
         assert waiting < 2000, "nothing piles up for a peer that is left alone"
-        assert during > min(before, after) * (1 - TOLERANCE), "the other peer's packets do not wait for the vanished"
+        assert during > min(before, after) * (1 - TOLERANCE), (
+            "the other peer's packets do not wait for the vanished"
+        )
         assert flow.late == 0
         assert set(drops(settled(a))) <= EXPECTED_DROPS
         assert peer_row(a, c)["circuit_opened"] == 0
