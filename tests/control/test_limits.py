@@ -17,6 +17,7 @@ from libp2p.utils import encode_uvarint, read_delim
 from multiaddr import Multiaddr
 
 from vpnd.adapter import host
+from vpnd.adapter.dial import DialError, NotAdmitted
 
 PROTOCOL = "/test/1"
 FRAME = 1 << 16
@@ -124,19 +125,86 @@ def test_who_is_removed_during_its_handshake_gets_no_connection() -> None:
     trio.run(main)
 
 
-def test_a_peer_that_does_not_let_itself_be_closed_is_cut_off() -> None:
+@pytest.mark.parametrize("guarded", [True, False])
+def test_a_connection_made_as_its_peer_is_removed_is_good_for_nothing(
+    guarded: bool, monkeypatch: Monkey
+) -> None:
+    if not guarded:
+        monkeypatch.setattr(host.Host, "_members_only", lambda self: self.swarm.common_stream_handler)
+
+    async def main() -> None:
+        member, node = Node(), Node()
+        node.members = {member.peer_id}
+        async with running(member, node):
+            await member.connect(node)
+            await eventually(lambda: node.connections == 1)
+            node.members = set()  # and nobody closes what it has
+            if not guarded:
+                await connection(member, node)
+                return
+            with pytest.raises(DialError):
+                await connection(member, node)
+            await eventually(lambda: node.connections == 0)
+            await eventually(lambda: member.connections == 0)
+            assert node.counts["refused_unknown_peer"]
+            with pytest.raises(NotAdmitted):
+                await connection(member, node)
+
+    trio.run(main)
+
+
+def test_a_connection_that_comes_while_others_of_its_peer_are_closed_is_closed_too() -> None:
+    async def main() -> None:
+        member, node = Node(), Node()
+        async with running(member, node):
+            await member.connect(node)
+            await eventually(lambda: node.connections == 1)
+            (held,) = node.host.swarm.get_connections(member.id)
+            stock = held.close
+
+            async def close() -> None:
+                await stock()
+                await member.connect(node)
+                await eventually(lambda: node.connections == 1)
+
+            held.close = close
+            await node.host.disconnect(member.peer_id)
+            await eventually(lambda: node.connections == 0)
+
+    trio.run(main)
+
+
+def test_who_is_removed_while_it_is_dialed_is_left() -> None:
+    async def main() -> None:
+        node, other = Node(), Node()
+        node.members = {other.peer_id}
+        async with running(node, other):
+            other.host.serve(PROTOCOL, lambda stream: trio.sleep_forever(), 60.0)
+            stock = node.host.swarm.upgrade_outbound_raw_conn
+
+            async def upgrade(raw: Any, peer_id: Any) -> Any:
+                made = await stock(raw, peer_id)
+                node.members = set()
+                return made
+
+            node.host.swarm.upgrade_outbound_raw_conn = upgrade
+            with pytest.raises(DialError, match="not a member any more"):
+                await node.host.open_stream((other.address,), other.peer_id, PROTOCOL)
+            await eventually(lambda: node.connections == other.connections == 0)
+
+    trio.run(main)
+
+
+def test_a_peer_that_does_not_let_itself_be_closed_is_cut_off(monkeypatch: Monkey) -> None:
     async def main() -> None:
         member, node = Node(), Node()
         async with running(member, node):
             await connection(member, node)
             (held,) = node.host.swarm.get_connections(member.id)
-            stock, node.host.swarm.close_peer = (
-                node.host.swarm.close_peer,
-                lambda peer_id: trio.sleep_forever(),
-            )
+            monkeypatch.setattr(held, "close", trio.sleep_forever)
             with trio.fail_after(5.0):  # process.stop_timeout is 2 s
                 await node.host.disconnect(member.peer_id)
-            node.host.swarm.close_peer = stock
+            monkeypatch.undo()
             await eventually(lambda: node.connections == 0)
             await eventually(lambda: member.connections == 0)
             assert held.muxed_conn.event_shutting_down.is_set()

@@ -14,6 +14,7 @@ What stock libp2p 0.8 would do, and what keeps it from that here (each has a tes
     dial whomever it hears of                           the auto-connector is stopped
     read a negotiation message of any length            muxer.limit_negotiation
     keep any number of streams, and unread bytes        muxer.bound_all
+    forget a connection that comes while a peer's close Host.disconnect, Host._members_only
 """
 
 from __future__ import annotations
@@ -88,6 +89,7 @@ class Host:
         self._config = config
         self._count = count
         self._seldom = seldom
+        self._is_member = is_member
         self._take_session = take_session
         self._ciphers = offered(config.session.cipher)
         self._requested = [parse_endpoint(text) for text in p2p.listen]
@@ -145,7 +147,22 @@ class Host:
                 # A ping stream lives as long as the other side measures; each ping has a deadline of its own.
                 deadline_s = math.inf if protocol == PING else self._config.p2p.stream_timeout
                 self.serve(protocol, handler, deadline_s)
-        self.swarm.set_stream_handler(self._contained(self.swarm.common_stream_handler, math.inf))
+        self.swarm.set_stream_handler(self._contained(self._members_only(), math.inf))
+
+    def _members_only(self) -> StreamHandler:
+        """What the swarm does with a stream, unless it comes from who was a member only during its handshake: such a
+        connection may be made right behind the moment at which that peer's connections are closed."""
+        stock = self.swarm.common_stream_handler
+
+        async def handler(stream: Any) -> None:
+            muxed = stream.muxed_conn
+            if muxed.is_initiator or self._is_member(str(muxed.peer_id)):
+                await stock(stream)
+                return
+            self._refused(str(muxed.peer_id))
+            close_now(raw_of(muxed.secured_conn))
+
+        return handler
 
     def _contained(self, handler: StreamHandler, deadline_s: float) -> StreamHandler:
         reset_s = self._config.p2p.stream_timeout
@@ -218,11 +235,15 @@ class Host:
         """A new stream, on the libp2p connection there is with a peer or a new one. Raises DialError."""
         target = ID.from_string(peer_id)
         if not self.swarm.get_connections(target):
+            was_member = self._is_member(peer_id)
 
             async def at(address: str) -> Any:
                 return await connect(self._tcp, self.swarm, address, target, self._patience())
 
             await self._introduced(lambda: first(at, addresses), addresses, peer_id)
+            if was_member and not self._is_member(peer_id):  # removed, and its other connections closed
+                await self.disconnect(peer_id)
+                raise DialError(f"{peer_id} is not a member any more")
         timeout_s = self._config.p2p.dial_timeout
         try:
             with trio.fail_after(timeout_s):
@@ -258,13 +279,14 @@ class Host:
     async def disconnect(self, peer_id: str) -> None:
         """Close the libp2p connections with a peer, within process.stop_timeout. Data sessions are not ours."""
         target = ID.from_string(peer_id)
-        sockets = [
-            raw_of(connection.muxed_conn.secured_conn) for connection in self.swarm.get_connections(target)
-        ]
+        connections = list(self.swarm.get_connections(target))
         with trio.move_on_after(self._config.process.stop_timeout):
-            await self.swarm.close_peer(target)
-        for raw in sockets:  # a peer that reads nothing does not let libp2p take its leave
-            close_now(raw)
+            # Not by the swarm's close_peer, which forgets a connection that comes meanwhile.
+            for connection in connections:
+                await connection.close()
+        # A peer that reads nothing does not let libp2p take its leave.
+        for connection in {*connections, *self.swarm.get_connections(target)}:
+            close_now(raw_of(connection.muxed_conn.secured_conn))
 
     def _bound(self) -> list[Endpoint]:
         """What the kernel gave us, in the order of the configuration; libp2p binds in any order."""
