@@ -46,7 +46,7 @@ def running_nodes(
             wait_until(lambda: not lab.leaks(), SETTLE_S, f"nothing is left, but: {lab.leaks()}")
         except BaseException:
             for node in nodes:
-                print(f"--- {node.namespace.label}\n{node.log_tail(40)}", file=sys.stderr)
+                print(f"--- {node.namespace.label}: {_in_short(node)}\n{node.log_tail(40)}", file=sys.stderr)
             raise
 
 
@@ -89,6 +89,12 @@ def drops(status: Mapping[str, Any]) -> dict[str, int]:
     """What was dropped, without zeros, and without the machine's own multicast."""
     dropped = status.get("dropped", {})
     return {reason: count for reason, count in dropped.items() if count and reason != "not_unicast"}
+
+
+def _in_short(node: Node) -> str:
+    """What became of a node's packets, as far as it can still say."""
+    status = node.ask()
+    return f"books {status.get('books')}, dropped {drops(status)}" if status else "no status"
 
 
 def check_logs(nodes: Sequence[Node]) -> None:
