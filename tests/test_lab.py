@@ -180,11 +180,12 @@ PING_LINES = """PING 10.86.0.2 (10.86.0.2) 56(84) bytes of data.
 64 bytes from 10.86.0.2: icmp_seq=1 ttl=64 time=1.00 ms
 64 bytes from 10.86.0.2: icmp_seq=2 ttl=64 time=3 ms
 64 bytes from 10.86.0.2: icmp_seq=2 ttl=64 time=9 ms (DUP!)
-4 packets transmitted, 2 received, +1 duplicates, 50% packet loss, time 3ms
+64 bytes from 10.86.0.2: icmp_seq=5 ttl=64 time=7 ms
+5 packets transmitted, 3 received, +1 duplicates, 40% packet loss, time 3ms
 """
 
 
-def test_ping_output_becomes_numbers_and_duplicates_do_not_count() -> None:
+def test_ping_output_becomes_numbers_and_neither_duplicates_nor_further_requests_count() -> None:
     assert parse_ping(PING_LINES, count=4) == (1.0, 2.0, 3.0, 3.0, 0.5)
 
 

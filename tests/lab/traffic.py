@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import subprocess
 import time
@@ -29,12 +30,24 @@ class Ping(NamedTuple):
 
 
 def ping(
-    lab: Lab, source: Namespace, ip: str, count: int = 200, interval_s: float = 0.01, size: int = 56
+    lab: Lab,
+    source: Namespace,
+    ip: str,
+    count: int = 200,
+    interval_s: float = 0.01,
+    size: int = 56,
+    wait_s: float = 2.0,
 ) -> Ping:
-    """Ping `ip` with `size` bytes of payload. Times are not-a-number when nothing answered."""
+    """Ping `ip` with `size` bytes of payload; what has no answer `wait_s` behind the last request is lost.
+
+    Times are not-a-number when nothing answered.
+    """
+    # Not -W: once there were answers, ping(8) waits for the last one no longer than for twice the slowest of the
+    # others, or the interval, and calls it lost. With -w it goes on asking until it has `count` answers.
+    deadline_s = math.ceil(count * interval_s + wait_s)
     done = lab.run(
-        source, "ping", "-n", "-c", str(count), "-i", str(interval_s), "-s", str(size), "-W", "2", ip,
-        check=False, timeout_s=count * interval_s + 30,
+        source, "ping", "-n", "-c", str(count), "-i", str(interval_s), "-s", str(size), "-w", str(deadline_s), ip,
+        check=False, timeout_s=deadline_s + 30,
     )  # fmt: skip
     if "packets transmitted" not in done.stdout:
         raise LabError(f"ping {ip}: {(done.stderr or done.stdout).strip()}")
@@ -42,10 +55,11 @@ def ping(
 
 
 def parse_ping(output: str, count: int) -> Ping:
-    """Numbers from what ping(8) printed; an answer that came twice counts once."""
+    """Numbers from what ping(8) printed of its first `count` requests; an answer that came twice counts once."""
     times: dict[int, float] = {}
     for match in re.finditer(r"icmp_seq=(\d+) .*?time=([\d.]+) ms", output):
-        times.setdefault(int(match[1]), float(match[2]))
+        if int(match[1]) <= count:
+            times.setdefault(int(match[1]), float(match[2]))
     loss = 1 - len(times) / count
     if not times:
         nan = float("nan")

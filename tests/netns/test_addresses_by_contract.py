@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 
 import pytest
-from lab import Node, SteadyFlow, drops, parse_ping, running_nodes, wait_until
+from lab import Node, SteadyFlow, drops, ping, running_nodes, wait_until
 from lab.chain import Chain
 
 pytestmark = pytest.mark.root
@@ -42,8 +42,7 @@ def test_an_address_is_whose_the_contract_says_it_is() -> None:
             return list(a.ask()["peers"][0]["ownership"])
 
         def loss(source: Node, ip: str) -> float:
-            words = ("ping", "-n", "-c", "3", "-i", "0.1", "-W", "0.5", ip)
-            return parse_ping(source.lab.run(source.namespace, *words, check=False).stdout, 3).loss
+            return ping(source.lab, source.namespace, ip, count=3, interval_s=0.1, wait_s=0.5).loss
 
         wait_until(lambda: not lines(), SOON_S, "b's address is confirmed")
         assert loss(a, b.virtual_ip) == 0
