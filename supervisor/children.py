@@ -150,7 +150,7 @@ class Child:
         ours, theirs = channel.pair()
         with theirs:
             self._popen = subprocess.Popen(
-                [sys.executable, "-m", self._module, str(theirs.fileno())],
+                [sys.executable, "-P", "-m", self._module, str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(),),
                 start_new_session=True,  # Ctrl-C is for the supervisor, which then stops its children in order

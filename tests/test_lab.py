@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,9 @@ from lab import (
     wait_for_answer,
     wait_until,
 )
-from lab.measure import METRICS
+from lab.measure import METRICS, QUICK
+from lab.node import ROOT
+from lab.paired import measure_paired, paired_table, variants
 from lab.report import absolute_table, medians, ratio_table, verdicts
 from lab.ring_stress import stress
 
@@ -193,6 +196,40 @@ def test_a_ping_without_any_answer_is_all_loss() -> None:
     nothing = parse_ping("4 packets transmitted, 0 received, 100% packet loss", count=4)
     assert nothing.loss == 1
     assert math.isnan(nothing.avg_ms)
+
+
+def test_a_variant_is_compared_with_the_first_round_by_round() -> None:
+    one = [{"ping_avg": 1.0, "tcp1_forward": 3.0}, {"ping_avg": 3.0, "tcp1_forward": 5.0}]
+    other = [{"ping_avg": 1.2, "tcp1_forward": 2.0}, {"ping_avg": 3.2, "tcp1_forward": 4.0}]
+    lines = paired_table({"this": one, "@other": other}).splitlines()
+    assert lines[0].split() == ["this", "@other"]
+    assert [line.split() for line in lines[1:]] == [
+        ["TCP", "1", "flow", "A->B", "Gbit/s", "4.00", "3.00", "-25.0", "%", "±0.0"],
+        ["ping", "idle", "avg", "ms", "2.00", "2.20", "+10.0", "%", "±0.0"],
+    ]
+
+
+def test_variants_are_checkouts_and_settings(tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    assert variants(here, [there], ["VPND_A_B=1,VPND_C_D=x=y"]) == [
+        ("this", here, {}),
+        ("@there", there, {}),
+        ("VPND_A_B=1,VPND_C_D=x=y", here, {"VPND_A_B": "1", "VPND_C_D": "x=y"}),
+    ]
+    for settings, said in ((["PATH=/"], "must be VPND_"), (["VPND_A"], "must be VPND_"), ([], "nothing to")):
+        with pytest.raises(LabError, match=said):
+            variants(here, [], settings)
+
+
+@root
+def test_two_variants_up_at_once_are_measured_in_turns() -> None:
+    compared = variants(ROOT, [], ["VPND_NETWORK_MTU=1280"])
+    said: list[str] = []
+    plan = replace(QUICK, pings=5, udp_seconds=1)
+    measured = measure_paired(compared, 1, 1, plan, said.append)
+    assert measured.keys() == {"this", "VPND_NETWORK_MTU=1280"} and len(said) == 1
+    for (numbers,) in measured.values():
+        assert numbers["tcp1_forward"] > 0 and numbers["udp_flood"] > 0 and 0 < numbers["ping_avg"] < 1000
 
 
 # -- vpnd in it ------------------------------------------------------------------------------------------

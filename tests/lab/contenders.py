@@ -9,7 +9,7 @@ import json
 import secrets
 import shutil
 import subprocess
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -166,10 +166,12 @@ class Nebula:
 
 
 class Vpnd:
-    """vpnd with its defaults and a number of shards."""
+    """vpnd with its defaults and a number of shards; `env`, VPND_SESSION_WINDOW_BYTES and the like, sets others."""
 
-    def __init__(self, lab: Lab, shards: int, root: Path = ROOT) -> None:
-        self._lab, self._shards, self._root = lab, shards, root
+    def __init__(
+        self, lab: Lab, shards: int, root: Path = ROOT, env: Mapping[str, str] | None = None
+    ) -> None:
+        self._lab, self._shards, self._root, self._env = lab, shards, root, env or {}
         self._nodes: tuple[Node, Node] | None = None
         self.target = ""
 
@@ -179,6 +181,8 @@ class Vpnd:
         own = self._root == ROOT and Path(script_command()[0]).exists()
         command = script_command() if own else None
         self._nodes = pair_of_nodes(self._lab, shards=self._shards, command=command, root=self._root)
+        for node in self._nodes:
+            node.env.update(self._env)
         self.target = self._nodes[1].virtual_ip
 
     def start(self) -> None:

@@ -85,6 +85,24 @@ def measure(make: Callable[[Lab], Contender], plan: Plan) -> dict[str, float]:
             raise LabError(f"{error}\n{contender.explain()}".strip()) from error
 
 
+def measure_turn(lab: Lab, contender: Contender, plan: Plan) -> dict[str, float]:
+    """The few numbers that tell most, of a contender that is up and has been measured before; in some seconds."""
+    idle = ping(lab, lab.nodes[0], contender.target, plan.pings, plan.ping_interval_s)
+    meter = Meter([pid for roots in contender.roots() for pid in roots])
+    loaded, report = _ping_under_load(lab, contender, plan, meter)
+    flood = _iperf3(
+        lab, contender, udp=True, seconds=plan.udp_seconds, length=plan.udp_payload_bytes, bitrate="0"
+    )
+    return {
+        "ping_avg": idle.avg_ms,
+        "tcp1_forward": goodput_bps(report) / GB,
+        "loaded_avg": loaded.avg_ms,
+        "loaded_p99": loaded.p99_ms,
+        "cpu_tcp": meter.seconds_per_gb(),
+        "udp_flood": goodput_bps(flood) / MB,
+    }
+
+
 def _measure(lab: Lab, contender: Contender, plan: Plan) -> dict[str, float]:
     contender.prepare()
     begin = time.monotonic()
@@ -99,7 +117,7 @@ def _measure(lab: Lab, contender: Contender, plan: Plan) -> dict[str, float]:
     idle = ping(lab, lab.nodes[0], contender.target, plan.pings, plan.ping_interval_s)
     numbers |= {"ping_min": idle.min_ms, "ping_avg": idle.avg_ms, "ping_p99": idle.p99_ms}
 
-    meter = _Meter(processes)
+    meter = Meter(processes)
     for flows in (1, 4):
         for direction, reverse in (("forward", False), ("reverse", True)):
             report = meter.count(
@@ -111,7 +129,7 @@ def _measure(lab: Lab, contender: Contender, plan: Plan) -> dict[str, float]:
     if processes:
         numbers["cpu_tcp"] = meter.seconds_per_gb()
 
-    loaded = _ping_under_load(lab, contender, plan)
+    loaded, _ = _ping_under_load(lab, contender, plan, Meter(processes))
     numbers |= {"loaded_avg": loaded.avg_ms, "loaded_p99": loaded.p99_ms, "loaded_loss": loaded.loss * 100}
 
     numbers |= _udp_goodput(lab, contender, plan, processes)
@@ -125,8 +143,8 @@ def _iperf3(lab: Lab, contender: Contender, **options: Any) -> dict[str, Any]:
     return iperf3(lab, first, second, contender.target, **options)
 
 
-def _ping_under_load(lab: Lab, contender: Contender, plan: Plan) -> Ping:
-    """Ping beside one TCP flow, from after its slow start to before its end."""
+def _ping_under_load(lab: Lab, contender: Contender, plan: Plan, meter: Meter) -> tuple[Ping, dict[str, Any]]:
+    """Ping beside one TCP flow, from after its slow start to before its end; and iperf3's report of the flow."""
     answers: list[Ping] = []
     seconds = plan.seconds + 1
     margin_s = 0.5
@@ -136,8 +154,8 @@ def _ping_under_load(lab: Lab, contender: Contender, plan: Plan) -> Ping:
         time.sleep(margin_s)
         answers.append(ping(lab, lab.nodes[0], contender.target, count, plan.ping_interval_s))
 
-    _iperf3(lab, contender, seconds=seconds, during=during)
-    return answers[0]
+    report = meter.count(lambda: _iperf3(lab, contender, seconds=seconds, during=during))
+    return answers[0], report
 
 
 @dataclass(frozen=True, order=True)
@@ -159,7 +177,7 @@ def _udp_goodput(lab: Lab, contender: Contender, plan: Plan, processes: list[int
     """
 
     def offer(bits_per_second: float) -> _Delivered:
-        meter = _Meter(processes)
+        meter = Meter(processes)
         report = meter.count(
             lambda: _iperf3(
                 lab, contender, udp=True, seconds=plan.udp_seconds, length=plan.udp_payload_bytes,
@@ -188,7 +206,7 @@ def _udp_goodput(lab: Lab, contender: Contender, plan: Plan, processes: list[int
     return numbers | ({"cpu_udp": best.cpu_s_per_gb} if processes else {})
 
 
-class _Meter:
+class Meter:
     """CPU seconds of the VPN's processes of both ends over iperf3 runs, and the bytes delivered."""
 
     def __init__(self, processes: list[int]) -> None:

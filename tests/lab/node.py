@@ -29,8 +29,9 @@ def script_command(root: Path = ROOT) -> list[str]:
 
 
 def module_command() -> list[str]:
-    """vpnd run by this very interpreter; the environment decides which checkout (`Node(root=…)`)."""
-    return [sys.executable, "-m", "vpnd"]
+    """vpnd run by this very interpreter; PYTHONPATH decides of which checkout (`Node(root=…)`), never the directory
+    this runs in."""
+    return [sys.executable, "-P", "-m", "vpnd"]
 
 
 class Node:

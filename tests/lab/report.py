@@ -45,10 +45,10 @@ def absolute_table(results: Mapping[str, Numbers]) -> str:
     """A row per metric, a column per contender."""
     header = ["", "", *results]
     rows = [
-        [metric.title, metric.unit, *(_number(numbers.get(metric.key)) for numbers in results.values())]
+        [metric.title, metric.unit, *(number(numbers.get(metric.key)) for numbers in results.values())]
         for metric in METRICS
     ]
-    return _table([header, *rows])
+    return table([header, *rows])
 
 
 def ratio_table(name: str, results: Mapping[str, Numbers]) -> str:
@@ -63,7 +63,7 @@ def ratio_table(name: str, results: Mapping[str, Numbers]) -> str:
         if len(rivals) > 1:
             row.append(_ratio(own, better(metric, rivals.values())))
         rows.append(row)
-    return _table([header, *rows])
+    return table([header, *rows])
 
 
 def is_rival(name: str) -> bool:
@@ -123,7 +123,8 @@ def verdicts(results: Mapping[str, Numbers]) -> list[Verdict]:
     return found
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """Three digits of it, or a dash."""
     if value is None or value != value:
         return "-"
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
@@ -132,10 +133,10 @@ def _number(value: float | None) -> str:
 def _ratio(value: float | None, base: float | None) -> str:
     if value is None or not base:
         return "-"
-    return f"{_number(value / base)}x"
+    return f"{number(value / base)}x"
 
 
-def _table(rows: list[list[str]]) -> str:
+def table(rows: list[list[str]]) -> str:
     """Columns aligned: the first to the left, the others to the right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(

@@ -1,0 +1,91 @@
+"""Variants of vpnd against each other: a pair of nodes of each is up, all at once, and they have their turns.
+
+What a shared machine does to one run and not to the next makes a fifth, here. Of two turns that follow each other it
+is much the same, so it is their difference that is averaged: some twenty rounds tell one hundredth from nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from .contenders import Vpnd
+from .measure import METRICS, Plan, measure_turn
+from .network import Lab, LabError
+from .report import Numbers, number, table
+from .traffic import wait_for_answer
+
+
+class Variant(NamedTuple):
+    """vpnd of the checkout `root`, with the settings `env` says (VPND_PROCESS_REALTIME and the like)."""
+
+    name: str
+    root: Path
+    env: Mapping[str, str]
+
+
+def variants(own: Path, roots: Iterable[Path], settings: Iterable[str]) -> list[Variant]:
+    """This checkout, what all others are compared with; other checkouts; and this one with settings, each some
+    NAME=VALUE with commas between them. Raises LabError."""
+    found = [Variant("this", own, {})]
+    found += [Variant(f"@{root.name}", root, {}) for root in roots]
+    for text in settings:
+        pairs = [word.partition("=") for word in text.split(",")]
+        if not all(name.startswith("VPND_") and equals for name, equals, _ in pairs):
+            raise LabError(f"{text}: must be VPND_TABLE_KEY=VALUE, and more of them behind commas")
+        found.append(Variant(text, own, {name: value for name, _, value in pairs}))
+    if len(found) < 2:
+        raise LabError("nothing to compare with: name another checkout or a setting")
+    return found
+
+
+def measure_paired(
+    compared: Sequence[Variant], shards: int, rounds: int, plan: Plan, say: Callable[[str], None]
+) -> dict[str, list[Numbers]]:
+    """The numbers of every round of each variant. Raises LabError, with the ends of the logs."""
+    measured: dict[str, list[Numbers]] = {variant.name: [] for variant in compared}
+    with contextlib.ExitStack() as stack:
+        pairs = []
+        for variant in compared:
+            lab = stack.enter_context(Lab())
+            pairs.append((variant.name, lab, Vpnd(lab, shards, variant.root, variant.env)))
+        for _, _, contender in pairs:
+            contender.prepare()
+            contender.start()
+        for name, lab, contender in pairs:
+            try:
+                wait_for_answer(lab, lab.nodes[0], contender.target, plan.start_timeout_s)
+            except LabError as error:
+                raise LabError(f"{name}: {error}\n{contender.explain()}") from error
+        time.sleep(plan.settle_s)
+        for place in range(rounds):
+            begin_s = time.monotonic()
+            for name, lab, contender in pairs if place % 2 else reversed(pairs):
+                measured[name].append(measure_turn(lab, contender, plan))
+            say(f"round {place + 1}/{rounds}: {time.monotonic() - begin_s:.0f} s")
+    return measured
+
+
+def paired_table(measured: Mapping[str, Sequence[Numbers]]) -> str:
+    """A row a metric: the first variant's mean, and of each other one the mean and how much it is more, in per cent
+    of the first, with the standard error of that."""
+    (first, base), *others = measured.items()
+    header = ["", "", first, *(cell for name, _ in others for cell in (name, ""))]
+    rows = []
+    for metric in METRICS:
+        if metric.key not in base[0]:
+            continue
+        own = [numbers[metric.key] for numbers in base]
+        mean = statistics.mean(own)
+        row = [metric.title, metric.unit, number(mean)]
+        for _, several in others:
+            theirs = [numbers[metric.key] for numbers in several]
+            more = [(other - one) / mean * 100 for one, other in zip(own, theirs, strict=True)]
+            error = statistics.stdev(more) / len(more) ** 0.5 if len(more) > 1 else float("nan")
+            row += [number(statistics.mean(theirs)), f"{statistics.mean(more):+.1f} % ±{error:.1f}"]
+        rows.append(row)
+    return table([header, *rows])
