@@ -15,6 +15,9 @@ log = logging.getLogger(__name__)
 
 #: Linux' TCP_NOTSENT_LOWAT (include/uapi/linux/tcp.h); the socket module has no name for it.
 TCP_NOTSENT_LOWAT = 25
+#: The same, since Linux 6.15.
+TCP_RTO_MIN_US, TCP_DELACK_MAX_US = 45, 46
+MICROSECONDS = 1_000_000
 #: Linux' ioctls for the bytes in a socket's send queue (include/uapi/linux/sockios.h): not acknowledged, not
 #: sent.
 SIOCOUTQ = 0x5411
@@ -24,17 +27,24 @@ _RESET = struct.pack("ii", 1, 0)
 
 
 def tune(sock: socket.socket, settings: Settings) -> None:
-    """Socket options of a data session. Only the congestion control may be refused (unknown to the kernel, or
-    not in net.ipv4.tcp_allowed_congestion_control): the system's is then as good as any."""
+    """Socket options of a data session. What the kernel may refuse is as the system has it then: a congestion control
+    it does not know, or that is not in net.ipv4.tcp_allowed_congestion_control, and timers before Linux 6.15."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, settings.not_sent_lowat_bytes)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(settings.user_timeout * 1000))
     if settings.congestion_control:
-        try:
-            name = settings.congestion_control.encode()
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, name)
-        except OSError as error:
-            log.debug("congestion control %s: %s", settings.congestion_control, error)
+        _try(sock, socket.TCP_CONGESTION, settings.congestion_control.encode())
+    # The system's 200 ms are a long time where one lost packet holds up all that are behind it. QUIC waits for a round
+    # trip, four times its variation, and the peer's delay of at most 25 ms (RFC 9002, 6.2.1).
+    _try(sock, TCP_RTO_MIN_US, round(settings.retransmit_min * MICROSECONDS))
+    _try(sock, TCP_DELACK_MAX_US, round(settings.ack_delay_max * MICROSECONDS))
+
+
+def _try(sock: socket.socket, option: int, value: int | bytes) -> None:
+    try:
+        sock.setsockopt(socket.IPPROTO_TCP, option, value)
+    except OSError as error:
+        log.debug("TCP option %d = %r: %s", option, value, error)
 
 
 def discard(sock: socket.socket) -> None:

@@ -6,7 +6,7 @@ Used by the tests, scripts/bench and scripts/demo. Standard library only.
 from __future__ import annotations
 
 from .bulk import Bulk
-from .faults import blackhole, cut_connections, flap, moved, reset_storm
+from .faults import blackhole, cut_connections, flap, lossy, moved, reset_storm
 from .ledger import Ledger, children, unharmed
 from .network import Lab, LabError, Namespace, clean_exit_on_signals, wait_until
 from .node import Node, mesh_of_nodes, module_command, pair_of_nodes, script_command, to_toml
@@ -50,6 +50,7 @@ __all__ = [
     "inside",
     "iperf3",
     "loss_share",
+    "lossy",
     "mesh_of_nodes",
     "module_command",
     "moved",

@@ -14,6 +14,10 @@ from .network import DEVICE, PREFIX_BITS, Lab, Namespace
 
 #: Of each fault its own, so that several may be in one namespace.
 _TABLES = (f"lab_fault{number}" for number in itertools.count())
+#: Faces of the dice that decide of a packet.
+_DICE = 10_000
+#: What the kernel gives a veth (GSO_MAX_SEGS).
+_GSO_MAX_SEGS = 65_535
 
 
 @contextlib.contextmanager
@@ -30,6 +34,22 @@ def reset_storm(lab: Lab, namespace: Namespace) -> Iterator[None]:
     # The resets themselves pass, or nobody would ever get one.
     reject = "tcp flags & rst != rst reject with tcp reset"
     with _filtered(lab, namespace, reject, reject):
+        yield
+
+
+@contextlib.contextmanager
+def lossy(lab: Lab, share: float) -> Iterator[None]:
+    """Inside the block every namespace of the lab loses that share of the packets that come, at random. No packet is
+    longer than on a real link, where one lost is not a whole superpacket."""
+    unlucky = f"numgen random mod {_DICE} < {round(share * _DICE)} drop"
+    with contextlib.ExitStack() as stack:
+        for namespace in lab.nodes:
+            lab.ip(namespace, "link", "set", "dev", DEVICE, "gso_max_segs", "1")
+            stack.callback(
+                lab.ip, namespace, "link", "set", "dev", DEVICE, "gso_max_segs", str(_GSO_MAX_SEGS)
+            )
+            # Where they come, not where they leave: there TCP would be told.
+            stack.enter_context(_filtered(lab, namespace, unlucky, "accept"))
         yield
 
 

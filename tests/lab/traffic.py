@@ -17,6 +17,8 @@ IPERF_PORT = 5201
 IPERF_SLACK_S = 20.0
 #: Pause between single pings while waiting for the first answer: the resolution of a start-up time.
 PROBE_WAIT_S = 0.05
+#: How much longer ping(8) waits between two requests than it is told.
+PING_SLACK_S = 0.01
 
 
 class Ping(NamedTuple):
@@ -44,7 +46,7 @@ def ping(
     """
     # Not -W: once there were answers, ping(8) waits for the last one no longer than for twice the slowest of the
     # others, or the interval, and calls it lost. With -w it goes on asking until it has `count` answers.
-    deadline_s = math.ceil(count * interval_s + wait_s)
+    deadline_s = math.ceil(count * (interval_s + PING_SLACK_S) + wait_s)
     done = lab.run(
         source, "ping", "-n", "-c", str(count), "-i", str(interval_s), "-s", str(size), "-w", str(deadline_s), ip,
         check=False, timeout_s=deadline_s + 30,

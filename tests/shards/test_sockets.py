@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from shards.sockets import TCP_NOTSENT_LOWAT, tune
+from shards.sockets import TCP_DELACK_MAX_US, TCP_NOTSENT_LOWAT, TCP_RTO_MIN_US, tune
 from vpnd.config.streams import Session
 
 
@@ -32,3 +32,18 @@ def test_a_congestion_control_that_is_not_there_leaves_the_systems() -> None:
             for each in (sock, plain)
         ]
         assert names[0] == names[1]
+
+
+@pytest.mark.setting("session.retransmit_min", "session.ack_delay_max")
+def test_timers_are_those_of_the_settings_where_the_kernel_has_them() -> None:
+    with socket.socket() as sock:
+        try:
+            sock.getsockopt(socket.IPPROTO_TCP, TCP_RTO_MIN_US)
+        except OSError:
+            tune(sock, Session())  # and it does without
+            pytest.skip("this kernel is older than Linux 6.15")
+        tune(sock, Session(retransmit_min=0.04, ack_delay_max=0.02))
+        timers = [
+            sock.getsockopt(socket.IPPROTO_TCP, option) for option in (TCP_RTO_MIN_US, TCP_DELACK_MAX_US)
+        ]
+    assert timers == [40_000, 20_000]

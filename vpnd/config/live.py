@@ -96,6 +96,8 @@ LIVE = frozenset(
         "session.hold_bytes",
         "session.not_sent_lowat_bytes",
         "session.congestion_control",
+        "session.retransmit_min",
+        "session.ack_delay_max",
         "session.max_streams",
         "session.negotiate_timeout",
         "session.close_timeout",
