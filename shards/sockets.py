@@ -34,8 +34,9 @@ def tune(sock: socket.socket, settings: Settings) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(settings.user_timeout * 1000))
     if settings.congestion_control:
         _try(sock, socket.TCP_CONGESTION, settings.congestion_control.encode())
-    # The system's 200 ms are a long time where one lost packet holds up all that are behind it. QUIC waits for a round
-    # trip, four times its variation, and the peer's delay of at most 25 ms (RFC 9002, 6.2.1).
+    # The system's 200 ms are a long time where one lost packet holds up all that are behind it. Right is what the peer
+    # takes at most with an acknowledgment, as in QUIC (RFC 9002, 6.2.1), and some more. A peer with an older kernel
+    # takes up to 40 ms, and is sent a lone packet twice.
     _try(sock, TCP_RTO_MIN_US, round(settings.retransmit_min * MICROSECONDS))
     _try(sock, TCP_DELACK_MAX_US, round(settings.ack_delay_max * MICROSECONDS))
 

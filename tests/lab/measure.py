@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from .contenders import Contender
+from .faults import lossy
 from .network import Lab, LabError
 from .processes import cpu_seconds, pss_bytes
 from .traffic import Ping, goodput_bps, iperf3, loss_share, ping, received_bytes, sent_bps, wait_for_answer
@@ -27,11 +29,17 @@ class Plan:
     udp_payload_bytes: int = 1200
     udp_step: float = 1.25
     udp_most_steps: int = 8
+    #: Before each UDP run: what is still on its way would be taken for the first datagram of the next one.
+    udp_pause_s: float = 0.3
+    #: How often a UDP run is begun at most: iperf3 does not get over the loss of its first datagram.
+    udp_attempts: int = 3
     #: The search goes up until so many rates in a row delivered less than the best so far.
     udp_patience: int = 2
     start_timeout_s: float = 30.0
     #: Between the first answer and the first measurement.
     settle_s: float = 1.0
+    #: Share of the packets the link loses, each way, at random.
+    loss: float = 0.0
 
 
 QUICK = Plan(
@@ -62,6 +70,7 @@ METRICS = (
     Metric("ping_min", "ping idle min", "ms", False),
     Metric("ping_avg", "ping idle avg", "ms", False),
     Metric("ping_p99", "ping idle p99", "ms", False),
+    Metric("ping_loss", "  its loss", "%", False, divisible=False),
     Metric("loaded_avg", "ping under TCP avg", "ms", False),
     Metric("loaded_p99", "ping under TCP p99", "ms", False),
     Metric("loaded_loss", "  its loss", "%", False, divisible=False),
@@ -80,7 +89,8 @@ def measure(make: Callable[[Lab], Contender], plan: Plan) -> dict[str, float]:
     with Lab() as lab:
         contender = make(lab)
         try:
-            return _measure(lab, contender, plan)
+            with lossy(lab, plan.loss) if plan.loss else contextlib.nullcontext():
+                return _measure(lab, contender, plan)
         except LabError as error:
             raise LabError(f"{error}\n{contender.explain()}".strip()) from error
 
@@ -90,9 +100,7 @@ def measure_turn(lab: Lab, contender: Contender, plan: Plan) -> dict[str, float]
     idle = ping(lab, lab.nodes[0], contender.target, plan.pings, plan.ping_interval_s)
     meter = Meter([pid for roots in contender.roots() for pid in roots])
     loaded, report = _ping_under_load(lab, contender, plan, meter)
-    flood = _iperf3(
-        lab, contender, udp=True, seconds=plan.udp_seconds, length=plan.udp_payload_bytes, bitrate="0"
-    )
+    flood = _udp_run(lab, contender, plan, 0)
     return {
         "ping_avg": idle.avg_ms,
         "tcp1_forward": goodput_bps(report) / GB,
@@ -115,7 +123,12 @@ def _measure(lab: Lab, contender: Contender, plan: Plan) -> dict[str, float]:
     time.sleep(plan.settle_s)
 
     idle = ping(lab, lab.nodes[0], contender.target, plan.pings, plan.ping_interval_s)
-    numbers |= {"ping_min": idle.min_ms, "ping_avg": idle.avg_ms, "ping_p99": idle.p99_ms}
+    numbers |= {
+        "ping_min": idle.min_ms,
+        "ping_avg": idle.avg_ms,
+        "ping_p99": idle.p99_ms,
+        "ping_loss": idle.loss * 100,
+    }
 
     meter = Meter(processes)
     for flows in (1, 4):
@@ -178,12 +191,7 @@ def _udp_goodput(lab: Lab, contender: Contender, plan: Plan, processes: list[int
 
     def offer(bits_per_second: float) -> _Delivered:
         meter = Meter(processes)
-        report = meter.count(
-            lambda: _iperf3(
-                lab, contender, udp=True, seconds=plan.udp_seconds, length=plan.udp_payload_bytes,
-                bitrate=str(round(bits_per_second)),
-            )
-        )  # fmt: skip
+        report = meter.count(lambda: _udp_run(lab, contender, plan, bits_per_second))
         return _Delivered(goodput_bps(report), sent_bps(report), loss_share(report), meter.seconds_per_gb())
 
     flood = best = offer(0)
@@ -204,6 +212,20 @@ def _udp_goodput(lab: Lab, contender: Contender, plan: Plan, processes: list[int
         "udp_flood": flood.received_bps / MB,
     }
     return numbers | ({"cpu_udp": best.cpu_s_per_gb} if processes else {})
+
+
+def _udp_run(lab: Lab, contender: Contender, plan: Plan, bits_per_second: float) -> dict[str, Any]:
+    for left in reversed(range(plan.udp_attempts)):
+        time.sleep(plan.udp_pause_s)
+        try:
+            return _iperf3(
+                lab, contender, udp=True, seconds=plan.udp_seconds, length=plan.udp_payload_bytes,
+                bitrate=str(round(bits_per_second)),
+            )  # fmt: skip
+        except LabError:
+            if not left or not plan.loss:
+                raise
+    raise AssertionError("no attempts")
 
 
 class Meter:

@@ -75,13 +75,13 @@ class Session(Table, frozen=True):
             0.001,
             0.2,
         ),
-    ] = 0.025
+    ] = 0.01
     ack_delay_max: Annotated[
         float,
         duration(
             "TCP_DELACK_MAX_US (Linux 6.15): what has arrived is acknowledged no later than this.", 0.001, 0.2
         ),
-    ] = 0.01
+    ] = 0.005
     max_streams: Annotated[int, number("Streams one peer may open in a session.", 1, 65536, "streams")] = 64
     negotiate_timeout: Annotated[float, duration("Deadline for a stream to open.", 0.1, 300.0)] = 10.0
     close_timeout: Annotated[
