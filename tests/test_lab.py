@@ -213,10 +213,15 @@ def test_variants_are_checkouts_and_settings(tmp_path: Path) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
     assert variants(here, [there], ["VPND_A_B=1,VPND_C_D=x=y"]) == [
         ("this", here, {}),
-        ("@there", there, {}),
+        (f"@{there}", there, {}),
         ("VPND_A_B=1,VPND_C_D=x=y", here, {"VPND_A_B": "1", "VPND_C_D": "x=y"}),
     ]
-    for settings, said in ((["PATH=/"], "must be VPND_"), (["VPND_A"], "must be VPND_"), ([], "nothing to")):
+    for settings, said in (
+        (["PATH=/"], "must be VPND_"),
+        (["VPND_A"], "must be VPND_"),
+        ([], "nothing to"),
+        (["VPND_A_B=1"] * 2, "twice"),
+    ):
         with pytest.raises(LabError, match=said):
             variants(here, [], settings)
 

@@ -195,13 +195,18 @@ def test_who_is_removed_while_it_is_dialed_is_left() -> None:
     trio.run(main)
 
 
-def test_a_peer_that_does_not_let_itself_be_closed_is_cut_off(monkeypatch: Monkey) -> None:
+async def fail() -> None:
+    raise RuntimeError("what libp2p says when it does not like a connection's end")
+
+
+@pytest.mark.parametrize("close", [trio.sleep_forever, fail])
+def test_a_peer_that_does_not_let_itself_be_closed_is_cut_off(close: Any, monkeypatch: Monkey) -> None:
     async def main() -> None:
         member, node = Node(), Node()
         async with running(member, node):
             await connection(member, node)
             (held,) = node.host.swarm.get_connections(member.id)
-            monkeypatch.setattr(held, "close", trio.sleep_forever)
+            monkeypatch.setattr(held, "close", close)
             with trio.fail_after(5.0):  # process.stop_timeout is 2 s
                 await node.host.disconnect(member.peer_id)
             monkeypatch.undo()

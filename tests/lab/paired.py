@@ -32,14 +32,15 @@ def variants(own: Path, roots: Iterable[Path], settings: Iterable[str]) -> list[
     """This checkout, what all others are compared with; other checkouts; and this one with settings, each some
     NAME=VALUE with commas between them. Raises LabError."""
     found = [Variant("this", own, {})]
-    found += [Variant(f"@{root.name}", root, {}) for root in roots]
+    found += [Variant(f"@{root}", root, {}) for root in roots]
     for text in settings:
         pairs = [word.partition("=") for word in text.split(",")]
         if not all(name.startswith("VPND_") and equals for name, equals, _ in pairs):
             raise LabError(f"{text}: must be VPND_TABLE_KEY=VALUE, and more of them behind commas")
         found.append(Variant(text, own, {name: value for name, _, value in pairs}))
-    if len(found) < 2:
-        raise LabError("nothing to compare with: name another checkout or a setting")
+    names = [variant.name for variant in found]
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise LabError("nothing to compare with, or twice the same: name other checkouts or settings")
     return found
 
 
@@ -80,7 +81,7 @@ def paired_table(measured: Mapping[str, Sequence[Numbers]]) -> str:
         if metric.key not in base[0]:
             continue
         own = [numbers[metric.key] for numbers in base]
-        mean = statistics.mean(own)
+        mean = statistics.mean(own) or float("nan")
         row = [metric.title, metric.unit, number(mean)]
         for _, several in others:
             theirs = [numbers[metric.key] for numbers in several]

@@ -14,7 +14,7 @@ What stock libp2p 0.8 would do, and what keeps it from that here (each has a tes
     dial whomever it hears of                           the auto-connector is stopped
     read a negotiation message of any length            muxer.limit_negotiation
     keep any number of streams, and unread bytes        muxer.bound_all
-    forget a connection that comes while a peer's close Host.disconnect, Host._members_only
+    keep a connection that comes as its peer is removed Host.disconnect, Host._members_only
 """
 
 from __future__ import annotations
@@ -283,7 +283,10 @@ class Host:
         with trio.move_on_after(self._config.process.stop_timeout):
             # Not by the swarm's close_peer, which forgets a connection that comes meanwhile.
             for connection in connections:
-                await connection.close()
+                with contextlib.suppress(
+                    Exception
+                ):  # of libp2p, in great variety: the socket is closed below
+                    await connection.close()
         # A peer that reads nothing does not let libp2p take its leave.
         for connection in {*connections, *self.swarm.get_connections(target)}:
             close_now(raw_of(connection.muxed_conn.secured_conn))
