@@ -23,7 +23,7 @@ from collections import deque
 from math import sqrt
 
 from shards.flows import Backlog, Chunk, Flow
-from shards.live import Live
+from vpnd.config.live import Live
 
 #: RFC 8289, section 5.5: for so many intervals the pace of the last dropping is remembered.
 _MEMORY_INTERVALS = 16

@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from shards.live import Live
+from vpnd.config.live import Live
 from vpnd.metrics import DROP_REASONS
 from vpnd.packet.flow import READ_AHEAD_BYTES, destination_of
 from vpnd.packet.record import LENGTH, LENGTH_BYTES

@@ -25,13 +25,13 @@ from shards.fair import FairQueue
 from shards.flows import Chunk, FlowTable
 from shards.inbound import Inbound
 from shards.lane import Lane
-from shards.live import Live
 from shards.peers import Peer
 from shards.sockets import SIOCOUTQ, SIOCOUTQNSD, discard, endpoints, outstanding, tune
 from shards.stream.events import Data, GoneAway, Pong, StreamClosed, StreamReady, WindowOpened
 from shards.stream.session import Session
 from shards.stream.yamux import Stream
 from shards.vitals import Vitals
+from vpnd.config.live import Live
 from vpnd.errors import LocalProtocolError, RemoteProtocolError
 from vpnd.packet.capability import Capabilities
 from vpnd.packet.record import PACKET_OFFSET

@@ -33,7 +33,6 @@ import uvloop
 
 from shards.controlled import Controlled
 from shards.counters import Counters
-from shards.live import Live
 from shards.plane import Plane
 from shards.probing import probe
 from shards.recurring import Recurring
@@ -42,6 +41,7 @@ from vpnd import logs, privileges
 from vpnd.api import messages, parts
 from vpnd.api.aio import LoopChannel
 from vpnd.api.channel import Channel, first_message
+from vpnd.config.live import Live
 from vpnd.config.schema import Config
 from vpnd.discovery.registry import StaticRegistry
 from vpnd.metrics import SHARD_COUNTERS, CounterPage
@@ -138,7 +138,7 @@ class Shard:
     def _reconfigure(self, config: Config) -> None:
         if config.log.level != self._live.config.log.level:
             logs.set_level(config.log.level)
-        self._live.config = config
+        self._live.take(config)
         self._plane.configured()
         self._storing.retime()
 

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Protocol
 
 from shards.flows import Drain, Flow, Sink, unpin
-from shards.live import Live
 from shards.prefixes import Prefixes
 from shards.rooms import Waiting
 from shards.stream.multiplexer import Multiplexer
 from shards.stream.pool import PoolHost, StreamPool
 from vpnd.api.reports import PeerTraffic
+from vpnd.config.live import Live
 from vpnd.packet.flow import destination_of
 
 if TYPE_CHECKING:

@@ -18,7 +18,6 @@ from shards.flows import Chunk, FlowTable, new_drops
 from shards.inbound import Inbound
 from shards.lane import Lane
 from shards.link import Link
-from shards.live import Live
 from shards.outbound import Outbound
 from shards.peers import Peer, PeerTable
 from shards.prefixes import set_of
@@ -27,6 +26,7 @@ from shards.stream.pool import PoolCounts
 from shards.stream.session import Session
 from shards.unowned import Unowned
 from vpnd.api.messages import SessionHandover
+from vpnd.config.live import Live
 from vpnd.packet.capability import Capabilities
 
 log = logging.getLogger("shard")

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable
 
 from shards.flows import STAY, Chunk, Flow
-from shards.live import Live
+from vpnd.config.live import Live
 
 
 class Queue:

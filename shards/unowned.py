@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from shards.live import Live
 from shards.prefixes import Prefixes, set_of
+from vpnd.config.live import Live
 
 
 class Unowned:

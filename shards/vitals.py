@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from shards.live import Live
 from shards.stream.health import Health, Verdict
+from vpnd.config.live import Live
 
 if TYPE_CHECKING:
     from shards.link import Link

@@ -47,7 +47,7 @@ from supervisor.pump import Pump
 from supervisor.statusd import StatusServer
 from vpnd.api import messages
 from vpnd.api.reports import OwnAddresses
-from vpnd.config import fields, live, load
+from vpnd.config import changes, fields, load
 from vpnd.config.schema import Config
 from vpnd.errors import ChildError, ConfigError, VpndError
 from vpnd.identity import Identity
@@ -251,14 +251,14 @@ class Node:
         return await self.reload(self._reread())
 
     async def reload(self, wanted: Config) -> dict[str, Any]:
-        """Take over what vpnd.config.live allows of a complete configuration; what happened, ready for JSON.
+        """Take over what vpnd.config.changes allows of a complete configuration; what happened, ready for JSON.
 
         Raises ConfigError, and nothing is changed, when it does not go together with what stays as it is.
         """
         if not self._ready:
             raise VpndError("the node is not running; try again when it is ready")
         shards = self._config.worker.shards
-        change = live.compare(_with_shards(self._config, self._fleet.scaled_to or shards), wanted)
+        change = changes.compare(_with_shards(self._config, self._fleet.scaled_to or shards), wanted)
         config = _with_shards(change.config, shards)
         try:
             # Our own name and address are what they were: only their company is judged.
@@ -390,7 +390,7 @@ class Node:
         await self._undo.aclose()
 
 
-def _difference(difference: live.Difference) -> dict[str, Any]:
+def _difference(difference: changes.Difference) -> dict[str, Any]:
     return {"key": difference.key, "old": difference.old, "new": difference.new}
 
 

@@ -111,7 +111,7 @@ class VPNService:
         return await self._running().status()
 
     async def reload(self, config: Config | None = None) -> dict[str, Any]:
-        """Take over what can be without a restart (see vpnd.config.live); what `vpnd reload --json` prints.
+        """Take over what can be without a restart (see vpnd.config.changes); what `vpnd reload --json` prints.
 
         Without `config`: what `reread` gives. Raises VpndError, ConfigError with every problem; the node then goes
         on as it was.

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import enum
 
-from shards.live import Live
+from vpnd.config.live import Live
 
 
 class Verdict(enum.Enum):

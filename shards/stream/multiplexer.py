@@ -16,8 +16,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from shards.flows import STAY
-from shards.live import Live
 from shards.stream.pool import StreamPool
+from vpnd.config.live import Live
 
 if TYPE_CHECKING:
     from shards.lane import Lane

@@ -21,8 +21,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from shards.flows import Chunk, Flow, unpin
-from shards.live import Live
 from shards.rooms import Holding
+from vpnd.config.live import Live
 from vpnd.resilience.backoff import Backoff
 from vpnd.resilience.retry import Retry
 

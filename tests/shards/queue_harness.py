@@ -8,7 +8,7 @@ from simulation.packets import LEAST_BYTES, number_of, record
 
 from shards.fair import FairQueue
 from shards.flows import Chunk, Flow, new_drops
-from shards.live import Live
+from vpnd.config.live import Live
 from vpnd.config.schema import Config, Worker
 from vpnd.config.streams import Session
 from vpnd.packet.record import PACKET_OFFSET

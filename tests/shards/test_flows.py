@@ -11,8 +11,8 @@ from queue_harness import Fair, chunk, live, numbers
 
 from shards.fair import FairQueue
 from shards.flows import STAY, Drain, Flow, FlowTable, Sink, new_drops, unpin
-from shards.live import Live
 from shards.rooms import Holding, Waiting
+from vpnd.config.live import Live
 from vpnd.packet.ring import SCRATCH
 
 DROPS = new_drops()

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shards.live import Live
 from shards.stream.health import Health, Verdict
+from vpnd.config.live import Live
 from vpnd.config.schema import Config
 from vpnd.config.streams import Health as Settings
 

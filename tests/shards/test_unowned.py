@@ -9,9 +9,9 @@ import msgspec
 import pytest
 from test_sources import EXIT, StandIn
 
-from shards.live import Live
 from shards.peers import PeerTable
 from shards.unowned import Unowned
+from vpnd.config.live import Live
 from vpnd.config.naming import Registry
 from vpnd.config.schema import Config
 

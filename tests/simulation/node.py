@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 from shards.lane import Lane
 from shards.link import Link
-from shards.live import Live
 from shards.peers import Peer
 from shards.plane import Plane
 from simulation.packets import Batch, number_of, seen
 from vpnd.api.messages import SessionHandover
+from vpnd.config.live import Live
 from vpnd.config.schema import Config
 from vpnd.control.book import SessionBook
 from vpnd.control.dialstate import NEVER, Dial

@@ -6,9 +6,9 @@ from random import Random
 
 import pytest
 
-from shards.live import Live
 from shards.stream.multiplexer import Multiplexer
 from simulation.stage import Stage, stage
+from vpnd.config.live import Live
 from vpnd.config.schema import Config
 
 NEVER_BUSY = 1 << 40

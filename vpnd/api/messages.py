@@ -113,7 +113,7 @@ class Failed(Message, frozen=True):
 
 
 class Reconfigure(Message, frozen=True):
-    """The configuration from now on; only what vpnd.config.live names differs from the one before."""
+    """The configuration from now on; only what vpnd.config.changes names differs from the one before."""
 
     config: Config
 

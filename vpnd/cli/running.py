@@ -104,17 +104,17 @@ def echo_json(answer: object) -> None:
 
 
 def _reloaded(answer: dict[str, Any]) -> str:
-    from vpnd.config import live
+    from vpnd.config import changes
 
     lines = [
-        f"applied: {row['key']} = {live.show(row['key'], row['new'])} (was {live.show(row['key'], row['old'])})"
+        f"applied: {row['key']} = {changes.show(row['key'], row['new'])} (was {changes.show(row['key'], row['old'])})"
         for row in answer.get("applied", ())
     ]
     lines += [f"peer added: {peer['name']}" for peer in answer.get("peers_added", ())]
     lines += [f"peer removed: {peer['name']}" for peer in answer.get("peers_removed", ())]
     lines += [
-        f"not applied: {row['key']} = {live.show(row['key'], row['new'])} "
-        f"(is {live.show(row['key'], row['old'])}): {row['remedy']}"
+        f"not applied: {row['key']} = {changes.show(row['key'], row['new'])} "
+        f"(is {changes.show(row['key'], row['old'])}): {row['remedy']}"
         for row in answer.get("needs_restart", ())
     ]
     return "\n".join(map(printable, lines)) or "nothing has changed"

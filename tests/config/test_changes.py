@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vpnd.config import fields, live, load
+from vpnd.config import changes, fields, load
 from vpnd.config.fields import PEERS, Field
 from vpnd.config.schema import Config, Peer
 
@@ -42,33 +42,33 @@ def value(config: Config, path: str) -> object:
 
 
 def test_every_setting_is_either_live_or_needs_a_restart():
-    assert live.LIVE.isdisjoint(live.RESTART)
-    assert set(SETTINGS) | {"state_dir"} == live.LIVE | live.RESTART.keys()
-    assert all(live.RESTART.values()), "each says how it gets into force"
+    assert changes.LIVE.isdisjoint(changes.RESTART)
+    assert set(SETTINGS) | {"state_dir"} == changes.LIVE | changes.RESTART.keys()
+    assert all(changes.RESTART.values()), "each says how it gets into force"
 
 
 @pytest.mark.parametrize("path", sorted(SETTINGS))
 def test_one_changed_setting_is_told_and_in_force_when_it_is_live(path: str):
     wanted = changed(path)
-    change = live.compare(BASE, wanted)
-    told = change.applied if path in live.LIVE else change.needs_restart
-    other = change.needs_restart if path in live.LIVE else change.applied
+    change = changes.compare(BASE, wanted)
+    told = change.applied if path in changes.LIVE else change.needs_restart
+    other = change.needs_restart if path in changes.LIVE else change.applied
     assert [(each.key, each.old, each.new) for each in told] == [
         (path, value(BASE, path), value(wanted, path))
     ]
     assert not other and not change.peers_added and not change.peers_removed
-    assert change.config == (wanted if path in live.LIVE else BASE)
+    assert change.config == (wanted if path in changes.LIVE else BASE)
 
 
 @given(st.sets(st.sampled_from(sorted(SETTINGS))))
 def test_any_mixture_keeps_what_needs_a_restart_and_takes_the_rest(paths: set[str]):
     wanted = changed(*sorted(paths))
-    change = live.compare(BASE, wanted)
+    change = changes.compare(BASE, wanted)
     for path in SETTINGS:
-        assert value(change.config, path) == value(wanted if path in live.LIVE else BASE, path)
-    again = live.compare(change.config, wanted)
+        assert value(change.config, path) == value(wanted if path in changes.LIVE else BASE, path)
+    again = changes.compare(change.config, wanted)
     assert not again.applied
-    assert {each.key for each in again.needs_restart} == paths - live.LIVE
+    assert {each.key for each in again.needs_restart} == paths - changes.LIVE
 
 
 PEERS_TABLE = [
@@ -87,7 +87,7 @@ PEERS_TABLE = [
     ids=[row[0] for row in PEERS_TABLE],
 )
 def test_peers_are_compared_by_peer_id(what, before, after, added, removed, applied):
-    change = live.compare(Config(peers=before), Config(peers=after))
+    change = changes.compare(Config(peers=before), Config(peers=after))
     assert [peer.name for peer in change.peers_added] == added
     assert [peer.name for peer in change.peers_removed] == removed
     assert [each.key for each in change.applied] == applied
@@ -107,7 +107,7 @@ SHOWN = [
 
 @pytest.mark.parametrize(("key", "held", "shown"), SHOWN, ids=[row[0] for row in SHOWN])
 def test_values_are_shown_as_the_file_has_them(key, held, shown):
-    assert live.show(key, held) == shown
+    assert changes.show(key, held) == shown
 
 
 def test_peers_have_no_setting_that_is_not_compared():
