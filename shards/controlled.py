@@ -12,8 +12,8 @@ from vpnd.api.aio import LoopChannel
 from vpnd.api.channel import Channel
 
 if TYPE_CHECKING:
-    from shards.link import Link
     from shards.plane import Plane
+    from shards.session.link import Link
 
 log = logging.getLogger("shard")
 

@@ -1,6 +1,6 @@
 """A packet's life, in the shard, inbound: from a session to the TUN.
 
-    5. decrypt, take frames apart                 (shards/link.py, shards/stream)
+    5. decrypt, take frames apart                 (shards/session/link.py, shards/stream)
     6. check, write into the TUN            *     per record
 
 Each record is checked for itself (virtio_net_hdr against packet, source against what the peer may use,
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from shards.prefixes import Prefixes
+from shards.flow.prefixes import Prefixes
 from vpnd.errors import BadPacket, RemoteProtocolError
 from vpnd.packet.offload import inspect_untrusted
 from vpnd.packet.record import (

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from shards.flows import Chunk, Flow, FlowTable, Sink
+from shards.flow.flows import Chunk, Flow, FlowTable, Sink
 from shards.stream.spec import MAX_FRAME_PAYLOAD_BYTES
 from vpnd.packet.flow import key_of
 from vpnd.packet.record import LENGTH, LENGTH_BYTES, MIN_PACKET_BYTES, PACKET_OFFSET, VNET_BYTES

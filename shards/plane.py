@@ -14,17 +14,17 @@ from collections.abc import Callable
 from random import Random
 from typing import Protocol
 
-from shards.flows import Chunk, FlowTable, new_drops
+from shards.flow.flows import Chunk, FlowTable, new_drops
+from shards.flow.prefixes import set_of
 from shards.inbound import Inbound
-from shards.lane import Lane
-from shards.link import Link
 from shards.outbound import Outbound
-from shards.peers import Peer, PeerTable
-from shards.prefixes import set_of
+from shards.peer.pool import PoolCounts
+from shards.peer.table import Peer, PeerTable
+from shards.peer.unowned import Unowned
 from shards.recurring import Recurring
-from shards.stream.pool import PoolCounts
+from shards.session.lane import Lane
+from shards.session.link import Link
 from shards.stream.session import Session
-from shards.unowned import Unowned
 from vpnd.api.messages import SessionHandover
 from vpnd.config.live import Live
 from vpnd.packet.capability import Capabilities

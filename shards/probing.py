@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 import msgspec
 
-from shards.lane import Lane
-from shards.peers import OPEN, Peer
+from shards.peer.table import OPEN, Peer
 from shards.plane import Plane
+from shards.session.lane import Lane
 from vpnd.api.messages import ProbeAnswer, ProbeRequest
 from vpnd.api.reports import SessionProbe
 from vpnd.packet.flow import destination_of, echo_key

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shards.link import Link
+from shards.session.link import Link
 from vpnd.api.reports import SessionReport
 
 

@@ -1,10 +1,10 @@
 """A packet's life, in the supervisor: from the TUN device to the shards.
 
     outbound                                        inbound
-    1. read from the TUN into a ring      *         5. decrypt, take frames apart     (shards/link.py)
+    1. read from the TUN into a ring      *         5. decrypt, take frames apart     (shards/session/link.py)
     2. flow key → shard, publish          *         6. check, write into the TUN      (shards/inbound.py)
     3. records → flow → span of a peer    (shards/outbound.py)
-    4. seal, send                         (shards/link.py)
+    4. seal, send                         (shards/session/link.py)
 
     stages marked * are here; 1 and 2 are per (super)packet, waking a shard is per batch
 

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from lab import Ping, lossy, ping, running_nodes
 
-from shards.sockets import TCP_RTO_MIN_US
+from shards.session.transport import TCP_RTO_MIN_US
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 

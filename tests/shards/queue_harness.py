@@ -6,8 +6,8 @@ from typing import Any
 
 from simulation.packets import LEAST_BYTES, number_of, record
 
-from shards.fair import FairQueue
-from shards.flows import Chunk, Flow, new_drops
+from shards.flow.fair import FairQueue
+from shards.flow.flows import Chunk, Flow, new_drops
 from vpnd.config.live import Live
 from vpnd.config.schema import Config, Worker
 from vpnd.config.streams import Session

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from queue_harness import Fair, chunk, live, numbers
 
-from shards.fair import FairQueue
-from shards.flows import STAY, Drain, Flow, FlowTable, Sink, new_drops, unpin
-from shards.rooms import Holding, Waiting
+from shards.flow.fair import FairQueue
+from shards.flow.flows import STAY, Drain, Flow, FlowTable, Sink, new_drops, unpin
+from shards.flow.queues import Holding, Waiting
 from vpnd.config.live import Live
 from vpnd.packet.ring import SCRATCH
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shards.stream.health import Health, Verdict
+from shards.session.health import Health, Verdict
 from vpnd.config.live import Live
 from vpnd.config.schema import Config
 from vpnd.config.streams import Health as Settings

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from shards.prefixes import Prefixes
+from shards.flow.prefixes import Prefixes
 
 FEW, MANY = 10, 10_000
 LOOKUPS = 20_000

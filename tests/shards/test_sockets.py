@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from shards.sockets import TCP_DELACK_MAX_US, TCP_NOTSENT_LOWAT, TCP_RTO_MIN_US, tune
+from shards.session.transport import TCP_DELACK_MAX_US, TCP_NOTSENT_LOWAT, TCP_RTO_MIN_US, tune
 from vpnd.config.streams import Session
 
 

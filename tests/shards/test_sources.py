@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from shards.peers import PeerTable, Sources
+from shards.peer.table import PeerTable, Sources
 
 
 class StandIn:

@@ -9,8 +9,8 @@ import msgspec
 import pytest
 from test_sources import EXIT, StandIn
 
-from shards.peers import PeerTable
-from shards.unowned import Unowned
+from shards.peer.table import PeerTable
+from shards.peer.unowned import Unowned
 from vpnd.config.live import Live
 from vpnd.config.naming import Registry
 from vpnd.config.schema import Config

@@ -17,7 +17,7 @@ import socket
 from collections import deque
 from random import Random
 
-from shards.sockets import SIOCOUTQNSD, TCP_NOTSENT_LOWAT
+from shards.session.transport import SIOCOUTQNSD, TCP_NOTSENT_LOWAT
 from simulation.clock import VirtualLoop, Watched
 
 #: After an outage: until the sender tries again.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from shards.lane import Lane
-from shards.link import Link
-from shards.peers import Peer
+from shards.peer.table import Peer
 from shards.plane import Plane
+from shards.session.lane import Lane
+from shards.session.link import Link
 from simulation.packets import Batch, number_of, seen
 from vpnd.api.messages import SessionHandover
 from vpnd.config.live import Live

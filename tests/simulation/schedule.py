@@ -105,7 +105,7 @@ class Run:
         world, random = self.world, self.random
         with (
             world.loop.running(),
-            patch("shards.link.outstanding", FakeSocket.outstanding),
+            patch("shards.session.link.outstanding", FakeSocket.outstanding),
         ):
             for name in "abc"[: random.randint(2, 3)]:
                 world.add(name, self._config)

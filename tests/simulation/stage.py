@@ -10,7 +10,7 @@ from unittest.mock import patch
 
 from msgspec import structs
 
-from shards.link import Link
+from shards.session.link import Link
 from simulation.network import Connection, FakeSocket
 from simulation.node import Node
 from simulation.world import World
@@ -87,7 +87,7 @@ def stage(
     """All nodes have these settings; `up`: wait until everybody has a session with everybody."""
     world = World(Random(7), delay_s=delay_s, rate=rate)
     config = changed(Config(p2p=P2P(dial_stagger=0.1)), settings)
-    with world.loop.running(), patch("shards.link.outstanding", FakeSocket.outstanding):
+    with world.loop.running(), patch("shards.session.link.outstanding", FakeSocket.outstanding):
         for name in names:
             world.add(name, config)
         world.introduce()

@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from shards.stream.multiplexer import Multiplexer
+from shards.peer.multiplexer import Multiplexer
 from simulation.stage import Stage, stage
 from vpnd.config.live import Live
 from vpnd.config.schema import Config

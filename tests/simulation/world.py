@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections import defaultdict
 from random import Random
 
-from shards.link import Link
+from shards.session.link import Link
 from simulation.clock import VirtualLoop
 from simulation.network import Connection, Network
 from simulation.node import Node

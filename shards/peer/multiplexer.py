@@ -15,13 +15,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from shards.flows import STAY
-from shards.stream.pool import StreamPool
+from shards.flow.flows import STAY
+from shards.peer.pool import StreamPool
 from vpnd.config.live import Live
 
 if TYPE_CHECKING:
-    from shards.lane import Lane
-    from shards.link import Link
+    from shards.session.lane import Lane
+    from shards.session.link import Link
 
 
 class _Load:

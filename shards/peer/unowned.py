@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from shards.prefixes import Prefixes, set_of
+from shards.flow.prefixes import Prefixes, set_of
 from vpnd.config.live import Live
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from shards.stream.health import Health, Verdict
+from shards.session.health import Health, Verdict
 from vpnd.config.live import Live
 
 if TYPE_CHECKING:
-    from shards.link import Link
+    from shards.session.link import Link
 
 
 class Vitals:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from shards.flows import Chunk
-from shards.lane import Lane
+from shards.flow.flows import Chunk
+from shards.session.lane import Lane
 
 if TYPE_CHECKING:
-    from shards.link import Link
+    from shards.session.link import Link
 
 
 class LinkEvents(Protocol):

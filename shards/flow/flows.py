@@ -8,7 +8,7 @@ States, as told in status:
 
     active    packets came since the table was last cleaned, and go out as they come
     stalled   its oldest packet has waited for worker.stall_timeout
-    draining  held back until what it sent before has arrived (see shards/moving.py)
+    draining  held back until what it sent before has arrived (see shards/peer/pool.py)
     idle      no packet since the table was last cleaned; forgotten after worker.idle_timeout
 """
 

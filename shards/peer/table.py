@@ -6,18 +6,18 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Protocol
 
-from shards.flows import Drain, Flow, Sink, unpin
-from shards.prefixes import Prefixes
-from shards.rooms import Waiting
-from shards.stream.multiplexer import Multiplexer
-from shards.stream.pool import PoolHost, StreamPool
+from shards.flow.flows import Drain, Flow, Sink, unpin
+from shards.flow.prefixes import Prefixes
+from shards.flow.queues import Waiting
+from shards.peer.multiplexer import Multiplexer
+from shards.peer.pool import PoolHost, StreamPool
 from vpnd.api.reports import PeerTraffic
 from vpnd.config.live import Live
 from vpnd.packet.flow import destination_of
 
 if TYPE_CHECKING:
-    from shards.lane import Lane
-    from shards.link import Link
+    from shards.session.lane import Lane
+    from shards.session.link import Link
 
 CLOSED, OPEN = "closed", "open"
 

@@ -22,7 +22,7 @@ import itertools
 from collections import deque
 from math import sqrt
 
-from shards.flows import Backlog, Chunk, Flow
+from shards.flow.flows import Backlog, Chunk, Flow
 from vpnd.config.live import Live
 
 #: RFC 8289, section 5.5: for so many intervals the pace of the last dropping is remembered.

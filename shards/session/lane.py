@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from shards.flows import STAY, Chunk, Flow, FlowTable
+from shards.flow.flows import STAY, Chunk, Flow, FlowTable
 from shards.inbound import Reassembly
 from shards.stream.yamux import Stream
 from vpnd.packet.capability import Capabilities
@@ -13,7 +13,7 @@ from vpnd.packet.flow import key_of
 from vpnd.packet.record import LENGTH, LENGTH_BYTES, PACKET_OFFSET, VNET_BYTES
 
 if TYPE_CHECKING:
-    from shards.link import Link
+    from shards.session.link import Link
 
 
 class Lane:

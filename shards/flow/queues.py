@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
-from shards.flows import STAY, Chunk, Flow
+from shards.flow.flows import STAY, Chunk, Flow
 from vpnd.config.live import Live
 
 

@@ -7,7 +7,7 @@ decrypts and hands on.
        └──────────────────────────────┴───────── socket ends, protocol broken, no sign of life ──▶ closed
 
 Back-pressure. Out: sealed bytes wait only for a socket that is full; as long as it is, and as long as the
-peer's window is shut, packets wait unsealed in a fair queue (shards/fair.py), so that a slow peer costs the
+peer's window is shut, packets wait unsealed in a fair queue (shards/flow/fair.py), so that a slow peer costs the
 ring nothing and a small flow does not wait for a large one. In: what was read goes into the TUN at once,
 which does not block; a shard that is too slow is a socket that is read late.
 """
@@ -19,18 +19,18 @@ import os
 import socket
 from collections.abc import Callable
 
-from shards.adapt import adapt
-from shards.events import LinkEvents
-from shards.fair import FairQueue
-from shards.flows import Chunk, FlowTable
+from shards.flow.fair import FairQueue
+from shards.flow.flows import Chunk, FlowTable
 from shards.inbound import Inbound
-from shards.lane import Lane
-from shards.peers import Peer
-from shards.sockets import SIOCOUTQ, SIOCOUTQNSD, discard, endpoints, outstanding, tune
+from shards.peer.table import Peer
+from shards.session.adapt import adapt
+from shards.session.events import LinkEvents
+from shards.session.lane import Lane
+from shards.session.transport import SIOCOUTQ, SIOCOUTQNSD, discard, endpoints, outstanding, tune
+from shards.session.vitals import Vitals
 from shards.stream.events import Data, GoneAway, Pong, StreamClosed, StreamReady, WindowOpened
 from shards.stream.session import Session
 from shards.stream.yamux import Stream
-from shards.vitals import Vitals
 from vpnd.config.live import Live
 from vpnd.errors import LocalProtocolError, RemoteProtocolError
 from vpnd.packet.capability import Capabilities
@@ -387,7 +387,7 @@ class Link:
             return ""
 
     def endpoints(self) -> tuple[str, str]:
-        """See shards.sockets.endpoints."""
+        """See shards.session.transport.endpoints."""
         return endpoints(self._sock)
 
     def received(self) -> tuple[int, int]:

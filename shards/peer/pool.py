@@ -20,15 +20,15 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
-from shards.flows import Chunk, Flow, unpin
-from shards.rooms import Holding
+from shards.flow.flows import Chunk, Flow, unpin
+from shards.flow.queues import Holding
 from vpnd.config.live import Live
 from vpnd.resilience.backoff import Backoff
 from vpnd.resilience.retry import Retry
 
 if TYPE_CHECKING:
-    from shards.lane import Lane
-    from shards.link import Link
+    from shards.session.lane import Lane
+    from shards.session.link import Link
 
 
 class PoolCounts:

@@ -1,0 +1,1 @@
+"""Flows: where each one's packets go, and where they wait."""

@@ -1,0 +1,1 @@
+"""Peers: what carries packets to each, and which flow uses what."""
