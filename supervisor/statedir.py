@@ -13,6 +13,7 @@ import pwd
 import stat
 from pathlib import Path
 
+from vpnd import trust
 from vpnd.config import paths
 from vpnd.config.schema import Config
 from vpnd.errors import AlreadyRunningError, MachineError, PrivilegeError
@@ -21,12 +22,14 @@ from vpnd.errors import AlreadyRunningError, MachineError, PrivilegeError
 def lock(config: Config) -> int:
     """Lock the state directory, made when missing: a descriptor, and the lock goes with it, however we end.
 
-    Raises AlreadyRunningError while another daemon has it, MachineError when it cannot be used.
+    Raises AlreadyRunningError while another daemon has it, ConfigError when others than root could change what is in
+    it, MachineError when it cannot be used.
     """
     path = paths.lock_file(config)
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        trust.check(path.parent, "state directory")
+        fd = trust.open_file(path, os.O_RDWR | os.O_CREAT)
     except OSError as error:
         raise MachineError(f"{path}: {error.strerror}; choose another --state-dir") from error
     try:

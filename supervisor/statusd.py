@@ -17,6 +17,7 @@ import contextlib
 import logging
 import os
 import socket
+import stat
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
@@ -55,7 +56,8 @@ class StatusServer:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._path)
+                if stat.S_ISSOCK(os.lstat(self._path).st_mode):  # anything else there is not ours to remove
+                    os.unlink(self._path)
             mask = os.umask(0o177)
             try:
                 sock.bind(self._path)

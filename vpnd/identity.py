@@ -16,7 +16,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from vpnd import peerid
+from vpnd import peerid, trust
 from vpnd.config.address import default_virtual_ip
 from vpnd.errors import ConfigError, PrivilegeError
 
@@ -34,11 +34,13 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def load_or_create(path: Path) -> Identity:
-    """The identity in `path`; a new one is made, with the directories above it, when there is no such file.
+    """The identity in the absolute `path`; without such a file a new one is made, with the directories above it.
 
     Safe against another process doing the same: both end with the same identity. Raises ConfigError when the
-    file cannot be used (it is never overwritten), PrivilegeError when this user may not read or make it.
+    file cannot be used or others could change it (it is never overwritten), PrivilegeError when this user may not
+    read or make it.
     """
+    trust.check(path, "identity file")
     try:
         return _public(_read(path))
     except FileNotFoundError:

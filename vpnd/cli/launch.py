@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import vpnd
-from vpnd import statusclient
+from vpnd import statusclient, trust
 from vpnd.config import load, paths
 from vpnd.config.schema import Config
-from vpnd.errors import ChildError, ConfigError, VpndError
+from vpnd.errors import ChildError, ConfigError, MachineError, VpndError
 from vpnd.printable import printable
 
 if TYPE_CHECKING:
@@ -23,12 +23,14 @@ if TYPE_CHECKING:
 
 
 def make_state_dir(config: Config) -> None:
-    """Make the state directory, open to its owner only, if it is missing. Raises ConfigError."""
+    """Make the state directory, open to its owner only, if it is missing. Raises ConfigError, also for one that
+    others could change."""
     try:
         Path(config.state_dir).mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         text = f"state directory {config.state_dir}: cannot be made ({error.strerror})"
         raise ConfigError(f"{text}; give another --state-dir") from None
+    trust.check(Path(config.state_dir), "state directory")
 
 
 def read_token(given: str) -> str:
@@ -73,7 +75,10 @@ def detached(config: Config, places: load.Places, overrides: Mapping[str, object
     code when it ends instead, ChildError when it does not get ready in time; nothing is left running then.
     """
     log = paths.log_file(config)
-    fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    try:
+        fd = trust.open_file(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    except OSError as error:
+        raise MachineError(f"{log}: {error.strerror}; move it away, or give another --state-dir") from None
     try:
         log_start = os.fstat(fd).st_size
         process = subprocess.Popen(

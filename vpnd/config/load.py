@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from vpnd import trust
 from vpnd.config import durations, fields, paths, values
 from vpnd.config.address import default_virtual_ip
 from vpnd.config.check import check, check_identity
@@ -94,6 +95,7 @@ def load_with_origins(
     where = places(config_file, state_dir, environ)
     is_default = where.config_file.absolute() == where.state_dir / paths.CONFIG_FILE_NAME
     may_miss = where.named == "" or (where.named == "VPND_CONFIG" and (is_default or bool(only)))
+    trust.check(where.state_dir, "state directory")
     content = _read(where, may_miss)
     reader = _Reader(where, frozenset(only))
     reader.take_mapping(str(where.config_file), content)
@@ -145,6 +147,7 @@ def complete(
 
 def _read(where: Places, may_miss: bool) -> Mapping[str, object]:
     file = where.config_file
+    trust.check(file.absolute(), "configuration file")
     try:
         with open(file, "rb") as stream:
             return tomllib.load(stream)
