@@ -53,9 +53,13 @@ find_python() { # prints the first Python that is new enough and can make a .ven
 
 install_lock() { # install_lock LOCKFILE: its packages into .venv, by hash
     # pip reads PIP_* and its own configuration, so a mirror or a proxy of the machine is used.
-    # --use-pep517: a few packages have no wheels, and old and new pip shall build them in the same way
-    "$python" -m pip install --quiet --disable-pip-version-check --no-input --require-hashes --use-pep517 \
-        --requirement "$root/$1" >&2 || fail "the packages of $1 could not be installed (see above)"
+    # A few packages have no wheels: they are built, perhaps as root, with what requirements-build.lock names and nothing
+    # else (--no-build-isolation; isolated, pip would fetch whatever setuptools is the newest, unchecked).
+    # --use-pep517: old and new pip shall build them in the same way
+    for wanted in requirements-build.lock "$1"; do
+        "$python" -m pip install --quiet --disable-pip-version-check --no-input --require-hashes --no-build-isolation \
+            --use-pep517 --requirement "$root/$wanted" >&2 || fail "the packages of $wanted could not be installed (see above)"
+    done
     lock_hash "$1" >"$root/.venv/$1.stamp"
 }
 
