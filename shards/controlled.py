@@ -46,7 +46,7 @@ class Controlled:
     def _closed(self, error: Exception) -> None:
         log.info("control: %s; sessions go on", error)
 
-    def _receive(self, message: messages.Any, descriptors: list[int]) -> None:
+    def _receive(self, message: messages.Message, descriptors: list[int]) -> None:
         peers = self.plane.peers
         match message:
             case messages.PeerKnown(peer_id=peer_id, name=name, prefixes=prefixes):

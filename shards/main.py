@@ -105,7 +105,7 @@ class Shard:
 
     # --- supervisor
 
-    def _on_supervisor(self, message: messages.Any, descriptors: list[int]) -> None:
+    def _on_supervisor(self, message: messages.Message, descriptors: list[int]) -> None:
         match message:
             case messages.ControlArrived():
                 self._control.meet(socket.socket(fileno=descriptors[0]))
@@ -132,8 +132,6 @@ class Shard:
                 self._drain()
             case messages.Stop():
                 self._end("stopped")
-            case _:
-                self._end(f"{type(message).__name__} came twice")
 
     def _reconfigure(self, config: Config) -> None:
         if config.log.level != self._live.config.log.level:

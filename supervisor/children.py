@@ -64,7 +64,7 @@ class Child:
         begin: Callable[[], tuple[messages.Message, tuple[int, ...]]],
         on_up: Callable[[Child], None],
         on_down: Callable[[Child], None],
-        on_message: Callable[[messages.Any], None],
+        on_message: Callable[[messages.Message], None],
     ) -> None:
         self.title, self._module, self._role = title, module, role
         #: may be replaced at any time
@@ -168,7 +168,7 @@ class Child:
         self._channel.send(message, descriptors)
         self._timer = self._loop.call_later(self.settings.ready_timeout + self.more_time_s, self._not_ready)
 
-    def _receive(self, message: messages.Any, descriptors: list[int]) -> None:
+    def _receive(self, message: messages.Message, descriptors: list[int]) -> None:
         for fd in descriptors:  # no message to the supervisor carries any
             os.close(fd)
         match message:

@@ -174,7 +174,7 @@ class Fleet:
         """Sessions go on without it; shards see their channels close."""
         self._no_answers(control)
 
-    def _on_control(self, message: messages.Any) -> None:
+    def _on_control(self, message: messages.Message) -> None:
         match message:
             case messages.OwnChanged(own=own):
                 self.control.own = own
@@ -315,12 +315,12 @@ class Fleet:
 
     # --- questions
 
-    def _on_shard(self, slot: Slot, message: messages.Any) -> None:
+    def _on_shard(self, slot: Slot, message: messages.Message) -> None:
         if isinstance(message, messages.ShardStatus):
             slot.traffic.told(message.traffic)
         self._on_answer(f"shard {slot.index}", message)
 
-    def _on_answer(self, who: str, message: messages.Any) -> None:
+    def _on_answer(self, who: str, message: messages.Message) -> None:
         if isinstance(message, _ANSWERS):
             answer = self._answers.get((who, message.serial))
             if answer is None:  # nobody waits for it any more

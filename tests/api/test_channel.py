@@ -4,86 +4,35 @@ from __future__ import annotations
 
 import array
 import asyncio
-import itertools
 import os
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import msgspec
 import pytest
+from channel_harness import MESSAGES, SAMPLES, Pair
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vpnd.api import aio, channel, messages, reports
+from vpnd.api import aio, channel, messages
 from vpnd.api.channel import Channel, ChannelClosed
-from vpnd.api.permitted import PERMITTED
-from vpnd.config.schema import Config
+from vpnd.api.messages import Message, Way
 from vpnd.errors import ProtocolViolation
 
 Ends = tuple[Channel, Channel, socket.socket]
-REPORT = reports.SessionReport(
-    peer_id="p", session_id=7, initiator=True, state="up", rtt_ms=None, streams=1, bytes_sent=1,
-    bytes_received=2, packets_sent=3, packets_received=4, queued_bytes=0, age_s=1.5,
-)  # fmt: skip
-PROBE = reports.SessionProbe(
-    peer_id="p", session_id=1 << 47, local="192.0.2.1:40001", remote="[2001:db8::2]:4001", rtt_ms=None
-)
-PEER_REPORT = reports.PeerReport(name="b", peer_id="p", addresses=("/ip4/1.2.3.4/tcp/1",), state="dialing")
-OWN = reports.OwnAddresses(
-    network="home", label="a", addresses=("10.86.0.1", "fd00::1"), subnets=("10.86.0.0/16", "fd00::/64")
-)
-#: One of each.
-MESSAGES: list[messages.Message] = [
-    messages.ControlStart(config=Config(), node_name="n", peer_id="p", virtual_ip="10.0.0.1"),
-    messages.ShardStart(config=Config(), index=1, own=("10.0.0.1/32",), tun_offloads=3),
-    messages.Ready(listen=("/ip4/1.2.3.4/tcp/1",)),
-    messages.Failed(kind="MachineError", error="no"),
-    messages.Reconfigure(config=Config()),
-    messages.NetworkChanged(reason="r", addresses=("10.1.2.3",)),
-    messages.OwnChanged(own=OWN),
-    messages.OwnPrefixes(own=("10.86.0.1/32",)),
-    messages.RoutesKnown(routes=("192.0.2.0/24",)),
-    messages.NameSockets(udp=2),
-    messages.Request(serial=1, command="members", arguments={"name": "b", "uses": 1}),
-    messages.Answer(serial=1, result=b"[]"),
-    messages.Stop(drain=True),
-    messages.ShardArrived(index=0),
-    messages.ShardLeft(index=0),
-    messages.ControlArrived(),
-    messages.StatusRequest(serial=9),
-    messages.ControlStatus(serial=9, listen=(), peers=(PEER_REPORT,), connections=2),
-    messages.ShardStatus(serial=9, sessions=(REPORT,), traffic=(reports.PeerTraffic(peer_id="p"),)),
-    messages.ProbeRequest(serial=9, destination="fd00::2"),
-    messages.ProbeAnswer(serial=9, session=PROBE, why="no answer within 2 s"),
-    messages.PeerKnown(peer_id="p", name="b", prefixes=("10.0.0.2/32",)),
-    messages.PeerForgotten(peer_id="p"),
-    messages.PeerCircuit(peer_id="p", state="open"),
-    messages.PeerDialed(peer_id="p"),
-    messages.PeersComplete(),
-    messages.SessionHandover(
-        session_id=1 << 47, peer_id="p", initiator=False, cipher="aesgcm", send_key=bytes(32), send_nonce=0,
-        receive_key=bytes(range(32)), receive_nonce=2, leftover=b"x",
-    ),
-    messages.SessionsHeld(sessions=((1, "p", True),)),
-    messages.SessionUp(session_id=1, peer_id="p"),
-    messages.SessionDown(session_id=1, peer_id="p", reason="gone"),
-    messages.SessionWanted(peer_id="p"),
-    messages.OwnersAsked(networks=("10.86.0.0/16",)),
-    messages.OwnerWanted(address=0x0A560002),
-]  # fmt: skip
 (HANDOVER,) = [message for message in MESSAGES if isinstance(message, messages.SessionHandover)]
-(START,) = [message for message in MESSAGES if isinstance(message, messages.ShardStart)]
-WAYS = sorted(PERMITTED)
+WAYS = sorted(messages.OPENERS)
 
 
 @pytest.fixture
 def ends() -> Iterator[Ends]:
-    """Control's and a shard's ends, and the raw socket behind the shard's."""
-    here, there = channel.pair()
-    control, shard = Channel(here, "control", "shard"), Channel(there, "shard", "control")
-    yield control, shard, there
-    control.close()
-    shard.close()
+    """Control's and a shard's ends of a channel on which everything is permitted, and the socket behind the shard's."""
+    pair = Pair(messages.CONTROL_TO_SHARD)
+    for kind in (messages.SessionsHeld, messages.PeerKnown, messages.PeersComplete):
+        pair.pass_on(kind)
+    yield pair.ends["control"], pair.ends["shard"], pair.raw["shard"]
+    pair.close()
 
 
 def open_descriptors() -> int:
@@ -91,30 +40,69 @@ def open_descriptors() -> int:
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
+@pytest.mark.parametrize("way", WAYS, ids=str)
 def test_a_message_arrives_as_it_was_where_it_is_permitted_and_nowhere_else(
-    message: messages.Message,
+    way: Way, message: Message
 ) -> None:
-    permitted = 0
-    for sender, receiver in WAYS:
-        here, there = channel.pair()
-        one, other = Channel(here, sender, receiver), Channel(there, receiver, sender)
-        if type(message) in PERMITTED[sender, receiver]:
-            one.send(message)
-            assert other.receive() == (message, [])
-            permitted += 1
-        else:
-            with pytest.raises(ProtocolViolation, match="not sent this way"):
-                one.send(message)
-            here.send(msgspec.msgpack.encode(message))
-            with pytest.raises(ProtocolViolation, match="not permitted"):
-                other.receive()
-        one.close()
-        other.close()
-    assert permitted
+    pair = Pair(way)
+    if way in type(message).rule.ways:
+        pair.pass_on(type(message))
+    else:
+        refused(pair, way, message, "is not sent this way")
+    pair.close()
 
 
-def test_every_message_has_a_way_and_is_tried_here() -> None:
-    assert {type(message) for message in MESSAGES} == set(itertools.chain(*PERMITTED.values()))
+def refused(pair: Pair, way: Way, message: Message, why: str, more: int = 0) -> None:
+    """Neither end lets it pass, and no descriptor is kept."""
+    name = f"{way}: {type(message).__name__} {why}"
+    with pytest.raises(ProtocolViolation, match=name):
+        pair.send(way, message, more)
+    before = open_descriptors()
+    pair.send_raw(way, message, more)
+    with pytest.raises(ProtocolViolation, match=name):
+        pair.ends[way.receiver].receive()
+    assert open_descriptors() == before
+
+
+RULES = [(way, message) for message in MESSAGES for way in type(message).rule.ways]
+
+
+@pytest.mark.parametrize(("way", "message"), RULES, ids=lambda value: str(value)[:40])
+def test_a_message_that_is_early_repeated_or_carries_other_descriptors_is_refused(
+    way: Way, message: Message
+) -> None:
+    kind = type(message)
+    if kind.rule.after or (messages.OPENERS[way] and not kind.rule.first):
+        early = Pair(way)
+        refused(early, way, message, "came before ")
+        early.close()
+    pair = Pair(way)
+    pair.prepare(way, kind)
+    least, most, _ = kind.rule.descriptors
+    if most < messages.MAX_DESCRIPTORS:
+        refused(pair, way, message, f"came with {most + 1} descriptors", more=most + 1 - least)
+    pair.pass_on(kind)
+    if kind.rule.first or kind.rule.once:
+        refused(pair, way, message, "came a second time")
+    else:
+        pair.pass_on(kind)
+    pair.close()
+
+
+def test_a_child_that_is_ready_cannot_fail_to_start_any_more() -> None:
+    pair = Pair(messages.CONTROL_TO_SUPERVISOR)
+    pair.pass_on(messages.Ready)
+    refused(pair, messages.CONTROL_TO_SUPERVISOR, SAMPLES[messages.Failed], "came late")
+    pair.close()
+
+
+def test_every_message_is_tried_here() -> None:
+    assert SAMPLES.keys() == set(messages.ALL)
+
+
+def test_the_table_for_readers_is_that_of_the_rules() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "messages.md").read_text()
+    assert text == messages.table(), "run: .venv/bin/python -m vpnd.api.messages > docs/messages.md"
 
 
 def test_keys_are_not_in_what_is_printed() -> None:
@@ -150,7 +138,7 @@ def test_whatever_comes_is_a_message_or_a_violation(data: bytes) -> None:
         there.send(data)
         try:
             received = control.receive()
-            assert received is not None and isinstance(received[0], messages.Message)
+            assert received is not None and isinstance(received[0], Message)
         except ProtocolViolation:
             pass
         control.close()
@@ -168,7 +156,7 @@ def test_what_is_longer_than_a_message_may_be_is_a_violation(ends: Ends) -> None
 
 def test_more_descriptors_than_any_message_has_are_a_violation_and_none_is_kept(ends: Ends) -> None:
     control, shard, raw = ends
-    too_many = [raw.fileno()] * (channel.MAX_DESCRIPTORS + 3)
+    too_many = [raw.fileno()] * (messages.MAX_DESCRIPTORS + 3)
     before = open_descriptors()
     fds = array.array("i", too_many)
     raw.sendmsg(
@@ -178,7 +166,7 @@ def test_more_descriptors_than_any_message_has_are_a_violation_and_none_is_kept(
     with pytest.raises(ProtocolViolation, match="cut short"):
         control.receive()
     assert open_descriptors() == before
-    with pytest.raises(ProtocolViolation, match="too large"):
+    with pytest.raises(ProtocolViolation, match="11 descriptors"):
         shard.send(messages.SessionWanted(peer_id="p"), tuple(too_many))
 
 
@@ -207,7 +195,7 @@ def test_nothing_to_receive_is_none_and_an_end_is_an_error(ends: Ends) -> None:
     with pytest.raises(ChannelClosed):
         control.receive()
     with pytest.raises(ChannelClosed):
-        control.send(messages.PeersComplete())
+        control.send(messages.PeerForgotten(peer_id="p"))
 
 
 def test_a_full_channel_queues_in_order_with_descriptors_and_never_blocks(ends: Ends) -> None:
@@ -249,23 +237,28 @@ def test_closing_forgets_what_waits_and_its_descriptors(ends: Ends) -> None:
 
 
 def test_a_child_waits_for_its_first_message_and_takes_no_other() -> None:
-    here, there = channel.pair()
-    supervisor, shard = Channel(here, "supervisor", "shard"), Channel(there, "shard", "supervisor")
-    supervisor.send(START)
-    assert channel.first_message(shard, messages.ShardStart) == (START, [])
-    supervisor.send(messages.Stop())
-    with pytest.raises(ProtocolViolation, match="Stop came before ShardStart"):
-        channel.first_message(shard, messages.ShardStart)
-    supervisor.close()
+    start = SAMPLES[messages.ShardStart]
+    pair = Pair(messages.SUPERVISOR_TO_SHARD)
+    pair.send(messages.SUPERVISOR_TO_SHARD, start)
+    message, descriptors = channel.first_message(pair.ends["shard"], messages.ShardStart)
+    assert message == start and len(descriptors) == 4
+    for fd in descriptors:
+        os.close(fd)
+    pair.ends["supervisor"].close()
     with pytest.raises(ChannelClosed):
-        channel.first_message(shard, messages.ShardStart)
-    shard.close()
+        channel.first_message(pair.ends["shard"], messages.ShardStart)
+    pair.close()
+    other = Pair(messages.SUPERVISOR_TO_SHARD)
+    other.send_raw(messages.SUPERVISOR_TO_SHARD, SAMPLES[messages.Stop])
+    with pytest.raises(ProtocolViolation, match="Stop came before ShardStart"):
+        channel.first_message(other.ends["shard"], messages.ShardStart)
+    other.close()
 
 
 def test_on_a_loop_messages_and_the_end_are_told_once_and_a_backlog_drains() -> None:
     async def main() -> None:
         here, there = channel.pair()
-        heard: list[messages.Message] = []
+        heard: list[Message] = []
         ended: list[Exception] = []
         control = aio.LoopChannel(
             Channel(here, "control", "shard"), lambda message, _: heard.append(message), ended.append

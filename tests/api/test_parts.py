@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 
 import pytest
+from channel_harness import Pair
 
 from vpnd.api import channel, messages, parts
 from vpnd.api.reports import PeerReport, PeerTraffic
@@ -43,10 +44,11 @@ def answer(members: int) -> messages.Answer:
 )
 def test_one_of_any_size_arrives(make, who: str, peers: int) -> None:
     status = make(peers)
-    ours, theirs = channel.pair()
-    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, DEFAULT_BUFFER)
-    sender = channel.Channel(ours, who, "supervisor")
-    receiver = channel.Channel(theirs, "supervisor", who)
+    way = messages.Way(who, "supervisor")
+    pair = Pair(way)
+    pair.prepare(way, type(status))
+    pair.raw[who].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, DEFAULT_BUFFER)
+    sender, receiver = pair.ends[who], pair.ends["supervisor"]
     if peers == 20_000:
         with pytest.raises(ProtocolViolation):
             sender.send(status)
@@ -58,8 +60,7 @@ def test_one_of_any_size_arrives(make, who: str, peers: int) -> None:
             sender.flush()
     assert [part.more for part in got] == [True] * (len(got) - 1) + [False]
     assert parts.joined(got) == status
-    sender.close()
-    receiver.close()
+    pair.close()
 
 
 @pytest.mark.root

@@ -175,7 +175,7 @@ class FakeShard:
         assert isinstance(message, messages.PeerCircuit), message
         return message.state
 
-    def _next(self, patience_s: float = PATIENCE_S) -> tuple[messages.Any, list[int]]:
+    def _next(self, patience_s: float = PATIENCE_S) -> tuple[messages.Message, list[int]]:
         while True:
             message, descriptors = receive_any(self.channel, patience_s)
             if not isinstance(message, messages.PeerDialed):

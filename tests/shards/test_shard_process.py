@@ -73,8 +73,9 @@ class ShardHarness:
         theirs.close()
         self.control = channel.Channel(ours, "control", "shard")
         assert self.hear(self.control) == messages.SessionsHeld(sessions=())
+        self.control.send(messages.PeersComplete())
 
-    def hear(self, which: channel.Channel) -> messages.Any:
+    def hear(self, which: channel.Channel) -> messages.Message:
         deadline = time.monotonic() + TIMEOUT_S
         while (received := which.receive()) is None:
             assert time.monotonic() < deadline, "nothing was heard"
@@ -83,7 +84,6 @@ class ShardHarness:
 
     def know(self, peer_id: str, address: str) -> None:
         self.control.send(messages.PeerKnown(peer_id=peer_id, name=peer_id, prefixes=(f"{address}/32",)))
-        self.control.send(messages.PeersComplete())
 
     def give_session(
         self,

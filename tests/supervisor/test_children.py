@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -10,10 +11,11 @@ import pytest
 
 from supervisor.children import Child, State
 from vpnd.api import messages
-from vpnd.config.schema import Process
+from vpnd.config.schema import Config, Process
 from vpnd.errors import ChildError
 
 SILENT = "tests.supervisor.silent_child"
+START = messages.ControlStart(config=Config(), node_name="a", peer_id="A", virtual_ip="")
 
 
 def with_child(settings: Process, body: Callable[[Child], Awaitable[None]]) -> None:
@@ -25,7 +27,7 @@ def with_child(settings: Process, body: Callable[[Child], Awaitable[None]]) -> N
             SILENT,
             "control",
             settings,
-            lambda: (messages.Stop(), ()),
+            lambda: (START, (sys.stderr.fileno(),) * 2),
             on_up=lambda child: None,
             on_down=lambda child: None,
             on_message=lambda message: None,

@@ -23,7 +23,7 @@ class LoopChannel:
     def __init__(
         self,
         channel: Channel,
-        on_message: Callable[[messages.Any, list[int]], None],
+        on_message: Callable[[messages.Message, list[int]], None],
         on_closed: Callable[[ChannelClosed | ProtocolViolation], None],
     ) -> None:
         self._channel, self._on_message, self._on_closed = channel, on_message, on_closed

@@ -13,16 +13,13 @@ import os
 import socket
 from collections import deque
 from select import select
-from typing import TypeVar
+from typing import TypeVar, Union
 
 import msgspec
 
-from vpnd.api import messages
-from vpnd.api.permitted import PERMITTED
+from vpnd.api.messages import ALL, MAX_DESCRIPTORS, OPENERS, Message, Way
 from vpnd.errors import ProtocolViolation
 
-#: Kernel's limit of one SCM_RIGHTS message is 253; no message of ours carries more than this.
-MAX_DESCRIPTORS = 8
 #: Longest datagram; PeerKnown and status are the largest, far below. Also asked for as SO_SNDBUF.
 MAX_MESSAGE_BYTES = 1 << 20
 
@@ -30,7 +27,9 @@ MAX_MESSAGE_BYTES = 1 << 20
 SO_SNDBUFFORCE = 32
 
 _encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(messages.Any)
+_decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(
+    Union[ALL]  # noqa: UP007 - of a tuple
+)
 
 
 class ChannelClosed(Exception):
@@ -49,7 +48,7 @@ def pair() -> tuple[socket.socket, socket.socket]:
 
 
 class Channel:
-    """One end. `here` and `there` are roles of `vpnd.api.permitted`: supervisor, control, shard.
+    """One end. `here` and `there` are roles of a `messages.Way`: supervisor, control, shard.
 
     Owner: the loop that watches it; not thread-safe.
     """
@@ -57,9 +56,8 @@ class Channel:
     def __init__(self, sock: socket.socket, here: str, there: str) -> None:
         sock.setblocking(False)
         self._sock = sock
-        self._send_set = PERMITTED[here, there]
-        self._receive_set = PERMITTED[there, here]
-        self._name = f"{there} to {here}"
+        self._sending, self._receiving = Way(here, there), Way(there, here)
+        self._gone: dict[Way, set[type[Message]]] = {self._sending: set(), self._receiving: set()}
         self._waiting: deque[tuple[bytes, tuple[int, ...]]] = deque()
 
     def fileno(self) -> int:
@@ -71,16 +69,15 @@ class Channel:
         """True while messages wait for the socket to be writable."""
         return bool(self._waiting)
 
-    def send(self, message: messages.Message, descriptors: tuple[int, ...] = ()) -> None:
+    def send(self, message: Message, descriptors: tuple[int, ...] = ()) -> None:
         """Send, or queue when the socket is full.
 
         Descriptors are duplicated: the caller keeps its own, whatever happens.
-        Raises ChannelClosed when the other end is gone.
+        Raises ChannelClosed when the other end is gone, ProtocolViolation for what the message's rule forbids.
         """
-        if type(message) not in self._send_set:
-            raise ProtocolViolation(f"{type(message).__name__} is not sent this way")
+        self._check(self._sending, message, len(descriptors))
         data = _encoder.encode(message)
-        if len(data) > MAX_MESSAGE_BYTES or len(descriptors) > MAX_DESCRIPTORS:
+        if len(data) > MAX_MESSAGE_BYTES:
             raise ProtocolViolation(f"{type(message).__name__} is too large: {len(data)} bytes")
         if self._waiting or not self._try_send(data, descriptors):
             self._waiting.append((data, tuple(os.dup(fd) for fd in descriptors)))
@@ -107,11 +104,11 @@ class Channel:
             raise ChannelClosed(str(error)) from error
         return True
 
-    def receive(self) -> tuple[messages.Any, list[int]] | None:
+    def receive(self) -> tuple[Message, list[int]] | None:
         """The next message and its descriptors (now the caller's to close), or None when there is none yet.
 
-        Raises ChannelClosed at the end, ProtocolViolation on a message that is malformed or not in the
-        table; after either the channel must be closed.
+        Raises ChannelClosed at the end, ProtocolViolation for a message that is malformed or breaks its rule; after
+        either the channel must be closed.
         """
         space = socket.CMSG_SPACE(MAX_DESCRIPTORS * array.array("i").itemsize)
         try:
@@ -131,16 +128,38 @@ class Channel:
         try:
             message = _decoder.decode(data)
             if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-                raise ProtocolViolation(f"{self._name}: {type(message).__name__} was cut short")
-            if type(message) not in self._receive_set:
-                raise ProtocolViolation(f"{self._name}: {type(message).__name__} is not permitted")
+                raise ProtocolViolation(f"{self._receiving}: {type(message).__name__} was cut short")
+            self._check(self._receiving, message, len(descriptors))
         except (msgspec.DecodeError, ProtocolViolation) as error:
             for fd in descriptors:
                 os.close(fd)
             if isinstance(error, ProtocolViolation):
                 raise
-            raise ProtocolViolation(f"{self._name}: {error}") from error
+            raise ProtocolViolation(f"{self._receiving}: {error}") from error
         return message, descriptors
+
+    def _check(self, way: Way, message: Message, descriptors: int) -> None:
+        """Raise ProtocolViolation unless the message's rule permits it now; then it counts as gone."""
+        kind, gone = type(message), self._gone[way]
+        rule, openers = kind.rule, OPENERS[way]
+        if way not in rule.ways:
+            wrong = "is not sent this way"
+        elif (rule.first or rule.once) and kind in gone:
+            wrong = "came a second time"
+        elif rule.first and gone:
+            wrong = "came late, it opens this way"
+        elif not rule.first and openers and gone.isdisjoint(openers):
+            wrong = f"came before {' or '.join(opener.__name__ for opener in openers)}"
+        elif missing := [
+            each for each in rule.after if not any(each in before for before in self._gone.values())
+        ]:
+            wrong = f"came before {' and '.join(each.__name__ for each in missing)}"
+        elif not rule.descriptors.least <= descriptors <= rule.descriptors.most:
+            wrong = f"came with {descriptors} descriptors"
+        else:
+            gone.add(kind)
+            return
+        raise ProtocolViolation(f"{way}: {kind.__name__} {wrong}")
 
     def close(self) -> None:
         """Close this end and forget what waits; the other side sees ChannelClosed."""
@@ -151,15 +170,13 @@ class Channel:
         self._sock.close()
 
 
-Start = TypeVar("Start", bound=messages.Message)
+Start = TypeVar("Start", bound=Message)
 
 
 def first_message(channel: Channel, kind: type[Start]) -> tuple[Start, list[int]]:
-    """Wait, blocking, for the message a child begins its life with. Raises as `receive` does, and ProtocolViolation
-    when another message comes first."""
+    """Wait, blocking, for the message a child begins its life with; `kind` opens its way. Raises as `receive` does."""
     while (received := channel.receive()) is None:
         select([channel.fileno()], [], [])
     message, descriptors = received
-    if not isinstance(message, kind):
-        raise ProtocolViolation(f"{type(message).__name__} came before {kind.__name__}")
+    assert isinstance(message, kind)
     return message, descriptors

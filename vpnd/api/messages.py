@@ -1,50 +1,14 @@
-"""Every message between the processes of a node.
+"""Every message between the processes of a node, each with its rule: who sends it to whom, when, and what it carries.
 
-Three kinds of channel, each a SOCK_SEQPACKET socketpair (`vpnd.api.channel`); one datagram is one
-message, msgpack, tagged by the Struct's name, with the descriptors it speaks of:
-
-    S  supervisor      C  control      H  shard
-
-    message          from to   when                                             descriptors
-    ---------------  --------  -----------------------------------------------  --------------------------------
-    ControlStart     S -> C    once, first                                      identity file, counter page
-    ShardStart       S -> H    once, first                                      see ShardStart
-    Ready            C,H -> S  once, as the answer to Start                     -
-    Failed           C,H -> S  instead of Ready; the sender then exits          -
-    Reconfigure      S -> C,H  after Ready: settings changed                    -
-    NetworkChanged   S -> C,H  after Ready: addresses or routes changed         -
-    Stop             S -> C,H  once, last; the receiver exits                   -
-    ShardArrived     S -> C    after Ready                                      channel C-H
-    ShardLeft        S -> C    after ShardArrived of that index                 -
-    ControlArrived   S -> H    after Ready, again after each control restart    channel C-H
-    OwnChanged       C -> S    after Ready: other virtual addresses of ours     -
-    OwnPrefixes      S -> H    after Ready: what packets may be addressed to    -
-    RoutesKnown      C -> S    after Ready: networks that members announce      -
-    NameSockets      S -> C    after Ready, again after each control restart    UDP sockets, then TCP
-    Request          S -> C    after Ready: a command of the user               -
-    Answer           C -> S    answer to Request                                -
-    StatusRequest    S -> C,H  after Ready                                      -
-    ControlStatus    C -> S    answer to StatusRequest                          -
-    ShardStatus      H -> S    answer to StatusRequest                          -
-    ProbeRequest     S -> H    after Ready: `vpnd ping` asks                    -
-    ProbeAnswer      H -> S    answer to ProbeRequest                           -
-    PeerKnown        C -> H    all peers first, then on every change            -
-    PeerForgotten    C -> H    after PeerKnown of that peer                     -
-    PeerCircuit      C -> H    after PeerKnown of that peer, on every change     -
-    PeerDialed       C -> H    after PeerKnown of that peer, on every dial      -
-    PeersComplete    C -> H    after the first PeerKnowns of a channel          -
-    OwnersAsked      C -> H    before all PeerKnowns, if addresses have owners  -
-    SessionHandover  C -> H    after PeerKnown of that peer                     the TCP socket
-    SessionsHeld     H -> C    once, first: what a shard has when control came  -
-    SessionUp        H -> C    a stream of a handed-over session is open        -
-    SessionDown      H -> C    a session has ended                              -
-    SessionWanted    H -> C    a shard wants (more) sessions with a peer        -
-    OwnerWanted      H -> C    after OwnersAsked: packets for an address of it  -
-
-`vpnd.api.permitted` is this table as data; a message outside it is fatal to the sender's channel.
+A channel (`vpnd.api.channel`) is a SOCK_SEQPACKET socketpair. One datagram is one message, msgpack tagged with the
+Struct's name, with its descriptors. Both ends enforce the rules: a message that is unlisted, early, repeated or carries
+other descriptors ends the channel of its sender. `python -m vpnd.api.messages` prints the table in docs/messages.md.
 """
 
 from __future__ import annotations
+
+import inspect
+from typing import ClassVar, NamedTuple
 
 import msgspec
 
@@ -58,9 +22,56 @@ from vpnd.api.reports import (
 )
 from vpnd.config.schema import Config
 
+#: The kernel's limit of one SCM_RIGHTS message is 253; no message carries more than this.
+MAX_DESCRIPTORS = 8
+
+
+class Way(NamedTuple):
+    """The roles of the sending and the receiving process."""
+
+    sender: str
+    receiver: str
+
+    def __str__(self) -> str:
+        return f"{self.sender} to {self.receiver}"
+
+
+SUPERVISOR_TO_CONTROL = Way("supervisor", "control")
+SUPERVISOR_TO_SHARD = Way("supervisor", "shard")
+CONTROL_TO_SUPERVISOR = Way("control", "supervisor")
+SHARD_TO_SUPERVISOR = Way("shard", "supervisor")
+CONTROL_TO_SHARD = Way("control", "shard")
+SHARD_TO_CONTROL = Way("shard", "control")
+TO_CHILDREN = (SUPERVISOR_TO_CONTROL, SUPERVISOR_TO_SHARD)
+TO_SUPERVISOR = (CONTROL_TO_SUPERVISOR, SHARD_TO_SUPERVISOR)
+
+
+class Descriptors(NamedTuple):
+    """What is passed with a message: so many file descriptors, in the order the text names them."""
+
+    least: int
+    most: int
+    text: str
+
+
+class Rule(NamedTuple):
+    """When a message is permitted on a channel.
+
+    `first`: it opens its way; it comes once, and nothing else goes that way before. `once`: never a second time.
+    `after`: these have gone through the channel before, either way.
+    """
+
+    ways: tuple[Way, ...]
+    first: bool = False
+    once: bool = False
+    after: tuple[type[Message], ...] = ()
+    descriptors: Descriptors = Descriptors(0, 0, "-")
+
 
 class Message(msgspec.Struct, frozen=True, tag=True, kw_only=True):
-    """Base of all messages."""
+    """Base of all messages. Whatever is derived from it in this module is one."""
+
+    rule: ClassVar[Rule]
 
 
 class ControlStart(Message, frozen=True):
@@ -71,6 +82,12 @@ class ControlStart(Message, frozen=True):
     comes with Ready.
     `token`: of `start --join`, used once, when the directory is empty.
     """
+
+    rule = Rule(
+        (SUPERVISOR_TO_CONTROL,),
+        first=True,
+        descriptors=Descriptors(2, 3, "identity file, counter page, network directory if any"),
+    )
 
     config: Config
     node_name: str
@@ -90,6 +107,12 @@ class ShardStart(Message, frozen=True):
     this node's TUN, announced to peers.
     """
 
+    rule = Rule(
+        (SUPERVISOR_TO_SHARD,),
+        first=True,
+        descriptors=Descriptors(4, 4, "ring, its eventfd, counter page, TUN"),
+    )
+
     config: Config
     index: int
     own: tuple[str, ...]
@@ -101,6 +124,8 @@ class Ready(Message, frozen=True):
     in its network; None from shards, and of a node whose peers are all configured by hand.
     """
 
+    rule = Rule(TO_SUPERVISOR, first=True)
+
     listen: tuple[str, ...] = ()
     own: OwnAddresses | None = None
 
@@ -108,12 +133,16 @@ class Ready(Message, frozen=True):
 class Failed(Message, frozen=True):
     """The child cannot work. `error` is one line for the user; `kind` the VpndError class it stands for."""
 
+    rule = Rule(TO_SUPERVISOR, first=True)
+
     kind: str
     error: str
 
 
 class Reconfigure(Message, frozen=True):
     """The configuration from now on; only what vpnd.config.changes names differs from the one before."""
+
+    rule = Rule(TO_CHILDREN, after=(Ready,))
 
     config: Config
 
@@ -124,6 +153,8 @@ class NetworkChanged(Message, frozen=True):
     `addresses`: all local IP addresses, without prefix length, those of the TUN not among them.
     """
 
+    rule = Rule(TO_CHILDREN, after=(Ready,))
+
     reason: str
     addresses: tuple[str, ...]
 
@@ -131,11 +162,15 @@ class NetworkChanged(Message, frozen=True):
 class OwnChanged(Message, frozen=True):
     """The node has other virtual addresses, or may announce other networks, from now on."""
 
+    rule = Rule((CONTROL_TO_SUPERVISOR,), after=(Ready,))
+
     own: OwnAddresses
 
 
 class OwnPrefixes(Message, frozen=True):
     """Packets from peers may be addressed to these, and to nothing else, from now on."""
+
+    rule = Rule((SUPERVISOR_TO_SHARD,), after=(Ready,))
 
     own: tuple[str, ...]
 
@@ -146,6 +181,8 @@ class RoutesKnown(Message, frozen=True):
     `exit_peer`: the member all other traffic goes through, by network.exit_node; empty: none.
     """
 
+    rule = Rule((CONTROL_TO_SUPERVISOR,), after=(Ready,))
+
     routes: tuple[str, ...]
     exit_peer: str = ""
 
@@ -153,11 +190,19 @@ class RoutesKnown(Message, frozen=True):
 class NameSockets(Message, frozen=True):
     """DNS is to be answered on these bound sockets. Descriptors: `udp` UDP sockets, then as many TCP ones."""
 
+    rule = Rule(
+        (SUPERVISOR_TO_CONTROL,),
+        after=(Ready,),
+        descriptors=Descriptors(0, MAX_DESCRIPTORS, "UDP sockets, TCP sockets"),
+    )
+
     udp: int
 
 
 class Request(Message, frozen=True):
     """A command of the user that control carries out: invite, members, remove … (vpnd/control/requests.py)."""
+
+    rule = Rule((SUPERVISOR_TO_CONTROL,), after=(Ready,))
 
     serial: int
     command: str
@@ -170,6 +215,8 @@ class Request(Message, frozen=True):
 class Answer(Message, frozen=True):
     """What came of a Request: JSON for the command line; or `error`, a line for the user, and the VpndError
     class `kind`. `more`: as in ControlStatus."""
+
+    rule = Rule((CONTROL_TO_SUPERVISOR,), after=(Request,))
 
     serial: int
     result: bytes = b"{}"
@@ -184,11 +231,17 @@ class Answer(Message, frozen=True):
 class Stop(Message, frozen=True):
     """End, cleanly. `drain` (shards only): the ring gets no more; first send what is in it and in the queues."""
 
+    rule = Rule(TO_CHILDREN, once=True)
+
     drain: bool = False
 
 
 class ShardArrived(Message, frozen=True):
     """Shard `index` (new or restarted) can take sessions. Descriptor: control's end of its channel."""
+
+    rule = Rule(
+        (SUPERVISOR_TO_CONTROL,), after=(Ready,), descriptors=Descriptors(1, 1, "channel to the shard")
+    )
 
     index: int
 
@@ -196,15 +249,21 @@ class ShardArrived(Message, frozen=True):
 class ShardLeft(Message, frozen=True):
     """Shard `index` is gone, and its sessions with it."""
 
+    rule = Rule((SUPERVISOR_TO_CONTROL,), after=(Ready,))
+
     index: int
 
 
 class ControlArrived(Message, frozen=True):
     """Control is there (again). Descriptor: the shard's end of its channel."""
 
+    rule = Rule((SUPERVISOR_TO_SHARD,), after=(Ready,), descriptors=Descriptors(1, 1, "channel to control"))
+
 
 class StatusRequest(Message, frozen=True):
     """Tell how you are; `serial` comes back in the answer."""
+
+    rule = Rule(TO_CHILDREN, after=(Ready,))
 
     serial: int
 
@@ -213,6 +272,8 @@ class ControlStatus(Message, frozen=True):
     """Control's answer to StatusRequest. `more`: it goes on in the next one; see vpnd.api.parts. `warnings`: what the
     user should know, a line each.
     """
+
+    rule = Rule((CONTROL_TO_SUPERVISOR,), after=(StatusRequest,))
 
     serial: int
     listen: tuple[str, ...]
@@ -226,6 +287,8 @@ class ControlStatus(Message, frozen=True):
 class ShardStatus(Message, frozen=True):
     """A shard's answer to StatusRequest. Counts live in the counter page, not here. `more`: as in ControlStatus."""
 
+    rule = Rule((SHARD_TO_SUPERVISOR,), after=(StatusRequest,))
+
     serial: int
     sessions: tuple[SessionReport, ...]
     traffic: tuple[PeerTraffic, ...]
@@ -235,6 +298,8 @@ class ShardStatus(Message, frozen=True):
 class ProbeRequest(Message, frozen=True):
     """Measure the session that carries pings (ICMP echo requests) to this IP address."""
 
+    rule = Rule((SUPERVISOR_TO_SHARD,), after=(Ready,))
+
     serial: int
     destination: str
 
@@ -243,47 +308,69 @@ class ProbeAnswer(Message, frozen=True):
     """What came of a ProbeRequest, at the latest after health.timeout. `session` None: none carries that flow; `why`
     says so, or why the session was not measured, in one line."""
 
+    rule = Rule((SHARD_TO_SUPERVISOR,), after=(ProbeRequest,))
+
     serial: int
     session: SessionProbe | None = None
     why: str = ""
-
-
-class PeerKnown(Message, frozen=True):
-    """A peer and the prefixes it may send from; replaces what was known of the peer id."""
-
-    peer_id: str
-    name: str
-    prefixes: tuple[str, ...]
-
-
-class PeerForgotten(Message, frozen=True):
-    """No longer a peer: close its sessions, drop its packets."""
-
-    peer_id: str
-
-
-class PeerCircuit(Message, frozen=True):
-    """The peer's circuit breaker is `state` now: closed, open or half_open; closed is what it is until told."""
-
-    peer_id: str
-    state: str
-
-
-class PeerDialed(Message, frozen=True):
-    """The peer made a session, which another shard has got: perhaps those it had are gone. Look after them."""
-
-    peer_id: str
-
-
-class PeersComplete(Message, frozen=True):
-    """All peers have been told: what was known before this channel and not told again is forgotten."""
 
 
 class OwnersAsked(Message, frozen=True):
     """Of these networks single addresses have owners, and nobody has what is in them because of a network around it.
     Who owns an address that no peer has may be asked for (OwnerWanted)."""
 
+    rule = Rule((CONTROL_TO_SHARD,), once=True)
+
     networks: tuple[str, ...]
+
+
+class PeerKnown(Message, frozen=True):
+    """A peer and the prefixes it may send from; replaces what was known of the peer id."""
+
+    rule = Rule((CONTROL_TO_SHARD,))
+
+    peer_id: str
+    name: str
+    prefixes: tuple[str, ...]
+
+
+class PeerCircuit(Message, frozen=True):
+    """The peer's circuit breaker is `state` now: closed, open or half_open; closed is what it is until told."""
+
+    rule = Rule((CONTROL_TO_SHARD,), after=(PeerKnown,))
+
+    peer_id: str
+    state: str
+
+
+class PeersComplete(Message, frozen=True):
+    """All peers have been told: what was known before this channel and not told again is forgotten."""
+
+    rule = Rule((CONTROL_TO_SHARD,), once=True)
+
+
+class PeerForgotten(Message, frozen=True):
+    """No longer a peer: close its sessions, drop its packets."""
+
+    rule = Rule((CONTROL_TO_SHARD,), after=(PeersComplete,))
+
+    peer_id: str
+
+
+class PeerDialed(Message, frozen=True):
+    """The peer made a session, which another shard has got: perhaps those it had are gone. Look after them."""
+
+    rule = Rule((CONTROL_TO_SHARD,), after=(PeersComplete,))
+
+    peer_id: str
+
+
+class SessionsHeld(Message, frozen=True):
+    """(session id, peer id, initiator) of every session the shard has, told to a new control."""
+
+    rule = Rule((SHARD_TO_CONTROL,), first=True)
+
+    sessions: tuple[tuple[int, str, bool], ...]
 
 
 class SessionHandover(Message, frozen=True):
@@ -293,6 +380,10 @@ class SessionHandover(Message, frozen=True):
     each; nonces: the next ones to use. `leftover`: plaintext received behind the muxer negotiation, to be
     parsed first. Descriptor: the TCP socket, non-blocking.
     """
+
+    rule = Rule(
+        (CONTROL_TO_SHARD,), after=(PeersComplete, SessionsHeld), descriptors=Descriptors(1, 1, "TCP socket")
+    )
 
     session_id: int
     peer_id: str
@@ -308,14 +399,10 @@ class SessionHandover(Message, frozen=True):
         return f"SessionHandover(session_id={self.session_id}, peer_id={self.peer_id!r})"
 
 
-class SessionsHeld(Message, frozen=True):
-    """(session id, peer id, initiator) of every session the shard has, told to a new control."""
-
-    sessions: tuple[tuple[int, str, bool], ...]
-
-
 class SessionUp(Message, frozen=True):
     """A stream of the session is open: packets flow."""
+
+    rule = Rule((SHARD_TO_CONTROL,))
 
     session_id: int
     peer_id: str
@@ -323,6 +410,8 @@ class SessionUp(Message, frozen=True):
 
 class SessionDown(Message, frozen=True):
     """The session has ended; `reason` is one line. `failed`: not by anybody's will, which counts against the peer."""
+
+    rule = Rule((SHARD_TO_CONTROL,))
 
     session_id: int
     peer_id: str
@@ -336,6 +425,8 @@ class SessionWanted(Message, frozen=True):
     `urgent`: packets wait, so no backoff holds up the dial.
     """
 
+    rule = Rule((SHARD_TO_CONTROL,))
+
     peer_id: str
     sessions: int = 1
     urgent: bool = True
@@ -344,41 +435,56 @@ class SessionWanted(Message, frozen=True):
 class OwnerWanted(Message, frozen=True):
     """Packets are for an IPv4 address that no peer has; `address` is its number. A PeerKnown may come of it."""
 
+    rule = Rule((SHARD_TO_CONTROL,), after=(OwnersAsked,))
+
     address: int
 
 
-Any = (
-    ControlStart
-    | ShardStart
-    | Ready
-    | Failed
-    | Reconfigure
-    | NetworkChanged
-    | OwnChanged
-    | OwnPrefixes
-    | RoutesKnown
-    | NameSockets
-    | Request
-    | Answer
-    | Stop
-    | ShardArrived
-    | ShardLeft
-    | ControlArrived
-    | StatusRequest
-    | ControlStatus
-    | ShardStatus
-    | ProbeRequest
-    | ProbeAnswer
-    | PeerKnown
-    | PeerForgotten
-    | PeerCircuit
-    | PeerDialed
-    | PeersComplete
-    | SessionHandover
-    | SessionsHeld
-    | SessionUp
-    | SessionDown
-    | SessionWanted
-    | OwnersAsked
-    | OwnerWanted
-)
+#: Every message, in the order of this module.
+ALL: tuple[type[Message], ...] = tuple(Message.__subclasses__())
+
+#: Way -> the messages one of which opens it; none where it has no such message.
+OPENERS: dict[Way, tuple[type[Message], ...]] = {
+    way: tuple(kind for kind in ALL if kind.rule.first and way in kind.rule.ways)
+    for way in (*TO_CHILDREN, *TO_SUPERVISOR, CONTROL_TO_SHARD, SHARD_TO_CONTROL)
+}
+
+
+def table() -> str:
+    """docs/messages.md."""
+    rows = [
+        f"| `{kind.__name__}` | {'<br>'.join(map(str, kind.rule.ways))} | {_when(kind.rule)} "
+        f"| {kind.rule.descriptors.text} | {_meaning(kind)} |"
+        for kind in ALL
+    ]
+    return "\n".join([_TABLE_HEAD, *rows]) + "\n"
+
+
+def _when(rule: Rule) -> str:
+    if rule.first:
+        return "first"
+    before = rule.after or tuple(dict.fromkeys(opener for way in rule.ways for opener in OPENERS[way]))
+    words = ["once"] if rule.once else []
+    words += ["after " + " and ".join(kind.__name__ for kind in before)] if before else []
+    return ", ".join(words) or "any time"
+
+
+def _meaning(kind: type[Message]) -> str:
+    """The first paragraph of what its class says."""
+    return " ".join((inspect.getdoc(kind) or "").partition("\n\n")[0].split())
+
+
+_TABLE_HEAD = """\
+# Messages between the processes of a node
+
+<!-- Made by `python -m vpnd.api.messages` from the rules there; change them there. -->
+
+What is *first* opens its way: it comes once, and nothing goes that way before it. *After* means on the same channel.
+A message that breaks its rule ends the channel: the supervisor kills and restarts a child that sends one, a child that
+gets one ends, and the log names the message.
+
+| message | from, to | when | descriptors | meaning |
+|---|---|---|---|---|"""
+
+if __name__ == "__main__":
+    print(table(), end="")

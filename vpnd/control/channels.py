@@ -11,7 +11,7 @@ from vpnd.api import messages
 from vpnd.api.channel import Channel
 
 #: Gets each message and its descriptors; those it has not taken out of the list are closed behind it.
-Handler = Callable[[messages.Any, list[int]], None]
+Handler = Callable[[messages.Message, list[int]], None]
 
 
 class TrioChannel:

@@ -48,7 +48,7 @@ from vpnd.control.founding import Founding
 from vpnd.control.membership import NetworkService
 from vpnd.control.owning import Contract, Owning
 from vpnd.discovery.registry import CompositeRegistry
-from vpnd.errors import ConfigError, ProtocolViolation, VpndError, kind_of
+from vpnd.errors import ConfigError, VpndError, kind_of
 from vpnd.membership.store import Store
 from vpnd.metrics import CONTROL_COUNTERS, CounterPage
 
@@ -77,8 +77,6 @@ def _main(channel: Channel, parent_pid: int) -> int:
     start, descriptors = first_message(channel, messages.ControlStart)
     tame_libp2p(logs.configure(start.config.log.level, "control"))
     check_libp2p()
-    if len(descriptors) not in (2, 3):
-        raise ProtocolViolation(f"ControlStart with {len(descriptors)} descriptors")
     identity_fd, page_fd = descriptors[:2]
     keys = read_key_pair(identity_fd)
     page = CounterPage(CONTROL_COUNTERS, page_fd)
