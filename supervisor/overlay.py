@@ -134,7 +134,7 @@ class Overlay:
         if interfaces != self._interfaces:
             log.warning("this node's addresses are now %s", ", ".join(after.addresses))
             try:
-                self._setup.change_addresses(self._device, self._interfaces, interfaces)
+                self._setup.change_addresses(self._interfaces, interfaces)
             except MachineError as error:
                 log.error("not all addresses could be set: %s", error)
             self._interfaces = interfaces

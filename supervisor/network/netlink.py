@@ -14,7 +14,10 @@ from typing import TypeVar
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-__all__ = ["IPRoute", "NetlinkError", "converse"]
+__all__ = ["TABLE_LOCAL", "TABLE_MAIN", "IPRoute", "NetlinkError", "converse"]
+
+#: rtnetlink's RT_TABLE_MAIN and RT_TABLE_LOCAL
+TABLE_MAIN, TABLE_LOCAL = 254, 255
 
 Result = TypeVar("Result")
 
@@ -29,7 +32,8 @@ def converse(work: Callable[[IPRoute], Result]) -> Result:
 
     def body() -> None:
         try:
-            with IPRoute() as netlink:
+            # strict: the kernel, not this process, picks what was asked for out of perhaps a million routes
+            with IPRoute(strict_check=True) as netlink:
                 result.append(work(netlink))
         except BaseException as error:  # handed to the caller's thread below
             failure.append(error)

@@ -18,14 +18,12 @@ import socket
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from supervisor.network.netlink import IPRoute, converse
+from supervisor.network.netlink import TABLE_MAIN, IPRoute, converse
 from vpnd.errors import ConfigError
 
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 LOOPBACK = "lo"
-#: rtnetlink's RT_TABLE_MAIN
-TABLE_MAIN = 254
 #: rtnetlink's RTM_F_CLONED: a cached copy of a route, not one somebody set
 RTM_F_CLONED = 0x200
 #: rtnetlink's RTN_*: how `ip route` calls the routes that lead nowhere

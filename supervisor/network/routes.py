@@ -1,7 +1,8 @@
-"""Addresses, MTU, queue and routes of the TUN device, set through netlink and undone in reverse.
+"""Addresses, MTU, queue and routes of the TUN device: set through netlink, mended when changed, undone in reverse.
 
 The device and everything on it vanish when its descriptor is closed; undoing is for the cases between: a
-start that fails half-way must leave the machine as it was while the device is still open.
+start that fails half-way must leave the machine as it was while the device is still open. Mending is the same steps as
+setting up, each of which first compares with what the kernel has.
 """
 
 from __future__ import annotations
@@ -11,11 +12,14 @@ import ipaddress
 import logging
 import os
 import random
+import socket
+import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
-from supervisor.network.netlink import IPRoute, NetlinkError, converse
+from supervisor.network.netlink import TABLE_LOCAL, TABLE_MAIN, IPRoute, NetlinkError, converse
 from vpnd.config.streams import Retry as RetrySettings
 from vpnd.errors import MachineError
 from vpnd.packet.offload.headers import UDP_MAX_SEGMENTS
@@ -24,6 +28,7 @@ from vpnd.resilience.retry import Retry
 
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 IPInterface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
+IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 #: rtnetlink's IN6_ADDR_GEN_MODE_NONE: no link-local address, hence no router solicitations from it.
 ADDR_GEN_MODE_NONE = 1
@@ -32,6 +37,13 @@ ADDR_GEN_MODE_NONE = 1
 IFA_F_NODAD = 0x02
 #: rtnetlink's RTPROT_STATIC: shown by `ip route` as "proto static"; routing daemons leave it alone.
 RTPROT_STATIC = 4
+#: rtnetlink's RTPROT_KERNEL: of the routes that come with an address.
+RTPROT_KERNEL = 2
+#: The metric of IPv6 routes that come with an address, as the kernel makes them.
+IP6_RT_PRIO_ADDRCONF = 256
+#: rtnetlink's RTN_LOCAL and IFF_UP.
+RTN_LOCAL = 2
+IFF_UP = 1
 
 #: What is gone already is what undoing wanted.
 _GONE = frozenset({errno.ENODEV, errno.ESRCH, errno.EADDRNOTAVAIL, errno.ENOENT, errno.ENETUNREACH})
@@ -44,10 +56,11 @@ DEFAULT_RETRY = RetrySettings()
 log = logging.getLogger(__name__)
 
 Undo = Callable[[IPRoute], object]
+Step = Callable[[], object]
 
 
 class NetworkSetup:
-    """What was done to one TUN device, and how to take it back. Owner: the supervisor; not thread-safe.
+    """What one TUN device is to be, made true, kept true, and taken back. Owner: the supervisor; any thread may call.
 
     What the kernel cannot do at the moment is tried again under `retry`, each step by itself; `wait` takes seconds.
     """
@@ -58,7 +71,9 @@ class NetworkSetup:
         #: may be replaced at any time
         self.retry = retry
         self._wait = wait
-        self._undo: list[tuple[str, Undo]] = []
+        self._lock = threading.Lock()
+        self._wanted: _Wanted | None = None
+        self._undo: dict[str, Undo] = {}  # by what was done, in its order
 
     def apply(
         self,
@@ -78,55 +93,81 @@ class NetworkSetup:
         kernel refused; the steps done until then are undone and `apply` may be called again. Strings that are
         no addresses: ValueError.
         """
-        interfaces = list(dict.fromkeys(map(ipaddress.ip_interface, addresses)))
-        connected = {interface.network for interface in interfaces}
-        networks = [net for net in dict.fromkeys(map(ipaddress.ip_network, routes)) if net not in connected]
-        with_ipv6 = any(each.version == 6 for each in (*interfaces, *networks))
+        wanted = _Wanted(
+            name=tun_name,
+            link=0,
+            mtu=mtu,
+            queue_length=queue_length,
+            interfaces=_interfaces(addresses),
+            networks=tuple(dict.fromkeys(map(ipaddress.ip_network, routes))),
+        )
 
         def steps(netlink: IPRoute) -> None:
-            index = _lookup(netlink, tun_name)
-            self._quiet_ipv6(netlink, tun_name, index, with_ipv6)
-            self._set_link(netlink, tun_name, index, mtu, queue_length)
-            for interface in interfaces:
-                self._add_address(netlink, tun_name, index, interface)
-            for network in networks:
-                self._add_route(netlink, tun_name, index, network)
+            self._wanted = wanted._replace(link=_lookup(netlink, tun_name))
+            for step in self._steps(netlink, self._wanted):
+                step()
 
-        try:
-            converse(steps)
-        except BaseException:
-            self.undo()
-            raise
+        with self._lock:
+            try:
+                converse(steps)
+            except BaseException:
+                self._undo_everything()
+                raise
 
-    def change_addresses(self, tun_name: str, before: Sequence[str], after: Sequence[str]) -> None:
+    def change_addresses(self, before: Sequence[str], after: Sequence[str]) -> None:
         """The device has the addresses `before`, as `apply` or an earlier call gave them: give it `after` instead.
 
         Those in both stay. What goes, goes first: the kernel drops an IPv4 subnet's other addresses with its first.
         Raises MachineError when the kernel refuses a new one; those before it are there then.
         """
-        old, new = (list(dict.fromkeys(map(ipaddress.ip_interface, each))) for each in (before, after))
-
-        def steps(netlink: IPRoute) -> None:
-            index = _lookup(netlink, tun_name)
-            for interface in old:
-                if interface not in new:
-                    self._take_back(netlink, _address_step(tun_name, interface))
-            for interface in new:
-                if interface not in old:
-                    self._add_address(netlink, tun_name, index, interface)
-
-        converse(steps)
-
-    def _take_back(self, netlink: IPRoute, what: str) -> None:
-        """Undo one step out of its turn."""
-        for place, (done, action) in enumerate(self._undo):
-            if done == what:
-                del self._undo[place]
-                self._undo_one(netlink, what, action)
+        with self._lock:
+            if self._wanted is None:
                 return
+            new = _interfaces(after)
+            wanted = self._wanted = self._wanted._replace(interfaces=new)
+
+            def steps(netlink: IPRoute) -> None:
+                for interface in _interfaces(before):
+                    what = _address_step(wanted.name, interface)
+                    if interface not in new and what in self._undo:
+                        self._undo_one(netlink, what, self._undo.pop(what))
+                self._set_addresses(netlink, wanted)
+
+            converse(steps)
+
+    def mend(self) -> list[str]:
+        """Compare the device with what was wanted last and set anew what is not so. Blocks for some milliseconds.
+
+        Returns what the kernel refused, a line each; the rest is done.
+        """
+        with self._lock:
+            wanted = self._wanted
+            if wanted is None:
+                return []
+            problems: list[str] = []
+
+            def steps(netlink: IPRoute) -> None:
+                for step in self._steps(netlink, wanted):
+                    try:
+                        step()
+                    except MachineError as error:
+                        problems.append(str(error))
+
+            try:
+                converse(steps)
+            except MachineError as error:
+                problems.append(str(error))
+            except (NetlinkError, OSError) as error:
+                problems.append(f"{wanted.name} cannot be looked at: {os.strerror(_number(error))}")
+            return problems
 
     def undo(self) -> None:
-        """Take back everything `apply` did, last first. Safe to call twice; ignores what is gone already."""
+        """Take back everything that was done, last first. Safe to call twice; ignores what is gone already."""
+        with self._lock:
+            self._undo_everything()
+
+    def _undo_everything(self) -> None:
+        self._wanted = None
         if not self._undo:
             return
         try:
@@ -136,7 +177,7 @@ class NetworkSetup:
 
     def _undo_all(self, netlink: IPRoute) -> None:
         while self._undo:
-            self._undo_one(netlink, *self._undo.pop())
+            self._undo_one(netlink, *self._undo.popitem())
 
     def _undo_one(self, netlink: IPRoute, what: str, action: Undo) -> None:
         try:
@@ -163,85 +204,195 @@ class NetworkSetup:
                 log.info("%s: %s; again in %.0f ms", what, os.strerror(_number(error)), wait_s * 1000)
                 self._wait(wait_s)
 
-    def _do(self, netlink: IPRoute, what: str, action: Callable[[], object], undo: Undo) -> None:
+    def _do(self, what: str, action: Callable[[], object], undo: Undo | None) -> None:
+        """One change. `undo` as it is the first time: what it was before we came is what counts."""
+        if what in self._undo:
+            log.warning("somebody changed the machine; again: %s", what)
         try:
             self._try(what, action)
         except (NetlinkError, OSError) as error:
             raise MachineError(f"the kernel refused to {what}: {_reason(error)}") from error
-        self._undo.append((what, undo))
+        if undo is not None:
+            self._undo.setdefault(what, undo)
 
-    def _quiet_ipv6(self, netlink: IPRoute, name: str, index: int, with_ipv6: bool) -> None:
-        conf = f"/proc/sys/net/ipv6/conf/{name}"
-        if not os.path.isdir(conf):
-            return  # a kernel without IPv6
-        none = {"attrs": [("AF_INET6", {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", ADDR_GEN_MODE_NONE)]})]}
-        self._do(
-            netlink,
-            f"keep IPv6 autoconfiguration off {name}",
-            lambda: netlink.link("set", index=index, IFLA_AF_SPEC=none),
-            lambda _: None,  # harmless on a device that is down, and its former value came from us
-        )
-        for key, value in (("accept_ra", "0"), ("disable_ipv6", "0" if with_ipv6 else "1")):
-            try:
-                self._set_sysctl(f"{conf}/{key}", value)
-            except OSError as error:
-                # A container's /proc/sys is often read-only. Worth a line, not worth refusing to run.
-                log.info("%s/%s left as it is: %s", conf, key, error.strerror)
+    # --- the steps, in this order; each compares first and does what is missing
 
-    def _set_sysctl(self, path: str, value: str) -> None:
-        with open(path) as file:
-            before = file.read().strip()
-        if before == value:
-            return
-        _write(path, value)
-        self._undo.append((f"set {path}", lambda _: _write(path, before)))
+    def _steps(self, netlink: IPRoute, wanted: _Wanted) -> list[Step]:
+        return [
+            lambda: self._set_name(netlink, wanted),
+            lambda: self._set_link(netlink, wanted),
+            lambda: self._quiet_ipv6(netlink, wanted),
+            lambda: self._bring_up(netlink, wanted),
+            lambda: self._set_addresses(netlink, wanted),
+            *(partial(self._set_route, netlink, wanted, network) for network in wanted.networks),
+            *(partial(self._set_route, netlink, wanted, each.network, each) for each in wanted.interfaces),
+        ]
 
-    def _set_link(self, netlink: IPRoute, name: str, index: int, mtu: int, queue_length: int) -> None:
-        link = netlink.get_links(index)[0]
+    def _set_name(self, netlink: IPRoute, wanted: _Wanted) -> None:
+        try:
+            link = netlink.get_links(wanted.link)[0]
+        except (NetlinkError, OSError) as error:
+            raise MachineError(
+                f"{wanted.name} is not in this network namespace any more: stop the node and start it again"
+            ) from error
+        name = link.get_attr("IFLA_IFNAME")
+        if name != wanted.name:
+            what = f"rename {name} back to {wanted.name}"
+            self._do(what, lambda: netlink.link("set", index=wanted.link, ifname=wanted.name), None)
+
+    def _set_link(self, netlink: IPRoute, wanted: _Wanted) -> None:
+        link = netlink.get_links(wanted.link)[0]
         for what, key, value in (
-            ("MTU", "mtu", mtu),
-            ("transmit queue length", "txqlen", queue_length),
+            ("MTU", "mtu", wanted.mtu),
+            ("transmit queue length", "txqlen", wanted.queue_length),
             # So no UDP superpacket has more segments than every kernel takes back.
             ("segments of a superpacket", "gso_max_segs", UDP_MAX_SEGMENTS),
         ):
             before = link.get_attr(f"IFLA_{key.upper()}")
-            self._do(
-                netlink,
-                f"set the {what} of {name} to {value}",
-                lambda key=key, value=value: netlink.link("set", index=index, **{key: value}),  # type: ignore[misc]
-                lambda later, key=key, before=before: later.link("set", index=index, **{key: before}),  # type: ignore[misc]
-            )
-        self._do(
-            netlink,
-            f"bring {name} up",
-            lambda: netlink.link("set", index=index, state="up"),
-            lambda later: later.link("set", index=index, state="down"),
-        )
+            if before != value:
+                self._do(
+                    f"set the {what} of {wanted.name} to {value}",
+                    partial(netlink.link, "set", index=wanted.link, **{key: value}),
+                    lambda later, key=key, before=before: later.link(  # type: ignore[misc]
+                        "set", index=wanted.link, **{key: before}
+                    ),
+                )
 
-    def _add_address(self, netlink: IPRoute, name: str, index: int, address: IPInterface) -> None:
-        parameters: dict[str, Any] = {
-            "index": index,
-            "address": str(address.ip),
-            "prefixlen": address.network.prefixlen,
-        }
+    def _quiet_ipv6(self, netlink: IPRoute, wanted: _Wanted) -> None:
+        conf = f"/proc/sys/net/ipv6/conf/{wanted.name}"
+        if not os.path.isdir(conf):
+            return  # a kernel without IPv6, or an MTU too small for it
+        none = {"attrs": [("AF_INET6", {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", ADDR_GEN_MODE_NONE)]})]}
+        if _read(f"{conf}/addr_gen_mode") != str(ADDR_GEN_MODE_NONE):
+            self._do(
+                f"keep IPv6 autoconfiguration off {wanted.name}",
+                lambda: netlink.link("set", index=wanted.link, IFLA_AF_SPEC=none),
+                lambda _: None,  # harmless on a device that is down, and its former value came from us
+            )
+        for key, value in (("accept_ra", "0"), ("disable_ipv6", "0" if wanted.with_ipv6 else "1")):
+            path = f"{conf}/{key}"
+            try:
+                before = _read(path)
+                if before != value:
+                    _write(path, value)
+                    self._undo.setdefault(f"set {path}", partial(_undo_write, path, before))
+            except OSError as error:
+                # A container's /proc/sys is often read-only. Worth a line, not worth refusing to run.
+                log.info("%s left as it is: %s", path, error.strerror)
+
+    def _bring_up(self, netlink: IPRoute, wanted: _Wanted) -> None:
+        if not netlink.get_links(wanted.link)[0]["flags"] & IFF_UP:
+            self._do(
+                f"bring {wanted.name} up",
+                lambda: netlink.link("set", index=wanted.link, state="up"),
+                lambda later: later.link("set", index=wanted.link, state="down"),
+            )
+
+    def _set_addresses(self, netlink: IPRoute, wanted: _Wanted) -> None:
+        """All addresses, each with its route in the local table; IPv4's in their order, for the first is sent from."""
+        present = _addresses_of(netlink, wanted.link)
+        for foreign in [each for each in present if each.version == 6 and each.ip.is_link_local]:
+            if foreign not in wanted.interfaces:  # made by the kernel while nobody looked
+                _ignore_gone(partial(netlink.addr, "delete", **_address_parameters(wanted, foreign)))
+        working = [each for each in present if each.ip in _local_of(netlink, wanted.link, each.version)]
+        for version in (4, 6):
+            ours = [each for each in wanted.interfaces if each.version == version]
+            held = [each for each in working if each in ours]
+            if version == 4 and held != ours[: len(held)]:
+                held = []
+            for stale in [each for each in present if each in ours and each not in held]:
+                _ignore_gone(partial(netlink.addr, "delete", **_address_parameters(wanted, stale)))
+            for interface in ours:
+                if interface not in held:
+                    self._add_address(netlink, wanted, interface)
+
+    def _add_address(self, netlink: IPRoute, wanted: _Wanted, address: IPInterface) -> None:
+        parameters = _address_parameters(wanted, address)
         flags = {"flags": IFA_F_NODAD} if address.version == 6 else {}
         self._do(
-            netlink,
-            _address_step(name, address),
+            _address_step(wanted.name, address),
             lambda: netlink.addr("add", **parameters, **flags),
             lambda later: later.addr("delete", **parameters),
         )
 
-    def _add_route(self, netlink: IPRoute, name: str, index: int, network: IPNetwork) -> None:
-        parameters: dict[str, Any] = {"dst": str(network), "oif": index, "proto": RTPROT_STATIC}
+    def _set_route(
+        self, netlink: IPRoute, wanted: _Wanted, network: IPNetwork, connected: IPInterface | None = None
+    ) -> None:
+        """A route into the device. `connected`: the kernel made it with this address; only put back if it is gone."""
+        if network.prefixlen == network.max_prefixlen and connected:
+            return
+        family = socket.AF_INET if network.version == 4 else socket.AF_INET6
+        found = netlink.get_routes(family=family, table=TABLE_MAIN, oif=wanted.link)
+        if network in map(network_of, found):
+            return
+        parameters: dict[str, Any] = {"dst": str(network), "oif": wanted.link, "proto": RTPROT_STATIC}
         if network.version == 4:
             parameters["scope"] = "link"
+        if connected:
+            parameters["proto"] = RTPROT_KERNEL
+            if network.version == 4:
+                parameters["prefsrc"] = str(connected.ip)
+            else:
+                parameters["priority"] = IP6_RT_PRIO_ADDRCONF
         self._do(
-            netlink,
-            f"route {network} into {name}",
+            f"route {network} into {wanted.name}",
             lambda: netlink.route("add", **parameters),
             lambda later: later.route("delete", **parameters),
         )
+
+
+class _Wanted(NamedTuple):
+    """A TUN device as it is to be. `link` is its index, which stays when somebody gives it another name."""
+
+    name: str
+    link: int
+    mtu: int
+    queue_length: int
+    interfaces: tuple[IPInterface, ...]
+    networks: tuple[IPNetwork, ...]
+
+    @property
+    def with_ipv6(self) -> bool:
+        return any(each.version == 6 for each in (*self.interfaces, *self.networks))
+
+
+def network_of(route: Any) -> IPNetwork:
+    """The destination of a route the kernel has told."""
+    everything = "0.0.0.0" if route["family"] == socket.AF_INET else "::"
+    return ipaddress.ip_network(f"{route.get_attr('RTA_DST') or everything}/{route['dst_len']}")
+
+
+def _interfaces(addresses: Sequence[str]) -> tuple[IPInterface, ...]:
+    return tuple(dict.fromkeys(map(ipaddress.ip_interface, addresses)))
+
+
+def _addresses_of(netlink: IPRoute, index: int) -> list[IPInterface]:
+    """In the kernel's order."""
+    return [
+        ipaddress.ip_interface(
+            f"{each.get_attr('IFA_LOCAL') or each.get_attr('IFA_ADDRESS')}/{each['prefixlen']}"
+        )
+        for each in netlink.get_addr(index=index)
+    ]
+
+
+def _local_of(netlink: IPRoute, index: int, version: int) -> set[IPAddress]:
+    """What the kernel takes for this machine's own on that device."""
+    family = socket.AF_INET if version == 4 else socket.AF_INET6
+    found = netlink.get_routes(family=family, table=TABLE_LOCAL, oif=index)
+    return {network_of(each).network_address for each in found if each["type"] == RTN_LOCAL}
+
+
+def _address_parameters(wanted: _Wanted, address: IPInterface) -> dict[str, Any]:
+    return {"index": wanted.link, "address": str(address.ip), "prefixlen": address.network.prefixlen}
+
+
+def _ignore_gone(action: Callable[[], object]) -> None:
+    try:
+        action()
+    except (NetlinkError, OSError) as error:
+        if _number(error) not in _GONE:
+            raise MachineError(f"the kernel refused to take an address back: {_reason(error)}") from error
 
 
 def _address_step(name: str, address: IPInterface) -> str:
@@ -265,6 +416,19 @@ def _reason(error: NetlinkError | OSError) -> str:
     return os.strerror(_number(error))
 
 
+def _read(path: str) -> str:
+    """A sysctl; "" where there is none."""
+    try:
+        with open(path) as file:
+            return file.read().strip()
+    except FileNotFoundError:
+        return ""
+
+
 def _write(path: str, value: str) -> None:
     with open(path, "w") as file:
         file.write(value)
+
+
+def _undo_write(path: str, value: str, _: IPRoute) -> None:
+    _write(path, value)

@@ -152,3 +152,71 @@ def test_nothing_stays_open(device) -> None:
         setup.undo()
         setup.apply("tn0", 1400, ["10.86.0.1/16"], [], 500)
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+#: What somebody does to the device of a running node, as `ip` and sh are told.
+CHANGES = [
+    "ip addr flush dev tn0",
+    "ip -4 addr flush dev tn0",
+    "ip -6 addr flush dev tn0",
+    "ip addr del 10.86.0.1/16 dev tn0",
+    "ip addr del 10.77.0.1/24 dev tn0",
+    "ip addr del fd86::1/64 dev tn0",
+    "ip link set tn0 down",
+    "ip link set tn0 down; ip link set tn0 up",
+    "ip link set tn0 mtu 1000",
+    "ip link set tn0 mtu 1000; ip link set tn0 mtu 1400",
+    "ip link set tn0 mtu 9000 txqueuelen 7",
+    "ip link set tn0 gso_max_segs 9",
+    "ip link set tn0 down; ip link set tn0 name other",
+    "ip route flush dev tn0",
+    "ip route del 10.99.0.0/24",
+    "ip -6 route flush dev tn0",
+    "ip route flush table local dev tn0",
+    "ip -6 route del local fd86::1 dev tn0 table local",
+    "ip route flush table main",
+    "echo 1 > /proc/sys/net/ipv6/conf/tn0/disable_ipv6",
+    "echo 1 > /proc/sys/net/ipv6/conf/tn0/disable_ipv6; echo 0 > /proc/sys/net/ipv6/conf/tn0/disable_ipv6",
+    "echo 1 > /proc/sys/net/ipv6/conf/tn0/accept_ra",
+]
+
+
+def wanted_there(name: str) -> list[object]:
+    local = ip(name, "route", "show", "table", "local", "dev", "tn0", "type", "local")
+    local6 = ip(name, "-6", "route", "show", "table", "local", "dev", "tn0", "type", "local")
+    with open("/proc/sys/net/ipv6/conf/tn0/accept_ra") as file:
+        return [
+            *state(name),
+            "gso_max_segs 64" in ip(name, "-d", "link", "show", "tn0"),
+            local,
+            local6,
+            file.read(),
+        ]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_somebody_changed_is_mended(device, change: str) -> None:
+    name, _ = device
+    setup = NetworkSetup()
+    networks = ["10.86.0.0/16", "10.99.0.0/24", "fd00:99::/48"]
+    setup.apply("tn0", 1400, ["10.86.0.1/16", "10.86.0.9/16", "10.77.0.1/24", "fd86::1/64"], networks, 321)
+    before = wanted_there(name)
+    subprocess.run(["ip", "netns", "exec", name, "sh", "-c", change], check=True)
+    assert setup.mend() == []
+    assert wanted_there(name) == before
+    assert setup.mend() == []
+    setup.undo()
+    assert ip(name, "route") + ip(name, "-6", "route") == ""
+
+
+def test_what_cannot_be_mended_is_told(device, namespaces) -> None:
+    name, _ = device
+    setup = NetworkSetup()
+    setup.apply("tn0", 1400, ["10.86.0.1/16"], ["10.99.0.0/24"], 321)
+    ip(name, "tuntap", "add", "tnx", "mode", "tun")
+    ip(name, "link", "set", "tnx", "up")
+    ip(name, "route", "replace", "10.99.0.0/24", "dev", "tnx")
+    (problem,) = setup.mend()
+    assert "route 10.99.0.0/24 into tn0" in problem
+    ip(name, "link", "set", "tn0", "netns", namespaces[1])
+    assert "start it again" in setup.mend()[0]
