@@ -1,4 +1,4 @@
-"""A shard's counts, written into its page of shared memory.
+"""What a shard counts, and the page of shared memory it is stored in.
 
 The page outlives the process: counts go on from what an earlier process of the same shard left there, gauges
 start at zero. What changes with every batch is stored with every batch; the rest at metrics.interval and when
@@ -7,57 +7,12 @@ asked for.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from vpnd.metrics import DROP_REASONS, GAUGES, SHARD_COUNTERS, CounterPage
 
-
-class Counters:
-    """Owner: shard loop, which is the page's only writer."""
-
-    def __init__(self, page: CounterPage) -> None:
-        self._values = page.values
-        self._base = [0 if name in GAUGES else value for name, value in page.read().items()]
-        for name in GAUGES & page.index.keys():
-            page.set(name, 0)
-        self._index = page.index
-        self._drops = SHARD_COUNTERS.index(f"dropped_{DROP_REASONS[0]}")
-
-    def store_batch(
-        self,
-        from_tun: int,
-        bytes_from_tun: int,
-        to_tun: int,
-        bytes_to_tun: int,
-        sent: int,
-        bytes_sent: int,
-        received: int,
-        bytes_received: int,
-    ) -> None:
-        """Store what changes with every batch; in the order of the first eight of SHARD_COUNTERS."""
-        values, base = self._values, self._base
-        values[0] = base[0] + from_tun
-        values[1] = base[1] + bytes_from_tun
-        values[2] = base[2] + to_tun
-        values[3] = base[3] + bytes_to_tun
-        values[4] = base[4] + sent
-        values[5] = base[5] + bytes_sent
-        values[6] = base[6] + received
-        values[7] = base[7] + bytes_received
-
-    def store(self, **counts: int) -> None:
-        """Store some counts of this process by name."""
-        values, base, index = self._values, self._base, self._index
-        for name, count in counts.items():
-            place = index[name]
-            values[place] = base[place] + count
-
-    def store_drops(self, drops: dict[str, int]) -> None:
-        """Store all drop counts; `drops` is in the order of DROP_REASONS, as `new_drops` makes it."""
-        values, base = self._values, self._base
-        for place, count in enumerate(drops.values(), self._drops):
-            values[place] = base[place] + count
-
-
-assert SHARD_COUNTERS[:8] == (
+#: The counters stored with every batch: the first of SHARD_COUNTERS.
+BATCH = (
     "packets_from_tun",
     "bytes_from_tun",
     "packets_to_tun",
@@ -67,3 +22,66 @@ assert SHARD_COUNTERS[:8] == (
     "packets_received",
     "bytes_received",
 )
+assert SHARD_COUNTERS[: len(BATCH)] == BATCH
+
+
+class Counts:
+    """Counts of this process, each under its name in SHARD_COUNTERS; `drops`: packets by reason.
+
+    One for a shard; whoever counts something adds to it. Owner: shard loop.
+    """
+
+    def __init__(self) -> None:
+        self.drops = dict.fromkeys(DROP_REASONS, 0)
+        self.packets_from_tun = self.bytes_from_tun = self.packets_to_tun = self.bytes_to_tun = 0
+        self.packets_sent = self.bytes_sent = self.packets_received = self.bytes_received = 0
+        self.flows_created = self.flows_reaped = self.flows_moved = 0
+        self.streams_opened = self.streams_closed = self.streams_failed = self.streams_acquired = 0
+        self.sessions_opened = self.sessions_closed = self.sessions_rotated = self.session_errors = 0
+        self.health_probes = self.health_failures = self.health_deaths = 0
+
+
+class Traffic(NamedTuple):
+    """Packets and their bytes, without any framing."""
+
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    packets_sent: int = 0
+    packets_received: int = 0
+
+    def plus(self, other: Traffic) -> Traffic:
+        """Both together."""
+        return Traffic(*(one + another for one, another in zip(self, other, strict=True)))
+
+
+class Counters:
+    """Owner: shard loop, which is the page's only writer."""
+
+    def __init__(self, page: CounterPage, counts: Counts) -> None:
+        self._values, self._index, self._counts = page.values, page.index, counts
+        self._base = [0 if name in GAUGES else value for name, value in page.read().items()]
+        for name in GAUGES & page.index.keys():
+            page.set(name, 0)
+        self._drops = SHARD_COUNTERS.index(f"dropped_{DROP_REASONS[0]}")
+
+    def store_batch(self) -> None:
+        """Store what changes with every batch of packets."""
+        values, base, counts = self._values, self._base, self._counts
+        values[0] = base[0] + counts.packets_from_tun
+        values[1] = base[1] + counts.bytes_from_tun
+        values[2] = base[2] + counts.packets_to_tun
+        values[3] = base[3] + counts.bytes_to_tun
+        values[4] = base[4] + counts.packets_sent
+        values[5] = base[5] + counts.bytes_sent
+        values[6] = base[6] + counts.packets_received
+        values[7] = base[7] + counts.bytes_received
+
+    def store_all(self, **gauges: int) -> None:
+        """Store all counts, and the `gauges` as they are now."""
+        values, base, index = self._values, self._base, self._index
+        for name, count in (vars(self._counts) | gauges).items():
+            if name != "drops":
+                offset = index[name]
+                values[offset] = base[offset] + count
+        for offset, count in enumerate(self._counts.drops.values(), self._drops):
+            values[offset] = base[offset] + count

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from shards.counters import Counts
 from shards.flow.prefixes import Prefixes
 from vpnd.errors import BadPacket, RemoteProtocolError
 from vpnd.packet.offload import inspect_untrusted
@@ -44,15 +45,11 @@ class Inbound:
     """Stage 6, for all sessions of a shard. Owner: shard loop.
 
     `write(record)` gets the virtio_net_hdr and the packet behind it, borrowed until it returns; OSError is a
-    packet that the kernel refused. `own`: what packets may be addressed to; may be replaced at any time.
+    packet that the kernel refused. `local`: what packets may be addressed to; may be replaced at any time.
     """
 
-    def __init__(
-        self, write: Callable[[memoryview], object], own: Prefixes[bool], drops: dict[str, int]
-    ) -> None:
-        self._write, self.own, self._drops = write, own, drops
-        self.packets_received = self.bytes_received = 0
-        self.packets_to_tun = self.bytes_to_tun = 0
+    def __init__(self, write: Callable[[memoryview], object], local: Prefixes[bool], counts: Counts) -> None:
+        self._write, self.local, self._counts = write, local, counts
 
     def deliver_untrusted(self, sources: Prefixes[bool], reassembly: Reassembly, view: memoryview) -> None:
         """Take payload bytes of a stream: whole records go into the TUN, the rest is kept for the next call.
@@ -67,7 +64,8 @@ class Inbound:
             if position < 0:
                 return
         length_at, write, inspect = LENGTH.unpack_from, self._write, inspect_untrusted
-        own, drops = self.own.find, self._drops
+        counts, local = self._counts, self.local.find
+        drops = counts.drops
         allowed = sources.find
         begun = position
         packets = good = good_bytes = 0
@@ -89,7 +87,7 @@ class Inbound:
             if not allowed(version, source):
                 drops["source_not_allowed"] += 1
                 continue
-            if not own(version, destination):
+            if not local(version, destination):
                 drops["destination_not_ours"] += 1
                 continue
             try:
@@ -100,10 +98,10 @@ class Inbound:
             good += 1
             good_bytes += count
         size = position - begun - packets * PACKET_OFFSET
-        self.packets_received += packets
-        self.bytes_received += size
-        self.packets_to_tun += good
-        self.bytes_to_tun += good_bytes - good * VNET_BYTES
+        counts.packets_received += packets
+        counts.bytes_received += size
+        counts.packets_to_tun += good
+        counts.bytes_to_tun += good_bytes - good * VNET_BYTES
         reassembly.packets += packets
         reassembly.bytes += size
         if position < end:

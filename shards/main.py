@@ -7,7 +7,7 @@
                                                      ProbeRequest
     supervisor    ring from it                       Outbound.run
     kernel        TUN descriptor, written to only    Inbound
-    control       channel (from ControlArrived)      Controlled: peers, circuits, owners, SessionHandover
+    control       channel (from ControlArrived)      ControlClient: peers, circuits, owners, sessions
     peers         sessions' sockets                  Link
 
 Rights kept after the start: the descriptors it was given (the TUN's, to write packets of peers into), and
@@ -31,18 +31,15 @@ from typing import Any
 
 import uvloop
 
-from shards.controlled import Controlled
-from shards.counters import Counters
-from shards.plane import Plane
-from shards.probing import probe
-from shards.recurring import Recurring
-from shards.report import session_report
+from shards.answers import probe, session_report
+from shards.control import ControlClient, ControlPort
+from shards.counters import Counters, Counts
+from shards.plane import Plane, Recurring
 from vpnd import logs, privileges
 from vpnd.api import messages, parts
 from vpnd.api.aio import LoopChannel
 from vpnd.api.channel import Channel, first_message
 from vpnd.config.live import Live
-from vpnd.config.schema import Config
 from vpnd.discovery.registry import StaticRegistry
 from vpnd.metrics import SHARD_COUNTERS, CounterPage
 from vpnd.packet import ring
@@ -58,32 +55,33 @@ class Shard:
 
     def __init__(self, supervisor: Channel, start: messages.ShardStart, descriptors: list[int]) -> None:
         config = start.config
-        self._live = Live(config)
+        self._live = live = Live(config)
         self._loop = asyncio.get_running_loop()
         self._stopped = self._loop.create_future()
         memory, wake, page, tun_fd = descriptors
         self._consumer = ring.Consumer(ring.Descriptors(memory, wake))
-        self._counters = Counters(CounterPage(SHARD_COUNTERS, page))
+        counts = Counts()
+        self._counters = Counters(CounterPage(SHARD_COUNTERS, page), counts)
         for fd in (memory, page):
             os.close(fd)
         hello = Capabilities(offloads=start.tun_offloads, max_record=MAX_RECORD_BYTES, mtu=config.network.mtu)
         write = functools.partial(os.write, tun_fd)
-        self._control = Controlled()
+        port = ControlPort()
         self._plane = Plane(
-            self._live, start.own, hello, write, self._control, self.batch_done, monotonic, SystemRandom()
+            live, start.own, hello, write, port, counts, self._counters.store_batch, monotonic, SystemRandom()
         )
-        self._control.plane = self._plane
+        self._control = ControlClient(port, self._plane)
         # Until control has told who the peers are, their packets wait instead of having no route.
         for member in StaticRegistry(config.peers).members():
             self._plane.peers.know(member.peer_id, member.name, member.prefixes)
-        self._draining_until_s: float | None = None
+        self._draining_until_s = 0.0
         self._loop.set_exception_handler(self._on_bug)
         self._supervisor = LoopChannel(supervisor, self._on_supervisor, self._on_supervisor_closed)
         self._loop.add_reader(wake, self._on_wake)
         self._loop.call_soon(self._on_wake)
         self._plane.start()
-        self._storing = Recurring(self._store_all, lambda: self._live.config.metrics.interval)
-        self._storing.start()
+        live.watch(lambda config: config.log.level, lambda: logs.set_level(live.config.log.level))
+        Recurring(live, lambda config: config.metrics.interval, self._store_all).start()
         self._supervisor.send(messages.Ready())
 
     async def run(self) -> str:
@@ -98,7 +96,7 @@ class Shard:
     def _on_wake(self) -> None:
         """The ring to this shard has records."""
         more = self._plane.outbound.run(self._consumer)
-        self.batch_done()
+        self._counters.store_batch()
         ring.drain(self._consumer.wake_fd)  # no signal comes before the next `sleep`, so the packets go first
         if more or not self._consumer.sleep():
             self._loop.call_soon(self._on_wake)
@@ -122,9 +120,9 @@ class Shard:
             case messages.ProbeRequest():
                 probe(self._plane, message, self._supervisor.send)
             case messages.Reconfigure(config=config):
-                self._reconfigure(config)
+                self._live.take(config)
             case messages.OwnPrefixes(own=own):
-                self._plane.own_changed(own)
+                self._plane.local_changed(own)
             case messages.NetworkChanged(addresses=addresses):
                 self._plane.network_changed(addresses)
             case messages.Stop(drain=True):
@@ -133,19 +131,10 @@ class Shard:
             case messages.Stop():
                 self._end("stopped")
 
-    def _reconfigure(self, config: Config) -> None:
-        if config.log.level != self._live.config.log.level:
-            logs.set_level(config.log.level)
-        self._live.take(config)
-        self._plane.configured()
-        self._storing.retime()
-
     def _drain(self) -> None:
         """The ring gets no more: end when everything is on its way, or when it has taken too long."""
-        assert self._draining_until_s is not None
         start, end = self._consumer.readable()
-        empty = start == end and not self._plane.unsent()
-        if empty or monotonic() >= self._draining_until_s:
+        if (start == end and self._plane.all_sent()) or monotonic() >= self._draining_until_s:
             self._end("scaled away")
         else:
             self._loop.call_later(self._live.config.status.poll_interval, self._drain)
@@ -165,47 +154,16 @@ class Shard:
 
     # --- counters
 
-    def batch_done(self) -> None:
-        """Store what changes with every batch of packets."""
-        plane = self._plane
-        outbound, inbound = plane.outbound, plane.inbound
-        self._counters.store_batch(
-            outbound.packets,
-            outbound.bytes,
-            inbound.packets_to_tun,
-            inbound.bytes_to_tun,
-            plane.packets_sent,
-            plane.bytes_sent,
-            inbound.packets_received,
-            inbound.bytes_received,
-        )
-
     def _store_all(self) -> None:
-        self.batch_done()
         plane, counts, flows = self._plane, self._plane.counts, self._plane.flows
-        self._counters.store(
+        self._counters.store_all(
             packets_queued=plane.queued(),
             flows=len(flows.flows),
             **{f"flows_{state}": number for state, number in flows.states.items()},
-            flows_created=flows.created,
-            flows_reaped=flows.reaped,
-            flows_moved=flows.moved,
             streams=plane.streams(),
-            streams_opened=counts.opened,
-            streams_closed=counts.closed,
-            streams_failed=counts.failed,
-            streams_acquired=counts.acquired,
-            streams_returned=counts.acquired - plane.pinned(),
+            streams_returned=counts.streams_acquired - plane.pinned(),
             sessions=len(plane.links),
-            sessions_opened=plane.sessions_opened,
-            sessions_closed=plane.sessions_closed,
-            sessions_rotated=counts.rotated,
-            session_errors=plane.session_errors,
-            health_probes=plane.health_probes,
-            health_failures=plane.health_failures,
-            health_deaths=plane.health_deaths,
         )
-        self._counters.store_drops(plane.drops)
 
 
 def main() -> None:

@@ -12,8 +12,10 @@ messages only if it must.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
+from shards.counters import Counts
 from shards.flow.flows import Chunk, Flow, FlowTable, Sink
 from shards.stream.spec import MAX_FRAME_PAYLOAD_BYTES
 from vpnd.packet.flow import key_of
@@ -22,34 +24,76 @@ from vpnd.packet.ring import Consumer, RingBroken
 
 
 class Outbound:
-    """Stage 3. Owner: shard loop. Raises RingBroken for what cannot be records."""
+    """Stage 3. Owner: shard loop. Raises RingBroken for what cannot be records.
 
-    def __init__(self, flows: FlowTable, now: Callable[[], float], batch_bytes: int) -> None:
-        self._flows, self._now = flows, now
+    A batch is never begun within another. What a batch finds out on its way, that a session has ended, or that
+    its sink takes a span no more, is left for its end (`after_batch`, `dispatch`), or for the next turn of the loop
+    where there is no batch. No packet comes in between: `run` sees to what is left before it begins.
+    """
+
+    def __init__(self, flows: FlowTable, counts: Counts, now: Callable[[], float], batch_bytes: int) -> None:
+        self.flows, self._counts, self._now = flows, counts, now
         self._batch_bytes = batch_bytes
-        self.packets = self.bytes = 0
+        self._loop = asyncio.get_running_loop()
+        self._steps: list[Callable[[], None]] = []
+        self._chunks: list[Chunk] = []
+        self._unsettled = False
 
     def run(self, consumer: Consumer) -> bool:
         """Everything in the ring, at most a batch. True when there may be more."""
         start, end = consumer.readable()
         if start == end:
             return False
+        if self._unsettled:
+            self.settle()
         stop = min(end, start + self._batch_bytes)
-        position, packets = self._dispatch(consumer.buffer, start, stop, end)
+        position, packets = self._send(consumer.buffer, start, stop, end)
         consumer.release(position - start)
-        self.packets += packets
-        self.bytes += position - start - packets * PACKET_OFFSET
+        self._counts.packets_from_tun += packets
+        self._counts.bytes_from_tun += position - start - packets * PACKET_OFFSET
+        if self._unsettled:
+            self.settle()
         return position < end
 
     def dispatch(self, chunk: Chunk) -> None:
-        """Records that had waited, to where their flows go now; not counted again."""
-        self._dispatch(chunk.buffer, chunk.start, chunk.end, chunk.end)
+        """Records that had waited, to where their flows go by the end of the batch: in the order they were given here,
+        and before anything newer. They are not counted again."""
+        self._chunks.append(chunk)
+        self._settle_soon()
 
-    def _dispatch(self, buffer: memoryview, start: int, stop: int, end: int) -> tuple[int, int]:
+    def after_batch(self, step: Callable[[], None]) -> None:
+        """Call `step` at the end of the batch: what it dispatches goes before all that was dispatched until then."""
+        self._steps.append(step)
+        self._settle_soon()
+
+    def waiting(self) -> int:
+        """Packets that were dispatched and not yet sent to their sinks."""
+        return sum(chunk.packets for chunk in self._chunks)
+
+    def _settle_soon(self) -> None:
+        if not self._unsettled:
+            self._unsettled = True
+            self._loop.call_soon(self.settle)
+
+    def settle(self) -> None:
+        """The end of a batch. Each round may end sessions, and so bring about another one: there are as many at
+        most."""
+        while self._steps or self._chunks:
+            # What a session that has ended still held is older than what it could not take any more.
+            steps, self._steps = self._steps, []
+            newer, self._chunks = self._chunks, []
+            for step in steps:
+                step()
+            chunks, self._chunks = self._chunks + newer, []
+            for chunk in chunks:
+                self._send(chunk.buffer, chunk.start, chunk.end, chunk.end)
+        self._unsettled = False
+
+    def _send(self, buffer: memoryview, start: int, stop: int, end: int) -> tuple[int, int]:
         """The records that begin in buffer[start:stop], none of which may go beyond `end`: where they end,
         how many."""
         length_at = LENGTH.unpack_from
-        find, reopen = self._flows.flows.get, self._flows.open
+        find, reopen = self.flows.flows.get, self.flows.open
         now_s = self._now()
         position = span = start
         sink: Sink | None = None
@@ -63,21 +107,17 @@ class Outbound:
                 raise RingBroken(f"a record of {count} bytes, {end - position - LENGTH_BYTES} are there")
             key = key_of(buffer, position + PACKET_OFFSET, count - VNET_BYTES)
             flow = find(key)
-            if flow is not last:
+            if flow is not last or flow is None:
                 if flow is None or flow.sink is None or flow.last_s < flow.sink.movable_before_s:
                     flow = reopen(key, now_s)
                 last = flow
-            elif flow is None or flow.sink is None:  # its sink has ended while a span was submitted
-                flow = last = reopen(key, now_s)
             flow.packets += 1
             flow.last_s = now_s
             if flow.sink is not sink or following - span > MAX_FRAME_PAYLOAD_BYTES:
-                if sink is not None and in_span:
+                if sink is not None:
                     sink.submit(buffer, span, position, in_span)
                     if sink not in touched:
                         touched.append(sink)
-                    if flow.sink is None:  # the sink of both has ended with that
-                        flow = last = reopen(key, now_s)
                 sink, span, in_span = flow.sink, position, 0
             in_span += 1
             packets += 1

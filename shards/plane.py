@@ -9,24 +9,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 from collections.abc import Callable
 from random import Random
 from typing import Protocol
 
-from shards.flow.flows import Chunk, FlowTable, new_drops
+from shards.counters import Counts
+from shards.flow.flows import Chunk, FlowTable
 from shards.flow.prefixes import set_of
 from shards.inbound import Inbound
 from shards.outbound import Outbound
-from shards.peer.pool import PoolCounts
 from shards.peer.table import Peer, PeerTable
-from shards.peer.unowned import Unowned
-from shards.recurring import Recurring
-from shards.session.lane import Lane
-from shards.session.link import Link
+from shards.session.link import Link, StreamLane, Surroundings
+from shards.session.transport import Transport
 from shards.stream.session import Session
 from vpnd.api.messages import SessionHandover
 from vpnd.config.live import Live
+from vpnd.config.schema import Config
 from vpnd.packet.capability import Capabilities
 
 log = logging.getLogger("shard")
@@ -48,6 +46,35 @@ class PlaneEvents(Protocol):
         """Packets are for this IPv4 address, which no peer has."""
 
 
+class Recurring:
+    """Does `work` once at `start` and then after every interval, in seconds, that `interval_s` finds in the
+    configuration in force. Owner: the loop it is made on. It has no end but the loop's."""
+
+    def __init__(self, live: Live, interval_s: Callable[[Config], float], work: Callable[[], object]) -> None:
+        self._live, self._interval_s, self._work = live, interval_s, work
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._due_s = 0.0
+        live.watch(interval_s, self._retime)
+
+    def start(self) -> None:
+        """Begin."""
+        self._work()
+        self._wait_until(self._loop.time() + self._interval_s(self._live.config))
+
+    def _retime(self) -> None:
+        """The interval is another one: what is due within it stays, the rest comes earlier."""
+        due_s = self._loop.time() + self._interval_s(self._live.config)
+        if due_s < self._due_s:
+            self._wait_until(due_s)
+
+    def _wait_until(self, due_s: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._due_s = due_s
+        self._timer = self._loop.call_at(due_s, self.start)
+
+
 class Plane:
     """Owner: the shard's loop. It is the `LinkEvents` of its links and the `PeerHost` of its peers.
 
@@ -59,70 +86,66 @@ class Plane:
     def __init__(
         self,
         live: Live,
-        own: tuple[str, ...],
+        local: tuple[str, ...],
         hello: Capabilities,
         write: Callable[[memoryview], object],
         events: PlaneEvents,
+        counts: Counts,
         batch_done: Callable[[], None],
         now: Callable[[], float],
         random: Random,
     ) -> None:
-        self.live, self.now, self.uniform, self.draw = live, now, random.uniform, random.randrange
-        self._hello, self._events = hello, events
+        self.live, self.counts, self.now = live, counts, now
+        self.uniform, self.draw = random.uniform, random.randrange
+        self._events = events
         self._loop = asyncio.get_running_loop()
-        self.packets_sent = self.bytes_sent = 0
-        self.session_errors = self.health_probes = self.health_failures = self.health_deaths = 0
-        self.sessions_opened = self.sessions_closed = 0
-        self.counts = PoolCounts()
-        self.drops = new_drops()
         self.links: dict[int, Link] = {}
-        self.peers = PeerTable(self._make_peer, self.drops, lambda *where: self.unowned.seen(*where))
-        self.unowned = Unowned(live, events.owner_wanted, self.peers.look_again, self._loop.call_later)
-        self.flows = FlowTable(live, self.peers.place)
-        self.inbound = Inbound(write, set_of(own), self.drops)
+        self._peer_of: dict[Link, Peer] = {}
+        self.peers = PeerTable(
+            self._make_peer, counts.drops, live, events.owner_wanted, self._loop.call_later
+        )
+        self.flows = FlowTable(live, self.peers.sink_for, counts)
+        self.inbound = Inbound(write, set_of(local), counts)
         # A batch is a part of the ring, so that its room is given back while there is more to do.
-        self.outbound = Outbound(self.flows, now, live.config.worker.ring_bytes // 4)
-        self.batch_done = batch_done
-        self.dispatch: Callable[[Chunk], None] = self.outbound.dispatch
+        self.outbound = Outbound(self.flows, counts, now, live.config.worker.ring_bytes // 4)
+        self._common = Surroundings(live, self.outbound, self.inbound, counts, hello, now, batch_done)
         self._ended = False
         self._recurring = (
-            Recurring(self._clean, lambda: live.config.worker.cleanup_interval),
-            Recurring(self._look, lambda: live.config.multiplexer.auto_scaling_interval),
-            Recurring(self._tidy, lambda: live.config.stream_pool.cleanup_interval),
-            Recurring(self._warm, lambda: live.config.health.warm_interval),
+            Recurring(live, lambda config: config.worker.cleanup_interval, self._forget_idle_flows),
+            Recurring(live, lambda config: config.multiplexer.auto_scaling_interval, self._scale),
+            Recurring(live, lambda config: config.stream_pool.cleanup_interval, self._maintain_pools),
+            Recurring(live, lambda config: config.health.warm_interval, self._warm),
         )
+        live.watch(lambda config: config.health.interval, self._retime_health)
 
     def start(self) -> None:
         """Begin what is done from time to time."""
         for each in self._recurring:
             each.start()
 
-    def configured(self) -> None:
-        """The configuration in force is another one: what was waited for by the old one may be due."""
-        for each in self._recurring:
-            each.retime()
+    def _retime_health(self) -> None:
         for link in self.links.values():
-            link.vitals.retime()
+            link.health.retime()
 
     def end(self, reason: str) -> None:
         """Close every session, politely."""
         self._ended = True
         for link in list(self.links.values()):
             link.close(reason, failed=False, polite=True)
+        self.outbound.settle()
 
-    def own_changed(self, own: tuple[str, ...]) -> None:
+    def local_changed(self, local: tuple[str, ...]) -> None:
         """Packets from peers may be addressed to these prefixes from now on."""
-        self.inbound.own = set_of(own)
+        self.inbound.local = set_of(local)
 
     # --- peers
 
-    def owners_asked(self, networks: tuple[str, ...]) -> None:
-        """Of these networks single addresses have owners, whom control can be asked for."""
-        self.peers.reserve(networks)
-        self.unowned.govern(networks)
-
     def _make_peer(self, peer_id: str, name: str) -> Peer:
-        return Peer(peer_id, name, self.live, self, self.drops)
+        return Peer(peer_id, name, self.live, self)
+
+    def dispatch(self, chunk: Chunk) -> None:
+        """See PoolHost."""
+        self.outbound.dispatch(chunk)
 
     def want(self, peer_id: str, sessions: int, urgent: bool) -> None:
         """See PoolHost."""
@@ -135,15 +158,14 @@ class Plane:
         self._loop.call_later(self.live.config.worker.pending_timeout, self._expire, peer)
 
     def _expire(self, peer: Peer) -> None:
-        due_s = peer.waiting.expire(self.now())
+        due_s = peer.pending.expire(self.now())
         if due_s is not None:
             self._loop.call_later(max(0.0, due_s - self.now()), self._expire, peer)
 
     # --- sessions
 
-    def take(self, message: SessionHandover, sock: socket.socket) -> bool:
-        """A session from control; `sock` is non-blocking and ours. False when it is nobody's we know: nothing
-        was taken."""
+    def take(self, message: SessionHandover, transport: Transport) -> bool:
+        """A session from control. False when it is nobody's we know: nothing was taken."""
         peer = self.peers.get(message.peer_id)
         if peer is None:
             return False
@@ -155,51 +177,54 @@ class Plane:
             receive_key=message.receive_key,
             receive_nonce=message.receive_nonce,
             leftover=message.leftover,
-            hello=self._hello,
+            hello=self._common.hello,
             settings=self.live.config.session,
             now_s=self.now(),
         )
-        link = Link(
-            sock, session, message.session_id, message.initiator, peer, self._hello,
-            self.live, self.flows, self.inbound, self.drops, self, self.now,
-        )  # fmt: skip
+        link = Link(transport, session, message.session_id, message.initiator, peer, self, self._common)
         self.links[link.session_id] = link
+        self._peer_of[link] = peer
         peer.pool.add(link)
-        self.sessions_opened += 1
+        self.counts.sessions_opened += 1
         link.start()
         return True
 
-    def lane_ready(self, lane: Lane) -> None:
+    def lane_ready(self, lane: StreamLane) -> None:
         """See LinkEvents."""
-        link = lane.link
+        link = lane.carrier
         if len(link.lanes) == 1:
             log.info("session %x with %s is up", link.session_id, link.peer.name)
             self._events.session_up(link)
-        link.peer.lane_ready(lane)
+        self._peer_of[link].lane_ready(lane)
 
-    def lane_closed(self, lane: Lane) -> None:
+    def lane_closed(self, lane: StreamLane) -> None:
         """See LinkEvents."""
-        lane.link.peer.pool.lane_closed(lane)
+        self._peer_of[lane.carrier].pool.lane_closed(lane)
 
-    def stream_failed(self, link: Link) -> None:
+    def lane_failed(self, link: Link, reason: str) -> None:
         """See LinkEvents."""
-        link.peer.pool.stream_failed(link)
+        log.info("session %x with %s: a stream did not open: %s", link.session_id, link.peer.name, reason)
+        self._peer_of[link].pool.lane_failed(link, reason)
 
     def link_leaving(self, link: Link) -> None:
         """See LinkEvents."""
-        link.peer.pool.peer_leaves(link)
+        self._peer_of[link].pool.peer_leaves(link)
 
     def link_suspect(self, link: Link) -> None:
         """See LinkEvents."""
         log.info("session %x with %s does not answer", link.session_id, link.peer.name)
-        link.peer.pool.suspect(link)
+        self._peer_of[link].pool.suspect()
+
+    def link_recovered(self, link: Link) -> None:
+        """See LinkEvents."""
+        log.info("session %x with %s answers again", link.session_id, link.peer.name)
 
     def link_closed(self, link: Link, reason: str, failed: bool) -> None:
         """See LinkEvents."""
         log.info("session %x with %s: %s", link.session_id, link.peer.name, reason)
-        self.links.pop(link.session_id, None)
-        self.sessions_closed += 1
-        link.peer.link_closed(link)
+        del self.links[link.session_id]
+        self.counts.sessions_closed += 1
+        self._peer_of.pop(link).carrier_closed(link)
         self._events.session_down(link, reason, failed)
 
     def network_changed(self, addresses: tuple[str, ...]) -> None:
@@ -209,23 +234,23 @@ class Plane:
             if local and addresses and local not in addresses:
                 link.close("its local address is gone", failed=False)
             else:
-                link.vitals.hurry()
+                link.check_alive()
 
     # --- from time to time
 
-    def _clean(self) -> None:
+    def _forget_idle_flows(self) -> None:
         self.flows.clean(self.now())
 
-    def _look(self) -> None:
+    def _scale(self) -> None:
         now_s = self.now()
         for peer in self.peers:
-            if peer.pool.links:
+            if peer.pool.carriers:
                 peer.multiplexer.look(now_s)
 
-    def _tidy(self) -> None:
+    def _maintain_pools(self) -> None:
         now_s = self.now()
         for peer in self.peers:
-            if peer.pool.links:
+            if peer.pool.carriers:
                 peer.pool.clean(now_s)
 
     def _warm(self) -> None:
@@ -239,11 +264,15 @@ class Plane:
 
     def queued(self) -> int:
         """Packets that wait, anywhere."""
-        return sum(peer.queued() for peer in self.peers)
+        return self.outbound.waiting() + sum(peer.queued() for peer in self.peers)
 
-    def unsent(self) -> int:
-        """Bytes that wait for a session's turn, its socket, or an acknowledgement."""
-        return sum(link.load() for link in self.links.values()) + sum(p.pool.held() for p in self.peers)
+    def all_sent(self) -> bool:
+        """Whether nothing waits for a session's turn, its transport, an acknowledgement, or another lane."""
+        return not (
+            self.outbound.waiting()
+            or any(link.load() for link in self.links.values())
+            or any(peer.pool.held() for peer in self.peers)
+        )
 
     def streams(self) -> int:
         """Open streams of all sessions."""
@@ -251,4 +280,4 @@ class Plane:
 
     def pinned(self) -> int:
         """Flows that have a stream now."""
-        return sum(len(lane.flows) for link in self.links.values() for lane in link.lanes.values())
+        return sum(len(lane.flows) for link in self.links.values() for lane in link.lanes)

@@ -30,13 +30,13 @@ def within(name: str, *packages: str) -> bool:
     return any(name == package or name.startswith(package + ".") for package in packages)
 
 
-def imports(path: Path) -> set[str]:
-    """Modules a file imports, without what stands under `if TYPE_CHECKING`."""
+def imports(path: Path, *, typing_too: bool = False) -> set[str]:
+    """Modules a file imports; with `typing_too` also those under `if TYPE_CHECKING`."""
     tree = ast.parse(path.read_text())
     typing_only = {
         inner
         for node in ast.walk(tree)
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+        if not typing_too and isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
         for statement in node.body
         for inner in ast.walk(statement)
     }
@@ -120,6 +120,60 @@ ARROWS = [
 
 @pytest.mark.parametrize(("rule", "offends"), ARROWS, ids=[rule for rule, _ in ARROWS])
 def test_imports_point_one_way(rule, offends):
+    assert breaches(offends) == []
+
+
+def circles(package: str) -> list[list[str]]:
+    """Modules of a package that import each other in a circle, for their types alone or not."""
+    paths = {module(path): path for path in SOURCES if within(module(path), package)}
+    arrows = {
+        here: {there for there in imports(path, typing_too=True) if there in paths and there != here}
+        for here, path in paths.items()
+    }
+
+    def reached(here: str) -> set[str]:
+        found: set[str] = set()
+        new = arrows[here]
+        while new:
+            found |= new
+            new = {further for there in new for further in arrows[there]} - found
+        return found
+
+    reach = {here: reached(here) for here in paths}
+    return [
+        sorted(there for there in reach[here] if here in reach[there])
+        for here in sorted(paths)
+        if here in reach[here]
+    ]
+
+
+@pytest.mark.parametrize("package", ["shards", "supervisor"])
+def test_no_modules_import_each_other_in_a_circle(package):
+    assert circles(package) == []
+
+
+#: A module of a room may import what stands below it; rooms of one line know nothing of each other.
+STOREYS = [
+    ("shards.main",),
+    ("shards.control", "shards.answers"),
+    ("shards.plane",),
+    ("shards.peer", "shards.session"),
+    ("shards.outbound", "shards.inbound"),
+    ("shards.flow",),
+    ("shards.counters", "shards.stream"),
+]
+
+
+def test_rooms_of_a_shard_import_only_what_is_below_them():
+    storey = {room: number for number, rooms in enumerate(STOREYS) for room in rooms}
+
+    def room(name: str) -> str | None:
+        return next((room for room in storey if within(name, room)), None)
+
+    def offends(here: str, there: str) -> bool:
+        one, other = room(here), room(there)
+        return one is not None and other is not None and one != other and storey[one] >= storey[other]
+
     assert breaches(offends) == []
 
 

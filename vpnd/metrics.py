@@ -31,7 +31,6 @@ DROP_REASONS = (
     "flow_full",  # worker.buffer_size packets of its flow waited already
     "queue_full",  # session.queue_bytes were full
     "queue_delay",  # waited longer than session.delay_target for longer than session.delay_interval
-    "session_lost",  # was queued for a session that ended
     "too_big",  # the peer's TUN cannot take it and it cannot be cut
     "peer_forgotten",  # its destination is no longer a peer
     # shard: from a peer, towards the TUN
@@ -51,7 +50,6 @@ OUTBOUND_DROPS = (
     "flow_full",
     "queue_full",
     "queue_delay",
-    "session_lost",
     "too_big",
     "peer_forgotten",
 )

@@ -40,7 +40,7 @@ class FairQueue:
         self._old: deque[Flow] = deque()
         self._blocked: deque[Flow] = deque()
         self.bytes = self.packets = 0
-        #: how long the chunk that was sent last had waited, and the least of it since `window` was asked
+        #: how long the chunk that was sent last had waited, and the least of it since `least_delay_s` was asked
         self.delay_s = 0.0
         self._least_s: float | None = None
 
@@ -144,7 +144,7 @@ class FairQueue:
             line.extend(kept)
         return taken
 
-    def window(self) -> float | None:
+    def least_delay_s(self) -> float | None:
         """The least waiting time of what was sent since the last call; None when nothing had to wait."""
         least, self._least_s = self._least_s, None
         return least

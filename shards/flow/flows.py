@@ -1,14 +1,14 @@
 """Flow workers: the state of one destination IP:port, and the places a flow's packets may go to.
 
 A flow worker is an entry in a table, not a task. It is pinned to one `Sink`: a lane (a stream of a session),
-the waiting room of a peer without a session, or a drain that counts and drops. When a sink ends, its flows
+the pending packets of a peer without a session, or a discard sink that counts and drops. When a sink ends, its flows
 are unpinned and find a new one with their next packet; what it had not sent is dispatched anew, in order.
 
 States, as told in status:
 
     active    packets came since the table was last cleaned, and go out as they come
     stalled   its oldest packet has waited for worker.stall_timeout
-    draining  held back until what it sent before has arrived (see shards/peer/pool.py)
+    draining  held back until what it sent before has arrived (see shards/flow/queues.py)
     idle      no packet since the table was last cleaned; forgotten after worker.idle_timeout
 """
 
@@ -19,8 +19,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
+from shards.counters import Counts
 from vpnd.config.live import Live
-from vpnd.metrics import DROP_REASONS
 from vpnd.packet.flow import READ_AHEAD_BYTES, destination_of
 from vpnd.packet.record import LENGTH, LENGTH_BYTES
 from vpnd.packet.ring import SCRATCH
@@ -39,7 +39,7 @@ class Sink(Protocol):
     #: flows whose last packet is older look for a better place with their next one: nothing of theirs is on
     #: its way
     movable_before_s: float
-    #: whether packets are held back here for the sake of order
+    #: whether packets wait here, or go back, for the sake of order: its flows are not to be forgotten
     holding: bool
 
     def submit(self, buffer: memoryview, start: int, end: int, packets: int) -> None:
@@ -117,7 +117,7 @@ class Flow:
         return backlog.chunks[0].since_s if backlog is not None and backlog.chunks else None
 
 
-class Drain:
+class Discard:
     """A sink that drops, under one reason. `seen` is called before each drop, for those who act on demand."""
 
     movable_before_s = STAY
@@ -137,12 +137,11 @@ class Drain:
 
 
 class FlowTable:
-    """All flow workers of a shard. `place` finds the sink for a destination. Owner: shard loop."""
+    """All flow workers of a shard. `sink_for` finds the sink for a destination. Owner: shard loop."""
 
-    def __init__(self, live: Live, place: Callable[[int, int], Sink]) -> None:
+    def __init__(self, live: Live, sink_for: Callable[[int, int], Sink], counts: Counts) -> None:
         self.flows: dict[int, Flow] = {}
-        self._live, self._place = live, place
-        self.created = self.reaped = self.moved = 0
+        self._live, self._sink_for, self._counts = live, sink_for, counts
         #: how many flows were in each state when they were last counted
         self.states = {"active": 0, "idle": 0, "stalled": 0, "draining": 0}
         self._cleaned_s = 0.0
@@ -152,15 +151,15 @@ class FlowTable:
         flow = self.flows.get(key)
         if flow is not None and flow.sink is not None and flow.oldest_s() is not None:
             return flow  # it may not move: what waits of it has not been sent
-        sink = self._place(*destination_of(key))
+        sink = self._sink_for(*destination_of(key))
         if flow is None:
             if len(self.flows) >= self._live.config.worker.max_flows:
                 self._make_room()
             flow = self.flows[key] = Flow(key)
             flow.last_s = now_s
-            self.created += 1
+            self._counts.flows_created += 1
         elif flow.sink is not None and sink is not flow.sink:
-            self.moved += 1
+            self._counts.flows_moved += 1
         if flow.sink is not sink:
             flow.pin(sink)
         return flow
@@ -207,7 +206,7 @@ class FlowTable:
         del self.flows[flow.key]
         if flow.sink is not None:
             flow.sink.flows.discard(flow)
-        self.reaped += 1
+        self._counts.flows_reaped += 1
 
 
 def _waits(flow: Flow) -> bool:
@@ -222,8 +221,3 @@ def unpin(sink: Sink, flows: set[Flow] | None = None) -> None:
     for flow in leaving:
         flow.sink = None
     sink.flows.difference_update(leaving)
-
-
-def new_drops() -> dict[str, int]:
-    """A zero for every drop reason."""
-    return dict.fromkeys(DROP_REASONS, 0)

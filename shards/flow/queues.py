@@ -1,10 +1,8 @@
-"""Places where packets wait that cannot be sent at all for now, in the order they came, whatever flows they
-are of.
+"""Sinks where packets wait that cannot be sent at all for now, in the order they came, whatever flows they are of.
 
-    room      until                                            bounds
-    Waiting   the peer has a session                           worker.pending_bytes, buffer_size,
-    pending_timeout
-    Holding   what was sent on the old way has arrived         session.hold_bytes, session.drain_timeout
+    sink           until                                      bounds
+    Pending        the peer has a session                     worker.pending_bytes, buffer_size, pending_timeout
+    ReorderBuffer  what was sent on the old lane has arrived  session.hold_bytes, session.drain_timeout
 
 Both give their chunks to `dispatch` when the time has come, which finds each flow's new sink.
 """
@@ -48,8 +46,8 @@ class Queue:
         return chunk
 
 
-class Waiting:
-    """The waiting room of a peer without a session: a small queue, each chunk for a limited time.
+class Pending:
+    """Packets for a peer without a session: a small queue, each chunk for a limited time.
 
     `want` is called when packets begin to wait: a session is wanted.
     """
@@ -95,7 +93,7 @@ class Waiting:
             dispatch(self.queue.take())
 
 
-class Holding:
+class ReorderBuffer:
     """Packets of flows that change their lane, held until what they sent before has arrived: order is kept."""
 
     movable_before_s = STAY

@@ -13,24 +13,20 @@ move      Small flows leave a busy session when another one is not: with the nex
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from shards.flow.flows import STAY
+from shards.peer.carrier import Carrier, Lane
 from shards.peer.pool import StreamPool
 from vpnd.config.live import Live
-
-if TYPE_CHECKING:
-    from shards.session.lane import Lane
-    from shards.session.link import Link
 
 
 class _Load:
     """What a session has done up to the last look at it, and between the last two."""
 
-    __slots__ = ("busy", "carried", "delayed", "recent", "sent", "waited")
+    __slots__ = ("busy", "carried", "delayed", "recent")
 
     def __init__(self) -> None:
-        self.carried = self.sent = self.waited = self.recent = 0
+        self.carried = self.recent = 0
         self.busy = self.delayed = False
 
 
@@ -39,7 +35,7 @@ class Multiplexer:
 
     def __init__(self, live: Live, pool: StreamPool, draw: Callable[[int], int]) -> None:
         self._live, self._pool, self._draw = live, pool, draw
-        self._loads: dict[Link, _Load] = {}
+        self._loads: dict[Carrier, _Load] = {}
         #: when something went to or came from the peer, as far as `look` has seen
         self.used_s = 0.0
         self._busy_s = 0.0
@@ -58,59 +54,63 @@ class Multiplexer:
         return min(lanes[first], lanes[second], key=self._ahead)
 
     def _ahead(self, lane: Lane) -> tuple[int, int]:
-        load = self._loads.get(lane.link)
+        load = self._loads.get(lane.carrier)
         recent = load.recent if load is not None else 0
-        return lane.link.load() + recent, len(lane.flows)
+        return lane.carrier.load() + recent, len(lane.flows)
 
     def look(self, now_s: float) -> None:
         """The periodic look at load. Every multiplexer.auto_scaling_interval."""
         pool = self._pool
-        links = pool.usable()
-        self._loads = {link: self._loads.get(link) or _Load() for link in links}
-        for link, load in self._loads.items():
-            self._measure(link, load)
+        carriers = pool.usable()
+        self._loads = {carrier: self._loads.get(carrier) or _Load() for carrier in carriers}
+        for carrier, load in self._loads.items():
+            self._measure(carrier, load)
         if any(load.recent for load in self._loads.values()):
             self.used_s = now_s
-        if not links:
+        if not carriers:
             return
-        calm = [link for link, load in self._loads.items() if not load.busy and not load.delayed]
-        if len(calm) < len(links):
+        calm = [carrier for carrier, load in self._loads.items() if not load.busy and not load.delayed]
+        if len(calm) < len(carriers):
             self._busy_s = now_s
         if not calm:
-            self._grow(links)
-        elif len(calm) == len(links):
-            self._shrink(now_s, links)
-        for link, load in self._loads.items():
+            self._grow(carriers)
+        elif len(calm) == len(carriers):
+            self._shrink(now_s, carriers)
+        for carrier, load in self._loads.items():
             if load.busy and calm:
-                link.barrier(lambda sent_s, link=link: _let_go(link, sent_s))  # type: ignore[misc]
+                carrier.barrier(lambda sent_s, carrier=carrier: _allow_moves(carrier, sent_s))  # type: ignore[misc]
             else:
-                _let_go(link, STAY)
+                _allow_moves(carrier, STAY)
 
-    def _measure(self, link: Link, load: _Load) -> None:
+    def _measure(self, carrier: Carrier, load: _Load) -> None:
         settings = self._live.config.multiplexer
-        carried = link.bytes_sent + link.received()[1]
+        traffic, least_s = carrier.traffic(), carrier.least_delay_s()
+        carried = traffic.bytes_sent + traffic.bytes_received
         load.recent = carried - load.carried
         load.busy = load.recent >= settings.busy_bytes
-        direct = (link.packets_sent - load.sent) - (link.waited - load.waited)
-        least_s = link.queue.window()
-        load.delayed = not direct and least_s is not None and least_s >= settings.scale_up_delay
-        load.carried, load.sent, load.waited = carried, link.packets_sent, link.waited
+        load.delayed = least_s is not None and least_s >= settings.scale_up_delay
+        load.carried = carried
 
-    def _grow(self, links: list[Link]) -> None:
+    def _grow(self, carriers: list[Carrier]) -> None:
         pool, config = self._pool, self._live.config
-        if pool.streams() + sum(link.opening for link in links) >= config.stream_pool.max_streams_per_peer:
+        if (
+            pool.streams() + sum(carrier.opening for carrier in carriers)
+            >= config.stream_pool.max_streams_per_peer
+        ):
             return
-        if len(links) < config.multiplexer.max_sessions:
-            if pool.scaled <= len(links):
-                pool.scaled = len(links) + 1
+        if len(carriers) < config.multiplexer.max_sessions:
+            if pool.scaled <= len(carriers):
+                pool.scaled = len(carriers) + 1
                 pool.tell_wanted(urgent=False)
-        elif any(load.delayed for load in self._loads.values()) and not any(link.opening for link in links):
-            pool.open_one(links)
+        elif any(load.delayed for load in self._loads.values()) and not any(
+            carrier.opening for carrier in carriers
+        ):
+            pool.open_one(carriers)
 
-    def _shrink(self, now_s: float, links: list[Link]) -> None:
+    def _shrink(self, now_s: float, carriers: list[Carrier]) -> None:
         """Nothing is busy: what was added goes back to the minimum when it has not been needed for a while."""
         pool, config = self._pool, self._live.config
-        added_s = max(link.opened_s for link in links)
+        added_s = max(carrier.opened_s for carrier in carriers)
         if (
             pool.scaled > config.multiplexer.min_sessions
             and now_s - max(added_s, self._busy_s) >= config.stream_pool.idle_timeout
@@ -119,7 +119,7 @@ class Multiplexer:
             pool.tell_wanted(urgent=False)
 
 
-def _let_go(link: Link, before_s: float) -> None:
+def _allow_moves(carrier: Carrier, before_s: float) -> None:
     """Flows of this session that were silent since `before_s` may go elsewhere."""
-    for lane in link.lanes.values():
+    for lane in carrier.lanes:
         lane.movable_before_s = before_s

@@ -18,30 +18,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
+from shards.counters import Counts
 from shards.flow.flows import Chunk, Flow, unpin
-from shards.flow.queues import Holding
+from shards.flow.queues import ReorderBuffer
+from shards.peer.carrier import Carrier, Lane
 from vpnd.config.live import Live
 from vpnd.resilience.backoff import Backoff
 from vpnd.resilience.retry import Retry
-
-if TYPE_CHECKING:
-    from shards.session.lane import Lane
-    from shards.session.link import Link
-
-
-class PoolCounts:
-    """Of all pools of a shard together."""
-
-    def __init__(self) -> None:
-        self.opened = self.closed = self.failed = self.acquired = self.rotated = 0
 
 
 class PoolHost(Protocol):
     """What a pool needs of its shard."""
 
-    counts: PoolCounts
+    counts: Counts
+
+    def now(self) -> float:
+        """The clock of everything."""
 
     def dispatch(self, chunk: Chunk) -> None:
         """Records find their flows' sinks anew."""
@@ -54,26 +48,19 @@ class PoolHost(Protocol):
 
 
 class StreamPool:
-    """Owner: the peer's `Peer`, on the shard's loop. `links`: all that are not closed, also those being
+    """Owner: the peer's `Peer`, on the shard's loop. `carriers`: all that are not closed, also those being
     left."""
 
-    def __init__(
-        self,
-        peer_id: str,
-        live: Live,
-        host: PoolHost,
-        drops: dict[str, int],
-        now: Callable[[], float],
-        lost: Callable[[], None],
-    ) -> None:
-        self.links: list[Link] = []
+    def __init__(self, peer_id: str, live: Live, host: PoolHost, lost: Callable[[], None]) -> None:
+        self.carriers: list[Carrier] = []
         #: sessions the multiplexer wants for the load there is
         self.scaled = live.config.multiplexer.min_sessions
-        self._peer_id, self._live, self._host, self._drops, self._now = peer_id, live, host, drops, now
+        self._peer_id, self._live, self._host, self._now = peer_id, live, host, host.now
         self._loop = asyncio.get_running_loop()
-        self._holdings: dict[Holding, Link] = {}
-        self._replacing: set[Link] = set()
-        self._rotating: set[Link] = set()
+        #: what flows are held back in, while their lane of this carrier is left
+        self._reordering: dict[ReorderBuffer, Carrier] = {}
+        self._replacing: set[Carrier] = set()
+        self._rotating: set[Carrier] = set()
         #: lanes without flows, of sessions we have left, that wait for the peer to leave as well
         self._empty: set[Lane] = set()
         #: of the sessions there were when one was to be rotated: those the peer dialed, and all
@@ -86,119 +73,119 @@ class StreamPool:
     def lanes(self) -> list[Lane]:
         """Those a flow may be pinned to, best first: of healthy sessions that stay; else of any that is
         open."""
-        every = [lane for link in self.links for lane in link.lanes.values() if not lane.leaving]
-        staying = [lane for lane in every if not lane.link.leaving]
-        healthy = [lane for lane in staying if not lane.link.vitals.suspect]
+        every = [lane for carrier in self.carriers for lane in carrier.lanes if not lane.leaving]
+        staying = [lane for lane in every if not lane.carrier.leaving]
+        healthy = [lane for lane in staying if not lane.carrier.suspect]
         return healthy or staying or every
 
-    def usable(self) -> list[Link]:
+    def usable(self) -> list[Carrier]:
         """Sessions that carry packets and are not about to end."""
-        return [link for link in self.links if link.usable]
+        return [carrier for carrier in self.carriers if carrier.usable]
 
     def streams(self) -> int:
         """Open lanes."""
-        return sum(len(link.lanes) for link in self.links)
+        return sum(len(carrier.lanes) for carrier in self.carriers)
 
     def held(self) -> int:
         """Packets held back until what went before them has arrived."""
-        return sum(holding.queue.packets for holding in self._holdings)
+        return sum(buffer.queue.packets for buffer in self._reordering)
 
-    # --- what links tell
+    # --- what carriers tell
 
-    def add(self, link: Link) -> None:
+    def add(self, carrier: Carrier) -> None:
         """A session was handed over. If the peer made it, it may have lost those it had: look after them."""
-        if not link.initiator:
+        if not carrier.initiator:
             self.look_after()
-        self.links.append(link)
+        self.carriers.append(carrier)
 
     def look_after(self) -> None:
         """Sessions may have ended without a word: find out."""
-        for link in self.links:
-            link.vitals.hurry()
+        for carrier in self.carriers:
+            carrier.check_alive()
 
     def lane_ready(self, lane: Lane) -> None:
         """A stream is open. What was only waiting for a way out takes it."""
-        self._host.counts.opened += 1
+        self._host.counts.streams_opened += 1
         self._retry.reset()
-        if lane.link.leaving:
+        if lane.carrier.leaving:
             self._leave_lane(lane)  # it was opening when the session was left: it goes as the others did
             return
-        if lane.link.vitals.suspect:
+        if lane.carrier.suspect:
             return
-        for link in self._replacing & set(self.links):
-            if link is not lane.link and not link.leaving and lane.link.initiator:
-                self.leave(link)
-        for link in self.links:
-            if link.peer_left and not link.left and link is not lane.link:
-                self.leave(link)
+        for carrier in self._replacing & set(self.carriers):
+            if carrier is not lane.carrier and not carrier.leaving and lane.carrier.initiator:
+                self.leave(carrier)
+        for carrier in self.carriers:
+            if carrier.peer_left and not carrier.left and carrier is not lane.carrier:
+                self.leave(carrier)
         # Both sides may have made a replacement, and one that was under way is no longer needed.
-        ours = [link for link in self.usable() if link.initiator and not link.vitals.suspect]
-        for link in ours[: -self.scaled]:
-            self.leave(link)
+        ours = [carrier for carrier in self.usable() if carrier.initiator and not carrier.suspect]
+        for carrier in ours[: -self.scaled]:
+            self.leave(carrier)
 
     def lane_closed(self, lane: Lane) -> None:
         """The peer has closed a lane, the session lives: what we sent on it may still be on its way."""
-        self._host.counts.closed += 1
+        self._host.counts.streams_closed += 1
         self._empty.discard(lane)
         self._leave_lane(lane)
-        self._end_if_left(lane.link)
-        self._keep_way(lane.link)
+        self._end_if_left(lane.carrier)
+        self._keep_way(lane.carrier)
 
-    def _keep_way(self, link: Link) -> None:
+    def _keep_way(self, carrier: Carrier) -> None:
         """Both sides may close their idle lanes at once and leave none: a session without one is of no use, and
         nobody would dial another."""
-        staying = any(not lane.leaving for lane in link.lanes.values())
-        if link.initiator and not (staying or link.opening or link.leaving or link.closed):
-            self._open_again(link)
+        staying = any(not lane.leaving for lane in carrier.lanes)
+        if carrier.initiator and not (staying or carrier.opening or carrier.leaving or carrier.closed):
+            self._open_again(carrier)
 
-    def stream_failed(self, link: Link) -> None:
+    def lane_failed(self, carrier: Carrier, reason: str) -> None:
         """A stream of ours did not open. Try again, later and later; give the session up in the end."""
-        self._host.counts.failed += 1
-        if link.closed or link.lanes or link.leaving:
+        self._host.counts.streams_failed += 1
+        if carrier.closed or carrier.lanes or carrier.leaving:
             return
         if self._live.config.retry != self._retry_settings:
             self._retry = self._new_retry()
         due_s = self._retry.fail(self._now())
         if due_s is None:
-            link.close("no stream could be opened")
+            carrier.close(f"no stream could be opened: {reason}")
         else:
-            self._loop.call_later(max(0.0, due_s - self._now()), self._open_again, link)
+            self._loop.call_later(max(0.0, due_s - self._now()), self._open_again, carrier)
 
-    def _open_again(self, link: Link) -> None:
-        staying = any(not lane.leaving for lane in link.lanes.values())
-        if not (staying or link.leaving or link.closed or link.open_stream()):
-            self.stream_failed(link)
+    def _open_again(self, carrier: Carrier) -> None:
+        staying = any(not lane.leaving for lane in carrier.lanes)
+        if not (staying or carrier.leaving or carrier.closed or carrier.open_lane()):
+            self.lane_failed(carrier, "the session takes no more")
 
-    def suspect(self, link: Link) -> None:
+    def suspect(self) -> None:
         """A session does not answer: make another one before this one breaks. New flows go elsewhere; those it has wait
         for the verdict, for if it is only slow, what is on its way arrives, and nothing may overtake it."""
         self.tell_wanted(urgent=True)
 
-    def peer_leaves(self, link: Link) -> None:
+    def peer_leaves(self, carrier: Carrier) -> None:
         """The peer wants to end a session, and waits until we do: at once, or as soon as there is another way."""
-        for lane in [lane for lane in self._empty if lane.link is link]:
+        for lane in [lane for lane in self._empty if lane.carrier is carrier]:
             self._empty.discard(lane)
-            link.close_lane(lane)
-        if link.left:
+            lane.close()
+        if carrier.left:
             return
-        if any(other.usable and not other.vitals.suspect for other in self.links if other is not link):
-            self.leave(link)
+        if any(other.usable and not other.suspect for other in self.carriers if other is not carrier):
+            self.leave(carrier)
         else:
             self.tell_wanted(urgent=False)
 
-    def link_closed(self, link: Link) -> None:
+    def carrier_closed(self, carrier: Carrier) -> None:
         """A session is gone."""
-        if link not in self.links:
+        if carrier not in self.carriers:
             return
-        self._host.counts.closed += len(link.lanes)
-        self.links.remove(link)
-        self._replacing.discard(link)
-        self._rotating.discard(link)
-        self._empty = {lane for lane in self._empty if lane.link is not link}
-        self.abandon(link)
-        for holding in [holding for holding, of in self._holdings.items() if of is link]:
-            self._release(holding, None)
-        if not self.links:
+        self._host.counts.streams_closed += len(carrier.lanes)
+        self.carriers.remove(carrier)
+        self._replacing.discard(carrier)
+        self._rotating.discard(carrier)
+        self._empty = {lane for lane in self._empty if lane.carrier is not carrier}
+        self.abandon(carrier)
+        for buffer in [buffer for buffer, of in self._reordering.items() if of is carrier]:
+            self._release(buffer, None)
+        if not self.carriers:
             self.scaled = self._live.config.multiplexer.min_sessions
             self._retry = self._new_retry()
         self.tell_wanted(urgent=False)
@@ -206,47 +193,48 @@ class StreamPool:
 
     # --- leaving
 
-    def abandon(self, link: Link, flows: set[Flow] | None = None) -> None:
+    def abandon(self, carrier: Carrier, flows: set[Flow] | None = None) -> None:
         """Its flows, or only those given, and what waits of them go elsewhere at once; what is on its way may
         be lost."""
-        chunks = link.queue.take_all(flows)
-        for lane in link.lanes.values():
+        for lane in carrier.lanes:
             unpin(lane, flows)
-        for chunk in chunks:
+        for chunk in carrier.take_queued(flows):
             self._host.dispatch(chunk)
 
     def drop_waiting(self, reason: str) -> None:
         """Nobody will come for what waits here."""
-        for link in self.links:
-            self._drops[reason] += sum(chunk.packets for chunk in link.queue.take_all())
-        for holding in self._holdings:
-            while holding.queue:
-                self._drops[reason] += holding.queue.take().packets
+        for carrier in self.carriers:
+            self._host.counts.drops[reason] += sum(chunk.packets for chunk in carrier.take_queued())
+        for buffer in self._reordering:
+            while buffer.queue:
+                self._host.counts.drops[reason] += buffer.queue.take().packets
 
-    def rotate(self, link: Link) -> None:
+    def rotate(self, carrier: Carrier) -> None:
         """Replace a session that has served long enough: wait for another one, then leave this one."""
-        if link in self._replacing or link.leaving:
+        if carrier in self._replacing or carrier.leaving:
             return
-        self._rotating.add(link)
-        staying = [other for other in self.usable() if other is not link and other not in self._replacing]
-        if sum(other.initiator and not other.vitals.suspect for other in staying) >= self.scaled:
-            self.leave(link)  # there were more than are wanted: it needs no replacement
+        self._rotating.add(carrier)
+        staying = [other for other in self.usable() if other is not carrier and other not in self._replacing]
+        if sum(other.initiator and not other.suspect for other in staying) >= self.scaled:
+            self.leave(carrier)  # there were more than are wanted: it needs no replacement
             return
-        self._replacing.add(link)
+        self._replacing.add(carrier)
         # What the peer has dialed is no replacement: it may be about to rotate that this very moment.
         self._spare = sum(not other.initiator for other in staying)
-        self._present = sum(not other.leaving for other in self.links)
+        self._present = sum(not other.leaving for other in self.carriers)
         self.tell_wanted(urgent=False)
 
-    def leave(self, link: Link) -> None:
+    def leave(self, carrier: Carrier) -> None:
         """End a session without losing anything; there must be others, or packets wait."""
-        link.go_away()
-        if link in self._rotating:
-            self._rotating.discard(link)
-            self._host.counts.rotated += 1
-        for lane in list(link.lanes.values()):
+        if carrier.closed:
+            return
+        carrier.go_away()
+        if carrier in self._rotating:
+            self._rotating.discard(carrier)
+            self._host.counts.sessions_rotated += 1
+        for lane in list(carrier.lanes):
             self._leave_lane(lane)
-        self._loop.call_later(self._live.config.session.drain_timeout, self._end, link)
+        self._loop.call_later(self._live.config.session.drain_timeout, self._end, carrier)
 
     def close_idle(self, lane: Lane) -> None:
         """Close a lane nobody uses."""
@@ -256,54 +244,51 @@ class StreamPool:
         if lane.leaving:
             return
         lane.leaving = True
-        link = lane.link
-        holding = Holding(self._live, self._drops, self._now)
-        for chunk in link.queue.take_all(lane.flows):
-            holding.hold(chunk)
+        carrier = lane.carrier
+        buffer = ReorderBuffer(self._live, self._host.counts.drops, self._now)
+        for chunk in carrier.take_queued(lane.flows):
+            buffer.hold(chunk)
         for flow in list(lane.flows):
-            flow.pin(holding)
-        self._holdings[holding] = link
-        if link.closed:
-            self._release(holding, lane)
-            return
-        link.barrier(lambda _: self._release(holding, lane))
-        self._loop.call_later(self._live.config.session.drain_timeout, self._release, holding, lane)
+            flow.pin(buffer)
+        self._reordering[buffer] = carrier
+        carrier.barrier(lambda _: self._release(buffer, lane))
+        self._loop.call_later(self._live.config.session.drain_timeout, self._release, buffer, lane)
 
-    def _release(self, holding: Holding, lane: Lane | None) -> None:
+    def _release(self, buffer: ReorderBuffer, lane: Lane | None) -> None:
         """Everything has arrived, or nothing more will: the flows go on elsewhere."""
-        link = self._holdings.pop(holding, None)
-        if link is None:
+        carrier = self._reordering.pop(buffer, None)
+        if carrier is None:
             return
-        unpin(holding)
-        holding.empty(self._host.dispatch)
+        unpin(buffer)
+        buffer.empty(self._host.dispatch)
         if lane is not None and not lane.closed:
-            if link.left and not link.peer_left:
+            if carrier.left and not carrier.peer_left:
                 self._empty.add(lane)
             else:
-                link.close_lane(lane)
-        self._end_if_left(link)
+                lane.close()
+        self._end_if_left(carrier)
 
-    def _end_if_left(self, link: Link) -> None:
+    def _end_if_left(self, carrier: Carrier) -> None:
         """The last one to need the session closes it: the side that was told of its end, when nothing is left
         on it."""
-        if link.leaving and not link.lanes and link not in self._holdings.values():
-            self._end(link)
+        if carrier.leaving and not carrier.lanes and carrier not in self._reordering.values():
+            self._end(carrier)
 
-    def _end(self, link: Link) -> None:
-        if not link.closed:
-            link.close("replaced", failed=False, polite=True)
+    def _end(self, carrier: Carrier) -> None:
+        if not carrier.closed:
+            carrier.close("replaced", failed=False, polite=True)
 
     # --- time
 
     def tell_wanted(self, *, urgent: bool) -> None:
         """Say how many sessions are wanted: for the load, and one for each that is about to be replaced."""
         leaving = sum(
-            1 for link in self.links if link in self._replacing or link.leaving or link.vitals.suspect
+            1 for carrier in self.carriers if carrier in self._replacing or carrier.leaving or carrier.suspect
         )
         multiplexer = self._live.config.multiplexer
         self.scaled = min(max(self.scaled, multiplexer.min_sessions), multiplexer.max_sessions)
         wanted = self.scaled + leaving
-        if any(not link.leaving for link in self._replacing):
+        if any(not carrier.leaving for carrier in self._replacing):
             wanted = max(wanted, min(wanted + self._spare, self._present + 1))
         if wanted != self._wanted or urgent:
             self._wanted = wanted
@@ -318,42 +303,42 @@ class StreamPool:
         """Open what is missing, close what is idle, replace what is old. Every stream_pool.cleanup_interval."""
         config = self._live.config
         before_s = now_s - config.stream_pool.idle_timeout
-        for link in self.usable():
-            if link.initiator and self._worn(link, now_s):
-                self.rotate(link)
+        for carrier in self.usable():
+            if carrier.initiator and self._worn(carrier, now_s):
+                self.rotate(carrier)
         idle = [lane for lane in self.lanes() if lane.idle_since(now_s) <= before_s]
         spare = len(self.lanes()) - config.stream_pool.min_streams_per_peer
         for lane in idle:
-            staying = sum(not other.leaving for other in lane.link.lanes.values())
-            if spare > 0 and lane.stream.ours and staying > 1:
+            staying = sum(not other.leaving for other in lane.carrier.lanes)
+            if spare > 0 and lane.ours and staying > 1:
                 self.close_idle(lane)
                 spare -= 1
         usable = self.usable()
         # the multiplexer lets go first: what it still wants would only be dialed again
-        for link in usable[self.scaled :]:
-            lanes = link.lanes.values()
-            if link.initiator and spare > 0 and all(lane in idle and not lane.leaving for lane in lanes):
-                self.leave(link)
+        for carrier in usable[self.scaled :]:
+            lanes = carrier.lanes
+            if carrier.initiator and spare > 0 and all(lane in idle and not lane.leaving for lane in lanes):
+                self.leave(carrier)
                 spare -= len(lanes)
         self.fill()
         self.tell_wanted(urgent=False)  # a suspect may have recovered, the limits may be others
 
     def fill(self) -> None:
         """Open streams up to the minimum; only who dialed a session opens them there, so that both do not."""
-        links = [link for link in self.usable() if link.initiator]
+        carriers = [carrier for carrier in self.usable() if carrier.initiator]
         missing = self._live.config.stream_pool.min_streams_per_peer - self.streams()
-        missing -= sum(link.opening for link in self.links)
-        for _ in range(max(0, missing if links else 0)):
-            self.open_one(links)
+        missing -= sum(carrier.opening for carrier in self.carriers)
+        for _ in range(max(0, missing if carriers else 0)):
+            self.open_one(carriers)
 
-    def open_one(self, links: list[Link]) -> bool:
+    def open_one(self, carriers: list[Carrier]) -> bool:
         """One stream more, on the session with the fewest."""
-        return min(links, key=lambda link: len(link.lanes) + link.opening).open_stream()
+        return min(carriers, key=lambda carrier: len(carrier.lanes) + carrier.opening).open_lane()
 
-    def _worn(self, link: Link, now_s: float) -> bool:
-        session = self._live.config.session
-        carried = max(link.bytes_sent, link.received()[1])
-        return now_s - link.opened_s >= session.max_age or carried >= session.max_bytes
+    def _worn(self, carrier: Carrier, now_s: float) -> bool:
+        session, traffic = self._live.config.session, carrier.traffic()
+        carried = max(traffic.bytes_sent, traffic.bytes_received)
+        return now_s - carrier.opened_s >= session.max_age or carried >= session.max_bytes
 
     def _new_retry(self) -> Retry:
         retry = self._retry_settings = self._live.config.retry

@@ -1,32 +1,27 @@
-"""The peers a shard knows, their sessions, and who owns a destination."""
+"""The peers a shard knows, and who owns a destination."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol
 
-from shards.flow.flows import Drain, Flow, Sink, unpin
-from shards.flow.prefixes import Prefixes
-from shards.flow.queues import Waiting
+from shards.counters import Traffic
+from shards.flow.flows import Discard, Flow, Sink, unpin
+from shards.flow.prefixes import Prefixes, set_of
+from shards.flow.queues import Pending
+from shards.peer.carrier import Carrier, Lane
 from shards.peer.multiplexer import Multiplexer
 from shards.peer.pool import PoolHost, StreamPool
 from vpnd.api.reports import PeerTraffic
 from vpnd.config.live import Live
 from vpnd.packet.flow import destination_of
 
-if TYPE_CHECKING:
-    from shards.session.lane import Lane
-    from shards.session.link import Link
-
 CLOSED, OPEN = "closed", "open"
 
 
 class PeerHost(PoolHost, Protocol):
     """What peers need of their shard."""
-
-    def now(self) -> float:
-        """The clock of everything."""
 
     def draw(self, below: int) -> int:
         """A random number."""
@@ -55,57 +50,56 @@ class Sources(Prefixes[bool]):
 class Peer:
     """One peer. `sources`: the addresses it may send from, and by which it is reached (cryptokey routing)."""
 
-    def __init__(self, peer_id: str, name: str, live: Live, host: PeerHost, drops: dict[str, int]) -> None:
+    def __init__(self, peer_id: str, name: str, live: Live, host: PeerHost) -> None:
         self.peer_id, self.name = peer_id, name
         self.prefixes: tuple[str, ...] = ()
         self.sources = Sources()
         self.circuit = CLOSED
-        self.waiting = Waiting(live, drops, host.now, lambda: host.want_now(self))
-        self.pool = StreamPool(peer_id, live, host, drops, host.now, self._lost)
+        drops = host.counts.drops
+        self.pending = Pending(live, drops, host.now, lambda: host.want_now(self))
+        self.pool = StreamPool(peer_id, live, host, self._lost)
         self.multiplexer = Multiplexer(live, self.pool, host.draw)
         self._host, self._live = host, live
-        self._barred = Drain("circuit_open", drops, self._knocked)
-        self._knocked_s = 0.0
-        self._ended = [0, 0, 0, 0]
+        self._discard = Discard("circuit_open", drops, self._discarding)
+        self._told_s = 0.0
+        self._ended = Traffic()  # of the sessions that have ended
 
     def sink(self) -> Sink:
-        """Where a new flow's packets go: a lane; without one the waiting room, or nowhere if the circuit is
-        open."""
+        """Where a new flow's packets go: a lane; without one they are pending, or discarded if the circuit
+        is open."""
         lane = self.multiplexer.pick()
         if lane is not None:
-            self._host.counts.acquired += 1
+            self._host.counts.streams_acquired += 1
             return lane
-        return self._barred if self.circuit == OPEN else self.waiting
+        return self._discard if self.circuit == OPEN else self.pending
 
     def set_circuit(self, state: str) -> None:
         """The peer is to be left alone, or not any more."""
         self.circuit = state
-        unpin(self._barred)
+        unpin(self._discard)
         if state == OPEN and not self.pool.lanes():
-            unpin(self.waiting)
-            self.waiting.drop_all("circuit_open")
+            unpin(self.pending)
+            self.pending.drop_all("circuit_open")
 
-    def _knocked(self) -> None:
+    def _discarding(self) -> None:
         """Packets are dropped for an open circuit: say so now and then, for it decides how soon it is tried
         again."""
         now_s = self._host.now()
-        if now_s - self._knocked_s >= self._live.config.circuit_breaker.reset_timeout:
-            self._knocked_s = now_s
+        if now_s - self._told_s >= self._live.config.circuit_breaker.reset_timeout:
+            self._told_s = now_s
             self._host.want_now(self)
 
     def lane_ready(self, lane: Lane) -> None:
         """What waited goes on."""
         self.pool.lane_ready(lane)
-        unpin(self._barred)
-        unpin(self.waiting)
-        self.waiting.empty(self._host.dispatch)
+        unpin(self._discard)
+        unpin(self.pending)
+        self.pending.empty(self._host.dispatch)
 
-    def link_closed(self, link: Link) -> None:
+    def carrier_closed(self, carrier: Carrier) -> None:
         """Keep what it has counted; flows and queue go elsewhere."""
-        packets, size = link.received()
-        for place, count in enumerate((link.bytes_sent, size, link.packets_sent, packets)):
-            self._ended[place] += count
-        self.pool.link_closed(link)
+        self._ended = self._ended.plus(carrier.traffic())
+        self.pool.carrier_closed(carrier)
 
     def _lost(self) -> None:
         """A session is gone. If it was the last, packets wait or not, by the state of the circuit."""
@@ -115,49 +109,81 @@ class Peer:
     def end(self) -> None:
         """No longer a peer: sessions are closed, what waits is dropped."""
         self.pool.drop_waiting("peer_forgotten")
-        self.waiting.drop_all("peer_forgotten")
-        for sink in (self._barred, self.waiting):
+        self.pending.drop_all("peer_forgotten")
+        for sink in (self._discard, self.pending):
             unpin(sink)
-        for link in list(self.pool.links):
-            link.close("no longer a peer", failed=False, polite=True)
+        for carrier in self.pool.carriers:
+            carrier.close("no longer a peer", failed=False, polite=True)
 
-    def look_again(self, owned: Callable[[Flow], bool]) -> None:
+    def owners_changed(self, owned: Callable[[Flow], bool]) -> None:
         """Destinations have new owners: flows pinned here whose destination is not `owned` any more find their
         sink anew. The others stay where they are, or they would be reordered."""
-        for sink in (self._barred, self.waiting):
+        for sink in (self._discard, self.pending):
             unpin(sink)
-        for link in list(self.pool.links):
-            lost = {flow for lane in link.lanes.values() for flow in lane.flows if not owned(flow)}
-            self.pool.abandon(link, lost)
+        for carrier in self.pool.carriers:
+            lost = {flow for lane in carrier.lanes for flow in lane.flows if not owned(flow)}
+            self.pool.abandon(carrier, lost)
 
     def queued(self) -> int:
         """Packets that wait, anywhere."""
-        return (
-            self.waiting.queue.packets
-            + self.pool.held()
-            + sum(link.queue.packets for link in self.pool.links)
-        )
+        waiting = sum(carrier.queued() for carrier in self.pool.carriers)
+        return self.pending.queue.packets + self.pool.held() + waiting
 
     def traffic(self) -> PeerTraffic:
         """Everything between this shard and the peer so far."""
-        sent, received, packets_sent, packets_received = self._ended
-        for link in self.pool.links:
-            packets, size = link.received()
-            sent += link.bytes_sent
-            received += size
-            packets_sent += link.packets_sent
-            packets_received += packets
-        return PeerTraffic(
-            peer_id=self.peer_id,
-            bytes_sent=sent,
-            bytes_received=received,
-            packets_sent=packets_sent,
-            packets_received=packets_received,
-        )
+        total = self._ended
+        for carrier in self.pool.carriers:
+            total = total.plus(carrier.traffic())
+        return PeerTraffic(peer_id=self.peer_id, **total._asdict())
+
+
+class Unowned:
+    """Destinations that no peer has, in networks where single addresses have owners: control is asked for them.
+
+    Off the packet path: asked about when a flow begins, not with its packets. An address is asked for once in
+    registry.negative_lifetime, and no more than registry.max_waiting addresses are; then `again()` lets all flows
+    without a destination look for one with their next packet, so who goes on sending goes on asking. `ask(address)`
+    asks control; `later(seconds, call)` is the loop's call_later.
+    """
+
+    def __init__(
+        self,
+        live: Live,
+        ask: Callable[[int], None],
+        again: Callable[[], None],
+        later: Callable[[float, Callable[[], None]], object],
+    ) -> None:
+        self._live, self._ask, self._again, self._later = live, ask, again, later
+        self._networks: Prefixes[bool] = Prefixes()
+        self._asked: set[int] = set()
+        self._waits = False
+
+    def govern(self, networks: Iterable[str]) -> None:
+        """Ask for addresses of these; also when control is a new one, which knows nothing of what was asked before."""
+        self._networks = set_of(networks)
+        self._asked.clear()
+        self._again()
+
+    def seen(self, version: int, address: int) -> None:
+        """A flow begins to an address that nobody has."""
+        if version != 4 or address in self._asked or not self._networks.find(version, address):
+            return
+        if len(self._asked) >= self._live.config.registry.max_waiting:
+            return
+        if not self._waits:
+            self._waits = True
+            self._later(self._live.config.registry.negative_lifetime, self._over)
+        self._asked.add(address)
+        self._ask(address)
+
+    def _over(self) -> None:
+        self._waits = False
+        self._asked.clear()
+        self._again()
 
 
 class PeerTable:
-    """All peers by id and by address. `unowned(version, address)` is told of a flow to an address that nobody has.
+    """All peers by id and by address. `ask(address)` asks control who has an address; `later` as for Unowned.
 
     Owner: shard loop.
     """
@@ -166,12 +192,15 @@ class PeerTable:
         self,
         make: Callable[[str, str], Peer],
         drops: dict[str, int],
-        unowned: Callable[[int, int], None] = lambda version, address: None,
+        live: Live,
+        ask: Callable[[int], None],
+        later: Callable[[float, Callable[[], None]], object],
     ) -> None:
-        self._make, self._unowned = make, unowned
+        self._make = make
+        self._unowned = Unowned(live, ask, self.retry_unrouted, later)
         self._peers: dict[str, Peer] = {}
         self._owners: Prefixes[Peer | None] = Prefixes()
-        self._no_route = Drain("no_route", drops)
+        self._no_route = Discard("no_route", drops)
 
     def __iter__(self) -> Iterator[Peer]:
         return iter(list(self._peers.values()))
@@ -179,24 +208,26 @@ class PeerTable:
     def get(self, peer_id: str) -> Peer | None:
         return self._peers.get(peer_id)
 
-    def place(self, version: int, address: int) -> Sink:
+    def sink_for(self, version: int, address: int) -> Sink:
         """The sink for a destination."""
         peer = self._owners.find(version, address)
         if peer is not None:
             return peer.sink()
-        self._unowned(version, address)
+        self._unowned.seen(version, address)
         return self._no_route
 
-    def reserve(self, networks: tuple[str, ...]) -> None:
-        """Nobody has what is in these because of a network around it, be it to be sent to or to send from."""
+    def ask_owners(self, networks: tuple[str, ...]) -> None:
+        """Of these networks single addresses have owners, whom control can be asked for: nobody has what is in them
+        because of a network around it, be it to be sent to or to send from."""
         for network in networks:
             if self._owners.get(network) is None:
                 around = self._owners.around(network)
                 self._owners.add(network, None)
                 if around is not None:
                     self._moved(around)
+        self._unowned.govern(networks)
 
-    def look_again(self) -> None:
+    def retry_unrouted(self) -> None:
         """Flows to addresses that nobody had look for an owner with their next packet."""
         unpin(self._no_route)
 
@@ -225,13 +256,13 @@ class PeerTable:
             peer.prefixes = prefixes
             for each in touched:
                 self._moved(each)
-            self.look_again()
+            self.retry_unrouted()
         peer.name = name
         return peer
 
     def _moved(self, peer: Peer) -> None:
         """What is around the peer's addresses, or within, belongs to somebody else than before."""
-        peer.look_again(lambda flow: self._owner(flow) is peer)
+        peer.owners_changed(lambda flow: self._owner(flow) is peer)
 
     def _owns(self, peer: Peer, version: int, address: int) -> bool:
         return self._owners.find(version, address) is peer

@@ -1,4 +1,4 @@
-"""Whether a session is alive: probes, signs of life, and what is concluded. No clock, no socket.
+"""Whether a session is alive: probes, signs of life, and what is concluded.
 
     healthy ── a probe, nothing heard for the timeout ──▶ suspect ── max_consecutive_failures in all ──▶ dead
        ▲                                                    │
@@ -11,7 +11,9 @@ is suspect within interval + timeout and given up within max_consecutive_failure
 
 from __future__ import annotations
 
+import asyncio
 import enum
+from collections.abc import Callable
 
 from vpnd.config.live import Live
 
@@ -27,7 +29,8 @@ class Verdict(enum.Enum):
 
 
 class Health:
-    """One session's. `step` at `next_s`, and when something is heard while it is suspect; times in seconds."""
+    """One session's, without a clock. `step` at `next_s`, and when something is heard while it is suspect; times in
+    seconds."""
 
     def __init__(self, live: Live, now_s: float) -> None:
         self._live = live
@@ -84,3 +87,52 @@ class Health:
         # Answered or not: an interval that is shorter than the timeout is kept as well.
         self.next_s = now_s + min(timeout_s, self._live.config.health.interval)
         return Verdict.PROBE
+
+
+class HealthTimer:
+    """A session's health on the loop. `heard_s()`: when something was received last; `act` does what a verdict asks.
+
+    Owner: the link.
+    """
+
+    def __init__(
+        self,
+        live: Live,
+        now: Callable[[], float],
+        heard_s: Callable[[], float],
+        act: Callable[[Verdict], None],
+    ) -> None:
+        self.health = Health(live, now())
+        self._now, self._heard_s, self._act = now, heard_s, act
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._stopped = False
+
+    def start(self) -> None:
+        """Look when it is time, from now on."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if not self._stopped:
+            self._timer = self._loop.call_later(max(0.0, self.health.next_s - self._now()), self.check)
+
+    def check(self) -> None:
+        """Look now."""
+        self._act(self.health.step(self._now(), self._heard_s()))
+        self.start()
+
+    def hurry(self) -> None:
+        """Something happened that sessions do not always survive: find out now."""
+        if not self._stopped:
+            self._act(self.health.hurry(self._now()))
+            self.start()
+
+    def retime(self) -> None:
+        """The interval may be another one."""
+        if self.health.retime(self._now()):
+            self.start()
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._stopped = True
+        if self._timer is not None:
+            self._timer.cancel()

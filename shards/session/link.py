@@ -1,12 +1,15 @@
-"""A link: one session with its socket, on the asyncio loop, without a task or an await.
+"""A link: one session with its transport, on the asyncio loop, without a task or an await; and its lanes.
 
-The socket's side of stages 4 and 5: `send` seals a span, `flush` writes what is sealed, `on_readable`
-decrypts and hands on.
+The transport's side of stages 4 and 5: `send` seals a span, `flush` writes what is sealed, `_read` decrypts and hands
+on.
 
     opening ── first stream ready ──▶ up ── go-away, or being replaced ──▶ leaving ──▶ closed
-       └──────────────────────────────┴───────── socket ends, protocol broken, no sign of life ──▶ closed
+       └──────────────────────────────┴───── transport ends, protocol broken, no sign of life ──▶ closed
 
-Back-pressure. Out: sealed bytes wait only for a socket that is full; as long as it is, and as long as the
+Closing only marks: whatever finds the end, in the middle of a batch of packets or of events, `LinkEvents.link_closed`
+comes behind it (`Outbound.after_batch`), and what is submitted to a closed lane until then goes back to `Outbound`.
+
+Back-pressure. Out: sealed bytes wait only for a transport that is full; as long as it is, and as long as the
 peer's window is shut, packets wait unsealed in a fair queue (shards/flow/fair.py), so that a slow peer costs the
 ring nothing and a small flow does not wait for a large one. In: what was read goes into the TUN at once,
 which does not block; a shard that is too slow is a socket that is read late.
@@ -15,122 +18,242 @@ which does not block; a shard that is too slow is a socket that is read late.
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
-import socket
 from collections.abc import Callable
+from typing import NamedTuple, Protocol
 
+from shards.counters import Counts, Traffic
 from shards.flow.fair import FairQueue
-from shards.flow.flows import Chunk, FlowTable
-from shards.inbound import Inbound
-from shards.peer.table import Peer
-from shards.session.adapt import adapt
-from shards.session.events import LinkEvents
-from shards.session.lane import Lane
-from shards.session.transport import SIOCOUTQ, SIOCOUTQNSD, discard, endpoints, outstanding, tune
-from shards.session.vitals import Vitals
+from shards.flow.flows import STAY, Chunk, Flow
+from shards.flow.prefixes import Prefixes
+from shards.inbound import Inbound, Reassembly
+from shards.outbound import Outbound
+from shards.session.health import HealthTimer, Verdict
+from shards.session.transport import Transport
 from shards.stream.events import Data, GoneAway, Pong, StreamClosed, StreamReady, WindowOpened
 from shards.stream.session import Session
 from shards.stream.yamux import Stream
 from vpnd.config.live import Live
 from vpnd.errors import LocalProtocolError, RemoteProtocolError
 from vpnd.packet.capability import Capabilities
-from vpnd.packet.record import PACKET_OFFSET
+from vpnd.packet.flow import key_of
+from vpnd.packet.offload import fit_span
+from vpnd.packet.record import LENGTH, LENGTH_BYTES, PACKET_OFFSET, VNET_BYTES
+
+
+class Remote(Protocol):
+    """What a session needs of the peer at its other end. `sources`: the addresses it may send from."""
+
+    peer_id: str
+    name: str
+
+    @property
+    def sources(self) -> Prefixes[bool]: ...
+
+
+class LinkEvents(Protocol):
+    """What a link tells. Never within a batch of outgoing packets."""
+
+    def lane_ready(self, lane: StreamLane) -> None:
+        """Packets can be sent over it."""
+
+    def lane_closed(self, lane: StreamLane) -> None:
+        """The peer has closed it while the session lives: its flows are still pinned to it."""
+
+    def lane_failed(self, link: Link, reason: str) -> None:
+        """A stream that this side opened did not come to be."""
+
+    def link_leaving(self, link: Link) -> None:
+        """The peer takes no new streams: it means to end the session."""
+
+    def link_suspect(self, link: Link) -> None:
+        """A probe was not answered in time."""
+
+    def link_recovered(self, link: Link) -> None:
+        """It was suspect, and something was heard."""
+
+    def link_closed(self, link: Link, reason: str, failed: bool) -> None:
+        """It has ended; its flows and its queue are to find other places. Once, and the last event."""
+
+
+class Surroundings(NamedTuple):
+    """What all links of a shard have in common. `hello`: what our TUN takes. `now`: the clock of everything.
+    `batch_done` is called when packets have come in."""
+
+    live: Live
+    outbound: Outbound
+    inbound: Inbound
+    counts: Counts
+    hello: Capabilities
+    now: Callable[[], float]
+    batch_done: Callable[[], None]
+
+
+class StreamLane:
+    """One open stream of a link, as flows see it: a Lane. Owner: its link.
+
+    It is used both ways: both nodes pin flows to it, whoever opened the stream. `adapt_to`: what the peer's TUN takes,
+    if less than ours gives. `reassembly` is the other direction: what the peer sends on the stream.
+    """
+
+    __slots__ = (
+        "active_s",
+        "adapt_to",
+        "carrier",
+        "closed",
+        "flows",
+        "holding",
+        "leaving",
+        "movable_before_s",
+        "packets_sent",
+        "reassembly",
+        "seen_packets",
+        "stream",
+    )
+
+    def __init__(self, link: Link, stream: Stream, adapt_to: Capabilities | None, now_s: float) -> None:
+        self.carrier, self.stream, self.adapt_to = link, stream, adapt_to
+        self.flows: set[Flow] = set()
+        self.movable_before_s = STAY
+        self.reassembly = Reassembly()
+        self.closed = self.leaving = self.holding = False
+        self.packets_sent = self.seen_packets = 0
+        self.active_s = now_s  # when `idle_since` last saw traffic
+
+    @property
+    def ours(self) -> bool:
+        return self.stream.ours
+
+    def submit(self, buffer: memoryview, start: int, end: int, packets: int) -> None:
+        self.carrier.send(self, buffer, start, end, packets)
+
+    def flush(self) -> None:
+        self.carrier.flush()
+
+    def close(self) -> None:
+        self.carrier.close_lane(self)
+
+    def idle_since(self, now_s: float) -> float:
+        packets = self.packets_sent + self.reassembly.packets
+        if packets != self.seen_packets or self.flows:
+            self.seen_packets, self.active_s = packets, now_s
+        return self.active_s
 
 
 class Link:
-    """One session. Owner: shard loop. After `close` only `report` may be called; `now` is the clock of
-    everything."""
+    """One session: a Carrier. Owner: shard loop. After `close` it may be read, and told anything without harm."""
 
     def __init__(
         self,
-        sock: socket.socket,
+        transport: Transport,
         session: Session,
         session_id: int,
         initiator: bool,
-        peer: Peer,
-        hello: Capabilities,
-        live: Live,
-        flows: FlowTable,
-        inbound: Inbound,
-        drops: dict[str, int],
+        peer: Remote,
         events: LinkEvents,
-        now: Callable[[], float],
+        common: Surroundings,
     ) -> None:
-        self.session_id, self.initiator, self.peer, self.events, self.now = (
-            session_id, initiator, peer, events, now,
-        )  # fmt: skip
-        self.queue = FairQueue(live, drops)
-        self.lanes: dict[Stream, Lane] = {}
+        self.session_id, self.initiator, self.peer = session_id, initiator, peer
+        self.now = common.now
+        self.queue = FairQueue(common.live, common.counts.drops)
+        self.lanes: list[StreamLane] = []
         self.rtt_s: float | None = None
-        #: `leaving`: it is about to end, for we have said so (`left`), or the peer has (`peer_left`), or both
-        self.closed = self.leaving = self.left = self.peer_left = False
-        self.opened_s = self.heard_s = now()
-        self.vitals = Vitals(self, live)
+        self.closed = self.left = self.peer_left = False
+        self.opened_s = self.heard_s = self.now()
+        self.health = HealthTimer(common.live, self.now, lambda: self.heard_s, self._on_verdict)
         self.packets_sent = self.bytes_sent = 0
-        #: packets that had to wait in the queue, of packets_sent
-        self.waited = 0
-        self._ended = [0, 0]  # packets and bytes received on lanes that are gone
+        self._waited = 0  # packets that had to wait in the queue, of packets_sent
+        self._seen_sent = self._seen_waited = 0  # both when `least_delay_s` was asked last
+        self._ended_packets = self._ended_bytes = 0  # received on lanes that are gone
         self._loop = asyncio.get_running_loop()
-        self._sock, self._session, self._live = sock, session, live
-        self._hello, self._flows, self._inbound, self._drops = hello, flows, inbound, drops
+        self._transport, self._session, self._events = transport, session, events
+        self._outbound, self._inbound, self._counts = common.outbound, common.inbound, common.counts
+        self._hello, self._batch_done = common.hello, common.batch_done
         self._opening: set[Stream] = set()
         self._barriers: dict[int, tuple[float, Callable[[float], None]]] = {}
-        self._writer_on = False
+        self._full = False  # the transport takes no more for now, or, once closed, for ever
         self._unchecked = 0
-        self._most_unsent = live.config.session.not_sent_lowat_bytes
+        self._most_unsent = common.live.config.session.not_sent_lowat_bytes
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due_s = 0.0
-        tune(sock, live.config.session)
 
     def start(self) -> None:
-        """Watch the socket; the initiator opens a stream. Events come from the next turn of the loop on."""
-        self._loop.add_reader(self._sock, self.on_readable)
+        """Watch the transport; the initiator opens a stream. Events come from the next turn of the loop on."""
+        self._transport.watch(functools.partial(self._run, self._read))
         if self.initiator:
-            self.open_stream()
+            self.open_lane()
         self._session.ping(self.now())
-        self.vitals.watch()
+        self.health.start()
         self._loop.call_soon(self._run, self._take_events)
 
     # --- out: stage 4
 
-    def send(self, lane: Lane, buffer: memoryview, start: int, end: int, packets: int) -> None:
-        """Seal the records in buffer[start:end], or queue them by flow.
+    def send(self, lane: StreamLane, buffer: memoryview, start: int, end: int, packets: int) -> None:
+        """Seal the records in buffer[start:end], or queue them by flow; closed, give them back.
 
         borrowed: `buffer`, until this returns; SCRATCH bytes in front of `start` are overwritten. Call
         `flush` at the end of a batch.
         """
-        if self._writer_on or self.queue.packets or not self._seal(lane, buffer, start, end, packets):
-            if self.closed:  # the socket ended under our hands; the flows have new sinks
-                self.events.dispatch(Chunk(buffer, start, end, packets, self.now()))
+        if self._full or self.queue.packets or not self._seal(lane, buffer, start, end, packets):
+            if self.closed:
+                self._outbound.dispatch(Chunk(buffer, start, end, packets, self.now()))
             else:
-                lane.queue_span(self._flows, buffer, start, end, self.now())
+                self._queue_span(lane, buffer, start, end)
 
-    def _seal(self, lane: Lane, buffer: memoryview, start: int, end: int, packets: int) -> bool:
+    def _seal(self, lane: StreamLane, buffer: memoryview, start: int, end: int, packets: int) -> bool:
         session, stream = self._session, lane.stream
         size = end - start - packets * PACKET_OFFSET
         unfit = 0
         if lane.adapt_to is not None:  # here, and not before it waits: a record that was cut counts as one
-            buffer, start, end, unfit = adapt(buffer, start, end, lane.adapt_to)
-        if not session.try_send(stream, buffer, start, end):
+            buffer, start, end, unfit = fit_span(buffer, start, end, lane.adapt_to)
+        if not session.send(stream, buffer, start, end):
             self.flush()
-            if self.closed or not session.try_send(stream, buffer, start, end):
+            if self.closed or not session.send(stream, buffer, start, end):
                 return False
+        counts = self._counts
         if unfit:
-            self._drops["too_big"] += unfit
+            counts.drops["too_big"] += unfit
             packets -= unfit
         lane.packets_sent += packets
         self.packets_sent += packets
         self.bytes_sent += size
-        self.events.packets_sent += packets
-        self.events.bytes_sent += size
+        counts.packets_sent += packets
+        counts.bytes_sent += size
         return True
 
+    def _queue_span(self, lane: StreamLane, buffer: memoryview, start: int, end: int) -> None:
+        """Put the records of buffer[start:end] into the queue, cut by flow: from here on each waits for its turn."""
+        now_s, put = self.now(), self.queue.put
+        position = begin = start
+        last, packets = -1, 0
+        while position < end:
+            (count,) = LENGTH.unpack_from(buffer, position)
+            key = key_of(buffer, position + PACKET_OFFSET, count - VNET_BYTES)
+            if key != last and packets:
+                put(self._flow(lane, last, now_s), Chunk(buffer, begin, position, packets, now_s))
+                begin, packets = position, 0
+            last = key
+            packets += 1
+            position += LENGTH_BYTES + count
+        put(self._flow(lane, last, now_s), Chunk(buffer, begin, end, packets, now_s))
+
+    def _flow(self, lane: StreamLane, key: int, now_s: float) -> Flow:
+        """The flow's worker, which is pinned to the lane unless it was forgotten within this very batch."""
+        flows = self._outbound.flows
+        flow = flows.flows.get(key) or flows.open(key, now_s)
+        if flow.sink is not lane:
+            flow.pin(lane)
+        return flow
+
     def flush(self) -> None:
-        """Write what is sealed; the rest when the socket is writable again."""
+        """Write what is sealed; the rest when the transport takes more."""
+        if self.closed:
+            return
         session = self._session
         try:
             while view := session.data_to_send():
-                count = self._sock.send(view)
+                count = self._transport.send(view)
                 session.data_sent(count)
                 self._unchecked += count
         except BlockingIOError:
@@ -142,51 +265,45 @@ class Link:
             # A socket takes more than TCP_NOTSENT_LOWAT in one call; what is beyond it would wait there, in
             # order of arrival, instead of in the fair queue.
             self._unchecked = 0
-            if not self._writer_on and outstanding(self._sock, SIOCOUTQNSD) > self._most_unsent:
+            if not self._full and self._transport.unsent() > self._most_unsent:
                 self._wait_writable()
 
     def _wait_writable(self) -> None:
-        if not self._writer_on and not self.closed:
-            self._writer_on = True
-            self._loop.add_writer(self._sock, self._run, self._on_writable)
+        if not self._full:
+            self._full = True
+            self._transport.wait_writable(functools.partial(self._run, self._on_writable))
 
     def _on_writable(self) -> None:
-        if self._writer_on:
-            self._writer_on = False
-            self._loop.remove_writer(self._sock)
+        self._full = False
         self.flush()
         self._send_queue()
 
     def _send_queue(self) -> None:
-        """Seal what waits, as long as the socket and the peer's windows take it."""
+        """Seal what waits, as long as the transport and the peer's windows take it."""
         queue = self.queue
         if not queue.packets:
             return
         now_s = self.now()
-        while not self._writer_on and not self.closed and (flow := queue.first(now_s)) is not None:
+        while not self._full and (flow := queue.first(now_s)) is not None:
             lane, chunk = flow.sink, flow.backlog.chunks[0]  # type: ignore[union-attr]
-            assert isinstance(lane, Lane)  # what waits here is pinned to a lane of this link
+            assert isinstance(lane, StreamLane)  # what waits here is pinned to a lane of this link
             if self._seal(lane, chunk.buffer, chunk.start, chunk.end, chunk.packets):
                 queue.sent(flow, now_s)
                 flow.last_s = now_s
-                self.waited += chunk.packets
+                self._waited += chunk.packets
                 if len(self._session.data_to_send()) >= self._most_unsent:
                     self.flush()
-            elif not self._writer_on and not self.closed:
+            elif not self._full:
                 queue.block(flow)
-        if not self.closed:
-            self.flush()
+        self.flush()
 
     # --- in: stage 5
 
-    def on_readable(self) -> None:
-        """The socket has bytes: one read, and everything that is whole in it."""
-        self._run(self._read)
-
     def _read(self) -> None:
+        """One read, and everything that is whole in it."""
         session = self._session
         try:
-            count = self._sock.recv_into(session.receive_buffer())
+            count = self._transport.recv_into(session.receive_buffer())
         except BlockingIOError:
             return
         except OSError as error:
@@ -198,8 +315,8 @@ class Link:
             return
         session.received(count)
         self._take_events()
-        if self.vitals.suspect:
-            self.vitals.check()
+        if self.suspect and not self.closed:
+            self.health.check()
 
     def _take_events(self) -> None:
         session = self._session
@@ -214,7 +331,7 @@ class Link:
                 self._on_event(event)
                 if self.closed:
                     return
-        self.events.batch_done()
+        self._batch_done()
         self.flush()
         self._arm(now_s)
 
@@ -224,9 +341,10 @@ class Link:
                 self._opening.discard(stream)
                 fits = hello.offloads & self._hello.offloads == self._hello.offloads
                 fits = fits and hello.max_record >= self._hello.max_record
-                lane = self.lanes[stream] = Lane(self, stream, None if fits else hello, self.now())
+                lane = StreamLane(self, stream, None if fits else hello, self.now())
                 stream.context = lane.reassembly
-                self.events.lane_ready(lane)
+                self.lanes.append(lane)
+                self._events.lane_ready(lane)
             case WindowOpened():
                 self.queue.unblock()
                 self._send_queue()
@@ -235,53 +353,54 @@ class Link:
                 if value in self._barriers:
                     sent_s, then = self._barriers.pop(value)
                     then(sent_s)
-            case StreamClosed(stream=stream):
+            case StreamClosed(stream=stream, reason=reason):
                 self._opening.discard(stream)
-                closed = self.lanes.pop(stream, None)
-                if closed is None:
-                    self.events.stream_failed(self)
+                lane_of = next((lane for lane in self.lanes if lane.stream is stream), None)
+                if lane_of is None:
+                    self._events.lane_failed(self, reason)
                     return
-                closed.closed = True
-                self._ended[0] += closed.reassembly.packets
-                self._ended[1] += closed.reassembly.bytes
-                self.events.lane_closed(closed)
+                self.lanes.remove(lane_of)
+                lane_of.closed = True
+                self._ended_packets += lane_of.reassembly.packets
+                self._ended_bytes += lane_of.reassembly.bytes
+                self._events.lane_closed(lane_of)
+            case GoneAway() if fault := event.fault():
+                self.close(f"the peer gives up: {fault}")
             case GoneAway():
-                self.leaving = self.peer_left = True
-                self.events.link_leaving(self)
+                self.peer_left = True
+                self._events.link_leaving(self)
 
     # --- streams and order
 
-    def open_stream(self) -> bool:
-        """Begin a stream: lane_ready, or stream_failed, follows. False when the session takes no more."""
+    def open_lane(self) -> bool:
         try:
             stream = self._session.open_stream(self.now())
         except LocalProtocolError:
             return False
         self._opening.add(stream)
-        self.flush_soon()
+        self._flush_soon()
         return True
 
-    def close_lane(self, lane: Lane) -> None:
-        """No more of ours on it; lane_closed follows when the peer has closed its side."""
+    def close_lane(self, lane: StreamLane) -> None:
+        """See StreamLane.close."""
         if not self.closed:
             self._session.close_stream(lane.stream)
             self._arm(self.now())
-            self.flush_soon()
+            self._flush_soon()
 
     def go_away(self) -> None:
-        """Begin to end the session: neither side opens streams any more."""
-        self.leaving = self.left = True
-        self._session.go_away()
-        self.flush_soon()
+        if not self.closed:
+            self.left = True
+            self._session.go_away()
+            self._flush_soon()
 
     def barrier(self, then: Callable[[float], None]) -> None:
-        """Call `then` once the peer has taken everything sent so far, with the time of this call. If the link
-        ends, never."""
-        now_s = self.now()
-        self._barriers[self._session.ping(now_s)] = now_s, then
-        self.flush_soon()
+        if not self.closed:
+            now_s = self.now()
+            self._barriers[self._session.ping(now_s)] = now_s, then
+            self._flush_soon()
 
-    def flush_soon(self) -> None:
+    def _flush_soon(self) -> None:
         """Flush when what runs now, maybe in the middle of a batch, is done; take what happened within."""
         if not self.closed:
             self._loop.call_soon(self._run, self._take_local_events)
@@ -290,11 +409,6 @@ class Link:
         heard_s = self.heard_s
         self._take_events()
         self.heard_s = heard_s  # nothing came from the peer
-
-    def probe(self) -> None:
-        """Ask for a sign of life."""
-        self._session.ping(self.now())
-        self.flush_soon()
 
     # --- time and end
 
@@ -305,8 +419,15 @@ class Link:
         try:
             step()
         except RemoteProtocolError as error:
-            self.events.session_errors += 1
+            self._counts.session_errors += 1
+            self._send_last_words()  # a go-away that says so
             self.close(f"protocol error: {error}")
+
+    def _send_last_words(self) -> None:
+        try:
+            self._transport.send(self._session.data_to_send())
+        except OSError:
+            pass  # the peer sees the connection end, which says nearly the same
 
     def _arm(self, now_s: float) -> None:
         due_s = self._session.next_timer_s()
@@ -325,73 +446,99 @@ class Link:
             self._session.handle_timer(self.now())
             self._run(self._take_local_events)
 
-    def close(self, reason: str, *, failed: bool = True, polite: bool = False) -> None:
-        """End the session; what waits in its queue goes to another link of the peer, or waits for one.
+    def _on_verdict(self, verdict: Verdict) -> None:
+        match verdict:
+            case Verdict.PROBE:
+                self._probe()
+            case Verdict.SUSPECT:
+                self._counts.health_failures += 1
+                self._probe()
+                self._events.link_suspect(self)
+            case Verdict.RECOVERED:
+                self._events.link_recovered(self)
+            case Verdict.DEAD:
+                self._counts.health_failures += 1
+                self._counts.health_deaths += 1
+                self.close("no sign of life")
 
-        `failed`: not by our will. `polite` tells the peer first, so that it does not take the end for a
-        failure.
-        """
+    def _probe(self) -> None:
+        self._counts.health_probes += 1
+        self._session.ping(self.now())
+        self._flush_soon()
+
+    def check_alive(self) -> None:
+        self.health.hurry()
+
+    def close(self, reason: str, *, failed: bool = True, polite: bool = False) -> None:
         if self.closed:
             return
-        self.closed = True
         if polite:
             self._session.go_away()
-            try:
-                self._sock.send(self._session.data_to_send())
-            except OSError:
-                pass  # the peer sees the socket close, which says the same
-        self._loop.remove_reader(self._sock)
-        if self._writer_on:
-            self._loop.remove_writer(self._sock)
+            self._send_last_words()
+        self.closed = self._full = True
+        for lane in self.lanes:
+            lane.closed = lane.leaving = lane.holding = True
         if self._timer is not None:
             self._timer.cancel()
-        self.vitals.stop()
-        if not polite:
-            discard(self._sock)
-        self._sock.close()
+        self.health.stop()
+        self._transport.close(discard=not polite)
         self._barriers.clear()
-        for lane in self.lanes.values():
-            lane.closed = True
-        self._loop.call_soon(self._forget_session)
-        self.events.link_closed(self, reason, failed)
+        self._outbound.after_batch(functools.partial(self._tell_closed, reason, failed))
 
-    def _forget_session(self) -> None:
-        """Nobody is within a call of it any more: its buffers, a megabyte, go now. The link refers to itself by its
-        lanes, and waits for the garbage collector, which does not know how large it is."""
+    def _tell_closed(self, reason: str, failed: bool) -> None:
+        # Nobody is within a call of it any more: its buffers, a megabyte, go now. The link refers to itself by its
+        # lanes, and waits for the garbage collector, which does not know how large it is.
         del self._session
+        self._events.link_closed(self, reason, failed)
 
     # --- what others look at
 
     @property
+    def leaving(self) -> bool:
+        return self.left or self.peer_left
+
+    @property
+    def suspect(self) -> bool:
+        return self.health.health.suspect
+
+    @property
     def usable(self) -> bool:
-        """Packets can be sent, and it is not about to end."""
-        return not self.closed and not self.leaving and any(not lane.leaving for lane in self.lanes.values())
+        return not self.closed and not self.leaving and any(not lane.leaving for lane in self.lanes)
 
     @property
     def opening(self) -> int:
-        """Streams of ours that are not open yet."""
         return len(self._opening)
 
     def load(self) -> int:
-        """Bytes that are ahead of the next packet: in our queue, sealed, and in the kernel until
-        acknowledged."""
         if self.closed:
             return 0
-        return self.queue.bytes + len(self._session.data_to_send()) + outstanding(self._sock, SIOCOUTQ)
+        return self.queue.bytes + len(self._session.data_to_send()) + self._transport.outstanding()
+
+    def queued(self) -> int:
+        return self.queue.packets
+
+    def take_queued(self, flows: set[Flow] | None = None) -> list[Chunk]:
+        return self.queue.take_all(flows)
+
+    def least_delay_s(self) -> float | None:
+        direct = (self.packets_sent - self._seen_sent) - (self._waited - self._seen_waited)
+        self._seen_sent, self._seen_waited = self.packets_sent, self._waited
+        least_s = self.queue.least_delay_s()
+        return None if direct else least_s
+
+    def traffic(self) -> Traffic:
+        received = [lane.reassembly for lane in self.lanes]
+        return Traffic(
+            self.bytes_sent,
+            self._ended_bytes + sum(each.bytes for each in received),
+            self.packets_sent,
+            self._ended_packets + sum(each.packets for each in received),
+        )
 
     def local_address(self) -> str:
-        """The local IP address of its socket; empty if the kernel does not know any more."""
-        try:
-            return str(self._sock.getsockname()[0]).removeprefix("::ffff:")
-        except OSError:
-            return ""
+        """See Transport."""
+        return self._transport.local_address()
 
     def endpoints(self) -> tuple[str, str]:
-        """See shards.session.transport.endpoints."""
-        return endpoints(self._sock)
-
-    def received(self) -> tuple[int, int]:
-        """Packets and bytes received, on all streams it ever had."""
-        each = [lane.reassembly for lane in self.lanes.values()]
-        packets, size = self._ended
-        return packets + sum(one.packets for one in each), size + sum(one.bytes for one in each)
+        """See Transport."""
+        return self._transport.endpoints()

@@ -1,13 +1,19 @@
-"""What the data plane asks of a session's TCP socket."""
+"""What a session's bytes go over: a Transport, and the one there is, a stream socket.
+
+TCP is the rule. A socket of another family (AF_UNIX: somebody between who carries the bytes on) has none of TCP's
+options, cannot be reset, and tells only how much its other end has not read yet.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import logging
 import socket
 import struct
 import sys
 from collections.abc import Callable
+from typing import Any, Protocol
 
 from vpnd.config.schema import Session as Settings
 
@@ -20,14 +26,115 @@ TCP_RTO_MIN_US, TCP_DELACK_MAX_US = 45, 46
 MICROSECONDS = 1_000_000
 #: Linux' ioctls for the bytes in a socket's send queue (include/uapi/linux/sockios.h): not acknowledged, not
 #: sent.
-SIOCOUTQ = 0x5411
-SIOCOUTQNSD = 0x894B
+_SIOCOUTQ = 0x5411
+_SIOCOUTQNSD = 0x894B
 #: struct linger: wait for the send queue, but not at all.
 _RESET = struct.pack("ii", 1, 0)
 
 
+class Transport(Protocol):
+    """An ordered, reliable way for bytes to the peer and back, that never blocks. Owner: its link.
+
+    `recv_into(buffer)` returns how many bytes came, 0 at the end; `send(view)` how many were taken. Both raise
+    BlockingIOError when it is not the time for it, and OSError when it has ended.
+    """
+
+    recv_into: Callable[[memoryview], int]
+    send: Callable[[Any], int]
+
+    def watch(self, readable: Callable[[], None]) -> None:
+        """Call `readable` whenever there is something to receive, until `close`."""
+
+    def wait_writable(self, writable: Callable[[], None]) -> None:
+        """Call `writable` once, when more can be sent. Not to be asked for twice at a time."""
+
+    def unsent(self) -> int:
+        """Bytes it has taken and would still have to send first."""
+
+    def outstanding(self) -> int:
+        """Bytes it has taken and of which it is not known that they have arrived."""
+
+    def local_address(self) -> str:
+        """The IP address of this end; empty if it has none, or the kernel does not know any more."""
+
+    def endpoints(self) -> tuple[str, str]:
+        """IP:port of both ends, ours first; empty as above."""
+
+    def close(self, *, discard: bool) -> None:
+        """The end. `discard`: what was taken and not sent yet must not arrive, as far as that can be had."""
+
+
+class SocketTransport:
+    """A stream socket, non-blocking and ours, on the running loop."""
+
+    def __init__(self, sock: socket.socket, settings: Settings) -> None:
+        # Nothing between link and kernel.
+        self.recv_into: Callable[[memoryview], int] = sock.recv_into
+        self.send: Callable[[Any], int] = sock.send
+        self._sock, self._loop = sock, asyncio.get_running_loop()
+        self._writable: Callable[[], None] | None = None
+        self._tcp = sock.family in (socket.AF_INET, socket.AF_INET6)
+        self._unsent_request = _SIOCOUTQNSD if self._tcp else _SIOCOUTQ
+        if self._tcp:
+            tune(sock, settings)
+        else:
+            # Such a socket is writable below a quarter of its buffer, of which Linux makes twice what it is told:
+            # here too the kernel holds no more than the setting says.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, settings.not_sent_lowat_bytes * 2)
+
+    def watch(self, readable: Callable[[], None]) -> None:
+        self._loop.add_reader(self._sock, readable)
+
+    def wait_writable(self, writable: Callable[[], None]) -> None:
+        self._writable = writable
+        self._loop.add_writer(self._sock, self._on_writable)
+
+    def _on_writable(self) -> None:
+        writable, self._writable = self._writable, None
+        self._loop.remove_writer(self._sock)
+        if writable is not None:
+            writable()
+
+    def unsent(self) -> int:
+        return self._queued(self._unsent_request)
+
+    def outstanding(self) -> int:
+        return self._queued(_SIOCOUTQ)
+
+    def _queued(self, request: int) -> int:
+        return int.from_bytes(fcntl.ioctl(self._sock, request, bytes(4)), sys.byteorder)
+
+    def local_address(self) -> str:
+        address = self._ask(self._sock.getsockname)
+        return address[0] if address else ""
+
+    def endpoints(self) -> tuple[str, str]:
+        ends = (self._ask(self._sock.getsockname), self._ask(self._sock.getpeername))
+        local, remote = (
+            "" if end is None else f"[{end[0]}]:{end[1]}" if ":" in end[0] else f"{end[0]}:{end[1]}"
+            for end in ends
+        )
+        return local, remote
+
+    def _ask(self, name: Callable[[], Any]) -> tuple[str, int] | None:
+        try:
+            return (str(name()[0]).removeprefix("::ffff:"), name()[1]) if self._tcp else None
+        except OSError:
+            return None
+
+    def close(self, *, discard: bool) -> None:
+        self._loop.remove_reader(self._sock)
+        if self._writable is not None:
+            self._loop.remove_writer(self._sock)
+        if discard:
+            # TCP: reset. What is not sent yet would go on being sent for as long as TCP_USER_TIMEOUT, and arrive
+            # behind what went over another session by then.
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self._sock.close()
+
+
 def tune(sock: socket.socket, settings: Settings) -> None:
-    """Socket options of a data session. What the kernel may refuse is as the system has it then: a congestion control
+    """TCP's options for a data session. What the kernel may refuse is as the system has it then: a congestion control
     it does not know, or that is not in net.ipv4.tcp_allowed_congestion_control, and timers before Linux 6.15."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, settings.not_sent_lowat_bytes)
@@ -46,28 +153,3 @@ def _try(sock: socket.socket, option: int, value: int | bytes) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, option, value)
     except OSError as error:
         log.debug("TCP option %d = %r: %s", option, value, error)
-
-
-def discard(sock: socket.socket) -> None:
-    """Let close() reset the connection: what the kernel has not sent yet, and would go on sending for as long as
-    TCP_USER_TIMEOUT, must not arrive behind what went over another session by then."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-
-
-def endpoints(sock: socket.socket) -> tuple[str, str]:
-    """IP:port of both ends, ours first; empty for one the kernel does not know any more."""
-    return _endpoint(sock.getsockname), _endpoint(sock.getpeername)
-
-
-def _endpoint(ask: Callable[[], tuple[str, int]]) -> str:
-    try:
-        host, port = ask()[:2]
-    except OSError:
-        return ""
-    host = host.removeprefix("::ffff:")
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def outstanding(sock: socket.socket, request: int) -> int:
-    """Bytes in the socket's send queue: SIOCOUTQ, not acknowledged yet; SIOCOUTQNSD, not even sent."""
-    return int.from_bytes(fcntl.ioctl(sock, request, bytes(4)), sys.byteorder)

@@ -10,6 +10,7 @@ import enum
 
 import msgspec
 
+from shards.stream import spec
 from shards.stream.yamux import Stream
 from vpnd.packet.capability import Capabilities
 
@@ -19,12 +20,19 @@ class CloseReason(enum.StrEnum):
 
     CLOSED = "closed"  # a FIN of both sides, in either order
     RESET_BY_PEER = "reset by peer"
-    RESET = "reset"  # by reset_stream(), or close_stream() before it was ready
+    RESET = "reset"  # by close_stream() before it was ready
     REFUSED = "the peer does not speak the packet protocol"
     UNKNOWN_PROTOCOL = "the peer asked for another protocol"
     CLOSED_EARLY = "closed by the peer before it was ready"
     NEGOTIATE_TIMEOUT = "not ready in time"
     CLOSE_TIMEOUT = "the peer did not close its side in time"
+
+
+_FAULTS = {
+    spec.GO_AWAY_NORMAL: "",
+    spec.GO_AWAY_PROTOCOL_ERROR: "protocol error",
+    spec.GO_AWAY_INTERNAL_ERROR: "internal error",
+}
 
 
 class StreamReady(msgspec.Struct, frozen=True, gc=False):
@@ -70,6 +78,10 @@ class GoneAway(msgspec.Struct, frozen=True, gc=False):
     """The peer takes no new streams; those that are open go on. `code`: GO_AWAY_* of the spec, or any u32."""
 
     code: int
+
+    def fault(self) -> str:
+        """What the peer says is wrong, for people; empty when nothing is."""
+        return _FAULTS.get(self.code, f"code {self.code}")
 
 
 Event = StreamReady | Data | StreamClosed | WindowOpened | Pong | GoneAway

@@ -64,7 +64,6 @@ class Sealer:
         "_size",
         "_tail",
         "_view",
-        "bytes_sent",
         "nonce",
     )
 
@@ -81,7 +80,6 @@ class Sealer:
         self._limit = buffer_bytes - reserve_bytes
         self._head = 0
         self._tail = 0
-        self.bytes_sent = 0
 
     def room(self) -> int:
         """Payload bytes seal_data() has room for now, the overhead of every message taken off."""
@@ -92,8 +90,8 @@ class Sealer:
         free = free % _MAX_WIRE - _DATA_OVERHEAD
         return room + free if free > 0 else room
 
-    def seal_data(self, stream_id: int, ring: memoryview, start: int, end: int) -> int:
-        """Seal ring[start:end] as plain data frames, one to a message, and return how many.
+    def seal_data(self, stream_id: int, ring: memoryview, start: int, end: int) -> None:
+        """Seal ring[start:end] as plain data frames, one to a message.
 
         The caller has checked end - start <= room() and start >= HEADER_BYTES. Each frame's header is written
         into the twelve bytes in front of its payload: scratch for the first, bytes already sealed for the
@@ -103,7 +101,6 @@ class Sealer:
         tail = self._tail
         encrypt, pack_nonce = self._encrypt, self._nonce
         nonce = self.nonce
-        frames = 0
         while start < end:
             stop = end if end - start <= _MAX_PAYLOAD else start + _MAX_PAYLOAD
             if nonce >= _NONCE_LIMIT:
@@ -118,9 +115,7 @@ class Sealer:
             # Stored at once: a nonce must never serve twice, whatever happens to the next message.
             self.nonce = nonce = nonce + 1
             self._tail = tail
-            frames += 1
             start = stop
-        return frames
 
     def seal_control(self, frames: bytes) -> bool:
         """Seal small frames as one message, also into the reserve; False, and nothing done, without room.
@@ -150,7 +145,6 @@ class Sealer:
         head = self._head + count
         if count < 0 or head > self._tail:
             raise LocalProtocolError("more was sent than there was to send")
-        self.bytes_sent += count
         self._head = head
         if head == self._tail:
             self._head = self._tail = 0
@@ -172,7 +166,7 @@ class Opener:
     `plain` holds the plaintext of the last message opened. Owner: the session; not thread-safe.
     """
 
-    __slots__ = ("_decrypt", "_end", "_nonce", "_size", "_start", "_view", "bytes_received", "nonce", "plain")
+    __slots__ = ("_decrypt", "_end", "_nonce", "_size", "_start", "_view", "nonce", "plain")
 
     def __init__(
         self, key: bytes, nonce: int, buffer_bytes: int, plain_bytes: int, cipher: str = "chachapoly"
@@ -185,7 +179,6 @@ class Opener:
         self._size = buffer_bytes
         self._start = 0
         self._end = 0
-        self.bytes_received = 0
         self.plain = memoryview(bytearray(max(plain_bytes, spec.MAX_PLAINTEXT_BYTES)))
 
     def receive_buffer(self) -> memoryview:
@@ -205,7 +198,6 @@ class Opener:
         if count < 0 or self._end + count > self._size:
             raise LocalProtocolError("more was received than there was room for")
         self._end += count
-        self.bytes_received += count
 
     def open_untrusted(self) -> int:
         """Open the next message into `plain`; return its length, or -1 if it is not all there yet.

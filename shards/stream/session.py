@@ -14,8 +14,6 @@ in (receive buffer → plaintext).
 
 from __future__ import annotations
 
-import msgspec
-
 from shards.stream import spec
 from shards.stream.events import Data, Event
 from shards.stream.negotiate import encode_hello
@@ -23,7 +21,7 @@ from shards.stream.noise import Opener, Sealer
 from shards.stream.table import StreamTable
 from shards.stream.yamux import Stream, StreamState
 from vpnd.config.schema import Session as Settings
-from vpnd.errors import LocalProtocolError, RemoteProtocolError
+from vpnd.errors import RemoteProtocolError
 from vpnd.packet.capability import Capabilities
 
 _READY = StreamState.READY
@@ -35,36 +33,12 @@ _words = spec.HEADER_WORDS.unpack_from
 _fields = spec.HEADER.unpack_from
 
 
-class StreamStatistics(msgspec.Struct, frozen=True, kw_only=True):
-    """One stream now. Windows in payload bytes: `send_window` ours to use, `receive_window` the peer's."""
-
-    stream_id: int
-    ours: bool
-    state: str
-    send_window: int
-    receive_window: int
-
-
-class Statistics(msgspec.Struct, frozen=True, kw_only=True):
-    """Since the session was handed over. Bytes are the socket's, all included; messages are Noise's."""
-
-    bytes_sent: int
-    bytes_received: int
-    messages_sent: int
-    messages_received: int
-    frames_sent: int
-    frames_received: int
-    waiting_bytes: int
-    streams_by_state: dict[str, int]
-    streams: tuple[StreamStatistics, ...]
-
-
 class Session:
     """The engine of one session. Owner: the shard's loop; not thread-safe.
 
     RemoteProtocolError means the peer broke the protocol: the session is dead, next_event() raises it again,
-    room() is 0 and streams end without a StreamClosed; what data_to_send() holds, a go-away at its end, may
-    still be sent. LocalProtocolError means the caller has a bug: nothing was done, the session lives.
+    nothing is sent any more, and streams end without a StreamClosed; what data_to_send() holds, a go-away at its end,
+    may still be sent. LocalProtocolError means the caller has a bug: nothing was done, the session lives.
     """
 
     def __init__(
@@ -99,7 +73,6 @@ class Session:
             settings=settings,
             now_s=now_s,
         )
-        self._first_nonces = (send_nonce, receive_nonce)
         self._events = self._table.events
         self._streams = self._table.streams
         self._failure: RemoteProtocolError | None = None
@@ -159,7 +132,6 @@ class Session:
                         stream = self._streams.get(stream_id)
                         if stream is not None and stream.state is _READY and length <= stream.receive_window:
                             stream.receive_window -= length
-                            self._table.frames_received += 1
                             self._position = self._limit = limit
                             return Data(stream, self._plain[_HEADER_BYTES:limit])
                 self._position = 0
@@ -226,35 +198,19 @@ class Session:
         """
         return self._table.open(now_s)
 
-    def room(self, stream: Stream) -> int:
-        """Payload bytes send() takes now, by the peer's window and the send buffer; 0 unless it is ready."""
-        if stream.state is not _READY:
-            return 0
-        room = self._sealer.room()
-        window = stream.send_window
-        return room if room < window else window
+    def send(self, stream: Stream, ring: memoryview, start: int, end: int) -> bool:
+        """Seal ring[start:end] as payload, in as few messages as it fits in. False, and nothing done, when the stream
+        is not ready or the peer's window or the send buffer has no room for all of it.
 
-    def send(self, stream: Stream, ring: memoryview, start: int, end: int) -> None:
-        """Seal ring[start:end] as payload, in as few messages as it fits in.
-
-        `ring` is a writable view of bytes. ring[start-12:start] is overwritten, and, where the span is longer
-        than one message, the twelve bytes before each further message: all of ring[start:end] is free for
-        the caller when this returns, and no longer what it was.
-        LocalProtocolError: the span is longer than room(), or start is less than 12.
+        `ring` is a writable view of bytes; `start` is 12 or more. ring[start-12:start] is overwritten, and, where the
+        span is longer than one message, the twelve bytes before each further message: all of ring[start:end] is free
+        for the caller when this returns True, and no longer what it was.
         """
-        if start < _HEADER_BYTES:
-            raise LocalProtocolError("no scratch in front of the span")
-        if not self.try_send(stream, ring, start, end):
-            raise LocalProtocolError("more is sent than there is room for")
-
-    def try_send(self, stream: Stream, ring: memoryview, start: int, end: int) -> bool:
-        """As send(), but False, and nothing done, when the span is longer than room(). `start` must be 12 or
-        more."""
         size = end - start
         if stream.state is not _READY or size > stream.send_window or size > self._sealer.room():
             return False
         try:
-            self._table.frames_sent += self._sealer.seal_data(stream.id, ring, start, end)
+            self._sealer.seal_data(stream.id, ring, start, end)
         except RemoteProtocolError as error:
             self._fail(error)
             raise
@@ -283,10 +239,6 @@ class Session:
         """
         self._table.close(stream)
 
-    def reset_stream(self, stream: Stream) -> None:
-        """End the stream both ways at once. StreamClosed follows; on a closed one nothing happens."""
-        self._table.reset(stream)
-
     def go_away(self, code: int = spec.GO_AWAY_NORMAL) -> None:
         """Tell the peer to open no more streams, and refuse those it opens nevertheless. Open ones go on."""
         self._table.go_away(code)
@@ -296,12 +248,12 @@ class Session:
     def data_to_send(self) -> memoryview:
         """Sealed bytes, all of them. borrowed: until data_sent() or any call that may seal.
 
-        Those are next_event(), handle_timer() and everything under "packets out" but room().
+        Those are next_event(), handle_timer() and everything under "packets out".
         """
         return self._sealer.data_to_send()
 
     def data_sent(self, count: int) -> None:
-        """The first `count` bytes of data_to_send() are out; room() may have grown.
+        """The first `count` bytes of data_to_send() are out; send() may have room again.
 
         LocalProtocolError: there were not so many.
         """
@@ -317,30 +269,3 @@ class Session:
     def handle_timer(self, now_s: float) -> None:
         """Reset streams late to open or to close; next_event() then has their StreamClosed."""
         self._table.expire(now_s)
-
-    def statistics(self) -> Statistics:
-        """A snapshot, for status and debugging; not for the packet path."""
-        streams = tuple(
-            StreamStatistics(
-                stream_id=stream.id,
-                ours=stream.ours,
-                state=stream.state.value,
-                send_window=stream.send_window,
-                receive_window=stream.receive_window,
-            )
-            for stream in self._streams.values()
-        )
-        by_state = {state.value: 0 for state in StreamState if state is not _CLOSED}
-        for stream in streams:
-            by_state[stream.state] += 1
-        return Statistics(
-            bytes_sent=self._sealer.bytes_sent,
-            bytes_received=self._opener.bytes_received,
-            messages_sent=self._sealer.nonce - self._first_nonces[0],
-            messages_received=self._opener.nonce - self._first_nonces[1],
-            frames_sent=self._table.frames_sent,
-            frames_received=self._table.frames_received,
-            waiting_bytes=len(self._sealer.data_to_send()),
-            streams_by_state=by_state,
-            streams=streams,
-        )

@@ -18,7 +18,7 @@ from shards.stream import spec, yamux
 from shards.stream.events import CloseReason, Event, GoneAway, Pong, StreamClosed, StreamReady, WindowOpened
 from shards.stream.negotiate import Negotiation, Outcome
 from shards.stream.noise import Sealer
-from shards.stream.yamux import Happening, Stream, StreamState
+from shards.stream.yamux import Stream, StreamEvent, StreamState
 from vpnd.config.schema import Session as Settings
 from vpnd.errors import LocalProtocolError, RemoteProtocolError
 
@@ -32,8 +32,6 @@ class StreamTable:
         self.events: deque[Event] = deque()
         self.streams: dict[int, Stream] = {}
         self.now_s = now_s
-        self.frames_sent = 0
-        self.frames_received = 0
         self._sealer = sealer
         self._hello_item = hello_item
         self._settings = settings
@@ -74,8 +72,7 @@ class StreamTable:
         stream.send_window -= len(opening)
         self._ask(
             yamux.window_update(stream_id, self._raise_by, spec.FLAG_SYN)
-            + yamux.data_frame(stream_id, opening),
-            2,
+            + yamux.data_frame(stream_id, opening)
         )
         return stream
 
@@ -84,7 +81,7 @@ class StreamTable:
         if stream.state is StreamState.NEGOTIATING:
             self.reset(stream)
         elif stream.state is StreamState.READY:
-            stream.move(Happening.LOCAL_FIN)
+            stream.move(StreamEvent.LOCAL_FIN)
             self._deadlines[stream] = (self.now_s + self._settings.close_timeout, CloseReason.CLOSE_TIMEOUT)
             self._ask(yamux.window_update(stream.id, 0, spec.FLAG_FIN))
 
@@ -92,7 +89,7 @@ class StreamTable:
         """RST, at once."""
         if stream.state is not StreamState.CLOSED:
             self._ask(yamux.window_update(stream.id, 0, spec.FLAG_RST))
-            self._finish(stream, Happening.RESET, reason)
+            self._finish(stream, StreamEvent.RESET, reason)
 
     def ping(self, now_s: float) -> int:
         """Several may be under way; the caller does not ask without end for what is not answered."""
@@ -154,7 +151,6 @@ class StreamTable:
         A FIN on a frame with payload is left to the caller, to remote_fin() once the payload is taken.
         Raises RemoteProtocolError only.
         """
-        self.frames_received += 1
         if version != spec.VERSION:
             raise RemoteProtocolError(f"Yamux version {version}")
         if kind == spec.TYPE_DATA or kind == spec.TYPE_WINDOW_UPDATE:
@@ -189,7 +185,7 @@ class StreamTable:
         if stream is None:
             return None
         if flags & spec.FLAG_RST:
-            self._finish(stream, Happening.RESET, CloseReason.RESET_BY_PEER)
+            self._finish(stream, StreamEvent.RESET, CloseReason.RESET_BY_PEER)
             return None
         if kind == spec.TYPE_DATA:
             if length > stream.receive_window:
@@ -245,7 +241,7 @@ class StreamTable:
         outcome = negotiation.outcome
         if outcome is Outcome.AGREED:
             assert negotiation.hello is not None
-            stream.move(Happening.AGREED)
+            stream.move(StreamEvent.AGREED)
             stream.negotiation = None
             del self._deadlines[stream]
             self.events.append(StreamReady(stream, negotiation.hello))
@@ -253,7 +249,7 @@ class StreamTable:
             self._answer(yamux.window_update(stream.id, 0, spec.FLAG_FIN))
             refused = outcome is Outcome.REFUSED
             self._finish(
-                stream, Happening.RESET, CloseReason.REFUSED if refused else CloseReason.UNKNOWN_PROTOCOL
+                stream, StreamEvent.RESET, CloseReason.REFUSED if refused else CloseReason.UNKNOWN_PROTOCOL
             )
         return used
 
@@ -261,17 +257,17 @@ class StreamTable:
         """The peer has sent its last byte on this stream."""
         if stream.state is StreamState.NEGOTIATING:
             self._answer(yamux.window_update(stream.id, 0, spec.FLAG_RST))
-            self._finish(stream, Happening.REMOTE_FIN, CloseReason.CLOSED_EARLY)
+            self._finish(stream, StreamEvent.REMOTE_FIN, CloseReason.CLOSED_EARLY)
         elif stream.state is not StreamState.CLOSED:
             if stream.state is StreamState.READY:
                 self._answer(yamux.window_update(stream.id, 0, spec.FLAG_FIN))
-            self._finish(stream, Happening.REMOTE_FIN, CloseReason.CLOSED)
+            self._finish(stream, StreamEvent.REMOTE_FIN, CloseReason.CLOSED)
 
     def die(self) -> None:
         """The session is dead: no stream takes anything any more; a go-away is tried."""
         self._dead = True
         for stream in self.streams.values():
-            stream.move(Happening.RESET)
+            stream.move(StreamEvent.RESET)
             stream.negotiation = None
         self.streams.clear()
         self.events.clear()
@@ -294,8 +290,8 @@ class StreamTable:
             self._count_theirs += 1
         return stream, negotiation
 
-    def _finish(self, stream: Stream, happening: Happening, reason: CloseReason) -> None:
-        stream.move(happening)
+    def _finish(self, stream: Stream, event: StreamEvent, reason: CloseReason) -> None:
+        stream.move(event)
         stream.negotiation = None
         del self.streams[stream.id]
         self._deadlines.pop(stream, None)
@@ -310,12 +306,10 @@ class StreamTable:
         if not self._sealer.seal_control(yamux.window_update(stream.id, stream.owed)):
             self._owing[stream] = None
             return
-        self.frames_sent += 1
         stream.receive_window += stream.owed
         stream.owed = 0
 
-    def _ask(self, frames: bytes, count: int = 1) -> None:
-        self.frames_sent += count
+    def _ask(self, frames: bytes) -> None:
         # In order, even where a small one would find room: a RST must not overtake its SYN.
         if self._postponed or not self._sealer.seal_control(frames):
             self._postponed.append(frames)
@@ -324,4 +318,3 @@ class StreamTable:
         # May overtake what is postponed: no answer is about a stream that waits there for its SYN.
         if not self._sealer.seal_control(frame):
             raise RemoteProtocolError("the peer asks for more answers than it reads")
-        self.frames_sent += 1

@@ -28,7 +28,7 @@ class StreamState(enum.Enum):
     CLOSED = "closed"
 
 
-class Happening(enum.Enum):
+class StreamEvent(enum.Enum):
     """What moves a stream from state to state."""
 
     AGREED = "agreed"
@@ -37,15 +37,15 @@ class Happening(enum.Enum):
     RESET = "reset"  # by either side, a timeout or a refusal
 
 
-TRANSITIONS: dict[tuple[StreamState, Happening], StreamState] = {
-    (StreamState.NEGOTIATING, Happening.AGREED): StreamState.READY,
-    (StreamState.NEGOTIATING, Happening.REMOTE_FIN): StreamState.CLOSED,
-    (StreamState.NEGOTIATING, Happening.RESET): StreamState.CLOSED,
-    (StreamState.READY, Happening.LOCAL_FIN): StreamState.CLOSING,
-    (StreamState.READY, Happening.REMOTE_FIN): StreamState.CLOSED,
-    (StreamState.READY, Happening.RESET): StreamState.CLOSED,
-    (StreamState.CLOSING, Happening.REMOTE_FIN): StreamState.CLOSED,
-    (StreamState.CLOSING, Happening.RESET): StreamState.CLOSED,
+TRANSITIONS: dict[tuple[StreamState, StreamEvent], StreamState] = {
+    (StreamState.NEGOTIATING, StreamEvent.AGREED): StreamState.READY,
+    (StreamState.NEGOTIATING, StreamEvent.REMOTE_FIN): StreamState.CLOSED,
+    (StreamState.NEGOTIATING, StreamEvent.RESET): StreamState.CLOSED,
+    (StreamState.READY, StreamEvent.LOCAL_FIN): StreamState.CLOSING,
+    (StreamState.READY, StreamEvent.REMOTE_FIN): StreamState.CLOSED,
+    (StreamState.READY, StreamEvent.RESET): StreamState.CLOSED,
+    (StreamState.CLOSING, StreamEvent.REMOTE_FIN): StreamState.CLOSED,
+    (StreamState.CLOSING, StreamEvent.RESET): StreamState.CLOSED,
 }
 
 
@@ -68,11 +68,11 @@ class Stream:
         self.negotiation: Negotiation | None = negotiation
         self.context: Any = None
 
-    def move(self, happening: Happening) -> None:
+    def move(self, event: StreamEvent) -> None:
         """The only place a state changes. LocalProtocolError for a move the table does not have."""
-        following = TRANSITIONS.get((self.state, happening))
+        following = TRANSITIONS.get((self.state, event))
         if following is None:
-            raise LocalProtocolError(f"stream {self.id} is {self.state.value}: no {happening.value} now")
+            raise LocalProtocolError(f"stream {self.id} is {self.state.value}: no {event.value} now")
         self.state = following
 
     def __repr__(self) -> str:

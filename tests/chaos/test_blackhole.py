@@ -34,7 +34,6 @@ TOLERANCE = 0.3
 EXPECTED_DROPS = {
     "circuit_open",
     "no_session",
-    "session_lost",
     "queue_full",
     "queue_delay",
     "flow_full",

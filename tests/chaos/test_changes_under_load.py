@@ -67,7 +67,7 @@ def test_scaling_while_shards_are_killed_ends_with_the_number_asked_for() -> Non
         assert flow.late == 0
         assert flow.longest_gap_s() < 3.0
         dropped = drops(settled(a))
-        assert set(dropped) <= {"shard_died", "shard_down", "session_lost", "no_session", "ring_full"}
+        assert set(dropped) <= {"shard_died", "shard_down", "no_session", "ring_full"}
 
 
 def reload(node: Node, **tables: dict[str, Any]) -> set[str]:

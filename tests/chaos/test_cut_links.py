@@ -30,7 +30,7 @@ from lab import (
 pytestmark = pytest.mark.root
 
 #: What may be lost of a flow whose sessions end under it.
-LOST_WITH_SESSIONS = {"session_lost", "no_session", "circuit_open", "queue_full", "queue_delay", "flow_full"}
+LOST_WITH_SESSIONS = {"no_session", "circuit_open", "queue_full", "queue_delay", "flow_full"}
 #: Dials, handshakes and streams anew, on a busy machine.
 BACK_S = 3.0
 

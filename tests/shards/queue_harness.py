@@ -6,8 +6,9 @@ from typing import Any
 
 from simulation.packets import LEAST_BYTES, number_of, record
 
+from shards.counters import Counts
 from shards.flow.fair import FairQueue
-from shards.flow.flows import Chunk, Flow, new_drops
+from shards.flow.flows import Chunk, Flow
 from vpnd.config.live import Live
 from vpnd.config.schema import Config, Worker
 from vpnd.config.streams import Session
@@ -49,7 +50,7 @@ class Fair:
 
     def __init__(self, settings: Live) -> None:
         self.live = settings
-        self.drops = new_drops()
+        self.drops = Counts().drops
         self.queue = FairQueue(settings, self.drops)
         self.flows: dict[int, Flow] = {}
         self.sent: list[tuple[int, int]] = []

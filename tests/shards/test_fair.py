@@ -202,12 +202,12 @@ def test_the_least_waiting_time_is_told_once():
     fair = Fair(live())
     for since_s in (0.0, 0.3):
         fair.put(BULK, now_s=since_s)
-    assert fair.queue.window() is None
+    assert fair.queue.least_delay_s() is None
     fair.send(0.4)
     fair.send(0.4)
-    assert fair.queue.window() == pytest.approx(0.1)
+    assert fair.queue.least_delay_s() == pytest.approx(0.1)
     assert fair.queue.delay_s == pytest.approx(0.1)
-    assert fair.queue.window() is None
+    assert fair.queue.least_delay_s() is None
 
 
 @given(st.randoms(use_true_random=False), st.sampled_from((20, 1 << 16)), st.sampled_from((0.001, 10.0)))

@@ -9,13 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from queue_harness import Fair, chunk, live, numbers
 
+from shards.counters import Counts
 from shards.flow.fair import FairQueue
-from shards.flow.flows import STAY, Drain, Flow, FlowTable, Sink, new_drops, unpin
-from shards.flow.queues import Holding, Waiting
+from shards.flow.flows import STAY, Discard, Flow, FlowTable, Sink, unpin
+from shards.flow.queues import Pending, ReorderBuffer
 from vpnd.config.live import Live
 from vpnd.packet.ring import SCRATCH
 
-DROPS = new_drops()
+DROPS = Counts().drops
 
 
 class Place:
@@ -38,14 +39,16 @@ def table(max_flows: int = 16, sinks: list[Sink] | None = None, **worker: float)
     """A table whose flows get the sinks in turn, the last one for good."""
     settings = live(worker={"max_flows": max_flows, "idle_timeout": 10.0, "stall_timeout": 1.0} | worker)
     order = sinks or [Place()]
-    return FlowTable(
-        settings, lambda version, address: order.pop(0) if len(order) > 1 else order[0]
-    ), settings
+
+    def sink_for(version: int, address: int) -> Sink:
+        return order.pop(0) if len(order) > 1 else order[0]
+
+    return FlowTable(settings, sink_for, Counts()), settings
 
 
 def wait(flow: Flow, settings: Live, since_s: float = 0.0) -> FairQueue:
     """Something of the flow waits."""
-    queue = FairQueue(settings, new_drops())
+    queue = FairQueue(settings, Counts().drops)
     queue.put(flow, chunk(1, range(1), since_s))
     return queue
 
@@ -58,7 +61,7 @@ def test_a_full_table_forgets_the_flow_longest_without_a_packet():
     flows.open(100, 2.0)
     assert len(flows.flows) == 16
     assert 5 not in flows.flows and 100 in flows.flows
-    assert (flows.created, flows.reaped) == (17, 1)
+    assert (flows._counts.flows_created, flows._counts.flows_reaped) == (17, 1)
 
 
 @pytest.mark.setting("worker.max_flows")
@@ -86,7 +89,7 @@ def test_flows_of_which_something_waits_are_never_forgotten():
 
 def test_flows_that_are_held_back_are_never_forgotten():
     """A new worker would not know of the packets that wait, and overtake them."""
-    holding = Holding(live(), DROPS, lambda: 0.0)
+    holding = ReorderBuffer(live(), DROPS, lambda: 0.0)
     flows, _ = table(max_flows=16, sinks=[holding, Place()])
     held = flows.open(1, 0.0)
     for key in range(100, 200):
@@ -112,7 +115,7 @@ def test_silent_flows_are_forgotten(sentence, timeout_s, now_s, kept):
     flows.clean(now_s)
     assert (1 in flows.flows) == kept
     assert (flow in place.flows) == kept
-    assert flows.reaped == (0 if kept else 1)
+    assert flows._counts.flows_reaped == (0 if kept else 1)
 
 
 STATES = [
@@ -130,7 +133,7 @@ STATES = [
     ("sentence", "last_s", "waits_since_s", "held", "worker", "state"), STATES, ids=[row[0] for row in STATES]
 )
 def test_a_flow_is_in_one_state(sentence, last_s, waits_since_s, held, worker, state):
-    place: Sink = Holding(live(), DROPS, lambda: 0.0) if held else Place()
+    place: Sink = ReorderBuffer(live(), DROPS, lambda: 0.0) if held else Place()
     flows, settings = table(sinks=[place], **worker)
     flows.clean(5.0)
     flow = flows.open(1, last_s)
@@ -148,7 +151,7 @@ def test_a_flow_moves_only_when_nothing_of_it_waits():
     assert flows.open(1, 1.0).sink is first
     queue.take_all()
     assert flows.open(1, 1.0).sink is second
-    assert (first.flows, second.flows, flows.moved) == (set(), {flow}, 1)
+    assert (first.flows, second.flows, flows._counts.flows_moved) == (set(), {flow}, 1)
 
 
 def test_a_flow_whose_sink_has_ended_finds_another():
@@ -163,11 +166,11 @@ def test_a_flow_whose_sink_has_ended_finds_another():
     assert other.sink is None and not first.flows
 
 
-def test_a_drain_counts_and_says_so_before():
-    drops, seen = new_drops(), []
-    drain = Drain("circuit_open", drops, lambda: seen.append(drops["circuit_open"]))
-    drain.submit(memoryview(b""), 0, 0, 3)
-    drain.submit(memoryview(b""), 0, 0, 2)
+def test_a_discard_sink_counts_and_says_so_before():
+    drops, seen = Counts().drops, []
+    discard = Discard("circuit_open", drops, lambda: seen.append(drops["circuit_open"]))
+    discard.submit(memoryview(b""), 0, 0, 3)
+    discard.submit(memoryview(b""), 0, 0, 2)
     assert (drops["circuit_open"], seen) == (5, [0, 3])
 
 
@@ -175,9 +178,9 @@ def test_a_drain_counts_and_says_so_before():
 def test_every_flow_is_pinned_where_it_says(chance: random.Random) -> None:
     places = [Place() for _ in range(3)]
     fair = Fair(live())
-    flows = FlowTable(
-        live(worker={"max_flows": 16, "idle_timeout": 1.0}), lambda version, address: chance.choice(places)
-    )
+    counts = Counts()
+    settings = live(worker={"max_flows": 16, "idle_timeout": 1.0})
+    flows = FlowTable(settings, lambda version, address: chance.choice(places), counts)
     now_s = 0.0
     for _ in range(chance.randrange(150)):
         now_s += chance.random() / 4
@@ -196,7 +199,7 @@ def test_every_flow_is_pinned_where_it_says(chance: random.Random) -> None:
         pinned = [flow for place in places for flow in place.flows]
         assert len(pinned) == len(set(pinned))
         assert all(flows.flows[flow.key] is flow and flow in flow.sink.flows for flow in pinned)
-        assert flows.created - flows.reaped == len(flows.flows)
+        assert counts.flows_created - counts.flows_reaped == len(flows.flows)
         waiting = sum(flow.oldest_s() is not None for flow in flows.flows.values())
         assert len(flows.flows) <= 16 + waiting
 
@@ -231,51 +234,51 @@ ROOM = [
 @pytest.mark.setting("worker.pending_bytes")
 @pytest.mark.parametrize(("sentence", "worker", "packets", "kept"), ROOM, ids=[row[0] for row in ROOM])
 def test_packets_wait_for_a_session_within_bounds(sentence, worker, packets, kept):
-    drops, wanted = new_drops(), []
-    waiting = Waiting(live(worker=worker), drops, lambda: 0.0, lambda: wanted.append(1))
+    drops, wanted = Counts().drops, []
+    pending = Pending(live(worker=worker), drops, lambda: 0.0, lambda: wanted.append(1))
     for number in range(packets):
         one = chunk(1, range(number, number + 1), size=100)
-        waiting.submit(one.buffer, one.start, one.end, 1)
-    assert (waiting.queue.packets, drops["no_session"]) == (kept, packets - kept)
+        pending.submit(one.buffer, one.start, one.end, 1)
+    assert (pending.queue.packets, drops["no_session"]) == (kept, packets - kept)
     assert wanted[:1] == [1] and len(wanted) == (1 if kept else packets)
     out: list[tuple[int, int]] = []
-    waiting.empty(lambda each: out.extend(numbers(each)))
+    pending.empty(lambda each: out.extend(numbers(each)))
     assert out == [(1, number) for number in range(kept)]
-    assert not waiting.queue and waiting.queue.bytes == 0
+    assert not pending.queue and pending.queue.bytes == 0
 
 
 def test_what_waits_for_too_long_is_dropped():
-    drops, clock = new_drops(), [0.0]
+    drops, clock = Counts().drops, [0.0]
     settings = live(worker={"pending_timeout": 2.0})
-    waiting = Waiting(settings, drops, lambda: clock[0], lambda: None)
+    pending = Pending(settings, drops, lambda: clock[0], lambda: None)
     for clock[0] in (0.0, 1.0):
         one = chunk(1, range(2))
-        waiting.submit(one.buffer, one.start, one.end, 2)
-    assert waiting.expire(1.9) == 2.0
-    assert waiting.expire(2.0) == 3.0
+        pending.submit(one.buffer, one.start, one.end, 2)
+    assert pending.expire(1.9) == 2.0
+    assert pending.expire(2.0) == 3.0
     assert drops["no_session"] == 2
     settings.config = live(worker={"pending_timeout": 5.0}).config
-    assert waiting.expire(3.0) == 6.0
-    waiting.drop_all("circuit_open")
-    assert waiting.expire(9.0) is None and drops["circuit_open"] == 2
+    assert pending.expire(3.0) == 6.0
+    pending.drop_all("circuit_open")
+    assert pending.expire(9.0) is None and drops["circuit_open"] == 2
 
 
 def test_what_finds_no_way_after_all_waits_on_in_order():
-    waiting = Waiting(live(), new_drops(), lambda: 0.0, lambda: None)
+    pending = Pending(live(), Counts().drops, lambda: 0.0, lambda: None)
     for number in range(3):
         one = chunk(1, range(number, number + 1))
-        waiting.submit(one.buffer, one.start, one.end, 1)
-    waiting.empty(lambda each: waiting.submit(each.buffer, each.start, each.end, each.packets))
+        pending.submit(one.buffer, one.start, one.end, 1)
+    pending.empty(lambda each: pending.submit(each.buffer, each.start, each.end, each.packets))
     out: list[tuple[int, int]] = []
-    waiting.empty(lambda each: out.extend(numbers(each)))
+    pending.empty(lambda each: out.extend(numbers(each)))
     assert out == [(1, 0), (1, 1), (1, 2)]
 
 
 @pytest.mark.setting("session.hold_bytes")
 @pytest.mark.parametrize(("hold_bytes", "kept"), [(1 << 17, 2), (1 << 20, 3)])
 def test_what_is_held_back_is_bounded_but_for_what_waited_before(hold_bytes, kept):
-    drops = new_drops()
-    holding = Holding(live(hold_bytes=hold_bytes), drops, lambda: 0.0)
+    drops = Counts().drops
+    holding = ReorderBuffer(live(hold_bytes=hold_bytes), drops, lambda: 0.0)
     holding.hold(chunk(1, range(1), size=60_000))
     for number in (1, 2):
         one = chunk(1, range(number, number + 1), size=60_000)

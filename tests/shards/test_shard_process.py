@@ -11,7 +11,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import msgspec
 import pytest
@@ -173,8 +173,10 @@ def two_shards(config: Config = CONFIG) -> Iterator[tuple[ShardHarness, ShardHar
         a.close()
 
 
-def join(a: ShardHarness, b: ShardHarness) -> None:
-    one, other = joined()
+def join(
+    a: ShardHarness, b: ShardHarness, sockets: Callable[[], tuple[socket.socket, socket.socket]] = joined
+) -> None:
+    one, other = sockets()
     keys = os.urandom(32), os.urandom(32)
     a.give_session(one, "b", True, keys)
     b.give_session(other, "a", False, keys[::-1])
@@ -279,16 +281,38 @@ def test_idle_flows_are_forgotten():
         assert counts["flows"] == 0 and counts["flows_reaped"] == 100
 
 
-def test_a_slow_tun_holds_the_sender_back_and_loses_nothing():
+@pytest.mark.parametrize("sockets", [joined, socket.socketpair], ids=["tcp", "unix"])
+def test_a_slow_tun_holds_the_sender_back_and_loses_nothing(sockets):
     # Half a second of waiting, and so much of it, is what the fair queue is there to prevent; here it is wanted.
     patient = msgspec.structs.replace(CONFIG, session=Session(delay_target=10.0, queue_bytes=1 << 22))
     with two_shards(patient) as (a, b):
-        join(a, b)
+        join(a, b, sockets)
         payload = os.urandom(1300)
         sent = [packet(A, B, i.to_bytes(4, "big") + payload) for i in range(1500)]  # twice the ring
         a.send(*sent)
         time.sleep(0.5)
         assert b.receive(len(sent)) == sent
+
+
+def test_a_session_goes_over_a_socket_that_is_not_tcp():
+    """Its bytes may be carried on by somebody between: no TCP options, no reset, no addresses."""
+    with two_shards() as (a, b):
+        join(a, b, socket.socketpair)
+        there = [packet(A, B, i.to_bytes(4, "big")) for i in range(100)]
+        back = [packet(B, A, i.to_bytes(4, "big")) for i in range(100)]
+        a.send(*there)
+        b.send(*back)
+        assert (b.receive(100), a.receive(100)) == (there, back)
+        probed = a.probe(B).session
+        assert probed is not None and probed.rtt_ms is not None and (probed.local, probed.remote) == ("", "")
+        a.supervisor.send(
+            messages.NetworkChanged(reason="test", addresses=("192.0.2.1",))
+        )  # what has no address keeps it
+        assert len(a.status().sessions) == 1
+        b.control.send(messages.PeerForgotten(peer_id="a"))
+        while isinstance(told := a.hear(a.control), messages.SessionWanted):
+            pass
+        assert isinstance(told, messages.SessionDown)
 
 
 def test_a_closed_session_is_told_and_the_next_one_takes_over():

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from shards.peer.table import PeerTable, Sources
+from vpnd.config.live import Live
+from vpnd.config.schema import Config
 
 
 class StandIn:
@@ -18,7 +20,7 @@ class StandIn:
         self.prefixes: tuple[str, ...] = ()
         self.sources = Sources()
 
-    def look_again(self, owned: Any) -> None:
+    def owners_changed(self, owned: Any) -> None:
         return
 
     def end(self) -> None:
@@ -29,6 +31,10 @@ EXIT = ("10.86.0.1/32", "fd86::1/128", "0.0.0.0/0", "::/0")
 BROAD = ("10.86.0.2/32", "10.0.0.0/8")
 PLAIN = ("10.86.0.3/32", "fd86::3/128")
 ROUTER = ("10.86.0.4/32", "10.7.0.0/16")
+
+
+def peer_table() -> PeerTable:
+    return PeerTable(StandIn, {"no_route": 0}, Live(Config()), lambda _: None, lambda *_: None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -51,7 +57,7 @@ ROUTER = ("10.86.0.4/32", "10.7.0.0/16")
     ],
 )
 def test_a_peer_sends_from_what_is_sent_to_it(peer: str, source: str, allowed: bool) -> None:
-    table = PeerTable(StandIn, {"no_route": 0})  # type: ignore[arg-type]
+    table = peer_table()
     peers = {"exit": EXIT, "broad": BROAD, "plain": PLAIN, "router": ROUTER}
     for name, prefixes in peers.items():
         table.know(name, name, prefixes)
@@ -62,7 +68,7 @@ def test_a_peer_sends_from_what_is_sent_to_it(peer: str, source: str, allowed: b
 
 
 def test_what_another_gives_up_may_be_sent_from_again() -> None:
-    table = PeerTable(StandIn, {"no_route": 0})  # type: ignore[arg-type]
+    table = peer_table()
     broad = table.know("broad", "broad", BROAD)
     table.know("plain", "plain", PLAIN)
     version, number = 4, int(ipaddress.ip_address("10.86.0.3"))

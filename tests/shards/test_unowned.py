@@ -9,8 +9,7 @@ import msgspec
 import pytest
 from test_sources import EXIT, StandIn
 
-from shards.peer.table import PeerTable
-from shards.peer.unowned import Unowned
+from shards.peer.table import PeerTable, Unowned
 from vpnd.config.live import Live
 from vpnd.config.naming import Registry
 from vpnd.config.schema import Config
@@ -76,17 +75,23 @@ def test_another_control_is_asked_anew(asking: Asking) -> None:
 
 def test_a_network_around_an_address_does_not_make_its_owner() -> None:
     """An exit node has all addresses but those of which each has an owner of its own, or none."""
-    told: list[tuple[int, int]] = []
-    table = PeerTable(StandIn, {"no_route": 0}, lambda *where: told.append(where))  # type: ignore[arg-type]
+    asked: list[int] = []
+    table = PeerTable(
+        StandIn,  # type: ignore[arg-type]
+        {"no_route": 0},
+        Live(Config()),
+        asked.append,
+        lambda seconds, call: None,
+    )
     leaving = table.know("exit", "exit", EXIT)
     assert leaving.sources.find(4, number(9)), "as long as nobody asks a contract"
-    table.reserve(("10.86.0.0/16",))
+    table.ask_owners(("10.86.0.0/16",))
     assert not leaving.sources.find(4, number(9))
     assert leaving.sources.find(4, number(1)) and leaving.sources.find(4, 0x08080808)
-    table.place(4, number(9)).flush()
-    assert told == [(4, number(9))]
+    table.sink_for(4, number(9)).flush()
+    assert asked == [number(9)]
     plain = table.know("plain", "plain", ("10.86.0.9/32",))
     assert plain.sources.find(4, number(9)) and not leaving.sources.find(4, number(9))
     table.forget("plain")
-    table.reserve(("10.86.0.0/16",))
+    table.ask_owners(("10.86.0.0/16",))
     assert not leaving.sources.find(4, number(9))

@@ -15,14 +15,14 @@ from simulation.schedule import Run
 
 def _show(node: Node) -> None:
     """What a node has at the end."""
-    print(node.name, "dropped", {reason: count for reason, count in node.plane.drops.items() if count})
+    print(node.name, "dropped", {reason: count for reason, count in node.plane.counts.drops.items() if count})
     for peer in node.plane.peers:
         print(
             f"  {peer.name}: circuit {peer.circuit}, {peer.queued()} packets wait, {peer.pool.scaled} wanted"
         )
-        for link in peer.pool.links:
-            lanes = [f"{lane.stream.id}{' leaving' * lane.leaving}" for lane in link.lanes.values()]
-            state = "leaving" if link.leaving else "suspect" if link.vitals.suspect else "stays"
+        for link in peer.pool.carriers:
+            lanes = [f"{lane.stream.id}{' leaving' * lane.leaving}" for lane in link.lanes]
+            state = "leaving" if link.leaving else "suspect" if link.suspect else "stays"
             print(f"    session {link.session_id & 0xFFFF} {state}, streams {lanes}, {link.opening} opening")
 
 

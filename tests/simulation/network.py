@@ -13,12 +13,12 @@ arrived before a RST is read first.
 from __future__ import annotations
 
 import errno
-import socket
 from collections import deque
+from collections.abc import Callable
 from random import Random
 
-from shards.session.transport import SIOCOUTQNSD, TCP_NOTSENT_LOWAT
 from simulation.clock import VirtualLoop, Watched
+from vpnd.config.streams import Session
 
 #: After an outage: until the sender tries again.
 RETRANSMIT_S = 0.2
@@ -63,7 +63,7 @@ class Connection:
         self.pair = frozenset(nodes)
         self.vanished = False
         self.faulted = self.pair in network.cut
-        self.ends = (FakeSocket(self, addresses[0]), FakeSocket(self, addresses[1]))
+        self.ends = (FakeTransport(self, addresses[0]), FakeTransport(self, addresses[1]))
         self.ends[0].other, self.ends[1].other = self.ends[1], self.ends[0]
 
     def passes(self) -> bool:
@@ -88,10 +88,10 @@ class Connection:
         self.ends[end].pause(seconds)
 
 
-class FakeSocket(Watched):
-    """One end of a connection: the methods of socket.socket that the data plane calls."""
+class FakeTransport(Watched):
+    """One end of a connection: a Transport."""
 
-    other: FakeSocket
+    other: FakeTransport
 
     def __init__(self, connection: Connection, address: str) -> None:
         super().__init__()
@@ -110,21 +110,32 @@ class FakeSocket(Watched):
         self._user_timeout_s = 0.0
         self._waits_since_s: float | None = None
 
-    # --- as a socket
+    # --- as a transport
 
-    def setsockopt(self, level: int, option: int, value: int | bytes) -> None:
-        if option == TCP_NOTSENT_LOWAT:
-            assert isinstance(value, int)
-            self._lowat = value
-        elif option == socket.TCP_USER_TIMEOUT:
-            assert isinstance(value, int)
-            self._user_timeout_s = value / 1000
+    def tune(self, settings: Session) -> None:
+        self._lowat, self._user_timeout_s = settings.not_sent_lowat_bytes, settings.user_timeout
 
-    def getsockname(self) -> tuple[str, int]:
-        return self._address, 4001
+    def watch(self, readable: Callable[[], None]) -> None:
+        self._loop.add_reader(self, readable)
 
-    def outstanding(self, request: int) -> int:
-        return len(self._unsent) + (0 if request == SIOCOUTQNSD else self._on_way_bytes)
+    def wait_writable(self, writable: Callable[[], None]) -> None:
+        def once() -> None:
+            self._loop.remove_writer(self)
+            writable()
+
+        self._loop.add_writer(self, once)
+
+    def local_address(self) -> str:
+        return self._address
+
+    def endpoints(self) -> tuple[str, str]:
+        return f"{self._address}:4001", f"{self.other._address}:4001"
+
+    def unsent(self) -> int:
+        return len(self._unsent)
+
+    def outstanding(self) -> int:
+        return len(self._unsent) + self._on_way_bytes
 
     def send(self, view: memoryview) -> int:
         assert not self.closed
@@ -153,9 +164,11 @@ class FakeSocket(Watched):
             return 0
         raise BlockingIOError
 
-    def close(self) -> None:
+    def close(self, *, discard: bool) -> None:
         assert not self.closed
         self.closed = True
+        self._loop.remove_reader(self)
+        self._loop.remove_writer(self)
         if self._received:  # unread bytes: the peer is told that they were not taken
             self._unsent.clear()
             self._loop.call_later(self._network.delay_s, self._reset_other)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from shards.counters import Counts
 from shards.peer.table import Peer
 from shards.plane import Plane
-from shards.session.lane import Lane
-from shards.session.link import Link
+from shards.session.link import Link, StreamLane
 from simulation.packets import Batch, number_of, seen
 from vpnd.api.messages import SessionHandover
 from vpnd.config.live import Live
@@ -42,13 +42,14 @@ class Node:
         self.book = SessionBook(world.random.getrandbits)
         self.planner = Planner(name, (), self.book, config, world.random.uniform)
         self.plane = Plane(
-            self.live, (f"{address}/32",), HELLO, self._write, self, self._batch_done,
+            self.live, (f"{address}/32",), HELLO, self._write, self, Counts(), self._batch_done,
             world.loop.time, world.random,
         )  # fmt: skip
         self.connections: dict[int, Connection] = {}  # by session id
         self.dials: dict[Dial, list[object]] = {}
         self._arriving_on: Connection | None = None
         self._watch_arrivals()
+        self._watch_batches()
         self.planner.shard_ready(SHARD, world.loop.now_s)
         self.plane.start()
 
@@ -59,13 +60,26 @@ class Node:
         def deliver(sources: object, reassembly: object, view: memoryview) -> None:
             connection = None
             for link in self.plane.links.values():
-                if any(lane.reassembly is reassembly for lane in link.lanes.values()):
+                if any(lane.reassembly is reassembly for lane in link.lanes):
                     connection = self.connections[link.session_id]
             assert connection is not None, "payload of a stream that is not there"
             self._arriving_on = connection
             take(sources, reassembly, view)  # type: ignore[arg-type]
 
         self.plane.inbound.deliver_untrusted = deliver  # type: ignore[method-assign,assignment]
+
+    def _watch_batches(self) -> None:
+        """No batch is begun within another."""
+        go_through, inside = self.plane.outbound._send, [False]
+
+        def send(*batch: object) -> object:
+            assert not inside[0], "a batch within a batch"
+            inside[0] = True
+            done = go_through(*batch)  # type: ignore[arg-type]
+            inside[0] = False
+            return done
+
+        self.plane.outbound._send = send  # type: ignore[method-assign,assignment]
 
     # --- packets
 
@@ -141,8 +155,7 @@ class Node:
 
     def configure(self, config: Config) -> None:
         """`vpnd reload`."""
-        self.live.config = config
-        self.plane.configured()
+        self.live.take(config)
         self._most_sessions = max(self._most_sessions, config.multiplexer.max_sessions)
         self._most_streams = max(self._most_streams, config.stream_pool.max_streams_per_peer)
         self.planner.configure(config)
@@ -198,11 +211,12 @@ class Node:
         self.connections[session_id] = connection
         self.book.add(session_id, handover.peer_id, SHARD, handover.initiator, self.world.loop.now_s)
         self.planner.session_added(handover.peer_id)
-        sock = connection.ends[end]
-        if self.plane.take(handover, sock):  # type: ignore[arg-type]
+        transport = connection.ends[end]
+        transport.tune(self.live.config.session)
+        if self.plane.take(handover, transport):
             self.world.opened(self, self.plane.links[session_id], connection)
         else:
-            sock.close()
+            transport.close(discard=False)
             self._later(self._on_down, session_id, "unknown", False)
         self.settle()
 
@@ -211,32 +225,36 @@ class Node:
     def check(self) -> None:
         """At any moment between two callbacks."""
         plane = self.plane
-        dropped = sum(plane.drops[reason] for reason in OUTBOUND_DROPS)
-        assert plane.outbound.packets == plane.packets_sent + dropped + plane.queued(), "the books"
-        assert plane.counts.opened - plane.counts.closed == plane.streams(), "streams are counted"
-        assert plane.sessions_opened - plane.sessions_closed == len(plane.links)
+        dropped = sum(plane.counts.drops[reason] for reason in OUTBOUND_DROPS)
+        assert plane.counts.packets_from_tun == plane.counts.packets_sent + dropped + plane.queued(), (
+            "the books"
+        )
+        assert plane.counts.streams_opened - plane.counts.streams_closed == plane.streams(), (
+            "streams are counted"
+        )
+        assert plane.counts.sessions_opened - plane.counts.sessions_closed == len(plane.links)
         for flow in plane.flows.flows.values():
             sink = flow.sink
             assert sink is None or flow in sink.flows
-            if isinstance(sink, Lane):
-                assert not sink.closed and not sink.link.closed, "a flow is pinned to a lane that is closed"
-                assert sink in sink.link.lanes.values()
+            if isinstance(sink, StreamLane):
+                assert not sink.closed or plane.outbound._unsettled, (
+                    "a flow is pinned to a lane that is closed"
+                )
+                assert sink in sink.carrier.lanes
         for peer in plane.peers:
             self._check_limits(peer)
 
     def _check_limits(self, peer: Peer) -> None:
         """Each side keeps to its limits in what it begins: both may do so at once."""
-        links = peer.pool.links
+        links = peer.pool.carriers
         for link in links:
             assert self.plane.links.get(link.session_id) is link
         assert len(links) <= self.live.config.p2p.max_sessions_per_peer, "more sessions than there may be"
-        dialed = [link for link in links if link.initiator and link.usable and not link.vitals.suspect]
+        dialed = [link for link in links if link.initiator and link.usable and not link.suspect]
         staying = [link for link in dialed if link not in peer.pool._replacing]
         # One that was a suspect has got its replacement and may recover after all.
         most = len(links) if self.world.in_trouble(self, peer.peer_id) else self._most_sessions
         assert len(staying) <= most, "more sessions than multiplexer.max_sessions"
-        ours = [
-            lane for link in links for lane in link.lanes.values() if lane.stream.ours and not lane.leaving
-        ]
+        ours = [lane for link in links for lane in link.lanes if lane.stream.ours and not lane.leaving]
         # A session that replaces another begins with a stream, whatever there is.
         assert len(ours) <= self._most_streams + len(links), "more streams than max_streams_per_peer"

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from random import Random
-from unittest.mock import patch
 
 from msgspec import structs
 
-from simulation.network import Connection, FakeSocket
+from simulation.network import Connection
 from simulation.node import Node
 from simulation.world import SMALL_PORTS, World
 from vpnd.config.schema import P2P, Config, Worker
@@ -103,10 +102,7 @@ class Run:
     def play(self) -> World:
         """All of it; AssertionError when something does not hold."""
         world, random = self.world, self.random
-        with (
-            world.loop.running(),
-            patch("shards.session.link.outstanding", FakeSocket.outstanding),
-        ):
+        with world.loop.running():
             for name in "abc"[: random.randint(2, 3)]:
                 world.add(name, self._config)
             world.introduce()
@@ -166,15 +162,15 @@ class Run:
         world = self.world
         assert not world.given_up
         for node in world.nodes.values():
-            drops = {reason for reason, count in node.plane.drops.items() if count}
+            drops = {reason for reason, count in node.plane.counts.drops.items() if count}
             allowed = {"flow_full", "queue_full", "queue_delay"}
             if self._small_buffers:
                 allowed.add("no_session")  # more than worker.buffer_size came before the first session
             if self._interrupted:
                 allowed |= {"no_session", "circuit_open"}  # the first dials were, which may open a circuit
             assert drops <= allowed, f"{node.name} dropped packets: {drops - allowed}"
-        arrived = sum(node.plane.inbound.packets_to_tun for node in world.nodes.values())
-        dropped = sum(sum(node.plane.drops.values()) for node in world.nodes.values())
+        arrived = sum(node.plane.counts.packets_to_tun for node in world.nodes.values())
+        dropped = sum(sum(node.plane.counts.drops.values()) for node in world.nodes.values())
         assert arrived + dropped == world.packets
 
     # --- who

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from random import Random
 from typing import Any
-from unittest.mock import patch
 
 from msgspec import structs
 
 from shards.session.link import Link
-from simulation.network import Connection, FakeSocket
+from simulation.network import Connection
 from simulation.node import Node
 from simulation.world import World
 from vpnd.config.schema import P2P, Config
@@ -58,12 +57,20 @@ class Stage:
         """The oldest one that is open."""
         return next(each for each in self.world.network.connections if each.open())
 
+    def connection_of(self, link: Link) -> Connection:
+        """What a session of `a` goes over."""
+        return self.a.connections[link.session_id]
+
     def cut(self, cut: bool = True) -> None:
         self.world.network.set_cut("a", "b", cut)
 
     def send(self, port: int = 1, count: int = 1, size: int = 100, *, back: bool = False) -> None:
         one, other = (self.b, self.a) if back else (self.a, self.b)
         self.world.send(one, other, port, count, size)
+
+    def burst(self, ports: Iterable[int], packets: int, size: int = 1400) -> None:
+        """`packets` of each port, all in one batch, by turns."""
+        self.world.send_many(self.a, self.b, [port for _ in range(packets) for port in ports], size)
 
     def flood(self, seconds: float, packets: int = 30, flows: int = 1) -> None:
         """`packets` of 1400 bytes each hundredth of a second, from port 100 on by turns."""
@@ -87,7 +94,7 @@ def stage(
     """All nodes have these settings; `up`: wait until everybody has a session with everybody."""
     world = World(Random(7), delay_s=delay_s, rate=rate)
     config = changed(Config(p2p=P2P(dial_stagger=0.1)), settings)
-    with world.loop.running(), patch("shards.session.link.outstanding", FakeSocket.outstanding):
+    with world.loop.running():
         for name in names:
             world.add(name, config)
         world.introduce()

@@ -15,7 +15,7 @@ NEVER_BUSY = 1 << 40
 OFTEN = {"auto_scaling_interval": 0.05}
 
 
-class FixedLink:
+class FixedCarrier:
     """A session with so many bytes ahead of the next packet."""
 
     def __init__(self, load: int) -> None:
@@ -29,7 +29,7 @@ class FixedLane:
     """A lane that counts what is put on it."""
 
     def __init__(self, load: int = 0) -> None:
-        self.link = FixedLink(load)
+        self.carrier = FixedCarrier(load)
         self.flows: set[int] = set()
 
 
@@ -150,13 +150,13 @@ def test_small_flows_leave_a_busy_session_for_a_calm_one(busy_bytes, moves):
         on.until(lambda: sessions(on) >= 2, 2.0)
         for port in range(1, 20):
             on.send(port)
-        before = on.a.plane.flows.moved
+        before = on.a.plane.counts.flows_moved
         on.flood(0.5)
         busy = next(flow.sink for flow in on.a.plane.flows.flows.values() if flow.key & 0xFFFF == 100)
         on.flood(0.1)
         for port in range(1, 20):
             on.send(port)
-        assert (on.a.plane.flows.moved > before) == moves
+        assert (on.a.plane.counts.flows_moved > before) == moves
         beside = [flow for flow in busy.flows if flow.key & 0xFFFF != 100]
         assert bool(beside) != moves
         on.run(0.2)

@@ -50,7 +50,7 @@ def test_an_idle_stream_is_closed_after_its_timeout(timeout_s):
         on.run(0.3)
         for node in (on.a, on.b):
             on.reload(node, stream_pool={"min_streams_per_peer": 1})
-        since_s = max(lane.active_s for link in on.links() for lane in link.lanes.values())
+        since_s = max(lane.active_s for link in on.links() for lane in link.lanes)
         on.until(lambda: streams(on) == 1, 5.0)
         assert timeout_s <= on.world.loop.now_s - since_s <= timeout_s + 0.3
 
@@ -59,10 +59,10 @@ def test_a_session_whose_last_streams_both_sides_close_at_once_gets_another():
     with stage(stream_pool=OFTEN) as on:
         link, other = on.links()[0], on.links(on.b)[0]
         dialer, acceptor = (link, other) if link.initiator else (other, link)
-        acceptor.open_stream()
+        acceptor.open_lane()
         on.run(0.05)
         for each in (dialer, acceptor):
-            each.peer.pool.close_idle(next(lane for lane in each.lanes.values() if lane.stream.ours))
+            each.peer.pool.close_idle(next(lane for lane in each.lanes if lane.stream.ours))
         on.run(0.05)
         assert len(dialer.lanes) == 1 and dialer.usable and acceptor.usable
         on.send()
@@ -93,8 +93,8 @@ def test_a_session_is_replaced_without_a_gap_and_without_loss(sentence, session,
             on.run(0.002)
             assert on.a.plane.peers.get("b").pool.usable()
         on.run(0.2)
-        assert (on.a.plane.counts.rotated + on.b.plane.counts.rotated >= 1) == bool(rotated)
-        arrived = on.b.plane.inbound.packets_to_tun + on.a.plane.inbound.packets_to_tun
+        assert (on.a.plane.counts.sessions_rotated + on.b.plane.counts.sessions_rotated >= 1) == bool(rotated)
+        arrived = on.b.plane.counts.packets_to_tun + on.a.plane.counts.packets_to_tun
         assert arrived == on.world.packets
 
 
@@ -110,7 +110,7 @@ def test_who_has_no_other_way_goes_on_until_it_has(dialer_leaves):
             on.send(back=leaver is mine)
             on.run(0.002)
         assert other.closed and other.peer.pool.usable()
-        arrived = on.a.plane.inbound.packets_to_tun + on.b.plane.inbound.packets_to_tun
+        arrived = on.a.plane.counts.packets_to_tun + on.b.plane.counts.packets_to_tun
         assert arrived == on.world.packets
 
 
@@ -155,7 +155,7 @@ def test_a_session_in_which_no_stream_opens_is_given_up(sentence, attempts, dead
         link = next(link for node in (on.a, on.b) for link in on.links(node) if link.initiator)
         took_s = on.until(lambda: link.closed, 5.0)
         assert ended_s - 0.1 <= took_s <= ended_s + 0.2
-        assert on.a.plane.counts.failed + on.b.plane.counts.failed == attempts
+        assert on.a.plane.counts.streams_failed + on.b.plane.counts.streams_failed == attempts
 
 
 def test_other_attempts_hold_for_a_session_in_which_no_stream_opens_yet():
@@ -186,10 +186,10 @@ def test_a_suspect_gets_a_replacement_and_what_recovers_needs_none():
         wanted = []
         tell, on.a.session_wanted = on.a.session_wanted, lambda *what: (wanted.append(what), tell(*what))
         on.cut()
-        on.until(lambda: on.a.plane.health_failures, 2.0)
+        on.until(lambda: on.a.plane.counts.health_failures, 2.0)
         assert wanted[-1] == ("b", 2, True)
         on.cut(False)
-        on.until(lambda: not any(link.vitals.suspect for link in pool.links), 1.0)
+        on.until(lambda: not any(link.suspect for link in pool.carriers), 1.0)
         on.run(0.3)
         assert wanted[-1] == ("b", 1, False)
 
@@ -202,12 +202,12 @@ def test_new_flows_avoid_a_suspect_and_those_it_has_leave_it_when_it_is_given_up
             on.send(port)
         silent = on.links()[0]
         on.connection().vanish()
-        on.until(lambda: silent.vitals.suspect, 2.0)
+        on.until(lambda: silent.suspect, 2.0)
         for port in range(20, 40):
             on.send(port)
-        sinks = {flow.sink.link for key, flow in on.a.plane.flows.flows.items() if key & 0xFFFF >= 20}
+        sinks = {flow.sink.carrier for key, flow in on.a.plane.flows.flows.items() if key & 0xFFFF >= 20}
         assert sinks and silent not in sinks, "new flows go where there is an answer"
-        assert any(lane.flows for lane in silent.lanes.values()), "the others wait for the verdict"
+        assert any(lane.flows for lane in silent.lanes), "the others wait for the verdict"
         on.until(lambda: silent.closed, 3.0)
         for port in range(1, 40):
             on.send(port)
@@ -236,12 +236,12 @@ def test_flows_go_where_their_destination_belongs_now(prefix, returns):
         peers.know("b", "b", (prefix,))
         on.send()
         flow = next(iter(on.a.plane.flows.flows.values()))
-        assert flow.sink.link.peer is peers.get("b")
+        assert flow.sink.carrier.peer is peers.get("b")
         peers.know("c", "c", (f"{on.b.address}/32",))
         on.send()
-        assert flow.sink.link.peer is peers.get("c")
+        assert flow.sink.carrier.peer is peers.get("c")
         peers.know("c", "c", ())
         on.send()
-        assert on.a.plane.drops["no_route"] == (0 if returns else 1)
-        assert not returns or flow.sink.link.peer is peers.get("b")
+        assert on.a.plane.counts.drops["no_route"] == (0 if returns else 1)
+        assert not returns or flow.sink.carrier.peer is peers.get("b")
         on.a.check()

@@ -98,14 +98,18 @@ class World:
 
     def send(self, source: Node, destination: Node, port: int, count: int, size: int) -> None:
         """`count` packets of one flow at once."""
-        flow = source.name, destination.name, port
+        self.send_many(source, destination, [port] * count, size)
+
+    def send_many(self, source: Node, destination: Node, ports: list[int], size: int) -> None:
+        """One packet for each, in this order, at once."""
         records = []
-        for _ in range(count):
+        for port in ports:
+            flow = source.name, destination.name, port
             number = self._numbers[flow]
             self._numbers[flow] += 1
             self._sent_s[(*flow, number)] = self.loop.now_s
             records.append(record(source.source, destination.source, port, number, max(size, LEAST_BYTES)))
-        self.packets += count
+        self.packets += len(ports)
         source.send(records)
 
     def arrived(self, node: Node, what: tuple[int, int, int], connection: Connection) -> None:
@@ -150,7 +154,7 @@ class World:
         connection = self.network.connect(node.name, (node.place, other.place), other.name)
         keys = self.random.randbytes(32), self.random.randbytes(32)
         if not node.dialed(dial, self._handover(node, other.name, keys, initiator=True), connection):
-            connection.ends[0].close()
+            connection.ends[0].close(discard=False)
         self.loop.call_later(self.network.delay_s, self._accept, other, node, keys, connection)
 
     def _accept(self, node: Node, dialer: Node, keys: tuple[bytes, bytes], connection: Connection) -> None:
@@ -158,7 +162,7 @@ class World:
             handover = self._handover(node, dialer.name, keys[::-1], initiator=False)
             node.take(handover, connection, 1)
         else:
-            connection.ends[1].close()
+            connection.ends[1].close(discard=False)
 
     @staticmethod
     def _handover(node: Node, peer_id: str, keys: tuple[bytes, bytes], *, initiator: bool) -> SessionHandover:
@@ -195,22 +199,24 @@ class World:
         for node in self.nodes.values():
             assert node.plane.queued() == 0, f"{node.name}: something still waits"
             for peer in node.plane.peers:
-                assert not peer.pool._holdings, f"{node.name}: something is still held back"
+                assert not peer.pool._reordering, f"{node.name}: something is still held back"
         inbound = set(DROP_REASONS) - set(OUTBOUND_DROPS)
         for connection, links in self._links.items():
             if len(links) == 2:
                 self._compare(connection, *links.values())
         for node in self.nodes.values():
             if not self.given_up:
-                assert not any(node.plane.drops[reason] for reason in inbound), "dropped at the receiver"
+                assert not any(node.plane.counts.drops[reason] for reason in inbound), (
+                    "dropped at the receiver"
+                )
 
     def _compare(self, connection: Connection, one: Link, other: Link) -> None:
         """The two ends of a connection."""
         assert one.closed == other.closed, "one end is open, the other is not"
         if not (one.closed or one.opening or other.opening):
-            streams = {stream.id for stream in one.lanes}
-            assert streams == {stream.id for stream in other.lanes}, "the ends disagree on their streams"
+            streams = {lane.stream.id for lane in one.lanes}
+            assert streams == {lane.stream.id for lane in other.lanes}, "the ends disagree on their streams"
         if connection not in self.given_up and not connection.faulted:
             for sender, receiver in ((one, other), (other, one)):
-                lost = sender.packets_sent - receiver.received()[0]
+                lost = sender.packets_sent - receiver.traffic().packets_received
                 assert not lost, f"{lost} packets were lost in a session that did not fail"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 
 from shards.stream.events import Data
-from stream.pair import Pair, drain
+from stream.pair import Pair, drain, sendable
 
 SPANS = {"64 KB (one message)": 65_507, "superpacket 65549 (two)": 65_549, "1.2 KB": 1_214, "64 B": 64}
 ROUNDS_BYTES = 1 << 28
@@ -29,7 +29,7 @@ def run(size: int) -> tuple[float, float, int, int]:
         rounds += 1
         start = clock()
         at = 12
-        while a.room(stream) >= size:
+        while sendable(a, stream) >= size:
             a.send(stream, ring, at, at + size)
             at = at + size if at + 2 * size <= len(ring) else 12
             total += size

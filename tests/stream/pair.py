@@ -9,7 +9,7 @@ from shards.stream.events import Data, StreamReady
 from shards.stream.negotiate import MULTISTREAM_ITEM, PROTOCOL_ITEM, encode_hello
 from shards.stream.noise import Opener, Sealer
 from shards.stream.session import Session
-from shards.stream.yamux import Stream
+from shards.stream.yamux import Stream, StreamState
 from vpnd.config.schema import Session as Settings
 from vpnd.packet.capability import Capabilities
 
@@ -71,10 +71,25 @@ def take(session: Session, most: int | None = None) -> bytes:
     return data
 
 
-def send(session: Session, stream: Stream, payload: bytes) -> None:
-    """send() from a ring of its own; the payload must fit."""
+def send(session: Session, stream: Stream, payload: bytes) -> bool:
+    """send() from a ring of its own."""
     ring = bytearray(12) + payload
-    session.send(stream, memoryview(ring), 12, len(ring))
+    return session.send(stream, memoryview(ring), 12, len(ring))
+
+
+def sendable(session: Session, stream: Stream) -> int:
+    """Payload bytes send() takes now."""
+    return min(session._sealer.room(), stream.send_window) if stream.state is StreamState.READY else 0
+
+
+def reset(session: Session, stream: Stream) -> None:
+    """End a stream both ways at once, as the engine does with one that is late."""
+    session._table.reset(stream)
+
+
+def streams(session: Session) -> list[Stream]:
+    """Those that are not closed."""
+    return list(session._streams.values())
 
 
 class Pair:

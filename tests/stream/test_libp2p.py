@@ -37,7 +37,7 @@ from shards.stream.events import CloseReason, Data, Event, GoneAway, Pong, Strea
 from shards.stream.negotiate import decode_hello_untrusted, encode_hello  # noqa: E402
 from shards.stream.session import Session  # noqa: E402
 from shards.stream.yamux import Stream  # noqa: E402
-from stream.pair import HELLO_A, HELLO_B, SMALL  # noqa: E402
+from stream.pair import HELLO_A, HELLO_B, SMALL, reset, sendable  # noqa: E402
 from vpnd.config.schema import Session as Settings  # noqa: E402
 from vpnd.errors import RemoteProtocolError  # noqa: E402
 
@@ -113,8 +113,7 @@ class Link:
         ring = memoryview(bytearray(12) + payload)
         at = 12
         while at < len(ring):
-            room = await self.until(lambda: self.session.room(stream))
-            end = min(at + room, len(ring))
+            end = min(at + await self.until(lambda: sendable(self.session, stream)), len(ring))
             # The engine overwrites what is in front: here that is sent already.
             self.session.send(stream, ring, at, end)
             at = end
@@ -265,7 +264,7 @@ def test_fin_of_the_engine(by_engine: bool) -> None:
 def test_rst_of_both(by_engine: bool) -> None:
     async def conversation(link: Link, muxer: Yamux) -> None:
         ours, theirs = await opened(link, muxer, by_engine)
-        link.session.reset_stream(ours)
+        reset(link.session, ours)
         link.wake()
         with pytest.raises((MuxedStreamReset, MuxedStreamEOF)):
             await theirs.read(1)

@@ -12,15 +12,7 @@ from shards.stream.events import (
 )
 from shards.stream.session import Session
 from shards.stream.yamux import Stream
-from stream.pair import (
-    OPENING,
-    SMALL,
-    Pair,
-    Peer,
-    feed,
-    send,
-    take,
-)
+from stream.pair import OPENING, SMALL, Pair, Peer, feed, reset, send, sendable, streams, take
 from vpnd.config.schema import Session as Settings
 from vpnd.errors import LocalProtocolError, RemoteProtocolError
 
@@ -28,7 +20,7 @@ from vpnd.errors import LocalProtocolError, RemoteProtocolError
 
 
 def fill(session: Session, stream: Stream) -> None:
-    while room := session.room(stream):
+    while room := sendable(session, stream):
         send(session, stream, bytes(room))
 
 
@@ -54,7 +46,7 @@ def test_what_the_caller_asks_of_a_full_session_waits_in_order() -> None:
     fill(pair.a, at_a)
     opened = [pair.a.open_stream(0.0) for _ in range(100)]
     for stream in opened[:50]:
-        pair.a.reset_stream(stream)
+        reset(pair.a, stream)
     pair.a.close_stream(at_a)
     assert len(pair.a.data_to_send()) <= 1 << 17
     _, events_b = pair.shuttle()
@@ -71,7 +63,7 @@ def test_what_waits_keeps_its_order_even_where_a_small_frame_would_fit() -> None
     while len(pair.a.data_to_send()) + 100 <= 1 << 17:
         assert pair.a._sealer.seal_control(b"")
     late = pair.a.open_stream(0.0)
-    pair.a.reset_stream(late)
+    reset(pair.a, late)
     full = len(pair.a.data_to_send())
     assert full + 30 <= 1 << 17, "the RST alone would fit"
     # An answer to the peer may pass what waits.
@@ -96,7 +88,7 @@ def test_a_window_update_waits_for_room() -> None:
     full = len(pair.b.data_to_send())
     sent = 0
     while sent < 1 << 17:
-        size = min(pair.a.room(at_a), 60_000)
+        size = min(sendable(pair.a, at_a), 60_000)
         send(pair.a, at_a, bytes(size))
         sent += size
         feed(pair.b, take(pair.a))
@@ -122,7 +114,7 @@ def test_a_peer_that_asks_and_does_not_read_is_cut_off(flood: str) -> None:
             peer.say(FLOODS[flood](n))
             assert len(peer.session.data_to_send()) <= SMALL.send_buffer_bytes
             if n % 500 == 0:
-                assert len(peer.session.statistics().streams) <= SMALL.max_streams
+                assert len(streams(peer.session)) <= SMALL.max_streams
 
 
 def test_streams_over_the_limit_are_refused_and_their_frames_skipped() -> None:
@@ -164,12 +156,12 @@ def test_a_fault_of_the_peer_ends_the_session(sentence: str, frames: bytes) -> N
     # The session is dead, says so again, and tells the peer.
     with pytest.raises(RemoteProtocolError):
         peer.session.next_event(0.0)
-    assert peer.session.room(stream) == 0
+    assert sendable(peer.session, stream) == 0
     with pytest.raises(LocalProtocolError):
         peer.session.open_stream(0.0)
     peer.session.ping(0.0)
     peer.session.close_stream(stream)
-    peer.session.reset_stream(stream)
+    reset(peer.session, stream)
     peer.session.consumed(stream, 1)
     peer.session.handle_timer(1e9)
     assert peer.session.next_timer_s() is None

@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from shards.stream.events import Data, Pong, StreamClosed, StreamReady, WindowOpened
 from shards.stream.session import Session
 from shards.stream.yamux import Stream, StreamState
-from stream.pair import HELLO_A, HELLO_B, engine, send
+from stream.pair import HELLO_A, HELLO_B, engine, reset, send, sendable
 from vpnd.config.schema import Session as Settings
 
 SETTINGS = Settings(
@@ -66,7 +66,7 @@ class Conversation(RuleBasedStateMachine):
         stream = self.pick(side, choice)
         if stream is None:
             return
-        size = min(size, self.session[side].room(stream))
+        size = min(size, sendable(self.session[side], stream))
         if size:
             start = choice % (len(NOISE) - size + 1)
             send(self.session[side], stream, NOISE[start : start + size])
@@ -97,7 +97,7 @@ class Conversation(RuleBasedStateMachine):
         if streams:
             stream = streams[choice % len(streams)]
             self.given_up.add(stream.id)
-            self.session[side].reset_stream(stream)
+            reset(self.session[side], stream)
 
     @rule(side=SIDES)
     def ping(self, side: str) -> None:
@@ -163,12 +163,11 @@ class Conversation(RuleBasedStateMachine):
             # A side that closed hears no more from a stream it has also been reset on, or that both closed.
             if stream_id not in self.given_up:
                 assert not twin, f"stream {stream_id} of {side} lost {len(twin)} bytes"
-        live_a = {s.stream_id: s for s in self.session["a"].statistics().streams}
-        live_b = {s.stream_id: s for s in self.session["b"].statistics().streams}
+        live_a, live_b = self.session["a"]._streams, self.session["b"]._streams
         assert live_a.keys() == live_b.keys()
         for stream_id, one in live_a.items():
             two = live_b[stream_id]
-            assert one.state == two.state == "ready"
+            assert one.state is two.state is StreamState.READY
             assert one.send_window == two.receive_window
             assert two.send_window == one.receive_window
 
@@ -182,7 +181,7 @@ class Conversation(RuleBasedStateMachine):
         for side in ("a", "b"):
             for stream in self.all(side):
                 assert stream.send_window >= 0 and stream.receive_window >= 0
-                assert self.session[side].room(stream) >= 0
+                assert sendable(self.session[side], stream) >= 0
 
 
 Conversation.TestCase.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)

@@ -15,7 +15,6 @@ DROP_MEANINGS = {
     "flow_full": "one flow sends more than the network takes (worker.buffer_size)",
     "queue_full": "the peer or the network is slower than what is sent (session.queue_bytes)",
     "queue_delay": "to keep waiting times short; its sender slows down (session.delay_target)",
-    "session_lost": "waited for a session that ended",
     "too_big": "larger than the peer's TUN device takes, and must not be cut",
     "peer_forgotten": "the destination is no longer a peer",
     "malformed_remote": "a peer sent something that is no IP packet",

@@ -9,6 +9,6 @@ from __future__ import annotations
 
 from vpnd.packet.offload.check import inspect_untrusted
 from vpnd.packet.offload.coalesce import UdpCoalescer
-from vpnd.packet.offload.segment import finish_checksum, must_cut, segment
+from vpnd.packet.offload.segment import finish_checksum, fit_span, must_cut, segment
 
-__all__ = ["UdpCoalescer", "finish_checksum", "inspect_untrusted", "must_cut", "segment"]
+__all__ = ["UdpCoalescer", "finish_checksum", "fit_span", "inspect_untrusted", "must_cut", "segment"]

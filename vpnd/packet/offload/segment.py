@@ -40,6 +40,7 @@ from vpnd.packet.record import (
     VNET,
     VNET_BYTES,
 )
+from vpnd.packet.ring import SCRATCH
 
 _WORD = struct.Struct(">H")
 _DOUBLE_WORD = struct.Struct(">I")
@@ -99,6 +100,38 @@ def segment(record: memoryview, capabilities: Capabilities) -> list[bytes]:
     if any(len(piece) > capabilities.max_record for piece in pieces):
         raise BadPacket("too_big")
     return pieces
+
+
+def fit_span(
+    buffer: memoryview, start: int, end: int, capabilities: Capabilities
+) -> tuple[memoryview, int, int, int]:
+    """The records of buffer[start:end] as a peer takes them: (buffer, start, end, records left out).
+
+    Without anything to cut this is the same span; else a new buffer with ring.SCRATCH bytes in front of `start`.
+    Left out is what cannot be made to fit. Such peers are rare (another kernel, offloads switched off), so
+    this may copy.
+    """
+    fit = bytearray(SCRATCH)
+    unfit = 0
+    changed = False
+    position = start
+    while position < end:
+        (count,) = LENGTH.unpack_from(buffer, position)
+        following = position + LENGTH_BYTES + count
+        record = buffer[position:following]
+        if must_cut(buffer, position + LENGTH_BYTES, count, capabilities):
+            changed = True
+            try:
+                for piece in segment(record, capabilities):
+                    fit += piece
+            except BadPacket:
+                unfit += 1
+        else:
+            fit += record
+        position = following
+    if not changed:
+        return buffer, start, end, 0
+    return memoryview(fit), SCRATCH, len(fit), unfit
 
 
 def finish_checksum(buffer: memoryview, offset: int, length: int) -> None:

@@ -1,4 +1,4 @@
-"""What `vpnd ping` asks of a shard: which session carries the pings to an address, and its round trip now."""
+"""What a shard answers when it is asked: for `vpnd status`, and for `vpnd ping`."""
 
 from __future__ import annotations
 
@@ -10,21 +10,39 @@ import msgspec
 
 from shards.peer.table import OPEN, Peer
 from shards.plane import Plane
-from shards.session.lane import Lane
+from shards.session.link import Link, StreamLane
 from vpnd.api.messages import ProbeAnswer, ProbeRequest
-from vpnd.api.reports import SessionProbe
+from vpnd.api.reports import SessionProbe, SessionReport
 from vpnd.packet.flow import destination_of, echo_key
 
 
+def session_report(link: Link) -> SessionReport:
+    """One row; see SessionReport for units."""
+    return SessionReport(
+        peer_id=link.peer.peer_id,
+        session_id=link.session_id,
+        initiator=link.initiator,
+        state="opening" if not link.lanes else "draining" if link.leaving else "up",
+        rtt_ms=None if link.rtt_s is None else link.rtt_s * 1000,
+        streams=len(link.lanes),
+        queued_bytes=link.queue.bytes,
+        age_s=link.now() - link.opened_s,
+        health="suspect" if link.suspect else "healthy",
+        queue_delay_ms=link.queue.delay_s * 1000,
+        **link.traffic()._asdict(),
+    )
+
+
 def probe(plane: Plane, request: ProbeRequest, tell: Callable[[ProbeAnswer], None]) -> None:
-    """Ping in the session, behind all that was sent in it. `tell` is called once, within health.timeout."""
+    """Which session carries the pings to an address, and its round trip now: a ping in it, behind all that was sent.
+    `tell` is called once, within health.timeout."""
     key = echo_key(ipaddress.ip_address(request.destination))
     peer = plane.peers.owner(*destination_of(key))
     lane = _lane(plane, peer, key)
     if lane is None:
         tell(ProbeAnswer(serial=request.serial, why=_why_none(peer, request.destination)))
         return
-    link, timeout_s = lane.link, plane.live.config.health.timeout
+    link, timeout_s = lane.carrier, plane.live.config.health.timeout
     local, remote = link.endpoints()
     session = SessionProbe(
         peer_id=link.peer.peer_id, session_id=link.session_id, local=local, remote=remote, rtt_ms=None
@@ -48,12 +66,13 @@ def probe(plane: Plane, request: ProbeRequest, tell: Callable[[ProbeAnswer], Non
     link.barrier(answered)
 
 
-def _lane(plane: Plane, peer: Peer | None, key: int) -> Lane | None:
+def _lane(plane: Plane, peer: Peer | None, key: int) -> StreamLane | None:
     """Where the flow is, or where it would go with its next packet."""
     flow = plane.flows.flows.get(key)
-    if flow is not None and isinstance(flow.sink, Lane) and not flow.sink.closed:
+    if flow is not None and isinstance(flow.sink, StreamLane) and not flow.sink.closed:
         return flow.sink
-    return peer.multiplexer.pick() if peer is not None else None
+    lane = peer.multiplexer.pick() if peer is not None else None
+    return lane if isinstance(lane, StreamLane) else None
 
 
 def _why_none(peer: Peer | None, destination: str) -> str:

@@ -1,45 +1,72 @@
-"""A shard's side of the channel to control: who the peers are, sessions as they are made, and what is told
-back."""
+"""A shard's side of the channel to control: what is told, and what comes: who the peers are, and sessions as they are
+made. Control may die and come back; sessions go on."""
 
 from __future__ import annotations
 
 import logging
 import socket
-from typing import TYPE_CHECKING
 
+from shards.plane import Plane
+from shards.session.link import Link
+from shards.session.transport import SocketTransport
 from vpnd.api import messages
 from vpnd.api.aio import LoopChannel
 from vpnd.api.channel import Channel
 
-if TYPE_CHECKING:
-    from shards.plane import Plane
-    from shards.session.link import Link
-
 log = logging.getLogger("shard")
 
 
-class Controlled:
-    """Owner: the shard. `plane` is set before the first message. Control may die and come back; sessions go
-    on."""
-
-    plane: Plane
+class ControlPort:
+    """What the data plane tells: its `PlaneEvents`. Nobody hears it while there is no `channel`."""
 
     def __init__(self) -> None:
+        self.channel: LoopChannel | None = None
+
+    def session_up(self, link: Link) -> None:
+        """See PlaneEvents."""
+        self.tell(messages.SessionUp(session_id=link.session_id, peer_id=link.peer.peer_id))
+
+    def session_down(self, link: Link, reason: str, failed: bool) -> None:
+        """See PlaneEvents."""
+        self.tell(
+            messages.SessionDown(
+                session_id=link.session_id, peer_id=link.peer.peer_id, reason=reason, failed=failed
+            )
+        )
+
+    def session_wanted(self, peer_id: str, sessions: int, urgent: bool) -> None:
+        """See PlaneEvents."""
+        self.tell(messages.SessionWanted(peer_id=peer_id, sessions=sessions, urgent=urgent))
+
+    def owner_wanted(self, address: int) -> None:
+        """See PlaneEvents."""
+        self.tell(messages.OwnerWanted(address=address))
+
+    def tell(self, message: messages.Message) -> None:
+        """Say it, if there is a control."""
+        if self.channel is not None:
+            self.channel.send(message)
+
+
+class ControlClient:
+    """What control tells. Owner: the shard."""
+
+    def __init__(self, port: ControlPort, plane: Plane) -> None:
+        self._port, self._plane = port, plane
         #: peer ids told on this channel so far; None once all are told
         self._told: set[str] | None = None
-        self._channel: LoopChannel | None = None
 
     def meet(self, sock: socket.socket) -> None:
         """A control is there, perhaps a new one: tell it what is held here."""
-        if self._channel is not None:
-            self._channel.close()
+        if self._port.channel is not None:
+            self._port.channel.close()
         self._told = set()
-        self._channel = LoopChannel(Channel(sock, "shard", "control"), self._receive, self._closed)
+        self._port.channel = LoopChannel(Channel(sock, "shard", "control"), self._receive, self._closed)
         held = tuple(
-            (link.session_id, link.peer.peer_id, link.initiator) for link in self.plane.links.values()
+            (link.session_id, link.peer.peer_id, link.initiator) for link in self._plane.links.values()
         )
-        self._channel.send(messages.SessionsHeld(sessions=held))
-        for peer in self.plane.peers:
+        self._port.tell(messages.SessionsHeld(sessions=held))
+        for peer in self._plane.peers:
             peer.set_circuit("closed")  # a new control has not found out yet
             peer.pool.repeat_wanted()
 
@@ -47,7 +74,7 @@ class Controlled:
         log.info("control: %s; sessions go on", error)
 
     def _receive(self, message: messages.Message, descriptors: list[int]) -> None:
-        peers = self.plane.peers
+        peers = self._plane.peers
         match message:
             case messages.PeerKnown(peer_id=peer_id, name=name, prefixes=prefixes):
                 new = peers.get(peer_id) is None
@@ -64,7 +91,7 @@ class Controlled:
             case messages.PeerForgotten(peer_id=peer_id):
                 peers.forget(peer_id)
             case messages.OwnersAsked(networks=networks):
-                self.plane.owners_asked(networks)
+                peers.ask_owners(networks)
             case messages.PeerCircuit(peer_id=peer_id, state=state):
                 known = peers.get(peer_id)
                 if known is not None:
@@ -77,35 +104,12 @@ class Controlled:
 
     def _take(self, message: messages.SessionHandover, sock: socket.socket) -> None:
         sock.setblocking(False)
-        if self.plane.take(message, sock):
+        transport = SocketTransport(sock, self._plane.live.config.session)
+        if self._plane.take(message, transport):
             return
-        sock.close()
-        self._tell(
+        transport.close(discard=False)
+        self._port.tell(
             messages.SessionDown(
                 session_id=message.session_id, peer_id=message.peer_id, reason="unknown", failed=False
             )
         )
-
-    def session_up(self, link: Link) -> None:
-        """See PlaneEvents."""
-        self._tell(messages.SessionUp(session_id=link.session_id, peer_id=link.peer.peer_id))
-
-    def session_down(self, link: Link, reason: str, failed: bool) -> None:
-        """See PlaneEvents."""
-        self._tell(
-            messages.SessionDown(
-                session_id=link.session_id, peer_id=link.peer.peer_id, reason=reason, failed=failed
-            )
-        )
-
-    def session_wanted(self, peer_id: str, sessions: int, urgent: bool) -> None:
-        """See PlaneEvents."""
-        self._tell(messages.SessionWanted(peer_id=peer_id, sessions=sessions, urgent=urgent))
-
-    def owner_wanted(self, address: int) -> None:
-        """See PlaneEvents."""
-        self._tell(messages.OwnerWanted(address=address))
-
-    def _tell(self, message: messages.Message) -> None:
-        if self._channel is not None:
-            self._channel.send(message)
