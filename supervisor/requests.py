@@ -23,7 +23,7 @@ MEMBERSHIP: dict[str, frozenset[str]] = {
     "leave": frozenset(),
     "authority-add": frozenset({"who"}),
     "authority-list": frozenset(),
-    "authority-revoke": frozenset({"who"}),
+    "authority-revoke": frozenset({"who", "stolen", "keep", "keep_all"}),
 }
 LOOKUP: dict[str, frozenset[str]] = {"resolve": frozenset({"what"}), "ping": frozenset({"who", "count"})}
 #: No client waits longer than this.

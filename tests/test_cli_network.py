@@ -101,7 +101,7 @@ SAID = [
         "an authority less",
         ["authority", "revoke", "b"],
         {},
-        {"command": "authority-revoke", "who": "b"},
+        {"command": "authority-revoke", "who": "b", "stolen": None, "keep": None, "keep_all": None},
         "b is no authority any more\n",
     ),
 ]  # fmt: skip

@@ -19,7 +19,8 @@ OWN = OwnAddresses(
 )
 
 
-def member(name: str, *routes: str, enrolled_ms: int = 1) -> Member:
+def member(name: str, *routes: str, enrolled_ms: int = 1, distance: int = 0) -> Member:
+    """`distance`: of the authority that permitted the routes, from the root."""
     return Member(
         peer_id=f"id-{name}",
         name=name,
@@ -32,6 +33,7 @@ def member(name: str, *routes: str, enrolled_ms: int = 1) -> Member:
         enrolled_ms=enrolled_ms,
         issued_ms=enrolled_ms,
         expires_ms=10**12,
+        ranks=tuple(((distance, 0, b""), enrolled_ms) for _ in routes),
     )
 
 
@@ -51,6 +53,12 @@ CASES = [
         [member("b", "10.9.0.0/24", enrolled_ms=7), member("c", "10.9.0.0/24", enrolled_ms=5)],
         Accept(),
         {"10.9.0.0/24": "c"},
+    ),
+    (
+        "older by the word of a junior authority: that does not count",
+        [member("b", "10.9.0.0/24", enrolled_ms=7), member("c", "10.9.0.0/24", enrolled_ms=0, distance=1)],
+        Accept(),
+        {"10.9.0.0/24": "b"},
     ),
     (
         "equally old: the smaller peer id",

@@ -11,11 +11,13 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NoReturn
 
 import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from libp2p.crypto.keys import KeyPair
 
 from vpnd.adapter.framing import write_message
 from vpnd.adapter.handoff import Detached
@@ -57,8 +59,10 @@ def lies(key: Ed25519PrivateKey, peer_id: str, network: bytes, wanted: str) -> l
     return [sign(key, presence).wire, sign(key, older).wire, own, flipped]
 
 
-async def tell(state_dir: Path, address: str, peer_id: str, network: bytes, wanted: str) -> None:
-    """Say all of it over one stream."""
+async def tell(
+    state_dir: Path, address: str, peer_id: str, say: Callable[[KeyPair], Iterable[list[bytes]]]
+) -> None:
+    """Tell statements over one stream, several at once."""
     fd = os.open(state_dir / "identity.pem", os.O_RDONLY)
     keys = read_key_pair(fd)
     os.close(fd)
@@ -77,11 +81,20 @@ async def tell(state_dir: Path, address: str, peer_id: str, network: bytes, want
     )
     async with host.running():
         stream = await host.open_stream((address,), peer_id, GOSSIP)
-        for wire in lies(signing_key(keys), peer_id_of(keys), network, wanted):
-            for page in statement_pages([wire]):
+        for wires in say(keys):
+            for page in statement_pages(wires):
                 await write_message(stream, page)
             await trio.sleep(BETWEEN_S)
 
 
+def main() -> None:
+    state_dir, address, peer_id, network, wanted = sys.argv[1:]
+
+    def say(keys: KeyPair) -> Iterable[list[bytes]]:
+        return ([lie] for lie in lies(signing_key(keys), peer_id_of(keys), bytes.fromhex(network), wanted))
+
+    trio.run(tell, Path(state_dir), address, peer_id, say)
+
+
 if __name__ == "__main__":
-    trio.run(tell, Path(sys.argv[1]), sys.argv[2], sys.argv[3], bytes.fromhex(sys.argv[4]), sys.argv[5])
+    main()

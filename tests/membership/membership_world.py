@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 
+import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from vpnd import peerid
 from vpnd.membership import network
 from vpnd.membership.authority import Authority, Wish
 from vpnd.membership.directory import Directory
+from vpnd.membership.refusal import REASONS, MembershipRefused
 from vpnd.membership.statements import Membership, Presence, Statement, parse_untrusted, sign
 
 NOW = 1_800_000_000_000
@@ -92,6 +94,13 @@ class World:
     def grant(self, name: str, by: str = "root", now_ms: int = NOW) -> Authority:
         self.put(self.authority(by).grant(public(name), peer(name), now_ms), now_ms=now_ms)
         return self.authority(name)
+
+
+def reason(call, *arguments, **options) -> str:
+    with pytest.raises(MembershipRefused) as caught:
+        call(*arguments, **options)
+    assert caught.value.reason in REASONS
+    return caught.value.reason
 
 
 def reasons(merged) -> list[str]:

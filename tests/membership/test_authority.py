@@ -7,7 +7,7 @@ import ipaddress
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from membership_world import DAY, LIFETIME, NETWORK, NOW, World, peer, presence, public
+from membership_world import DAY, LIFETIME, NETWORK, NOW, World, peer, presence, public, reason
 
 from vpnd.membership import allocation, enrolment, names, network
 from vpnd.membership.authority import renewal_ms
@@ -21,13 +21,6 @@ HOUR = 3_600_000
 @pytest.fixture
 def world() -> World:
     return World()
-
-
-def reason(call, *arguments, **options) -> str:
-    with pytest.raises(MembershipRefused) as caught:
-        call(*arguments, **options)
-    assert caught.value.reason in REASONS
-    return caught.value.reason
 
 
 class TestAddresses:
@@ -144,7 +137,7 @@ class TestAuthorities:
     def test_a_stranger_and_a_revoked_authority_sign_nothing(self, world):
         assert reason(world.authority("stranger").remove, peer("b"), NOW) == "not_authority"
         second = world.grant("second")
-        world.put(*world.root.revoke(public("second"), NOW + 1), now_ms=NOW + 1)
+        world.put(world.root.revoke(public("second"), NOW + 1), now_ms=NOW + 1)
         assert not second.valid
         assert reason(second.remove, peer("b"), NOW + 2) == "not_authority"
         assert reason(world.root.grant, public("second"), peer("second"), NOW + 3) == "revoked_authority"
@@ -154,8 +147,8 @@ class TestAuthorities:
         assert reason(third.revoke, public("second"), NOW + 2) == "not_permitted"
         assert reason(second.revoke, public("root"), NOW + 2) == "not_permitted"
         assert reason(second.revoke, public("nobody"), NOW + 2) == "unknown_authority"
-        world.put(*second.revoke(public("third"), NOW + 2), now_ms=NOW + 2)
-        world.put(*second.revoke(public("second"), NOW + 3), now_ms=NOW + 3)
+        world.put(second.revoke(public("third"), NOW + 2), now_ms=NOW + 2)
+        world.put(second.revoke(public("second"), NOW + 3), now_ms=NOW + 3)
         assert [one.revoked for one in world.directory.authorities()] == [False, True, True]
 
     def test_the_network_goes_on_without_its_root(self, world):

@@ -17,12 +17,13 @@ from membership_world import (
     peer,
     presence,
     public,
+    reason,
     reasons,
 )
 
-from vpnd.membership import network
+from vpnd.membership import charter, network
 from vpnd.membership.claims import Conflict
-from vpnd.membership.statements import Removal, Revoke, sign
+from vpnd.membership.statements import Grant, Removal, Revoke, sign
 
 LAST = NOW + LIFETIME + SKEW  # the last millisecond a membership of NOW is valid
 
@@ -33,6 +34,13 @@ def merge(held, *statements, now_ms: int = NOW):
 
 def removal(name: str, issued_ms: int, signer: str = "root"):
     body = Removal(network=NETWORK.id, signer=public(signer), peer_id=peer(name), issued_ms=issued_ms)
+    return sign(key(signer), body)
+
+
+def revocation(signer: str, subject: str, issued_ms: int, since_ms: int = 0):
+    body = Revoke(
+        network=NETWORK.id, signer=public(signer), key=public(subject), since_ms=since_ms, issued_ms=issued_ms
+    )
     return sign(key(signer), body)
 
 
@@ -171,7 +179,7 @@ def test_a_removal_outlives_the_membership():
     assert reasons(merge(held, again, now_ms=far)) == ["removed"]
 
 
-def test_of_two_claims_on_an_address_the_older_enrolment_wins_everywhere():
+def test_of_two_claims_by_one_authority_the_older_enrolment_wins_everywhere():
     old = membership("b", addresses=("10.86.0.9",), enrolled_ms=NOW - 5)
     young = membership("a", addresses=("10.86.0.9", "fd00::a"), enrolled_ms=NOW - 3)
     for order in ([old, young], [young, old]):
@@ -206,6 +214,132 @@ def test_a_removal_of_the_same_instant_beats_the_membership_in_either_order():
         assert held.members(NOW) == ()
 
 
+class TestAnAuthorityThatWasStolen:
+    """What a thief of the key "second" can take from members of the root."""
+
+    def world(self) -> World:
+        world = World()
+        world.grant("second")
+        world.enrol("b", addresses=("10.86.0.9",), routes=("10.7.0.0/16",))
+        world.put(presence("b", routes=("10.7.0.0/16",)))
+        return world
+
+    def take(self, world: World, now_ms: int = NOW):
+        """The thief lets its own node in as b, since the beginning of time."""
+        stolen = membership(
+            "thief",
+            "second",
+            name="b",
+            addresses=("10.86.0.9",),
+            routes=("10.7.0.0/16",),
+            enrolled_ms=0,
+            issued_ms=now_ms,
+        )
+        return world.put(stolen, presence("thief", now_ms, routes=("10.7.0.0/16",)), now_ms=now_ms)
+
+    def keeps_everything(self, world: World, now_ms: int = NOW) -> bool:
+        held = world.directory
+        thief, b = held.find(peer("thief"), now_ms), held.find(peer("b"), now_ms)
+        return (
+            held.owner("10.86.0.9") == held.named("b") == peer("b")
+            and (thief.addresses, thief.name) == ((), "")
+            and b.ranks < thief.ranks
+        )
+
+    def test_an_earlier_enrolment_takes_nothing(self):
+        world = self.world()
+        assert not self.take(world).changes.moved
+        assert self.keeps_everything(world)
+        assert [one.what for one in world.directory.conflicts()] == ["10.86.0.9", "b"]
+
+    def test_nor_when_the_thief_has_renewed_the_member(self):
+        world = self.world()
+        world.put(world.authority("second").renew(peer("b"), NOW + DAY), now_ms=NOW + DAY)
+        self.take(world, NOW + DAY)
+        assert self.keeps_everything(world, NOW + DAY)
+
+    def test_what_the_thief_takes_from_the_member_nobody_else_gets(self):
+        world = self.world()
+        world.put(
+            membership("b", "second", name="c", addresses=("10.86.0.77",), issued_ms=NOW + 1), now_ms=NOW + 1
+        )
+        self.take(world, NOW + 1)
+        thief = world.directory.find(peer("thief"), NOW + 1)
+        assert thief.addresses == () and thief.name == ""
+        assert world.directory.owner("10.86.0.9") is None and world.directory.holder("10.86.0.9") == peer("b")
+
+    def test_a_member_that_only_the_thief_vouches_for_is_taken_over_not_in_silence(self):
+        world = self.world()
+        world.enrol("c", by="second", addresses=("10.86.0.10",))
+        stolen = membership("thief", "second", addresses=("10.86.0.10",), enrolled_ms=0)
+        assert world.put(stolen).changes.moved == (("10.86.0.10", peer("c"), peer("thief")),)
+
+    def test_the_root_takes_what_it_gives_to_somebody_else(self):
+        world = self.world()
+        world.enrol("c", by="second", addresses=("10.86.0.10",))
+        moved = world.put(membership("d", addresses=("10.86.0.10",))).changes.moved
+        assert moved == (("10.86.0.10", peer("c"), peer("d")),)
+
+
+class TestBounds:
+    """The charter is bounded, and no bound keeps a revocation out."""
+
+    def flooded(self, grants: int = charter.MAX_NAMED) -> World:
+        world = World()
+        second = world.grant("second")
+        for number in range(grants):
+            world.put(second.grant(public(f"x{number}"), peer(f"x{number}"), NOW + number))
+        return world
+
+    def test_a_revocation_is_taken_however_many_grants_there_are(self):
+        world = self.flooded()
+        world.put(*world.root.revoke_stolen(public("second"), NOW + 1).final, now_ms=NOW + 1)
+        held = world.directory
+        assert [one.key for one in held.authorities() if not one.revoked] == [public("root")]
+        assert reasons(merge(held, membership("thief", "second"))) == ["revoked_authority"]
+        assert reasons(merge(held, membership("thief", "x3"))) == ["unknown_authority"]
+
+    def test_one_authority_names_so_many_and_no_more(self):
+        world = self.flooded()
+        late = world.authority("second").grant(public("late"), peer("late"), NOW + 1000)
+        assert reasons(merge(world.directory, late)) == ["directory_full"]
+        assert world.directory.authority(public("late")) is None
+        world.grant("of-the-root")
+
+    def test_those_it_names_name_no_more_in_its_stead(self):
+        world = self.flooded(charter.MAX_NAMED // 2)
+        for number in range(charter.MAX_NAMED):
+            body = Grant(
+                network=NETWORK.id,
+                signer=public("x0"),
+                key=public(f"y{number}"),
+                peer_id=peer(f"y{number}"),
+                granted_ms=NOW,
+                issued_ms=NOW,
+            )
+            merge(world.directory, sign(key("x0"), body))
+        assert len(world.directory.authorities()) == charter.MAX_NAMED + 2
+
+    def test_what_is_granted_again_and_again_is_kept_once(self):
+        world = World()
+        for number in range(50):
+            world.put(world.root.grant(public("second"), peer("second"), NOW + number))
+        kinds = [wire for wire in world.directory.statements() if public("second") in wire]
+        assert len(kinds) == 2, "the first, which would count again, and the newest"
+
+    @pytest.mark.parametrize("order", [1, -1])
+    def test_which_keys_are_kept_does_not_depend_on_the_order(self, order):
+        told, world = self.flooded().said, World()
+        second = self.flooded(0).authority("second")
+        told += [
+            second.grant(public(f"z{number}"), peer(f"z{number}"), NOW - 9 + number) for number in range(9)
+        ]
+        merge(world.directory, *told[::order])
+        merge(world.directory, *told[::order])
+        named = {one.peer_id for one in world.directory.authorities() if one.distance == 2}
+        assert {peer(f"z{number}") for number in range(9)} <= named and len(named) == charter.MAX_NAMED
+
+
 class TestAuthorities:
     def test_a_granted_key_signs_for_the_network_and_grants_on(self):
         world = World()
@@ -233,7 +367,7 @@ class TestAuthorities:
         world.grant("second")
         world.enrol("b", by="second")
         world.enrol("c", by="second", now_ms=NOW + 10)
-        world.put(*world.root.revoke(public("second"), NOW + 20, since_ms=NOW + 10))
+        world.put(revocation("root", "second", NOW + 20, since_ms=NOW + 10))
         assert [one.name for one in world.directory.members(NOW)] == ["b"]
         late = membership("d", signer="second", issued_ms=NOW + 11)
         assert reasons(merge(world.directory, late)) == ["revoked_authority"]
@@ -244,9 +378,30 @@ class TestAuthorities:
         world.enrol("b", by="second")
         world.enrol("thief", by="second")
         address = world.directory.find(peer("b"), NOW).addresses
-        world.put(*world.root.revoke(public("second"), NOW + 1, since_ms=0, keep=[peer("b")]), now_ms=NOW + 1)
+        theft = world.root.revoke_stolen(public("second"), NOW + 1, keep=[peer("b")])
+        assert theft.lost == [peer("thief")]
+        world.put(*theft.again, now_ms=NOW + 1)
+        world.put(*theft.final, now_ms=NOW + 1)
         (kept,) = world.directory.members(NOW + 1)
         assert (kept.name, kept.addresses, kept.signer) == ("b", address, public("root"))
+
+    def test_after_a_theft_everybody_is_as_honest_authorities_made_them(self):
+        world = World()
+        world.grant("second")
+        world.grant("third", now_ms=NOW + 1)
+        for name in ("second", "b", "c"):
+            world.enrol(name)
+        world.enrol("third", by="second", now_ms=NOW + 1)
+        # the thief renames b and gives it a way to everywhere, and lets c be
+        world.put(
+            membership("b", "second", name="x", routes=("0.0.0.0/0",), enrolled_ms=NOW + 2, issued_ms=NOW + 2)
+        )
+        theft = world.root.revoke_stolen(public("second"), NOW + 3)
+        changes = [world.put(*part, now_ms=NOW + 3).changes for part in (theft.again, theft.final)]
+        assert {one.name for one in world.directory.members(NOW)} == {"b", "c", "third"}
+        assert [one.name for one in changes[1].removed] == ["second"], "its key is the thief's, too"
+        assert world.directory.find(peer("b"), NOW).routes == ()
+        assert reason(world.root.grant, public("second"), peer("second"), NOW + 9) == "revoked_authority"
 
     def test_what_a_thief_revoked_comes_back_when_the_thief_is_revoked(self):
         world = World()
@@ -254,12 +409,12 @@ class TestAuthorities:
         world.grant("junior", now_ms=NOW + 1)
         world.enrol("b", by="junior", now_ms=NOW + 1)
         before = world.directory.index.root()
-        world.put(*world.authority("senior").revoke(public("junior"), NOW + 2, since_ms=0), now_ms=NOW + 2)
+        world.put(revocation("senior", "junior", NOW + 2), now_ms=NOW + 2)
         assert world.directory.members(NOW) == ()
         restarted = directory()
         restarted.restore(world.directory.statements(), NOW + 2)
         for held in (world.directory, restarted):
-            merge(held, *world.root.revoke(public("senior"), NOW + 3, since_ms=NOW + 2), now_ms=NOW + 3)
+            merge(held, revocation("root", "senior", NOW + 3, since_ms=NOW + 2), now_ms=NOW + 3)
             assert [one.name for one in held.members(NOW)] == ["b"]
         assert world.directory.index.root() == restarted.index.root() != before
 
@@ -279,9 +434,7 @@ class TestAuthorities:
         world.enrol("b")
         world.put(world.authority("second").remove(peer("b"), NOW + 5), now_ms=NOW + 5)
         assert world.directory.members(NOW) == ()
-        changes = world.put(
-            *world.root.revoke(public("second"), NOW + 9, since_ms=NOW + 1), now_ms=NOW + 9
-        ).changes
+        changes = world.put(revocation("root", "second", NOW + 9, since_ms=NOW + 1), now_ms=NOW + 9).changes
         assert [one.name for one in changes.added] == ["b"]
 
     def test_root_may_move_to_another_node(self):

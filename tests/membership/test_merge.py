@@ -51,11 +51,11 @@ def _grant(signer: str, subject: str, times: list[int]) -> Statement:
     return sign(key(signer), body)
 
 
-def _revoke(subject: str, since_ms: int, issued_ms: int) -> Statement:
+def _revoke(signer: str, subject: str, since_ms: int, issued_ms: int) -> Statement:
     body = Revoke(
-        network=NETWORK.id, signer=public("root"), key=public(subject), since_ms=since_ms, issued_ms=issued_ms
+        network=NETWORK.id, signer=public(signer), key=public(subject), since_ms=since_ms, issued_ms=issued_ms
     )
-    return sign(key("root"), body)
+    return sign(key(signer), body)
 
 
 SIGNERS = st.sampled_from(AUTHORITIES)
@@ -66,7 +66,7 @@ STATEMENTS = st.one_of(
     st.builds(_removal, SIGNERS, NAMES, TIMES),
     st.builds(presence, NAMES, TIMES),
     st.builds(_grant, SIGNERS, st.sampled_from(AUTHORITIES), TWO_TIMES),
-    st.builds(_revoke, st.sampled_from(AUTHORITIES[1:]), TIMES, TIMES),
+    st.builds(_revoke, SIGNERS, st.sampled_from(AUTHORITIES[1:]), TIMES, TIMES),
 )
 BASE = [_grant("root", "second", [NOW, NOW]), _grant("second", "third", [NOW, NOW])]
 

@@ -41,9 +41,9 @@ def owner(node: Node) -> str:
     return str(json.loads(node.vpnd("resolve", CONTESTED, "--json").stdout)["name"])
 
 
-def test_an_address_two_authorities_gave_out_is_the_older_members_on_every_node() -> None:
-    """Behind a cut link b lets in c, and then a lets in d. Only an authority can give d another address: until there is
-    one again, all that c and d can do is to say so."""
+def test_an_address_two_authorities_gave_out_is_the_senior_ones_members_on_every_node() -> None:
+    """Behind a cut link b lets in c, and then a, which made b an authority, lets in d. Only an authority can give c
+    another address: until there is one again, all that c and d can do is to say so."""
     with Lab(4) as lab:
         a, b, c, d = nodes = [machine(lab, place) for place in range(4)]
         bootstrap = f"/ip4/{d.namespace.address}/tcp/{P2P_PORT}/p2p/{d.peer_id()}"
@@ -62,7 +62,7 @@ def test_an_address_two_authorities_gave_out_is_the_older_members_on_every_node(
             for node in (a, b):
                 node.kill(signal.SIGKILL)
                 node.wait_ended()
-        said = f"{CONTESTED} belongs to c, and is claimed by d"
+        said = f"{CONTESTED} belongs to d, and is claimed by c"
         for node in (c, d):
             wait_until(lambda node=node: node.ask()["network"]["conflicts"] == [said], SETTLE_S, "it is said")
             assert said in node.vpnd("status", check=False).stdout
@@ -70,10 +70,10 @@ def test_an_address_two_authorities_gave_out_is_the_older_members_on_every_node(
         for node in (a, b):
             node.start()
             node.wait_ready()
-        wait_until(lambda: address(d) != CONTESTED, SETTLE_S, "the later one has another address")
+        wait_until(lambda: address(c) != CONTESTED, SETTLE_S, "the junior one's has another address")
         for node in nodes:
-            wait_until(lambda node=node: owner(node) == "c", SETTLE_S, "c has it")
+            wait_until(lambda node=node: owner(node) == "d", SETTLE_S, "d has it")
             wait_until(lambda node=node: not node.ask()["network"]["conflicts"], SETTLE_S, "it is settled")
-        for node in (a, d):
+        for node in (a, c):
             wait_for_answer(lab, node.namespace, CONTESTED, SETTLE_S)
         check_logs(nodes)

@@ -187,16 +187,55 @@ def authority_add(
 ) -> None:
     """Let a member, too, invite, renew and remove others, so that one lost machine does not close the network."""
     answer = ask(where(context, config, state_dir), "authority-add", who=who)
-    typer.echo(f"{_named(answer, who)} is an authority now")
+    typer.echo(f"{_named(answer, who)} is an authority now{_told(answer)}")
 
 
 @authority.command("revoke")
 def authority_revoke(
-    context: typer.Context, who: WhoArgument, config: ConfigOption = None, state_dir: StateDirOption = None
+    context: typer.Context,
+    who: WhoArgument,
+    stolen: Annotated[
+        bool,
+        typer.Option("--stolen", help="Its key was stolen: all it ever signed is void, and it is removed."),
+    ] = False,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--keep",
+            metavar="WHO",
+            help="With --stolen: a member only it vouches for that is good; repeatable.",
+        ),
+    ] = None,
+    keep_all: Annotated[
+        bool, typer.Option("--keep-all", help="With --stolen: all members there are now are good.")
+    ] = False,
+    as_json: JsonOption = False,
+    config: ConfigOption = None,
+    state_dir: StateDirOption = None,
 ) -> None:
-    """Take that back from a member; whom it let in stays."""
-    answer = ask(where(context, config, state_dir), "authority-revoke", who=who)
-    typer.echo(f"{_named(answer, who)} is no authority any more")
+    """Take that back from a member; whom it let in stays.
+
+    Whoever has a stolen key can date back what it signs. With --stolen nothing of it holds, from the beginning; the
+    memberships that other authorities vouch for are signed again, and it says who is out, or in again.
+    """
+    if (keep or keep_all) and not stolen:
+        raise ConfigError("--keep and --keep-all are for --stolen; otherwise everybody stays")
+    answer = ask(
+        where(context, config, state_dir),
+        "authority-revoke",
+        who=who,
+        stolen=stolen or None,
+        keep=",".join(keep) if keep else None,
+        keep_all=keep_all or None,
+    )
+    if as_json:
+        echo_json(answer)
+        return
+    typer.echo(f"{_named(answer, who)} is no authority any more{_told(answer)}")
+    if stolen:
+        from vpnd.cli import memberview
+
+        typer.echo(memberview.theft(answer))
 
 
 @authority.command("list")
@@ -273,6 +312,12 @@ def ask(place: Where, command: str, **arguments: object) -> Any:
     if "answer" not in answer:
         raise VpndError(f"the daemon does not know the command {command}; is it of another version?")
     return answer["answer"]
+
+
+def _told(answer: object) -> str:
+    """Who knows of it: nobody else does while no other node is connected."""
+    told = answer.get("told") if isinstance(answer, dict) else None
+    return "; no other node is connected, they hear of it when one is" if told == 0 else ""
 
 
 def _named(answer: object, who: str) -> str:

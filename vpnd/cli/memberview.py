@@ -59,9 +59,28 @@ def authorities(rows: Sequence[Fields]) -> str:
 
 def removed(answer: Fields) -> str:
     """`vpnd remove`."""
-    return printable(
-        f"{answer.get('removed')} ({answer.get('peer_id')}) is removed; to let it in again: vpnd invite"
+    name = answer.get("removed")
+    lines = [f"{name} ({answer.get('peer_id')}) is removed; to let it in again: vpnd invite"]
+    if answer.get("told") == 0:
+        lines.append("No other node is connected: they hear of it when one is.")
+    if answer.get("authority"):
+        lines.append(
+            f"It was an authority: whom it let in stays. If its key was stolen: vpnd authority revoke {name} --stolen"
+        )
+    return "\n".join(map(printable, lines))
+
+
+def theft(answer: Fields) -> str:
+    """`vpnd authority revoke --stolen`: what came of all that was signed with the stolen key."""
+    lines = (
+        ("again", "signed again, as other authorities made them"),
+        ("out", "out, for it alone vouched for them (those that were good: vpnd invite)"),
+        ("back", "in again, for it alone had removed them (vpnd remove)"),
+        ("lapsed", "no authorities any more, for it had named them (vpnd authority add)"),
+        ("authorities_back", "authorities again, for it had revoked them"),
     )
+    said = [f"{_all(answer[key])}: {meaning}" for key, meaning in lines if answer.get(key)]
+    return "\n".join(said)
 
 
 def peers(status: Fields) -> str:

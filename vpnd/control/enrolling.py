@@ -12,6 +12,7 @@ Strangers to whom a node has nothing of this to say may not ask it.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import random
 from collections.abc import Callable, Iterable
@@ -21,7 +22,7 @@ from vpnd.adapter.logs import Seldom
 from vpnd.control.state import OwnNetwork
 from vpnd.membership import enrolment
 from vpnd.membership.authority import Authority
-from vpnd.membership.enrolment import Join, Welcome
+from vpnd.membership.enrolment import MAX_STATEMENTS_BYTES, Join, Welcome
 from vpnd.membership.refusal import MembershipRefused
 from vpnd.membership.statements import Membership, Statement
 from vpnd.membership.store import StoreError
@@ -38,7 +39,7 @@ class EnrolmentDesk:
     def __init__(
         self,
         own: OwnNetwork,
-        publish: Callable[[Iterable[Statement]], None],
+        publish: Callable[[Iterable[Statement]], object],
         *,
         guides: int,
         renew_share: float,
@@ -106,13 +107,21 @@ class EnrolmentDesk:
         return self._welcome(statement, self._dice.sample(members, min(self._guides, len(members))))
 
     def _welcome(self, statement: Statement, guides: Iterable[str] = ()) -> Welcome:
-        """With a membership: the charter it rests on, and where this node and some others are to be found."""
+        """With a membership: the grants it rests on, where this node and some others are to be found, and of the rest
+        of the charter what there is room for; gossip brings what there is not."""
         directory = self._own.directory
-        wires = [*(one.wire for one in directory.charter()), statement.wire]
+        wires = [*(one.wire for one in directory.vouching(statement.signer)), statement.wire]
         for peer_id in (self._own.peer_id, *guides):
-            held = directory.membership(peer_id), directory.presence(peer_id)
-            wires += [one.wire for one in held if one is not None]
-        return Welcome(network=self._own.network.encode(), statements=tuple(dict.fromkeys(wires)))
+            held = directory.membership(peer_id)
+            if held is not None:
+                wires += [one.wire for one in (*directory.vouching(held.signer), held)]
+            if (presence := directory.presence(peer_id)) is not None:
+                wires.append(presence.wire)
+        wires = list(dict.fromkeys([*wires, *(one.wire for one in reversed(directory.charter()))]))
+        room = MAX_STATEMENTS_BYTES
+        sizes = itertools.takewhile(lambda total: total <= room, itertools.accumulate(map(len, wires)))
+        wires = wires[: sum(1 for _ in sizes)]
+        return Welcome(network=self._own.network.encode(), statements=tuple(wires))
 
     def _renew(self, peer_id: str) -> Welcome:
         own, now_ms = self._own, self._now_ms()

@@ -36,6 +36,7 @@ from vpnd.control.state import EXPIRED, MEMBER, MILLISECONDS, REMOVED, OwnNetwor
 from vpnd.discovery.registry import Change, CompositeRegistry, Member
 from vpnd.membership import enrolment, introduction, roster
 from vpnd.membership.gossip import Outcome
+from vpnd.membership.refusal import MembershipRefused
 from vpnd.membership.statements import Kind, Statement
 
 #: Where a member of the registry is from.
@@ -65,6 +66,7 @@ class NetworkService:
         self._config = config
         self._registry = registry
         self._count = count
+        self._seldom = seldom
         self._now_ms = now_ms
         self._members_changed: Callable[[Change], None] = lambda change: None
         self._tell: Callable[[Message], None] = lambda message: None
@@ -152,15 +154,23 @@ class NetworkService:
 
     # --- what happens
 
-    def publish(self, statements: Iterable[Statement]) -> None:
-        """Make statements known that were signed here. Those of an authority are on disk when it returns.
+    def publish(self, statements: Iterable[Statement]) -> int:
+        """Make statements known that were signed here; how many neighbours hear of them now. Those of an authority are
+        on disk before anybody does.
 
-        Raises StoreError; they are known all the same then, to as many as could be told.
+        Raises StoreError, and nothing is changed; MembershipRefused, when this node's own directory refuses one.
         """
         signed = list(statements)
-        self.act(self.own.gossip.publish(signed, self._now_ms()))
-        if any(statement.kind is not Kind.PRESENCE for statement in signed):
-            self.saver.at_once()
+        lasting = [statement for statement in signed if statement.kind is not Kind.PRESENCE]
+        if lasting:
+            self.saver.ahead(lasting)
+        outcome = self.own.gossip.publish(signed, self._now_ms())
+        refused = [one for one in lasting if not self.own.directory.knows(one.digest)]
+        self.act(outcome)
+        if refused:
+            reason = next(iter(outcome.refused), "malformed")
+            raise MembershipRefused(reason, f"it is not done: {reason.replace('_', ' ')}")
+        return len(self._gossiping.neighbours())
 
     def learn(self, wires: Sequence[bytes]) -> None:
         """Take in statements that came as an answer."""
@@ -231,6 +241,9 @@ class NetworkService:
     def _changed(self, changes: roster.Changes) -> None:
         own_id, now_ms = self.own.peer_id, self._now_ms()
         self._note_own(now_ms)
+        for what, old, new in changes.moved:
+            names = [self.own.known_as(peer_id, now_ms) for peer_id in (new, old)]
+            self._seldom.warn("moved", f"{what} belongs to {names[0]} now, and no more to {names[1]}")
         touched = [*changes.added, *changes.changed, *changes.removed]
         news: dict[str, Member | None] = {}
         if any(member.peer_id == own_id for member in touched):

@@ -50,7 +50,7 @@ class Renewing:
         own: OwnNetwork,
         config: Config,
         *,
-        publish: Callable[[Iterable[Statement]], None],
+        publish: Callable[[Iterable[Statement]], object],
         learn: Callable[[Sequence[bytes]], None],
         count: Count,
         now_ms: Callable[[], int],
@@ -134,7 +134,8 @@ class Renewing:
         return False
 
     def _whom_to_ask(self, suspicious: bool) -> list[tuple[str, tuple[str, ...]]]:
-        """Authorities first, in any order; when it may be over, some others that may know.
+        """Authorities first, the most senior on top: what it gives nobody junior can take away (`membership.claims`).
+        When it may be over, in any order, and some others that may know.
 
         Authorities whose own membership has ended too are asked where they were last.
         """
@@ -146,8 +147,8 @@ class Renewing:
                 found[standing.peer_id] = held.body.addresses
         found.pop(own.peer_id, None)
         asked = list(found.items())
-        self._dice.shuffle(asked)
         if suspicious:
+            self._dice.shuffle(asked)
             members = directory.members(self._now_ms())
             others = [(one.peer_id, one.multiaddrs) for one in members if one.multiaddrs]
             others = [one for one in others if one[0] not in found and one[0] != own.peer_id]

@@ -6,23 +6,26 @@
                       groups (routes, groups: with commas)
     members           -                                      rows: name, peer_id, addresses, routes, groups, state,
                                                              expires_s, connected, authority
-    remove            who                                    removed, peer_id
+    remove            who                                    removed, peer_id, told; authority: whether it was one
     leave             -                                      nothing; the network's files are gone
-    authority-add     who                                    name, peer_id
+    authority-add     who                                    name, peer_id, told
     authority-list    -                                      rows: name, peer_id, key, root, own, revoked
-    authority-revoke  who                                    name, peer_id
+    authority-revoke  who, stolen; keep (names, with         name, peer_id, told; of a stolen one also names of members:
+                      commas), keep_all                      again (signed anew), out (it alone vouched for), back (it
+                                                             had removed), and of authorities: lapsed, authorities_back
     resolve           what                                   what, steps, peer_id, name, addresses
     ping              who, count                             rows: seq, rtt_ms (None: not answered), error;
                                                              between the controls, over a libp2p connection
 
-`who` is a name, a peer id or a virtual address. Arguments may be absent or None, but for who and what.
+`who` is a name, a peer id or a virtual address. `told`: how many nodes hear of it at once; all others do from them, or
+when they come back. Arguments may be absent or None, but for who and what.
 """
 
 from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -38,10 +41,10 @@ from vpnd.discovery.lookup import AskOwner, Lookup
 from vpnd.discovery.registry import CompositeRegistry
 from vpnd.errors import ConfigError, RefusedError, VpndError, kind_of
 from vpnd.membership import token
-from vpnd.membership.authority import Authority
+from vpnd.membership.authority import EVERYBODY, Authority
 from vpnd.membership.charter import Standing
 from vpnd.membership.refusal import MembershipRefused
-from vpnd.membership.statements import Statement
+from vpnd.membership.statements import Membership, Statement
 from vpnd.membership.token import SECRET_BYTES, Token
 
 Arguments = Mapping[str, str | int | float | bool | None]
@@ -172,12 +175,11 @@ class Requests:
         authority = self._authority(own)
         name = self._name(own, peer_id)
         # One that was an authority could let itself in again.
-        statements: list[Statement] = []
-        for standing in _authorities_of(own, peer_id):
-            statements += authority.revoke(standing.key, now_ms)
-        self._publish([*statements, authority.remove(peer_id, now_ms)])
+        held = _authorities_of(own, peer_id)
+        revocations = [authority.revoke(standing.key, now_ms) for standing in held if not standing.revoked]
+        told = self._publish([*revocations, authority.remove(peer_id, now_ms)])
         log.info("%s was removed from the network", name)
-        return {"removed": name, "peer_id": peer_id}
+        return {"removed": name, "peer_id": peer_id, "authority": bool(held), "told": told}
 
     async def _leave(self, arguments: Arguments) -> Result:
         service = self._service()
@@ -194,8 +196,7 @@ class Requests:
             raise MembershipRefused("not_member", "only a member can be an authority")
         # The key of a node is its authority's key: it is in its peer id, and the node need not be there.
         grant = self._authority(own).grant(peerid.public_key_untrusted(peer_id), peer_id, now_ms)
-        self._publish([grant])
-        return {"name": self._name(own, peer_id), "peer_id": peer_id}
+        return {"name": self._name(own, peer_id), "peer_id": peer_id, "told": self._publish([grant])}
 
     async def _authority_list(self, arguments: Arguments) -> Result:
         own = self._own()
@@ -214,12 +215,46 @@ class Requests:
     async def _authority_revoke(self, arguments: Arguments) -> Result:
         own, now_ms = self._own(), self._now_ms()
         peer_id = own.whom(_required(arguments, "who"))
-        held = _authorities_of(own, peer_id)
-        if not held:
-            raise MembershipRefused("unknown_authority", f"{self._name(own, peer_id)} is no authority")
-        authority = self._authority(own)
-        self._publish([one for standing in held for one in authority.revoke(standing.key, now_ms)])
-        return {"name": self._name(own, peer_id), "peer_id": peer_id}
+        authority, held = self._authority(own), _authorities_of(own, peer_id)
+        answer: dict[str, Any] = {"name": self._name(own, peer_id), "peer_id": peer_id}
+        if arguments.get("stolen"):
+            if not held:
+                raise MembershipRefused("unknown_authority", f"{answer['name']} was never an authority")
+            return answer | self._revoke_stolen(own, authority, held, arguments)
+        valid = [standing for standing in held if not standing.revoked]
+        if not valid:
+            raise MembershipRefused("unknown_authority", f"{answer['name']} is no authority")
+        return answer | {"told": self._publish([authority.revoke(one.key, now_ms) for one in valid])}
+
+    def _revoke_stolen(
+        self, own: OwnNetwork, authority: Authority, held: list[Standing], arguments: Arguments
+    ) -> dict[str, Any]:
+        """What is good is known before what was stolen is void, so that nobody who is good is out in between."""
+        now_ms, directory = self._now_ms(), own.directory
+        before = {member.peer_id for member in directory.members(now_ms)}
+        valid = {one.peer_id for one in directory.authorities() if not one.revoked}
+        keep = EVERYBODY if arguments.get("keep_all") else {own.whom(one) for one in _list(arguments, "keep")}
+        thefts = [authority.revoke_stolen(standing.key, now_ms, keep) for standing in held]
+        again = [statement for theft in thefts for statement in theft.again]
+        if again:
+            self._publish(again)
+        told = self._publish([statement for theft in thefts for statement in theft.final])
+        after = {member.peer_id for member in directory.members(now_ms)}
+        still = {one.peer_id for one in directory.authorities() if not one.revoked}
+        gone = {one.peer_id for one in held}
+
+        def names(peer_ids: Iterable[str]) -> list[str]:
+            return sorted(self._name(own, peer_id) for peer_id in peer_ids)
+
+        signed = {one.body.peer_id for one in again if isinstance(one.body, Membership)}
+        return {
+            "told": told,
+            "again": names(signed & after),
+            "out": names(before - after - gone),
+            "back": names(after - before),
+            "lapsed": names(valid - still - gone),
+            "authorities_back": names(still - valid),
+        }
 
     # --- where they are
 
@@ -258,8 +293,9 @@ class Requests:
             )
         return own.authority
 
-    def _publish(self, statements: list[Statement]) -> None:
-        self._service().publish(statements)
+    def _publish(self, statements: list[Statement]) -> int:
+        """How many nodes hear of it at once. Raises MembershipRefused or StoreError, and nothing is known then."""
+        return self._service().publish(statements)
 
     def _name(self, own: OwnNetwork, peer_id: str) -> str:
         body = own.directory.newest(peer_id) or own.directory.void_membership(peer_id)
@@ -267,7 +303,7 @@ class Requests:
 
 
 def _authorities_of(own: OwnNetwork, peer_id: str) -> list[Standing]:
-    return [one for one in own.directory.authorities() if one.peer_id == peer_id and not one.revoked]
+    return [one for one in own.directory.authorities() if one.peer_id == peer_id]
 
 
 def _required(arguments: Arguments, name: str) -> str:

@@ -6,8 +6,9 @@ may announce it   the member's signed membership (`Member.routes` has no other)
 is wanted         network.accept_routes; a default route only of the member network.exit_node names
 meets ours        parts of the VPN's own subnets are ignored (whose address is whose is not up to members), and
                   what this node itself announces it reaches without the tunnel
-which of two      the more specific network, as everywhere in routing; of equal ones that of the older
-                  membership, then of the smaller peer id: the same on every node
+which of two      the more specific network, as everywhere in routing; of equal ones that of the member to which
+                  the most senior authority permits it, then the older membership, then the smaller peer id: the
+                  same on every node
 """
 
 from __future__ import annotations
@@ -53,16 +54,20 @@ class Announced(msgspec.Struct, frozen=True, kw_only=True):
 
 def announced(members: Iterable[Member], own: OwnAddresses, accept: Accept) -> Announced:
     """Settle what `members` (this node not among them) announce."""
-    ranked = sorted(members, key=lambda member: (member.enrolled_ms, member.peer_id))
-    exit_peer, problems = _exit(ranked, accept.exit_node)
+    members = list(members)
+    exit_peer, problems = _exit(members, accept.exit_node)
     own_networks = [ipaddress.ip_network(text) for text in (*own.subnets, *own.advertised)]
     owners: dict[str, str] = {}
-    for member in ranked:
-        for text in member.routes:
-            network = ipaddress.ip_network(text)
-            wanted = member.peer_id == exit_peer if not network.prefixlen else accept.routes
-            if wanted and not _meets(network, own_networks):
-                owners.setdefault(text, member.peer_id)
+    ranked = sorted(
+        (rank, member.peer_id, text)
+        for member in members
+        for text, rank in zip(member.routes, member.ranks, strict=True)
+    )
+    for _, peer_id, text in ranked:
+        network = ipaddress.ip_network(text)
+        wanted = peer_id == exit_peer if not network.prefixlen else accept.routes
+        if wanted and not _meets(network, own_networks):
+            owners.setdefault(text, peer_id)
     return Announced(
         owners=dict(sorted(owners.items(), key=lambda item: _order(item[0]))),
         exit_peer=exit_peer,
@@ -70,11 +75,11 @@ def announced(members: Iterable[Member], own: OwnAddresses, accept: Accept) -> A
     )
 
 
-def _exit(ranked: list[Member], wanted: str) -> tuple[str, tuple[str, ...]]:
+def _exit(members: list[Member], wanted: str) -> tuple[str, tuple[str, ...]]:
     """The peer id of the exit node, "" for none, and what the user has to know."""
     if not wanted:
         return "", ()
-    for member in ranked:
+    for member in members:
         if wanted in (member.name, member.peer_id, *member.addresses):
             if any(not ipaddress.ip_network(text).prefixlen for text in member.routes):
                 return member.peer_id, ()

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import trio
 
+from vpnd.membership.statements import Statement
 from vpnd.membership.store import Store, StoreError
 
 log = logging.getLogger(__name__)
@@ -34,11 +35,11 @@ class Saver:
         if urgent:
             self._urgent.set()
 
-    def at_once(self) -> None:
-        """Keep everything before returning. Raises StoreError."""
+    def ahead(self, signed: list[Statement]) -> None:
+        """Keep everything, and what is to be known next, before returning. Raises StoreError; the file is as it was."""
         if not self._off:
-            self._dirty = trio.Event()
-            self._store.save_statements(self._statements())
+            self._store.save_statements([*self._statements(), *(one.wire for one in signed)])
+            self.changed()
 
     def forget(self) -> None:
         """Leave the network: its files go, and nothing is written any more. Raises StoreError."""

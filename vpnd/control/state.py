@@ -146,24 +146,25 @@ class OwnNetwork:
         return sign(self._identity, msgspec.structs.replace(held.body, sequence_ms=sequence_ms))
 
     def whom(self, text: str) -> str:
-        """The peer id behind a member's name, peer id or virtual address; removed and expired ones by peer id only.
+        """The peer id behind a member's name, peer id or virtual address, or the name of who is no member any more.
 
         Raises MembershipRefused: not_member.
         """
         label = text.lower().rstrip(".").removesuffix(f".{self.network.name}.vpn")
         if peer_id := self.directory.named(label) or self.directory.owner(text):
             return peer_id
-        known = self.directory.newest(text) or self.directory.removal(text)
-        if known is None:
-            raise MembershipRefused("not_member", f"{text} is no member's name, address or peer id")
-        return text
+        if self.directory.newest(text) or self.directory.removal(text):
+            return text
+        if peer_id := self.directory.last_named(label):
+            return peer_id
+        raise MembershipRefused("not_member", f"{text} is no member's name, address or peer id")
 
     def report(self, now_ms: int, neighbours: int) -> NetworkReport:
         """The network for status."""
         body = self.membership()
         conflicts = (
-            f"{one.what} belongs to {self._known_as(one.owner, now_ms)}, and is claimed by "
-            f"{', '.join(self._known_as(loser, now_ms) for loser in one.losers)}"
+            f"{one.what} belongs to {self.known_as(one.owner, now_ms)}, and is claimed by "
+            f"{', '.join(self.known_as(loser, now_ms) for loser in one.losers)}"
             for one in self.directory.conflicts()
         )
         return NetworkReport(
@@ -179,7 +180,8 @@ class OwnNetwork:
             neighbours=neighbours,
         )
 
-    def _known_as(self, peer_id: str, now_ms: int) -> str:
+    def known_as(self, peer_id: str, now_ms: int) -> str:
+        """The name of a member, the peer id of anybody else."""
         member = self.directory.find(peer_id, now_ms)
         return member.name if member is not None and member.name else peer_id
 

@@ -7,11 +7,12 @@ something is always issued after it, whatever the clock says.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from vpnd import peerid
 from vpnd.membership import allocation, names
 from vpnd.membership.directory import Directory
 from vpnd.membership.refusal import MembershipRefused
@@ -39,6 +40,22 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
     addresses: tuple[str, ...] = ()
     routes: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
+
+
+class Theft(msgspec.Struct, frozen=True):
+    """What answers the theft of an authority's key.
+
+    `again`: the memberships that were good, to be known before `final`, the revocation and the removal of the node
+    whose key it was. `lost`: peer ids of members only the stolen key vouches for.
+    """
+
+    again: list[Statement]
+    final: list[Statement]
+    lost: list[str]
+
+
+#: Stands for all members in `Authority.revoke_stolen`.
+EVERYBODY = frozenset({"*"})
 
 
 class Authority:
@@ -91,7 +108,7 @@ class Authority:
         )
 
     def renew(self, peer_id: str, now_ms: int) -> Statement:
-        """A member's membership for another lifetime; what it lost to an older claim is replaced.
+        """A member's membership for another lifetime; what it lost to a better claim is replaced.
 
         Expired ones are renewed while they are remembered. Raises MembershipRefused: removed, not_member, subnet_full.
         """
@@ -101,7 +118,7 @@ class Authority:
         taken = self._directory.taken() - set(before.addresses)
         addresses = self._kept_addresses(before, taken)
         name = before.name
-        if self._directory.named(name) not in (None, peer_id):
+        if self._directory.holder(name) not in (None, peer_id):
             name = _free_name(Wish(name=name), taken)
         return self._membership(
             before, peer_id, name, addresses, before.routes, before.groups, before.enrolled_ms, now_ms
@@ -134,25 +151,65 @@ class Authority:
         )
         return self._sign(body)
 
-    def revoke(
-        self, key: bytes, now_ms: int, *, since_ms: int | None = None, keep: Iterable[str] = ()
-    ) -> list[Statement]:
-        """End an authority. What it signed before `since_ms` (None: now) stays valid.
+    def revoke(self, key: bytes, now_ms: int) -> Statement:
+        """End an authority. What it signed before stays valid, so this is no answer to a theft: see `revoke_stolen`.
 
-        A stolen key can date back: then give 0, and in `keep` the peer ids whose memberships were good; they are
-        signed again by this authority and are part of the result. The nodes the thief let in are left out by that.
         Raises MembershipRefused: unknown_authority, not_permitted (the other is senior, or the root).
         """
+        return self._revoke(key, now_ms, now_ms)
+
+    def revoke_stolen(self, key: bytes, now_ms: int, keep: Collection[str] = ()) -> Theft:
+        """End an authority from the beginning of time, for a thief can date back.
+
+        What other authorities vouch for is signed again as they have it, and so are the members in `keep`, peer ids,
+        which only the stolen key vouches for; `everybody` stands for all of those. Who holds the key is removed.
+        Raises what `revoke` does.
+        """
+        revocation = self._revoke(key, 0, now_ms)
+        table = self._directory.charter_with(revocation)
+        trusted = {standing.peer_id for standing in table.values() if not standing.revoked}
+        again, lost = [], []
+        for member in self._directory.members(now_ms):
+            if peerid.public_key_untrusted(member.peer_id) == key:
+                continue
+            good = self._directory.vouched(member.peer_id, table, now_ms)
+            if good is None and (keep is EVERYBODY or member.peer_id in keep or member.peer_id in trusted):
+                good = self._directory.newest(member.peer_id)
+            if good is None:
+                lost.append(member.peer_id)
+            else:
+                again.append(self._again(good, now_ms))
+        final = [revocation]
+        holder = self._directory.authority(key)
+        if holder is not None and holder.peer_id and peerid.public_key_untrusted(holder.peer_id) == key:
+            final.append(self.remove(holder.peer_id, now_ms))
+        return Theft(again=again, final=final, lost=lost)
+
+    def _revoke(self, key: bytes, since_ms: int, now_ms: int) -> Statement:
         self._check_valid()
         own, other = self._directory.authority(self.public_key), self._directory.authority(key)
         if other is None or own is None:
             raise MembershipRefused("unknown_authority")
-        if other.distance == 0 or (key != self.public_key and own.seniority >= other.seniority):
+        if other.distance == 0:
+            raise MembershipRefused("not_permitted", "nobody is senior to the root: make a new network")
+        if key != self.public_key and own.seniority >= other.seniority:
             raise MembershipRefused("not_permitted", "only an authority that was named earlier may revoke it")
-        since_ms = now_ms if since_ms is None else since_ms
-        renewed = [self.renew(peer_id, now_ms) for peer_id in keep] if key != self.public_key else []
-        body = Revoke(network=self._id, signer=self.public_key, key=key, since_ms=since_ms, issued_ms=now_ms)
-        return [*renewed, self._sign(body)]
+        return self._sign(
+            Revoke(network=self._id, signer=self.public_key, key=key, since_ms=since_ms, issued_ms=now_ms)
+        )
+
+    def _again(self, body: Membership, now_ms: int) -> Statement:
+        """A membership as it is, by this authority and for another lifetime."""
+        issued_ms = max(now_ms, body.issued_ms + 1)
+        return self._sign(
+            msgspec.structs.replace(
+                body,
+                signer=self.public_key,
+                issued_ms=issued_ms,
+                expires_ms=issued_ms + self._lifetime_ms,
+                serial=body.serial + 1,
+            )
+        )
 
     @property
     def _id(self) -> bytes:
@@ -214,7 +271,7 @@ class Authority:
         """What a member has, with others in the place of those that are another's."""
         kept: list[str] = []
         for text in before.addresses:
-            if self._directory.owner(text) not in (None, before.peer_id):
+            if self._directory.holder(text) not in (None, before.peer_id):
                 choose = allocation.ipv6 if ":" in text else allocation.ipv4
                 text = choose(self._network, before.peer_id, {*taken, text, *kept})
             kept.append(text)

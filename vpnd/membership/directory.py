@@ -21,6 +21,7 @@ import heapq
 from collections.abc import Callable, Iterable
 
 from vpnd.membership import charter
+from vpnd.membership.charter import Charter, Standing, Table
 from vpnd.membership.claims import Conflict
 from vpnd.membership.dossier import Dossier
 from vpnd.membership.index import Index
@@ -70,8 +71,7 @@ class Directory:
         self._parse = parse
         self._digests: set[bytes] = set()
         self._aside: dict[bytes, Statement] = {}  # by digest
-        self._charter: dict[bytes, Statement] = {}  # by digest
-        self._standings = charter.settle(network.root, ())
+        self._charter = Charter(network.root)
         self._dossiers: dict[str, Dossier] = {}
         self._roster = Roster()
         self._due: list[tuple[int, str]] = []  # (when something of a peer expires, peer id)
@@ -92,6 +92,10 @@ class Directory:
         """The peer id of the member that has a virtual address, written as usual."""
         return self._roster.owner(address)
 
+    def holder(self, what: str) -> str | None:
+        """The peer id beside which nobody can have an address or name, whether it uses it or not."""
+        return self._roster.holder(what)
+
     def named(self, name: str) -> str | None:
         """The peer id of the member of that name."""
         return self._roster.owner(name)  # a name holds no dot or colon, so it is never an address
@@ -110,11 +114,30 @@ class Directory:
         dossier = self._dossiers.get(peer_id)
         return dossier.newest() if dossier is not None else None
 
+    def vouched(self, peer_id: str, table: Table, now_ms: int) -> Membership | None:
+        """The newest membership of a peer that is good by another table of authorities (`charter_with`)."""
+        dossier = self._dossiers.get(peer_id)
+        good = [
+            held
+            for held in (dossier.memberships() if dossier is not None else ())
+            if not charter.refusal(table, held)
+            and isinstance(held.body, Membership)
+            and now_ms <= held.body.expires_ms + self._skew_ms
+        ]
+        newest = max(good, key=lambda held: held.rank, default=None)
+        return newest.body if newest is not None and isinstance(newest.body, Membership) else None
+
     def void_membership(self, peer_id: str) -> Membership | None:
         """The last membership of a peer that has none any more, because it or its authority was put out."""
         bodies = (held.body for held in self._aside.values())
         void = (body for body in bodies if isinstance(body, Membership) and body.peer_id == peer_id)
         return max(void, key=lambda body: (body.enrolled_ms, body.issued_ms), default=None)
+
+    def last_named(self, name: str) -> str | None:
+        """The peer id of who had a name last and is no member any more."""
+        held = (one.body for one in self._aside.values())
+        void = [one for one in held if isinstance(one, Membership) and one.name == name]
+        return max(void, key=lambda one: one.issued_ms).peer_id if void else None
 
     def removal(self, peer_id: str) -> Removal | None:
         """The latest removal of a peer; it may have been let in again since (`find`)."""
@@ -128,10 +151,10 @@ class Directory:
         return dossier.presence if dossier is not None else None
 
     def removal_proof(self, peer_id: str) -> list[bytes]:
-        """What shows anybody that a peer was removed, the charter first; empty when it was not."""
+        """What shows anybody that a peer was removed, who may say so first; empty when it was not."""
         dossier = self._dossiers.get(peer_id)
         held = dossier.removal() if dossier is not None else None
-        return [one.wire for one in (*self.charter(), held)] if held is not None else []
+        return [one.wire for one in (*self.vouching(held.signer), held)] if held is not None else []
 
     def taken(self) -> set[str]:
         """Every address and name somebody has or may have again: not to be given to others."""
@@ -143,22 +166,30 @@ class Directory:
             for what in (held.body.name, *held.body.addresses)
         }
 
-    def authorities(self) -> tuple[charter.Standing, ...]:
+    def authorities(self) -> tuple[Standing, ...]:
         """All that are or were authorities, the most senior first."""
-        return tuple(self._standings.values())
+        return tuple(self._charter.table.values())
 
-    def authority(self, key: bytes) -> charter.Standing | None:
+    def authority(self, key: bytes) -> Standing | None:
         """What is known of one key."""
-        return self._standings.get(key)
+        return self._charter.table.get(key)
+
+    def charter_with(self, statement: Statement) -> Table:
+        """Who would be an authority with one grant or revocation more."""
+        return self._charter.with_(statement)
 
     def statements(self) -> list[bytes]:
         """Everything to be kept over a restart, for `restore`."""
-        held = [*self._charter.values(), *(s for d in self._dossiers.values() for s in d)]
+        held = [*self._charter, *(s for d in self._dossiers.values() for s in d)]
         return [statement.wire for statement in _in_order([*held, *self._aside.values()])]
 
+    def vouching(self, key: bytes) -> list[Statement]:
+        """The grants that make a key an authority, from the root's on."""
+        return self._charter.vouching(key)
+
     def charter(self) -> list[Statement]:
-        """The grants and revocations, which a new member needs before anything else."""
-        return _in_order(self._effective_charter().values())
+        """The grants and revocations that have effect."""
+        return _in_order(self._charter.effective.values())
 
     def knows(self, digest: bytes) -> bool:
         """Whether that very statement is held."""
@@ -215,6 +246,9 @@ class Directory:
 
         ordered = _in_order(fresh.values())
         grants = [statement for statement in ordered if statement.kind in _CHARTER]
+        if restoring:
+            accepted += self._restore_charter(grants, refused, dirty)
+            grants = []
         while grants:  # the grant that one of them rests on may stand behind it
             left = [statement for statement in grants if not take(statement)]
             grants = left if len(left) < len(grants) else []
@@ -236,9 +270,7 @@ class Directory:
                 return "expired"
         reason = self._void(statement)
         if isinstance(body, Grant | Revoke):
-            if reason and not (restoring and reason in VOID):
-                return reason
-            return self._admit_charter(statement, dirty)
+            return reason or self._admit_charter(statement, dirty)
         if reason:
             if not (restoring and reason in VOID):
                 return reason
@@ -257,7 +289,7 @@ class Directory:
         """Why a statement has no effect, its age and time left aside; empty when it has."""
         body = statement.body
         if not isinstance(body, Presence):
-            reason = charter.refusal(self._standings, statement)
+            reason = charter.refusal(self._charter.table, statement)
             if reason or isinstance(body, Grant | Revoke | Removal):
                 return reason
         dossier = self._dossiers.get(body.peer_id)
@@ -266,37 +298,38 @@ class Directory:
         return "" if dossier is not None and dossier.newest() is not None else "not_member"
 
     def _admit_charter(self, statement: Statement, dirty: set[str]) -> str:
-        before, shown = self._standings, self._effective_charter()
-        held = shown.get(statement.slot)
-        if held is not None and held.rank >= statement.rank:
-            return "rolled_back"
-        if len(self._charter) >= charter.MAX_CHARTER:
-            return "directory_full"
-        # Older ones stay: they count again should the newer one turn out to be void.
-        self._charter[statement.digest] = statement
-        self._standings = charter.settle(self.network.root, self._charter.values())
-        for old in shown.values():
-            self.index.discard(old)
-        for new in self._effective_charter().values():
-            self.index.put(new)
-        changed = any(
-            key not in self._standings or self._standings[key].until_ms != standing.until_ms
-            for key, standing in before.items()
-        )
-        if changed or (self._aside and len(self._standings) > len(before)):
-            self._replay(dirty)
-        return ""
+        before, shown = self._charter.table, self._charter.effective
+        reason, dropped = self._charter.take(statement)
+        self._digests.difference_update(one.digest for one in dropped)
+        self._charter_changed(before, shown, dirty)
+        return reason
 
-    def _effective_charter(self) -> dict[bytes, Statement]:
-        """Of the grants and revocations that have effect, the newest of each slot."""
-        found: dict[bytes, Statement] = {}
-        for statement in self._charter.values():
-            held = found.get(statement.slot)
-            if (held is None or held.rank < statement.rank) and not charter.refusal(
-                self._standings, statement
-            ):
-                found[statement.slot] = statement
-        return found
+    def _restore_charter(
+        self, statements: list[Statement], refused: dict[bytes, Refused], dirty: set[str]
+    ) -> list[Statement]:
+        """Those taken: all of this network, for they were judged when they came."""
+        taken = [one for one in statements if one.body.network == self._id]
+        for one in statements:
+            if one.body.network != self._id:
+                refused[one.digest] = Refused("wrong_network", one.digest, one.slot)
+        before, shown = self._charter.table, self._charter.effective
+        self._charter.restore(taken)
+        self._digests.update(one.digest for one in taken)
+        self._charter_changed(before, shown, dirty)
+        return taken
+
+    def _charter_changed(self, before: Table, shown: dict[bytes, Statement], dirty: set[str]) -> None:
+        """Bring the index to what is effective now, and judge all else again where an authority's word has another
+        weight."""
+        after = self._charter.table
+        if self._charter.effective is not shown:
+            for old in shown.values():
+                self.index.discard(old)
+            for new in self._charter.effective.values():
+                self.index.put(new)
+        changed = any(_weight(after.get(key)) != _weight(standing) for key, standing in before.items())
+        if changed or (self._aside and len(after) > len(before)):
+            self._replay(dirty)
 
     def _replay(self, dirty: set[str]) -> None:
         """Authorities came or went: judge again everything that is held or was set aside."""
@@ -387,10 +420,19 @@ class Directory:
         if newest is None or newest.slot not in shared or not isinstance(newest.body, Membership):
             return None
         presence = dossier.presence.body if dossier.presence is not None else None
-        return newest.body, presence if isinstance(presence, Presence) else None
+        vouched = tuple(
+            (held.body, (self._charter.table[held.signer].seniority, held.body.enrolled_ms))
+            for held in shared.values()
+            if isinstance(held.body, Membership)
+        )
+        return Valid(newest.body, presence if isinstance(presence, Presence) else None, vouched)
 
 
 _CHARTER = (Kind.GRANT, Kind.REVOKE)
+
+
+def _weight(standing: Standing | None) -> tuple[object, ...]:
+    return (standing.until_ms, standing.seniority) if standing is not None else ()
 
 
 def _in_order(statements: Iterable[Statement]) -> list[Statement]:

@@ -3,8 +3,8 @@
     request    Join     let me in, here is my token's secret         Renew    my membership, once more
     answer     Welcome  the network and the statements to start with Refusal  no, and why
 
-A Welcome to a Join carries the charter, the node's own membership and where some members are; everybody else it learns
-by gossip. Any member may refuse one that was removed, for it sends the proof.
+A Welcome to a Join carries the charter (what there is room for), the node's own membership and where some members
+are; everybody else it learns by gossip. Any member may refuse one that was removed, for it sends the proof.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ from vpnd.membership.statements import MAX_STATEMENT, NETWORK_ID_BYTES
 from vpnd.membership.token import SECRET_BYTES
 
 MAX_REQUEST = 512
-#: Room for the largest charter there is.
+#: Room for the charter of a network with many authorities.
 MAX_ANSWER = 1 << 18
+#: What of it statements may take, their lengths and the rest of the answer aside.
+MAX_STATEMENTS_BYTES = MAX_ANSWER * 9 // 10
 MAX_REASON = 32
 MAX_REFUSAL_TEXT = 256
 #: Longest name a node may go by; it is made a label anyway.
@@ -59,7 +61,7 @@ class Welcome(Message, frozen=True, tag=3):
 class Refusal(Message, frozen=True, tag=4):
     """`reason`: one of `refusal.REASONS`. `text`: for the user, untrusted as everything that came from elsewhere.
 
-    `statements`: what proves it, of a removed member the removal and the charter it rests on.
+    `statements`: what proves it, of a removed member the removal and the grants it rests on.
     """
 
     reason: Annotated[str, Meta(max_length=MAX_REASON)]

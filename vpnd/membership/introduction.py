@@ -19,7 +19,7 @@ from msgspec import Meta
 from vpnd.membership.directory import Directory
 from vpnd.membership.enrolment import Message, Refusal, decode_answer_untrusted
 from vpnd.membership.refusal import MembershipRefused
-from vpnd.membership.statements import MAX_STATEMENT, NETWORK_ID_BYTES, Grant, Statement
+from vpnd.membership.statements import MAX_STATEMENT, NETWORK_ID_BYTES
 
 #: Of a chain of authority longer than this, those nearest to the root are left out: they are the best known.
 MAX_GRANTS = 16
@@ -57,31 +57,10 @@ def of_member(directory: Directory, peer_id: str) -> Introduction | None:
     membership = directory.membership(peer_id)
     if membership is None:
         return None
-    statements = [*_vouching(directory, membership.signer), membership]
+    statements = [*directory.vouching(membership.signer)[-MAX_GRANTS:], membership]
     if (presence := directory.presence(peer_id)) is not None:
         statements.append(presence)
     return Introduction(directory.network.id, tuple(statement.wire for statement in statements))
-
-
-def _vouching(directory: Directory, key: bytes) -> list[Statement]:
-    """The grants that make `key` an authority, from the root's on."""
-    grants = [
-        (statement, statement.body) for statement in directory.charter() if isinstance(statement.body, Grant)
-    ]
-    found: list[Statement] = []
-    standing = directory.authority(key)
-    while standing is not None and standing.distance and len(found) < MAX_GRANTS:
-        senior = None
-        for statement, grant in grants:
-            signer = directory.authority(grant.signer)
-            if (grant.key, grant.granted_ms) != (standing.key, standing.granted_ms) or signer is None:
-                continue
-            if signer.distance == standing.distance - 1:
-                found.append(statement)
-                senior = signer
-                break
-        standing = senior
-    return found[::-1]
 
 
 def parse_request_untrusted(data: bytes) -> Introduction:

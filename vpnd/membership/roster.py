@@ -1,6 +1,6 @@
 """The members of a network as they are now, and what changes.
 
-A member is a valid membership, less what another has by an older claim.
+A member is a valid membership, less what another has by a better claim (`claims`).
 """
 
 from __future__ import annotations
@@ -10,20 +10,37 @@ from collections.abc import Iterator, Mapping
 
 import msgspec
 
-from vpnd.membership.claims import Claims, Conflict
+from vpnd.membership.claims import Claims, Conflict, Rank
 from vpnd.membership.statements import Membership, Presence
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-#: A valid membership, and where the member can be dialed, if it said so.
-Valid = tuple[Membership, Presence | None]
+
+class Valid(msgspec.Struct, frozen=True):
+    """What makes a member: the membership that counts, and where it can be dialed, if it said so.
+
+    `vouched`: the memberships by all authorities that have not expired, each with what a claim by it is worth.
+    """
+
+    membership: Membership
+    presence: Presence | None
+    vouched: tuple[tuple[Membership, Rank], ...]
+
+    def given(self) -> dict[str, Rank]:
+        """The name and addresses it was given by anybody, and by the most senior that did."""
+        found: dict[str, Rank] = {}
+        for body, rank in self.vouched:
+            for what in (body.name, *body.addresses):
+                found[what] = min(rank, found.get(what, rank))
+        return found
 
 
 class Member(msgspec.Struct, frozen=True, kw_only=True):
     """One member. `addresses`: what is really its own. `routes`: networks it announces, and may by its membership.
 
-    `lost`: addresses and the name another member has by an older claim; an authority gives others at the next renewal.
-    `name` is empty when it was lost. `multiaddrs`: where it can be dialed, by its own word.
+    `lost`: addresses and the name another member has by a better claim; an authority gives others at the next renewal.
+    `name` is empty when it was lost. `multiaddrs`: where it can be dialed, by its own word. `ranks`: of each of the
+    routes, what the claim on it is worth.
     """
 
     peer_id: str
@@ -37,6 +54,7 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
     enrolled_ms: int
     issued_ms: int
     expires_ms: int
+    ranks: tuple[Rank, ...]
 
     @property
     def prefixes(self) -> tuple[str, ...]:
@@ -48,12 +66,14 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
 class Changes(msgspec.Struct, frozen=True):
     """How the members changed.
 
-    `removed` holds them as they last were; they expired, were removed, or are void with their authority.
+    `removed` holds them as they last were; they expired, were removed, or are void with their authority. `moved`: what
+    is another member's now, whose it was, whose it is.
     """
 
     added: tuple[Member, ...] = ()
     removed: tuple[Member, ...] = ()
     changed: tuple[Member, ...] = ()
+    moved: tuple[tuple[str, str, str], ...] = ()
 
     def __bool__(self) -> bool:
         return bool(self.added or self.removed or self.changed)
@@ -73,16 +93,20 @@ class Roster:
         Others change with them when they own more or less.
         """
         touched = set(news)
+        owners: dict[str, str | None] = {}
+        for peer_id, valid in news.items():
+            given = valid.given() if valid is not None else {}
+            for what in (*self._claims.of(peer_id), *given):
+                owners.setdefault(what, self.owner(what))
         for peer_id, valid in news.items():
             if valid is None:
                 self._valid.pop(peer_id, None)
-                touched |= self._claims.claim(peer_id, 0, frozenset())
+                touched |= self._claims.claim(peer_id, {}, frozenset())
             else:
                 self._valid[peer_id] = valid
-                body = valid[0]
-                touched |= self._claims.claim(
-                    peer_id, body.enrolled_ms, frozenset((body.name, *body.addresses))
-                )
+                body = valid.membership
+                wanted = frozenset((body.name, *body.addresses))
+                touched |= self._claims.claim(peer_id, valid.given(), wanted)
         added, removed, changed = [], [], []
         for peer_id in sorted(touched):
             before = self._members.pop(peer_id, None)
@@ -90,36 +114,50 @@ class Roster:
                 if before is not None:
                     removed.append(before)
                 continue
-            after = self._members[peer_id] = self._member(*self._valid[peer_id])
+            after = self._members[peer_id] = self._member(self._valid[peer_id])
             if before is None:
                 added.append(after)
             elif before != after:
                 changed.append(after)
-        return Changes(tuple(added), tuple(removed), tuple(changed))
+        moved = [
+            (what, old, new)
+            for what, old in sorted(owners.items())
+            if old and (new := self.owner(what)) and new != old
+        ]
+        return Changes(tuple(added), tuple(removed), tuple(changed), tuple(moved))
 
     def get(self, peer_id: str) -> Member | None:
         """The member with that peer id."""
         return self._members.get(peer_id)
 
     def owner(self, what: str) -> str | None:
-        """The peer id that has an address or name."""
+        """The peer id that has and uses an address or name."""
         return self._claims.owner(what)
 
+    def holder(self, what: str) -> str | None:
+        """The peer id beside which nobody can have an address or name, whether it uses it or not."""
+        return self._claims.holder(what)
+
     def conflicts(self) -> tuple[Conflict, ...]:
-        """What more than one member claims."""
+        """What more than one member wants."""
         return self._claims.conflicts()
 
     def __iter__(self) -> Iterator[Member]:
         return iter(self._members.values())
 
-    def _member(self, body: Membership, presence: Presence | None) -> Member:
+    def _member(self, valid: Valid) -> Member:
+        body, presence = valid.membership, valid.presence
         lost = tuple(what for what in (*body.addresses, body.name) if self._claims.lost(what, body.peer_id))
         addresses = tuple(text for text in body.addresses if text not in lost) if lost else body.addresses
+        routes = permitted(presence.routes, body.routes) if presence is not None else ()
         return Member(
             peer_id=body.peer_id,
             name="" if body.name in lost else body.name,
             addresses=addresses,
-            routes=permitted(presence.routes, body.routes) if presence is not None else (),
+            routes=routes,
+            ranks=tuple(
+                min(rank for one, rank in valid.vouched if permitted((text,), one.routes)) for text in routes
+            ),
             groups=body.groups,
             lost=lost,
             multiaddrs=presence.addresses if presence is not None else (),
