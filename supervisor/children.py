@@ -21,14 +21,16 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Generic, Protocol, TypeVar
 
 import psutil
 
+from supervisor.priority import Priorities
 from vpnd import errors
 from vpnd.api import channel, messages
 from vpnd.api.aio import LoopChannel
 from vpnd.api.reports import OwnAddresses
-from vpnd.config.schema import Process as Settings
+from vpnd.config.live import Live
 from vpnd.errors import ProtocolViolation
 
 log = logging.getLogger(__name__)
@@ -47,43 +49,63 @@ class State(enum.Enum):
     STOPPED = "stopped"
 
 
-class Child:
+class Slot(Protocol):
+    """What is there before, between and after the processes of a child."""
+
+    @property
+    def title(self) -> str:
+        """The child's name in logs and errors."""
+
+    @property
+    def role(self) -> str:
+        """Its end of the channel, as vpnd.api.messages names it."""
+
+    @property
+    def module(self) -> str:
+        """What its interpreter runs."""
+
+    @property
+    def more_time_s(self) -> float:
+        """What its process may take to get ready beyond process.ready_timeout."""
+
+    def begin(self) -> tuple[messages.Message, tuple[int, ...]]:
+        """The first message for a new process, and its descriptors, which stay the slot's."""
+
+
+AnySlot = TypeVar("AnySlot", bound=Slot)
+
+
+class Child(Generic[AnySlot]):
     """Owner: supervisor loop.
 
-    `begin()` gives the first message and its descriptors, made anew for every process. `on_up(child)` is
-    called at Ready, `on_down(child)` whenever a process of this child is gone, before the next is started;
+    `on_up` is called at Ready, `on_down` whenever a process of this child is gone, before the next is started;
     `on_message` gets the rest.
     """
 
     def __init__(
         self,
-        title: str,
-        module: str,
-        role: str,
-        settings: Settings,
-        begin: Callable[[], tuple[messages.Message, tuple[int, ...]]],
-        on_up: Callable[[Child], None],
-        on_down: Callable[[Child], None],
-        on_message: Callable[[messages.Message], None],
+        slot: AnySlot,
+        live: Live,
+        priorities: Priorities,
+        on_up: Callable[[Child[AnySlot]], None],
+        on_down: Callable[[Child[AnySlot]], None],
+        on_message: Callable[[Child[AnySlot], messages.Message], None],
     ) -> None:
-        self.title, self._module, self._role = title, module, role
-        #: may be replaced at any time
-        self.settings = settings
-        self._begin, self._on_up, self._on_down, self._on_message = begin, on_up, on_down, on_message
+        self.slot, self.title = slot, slot.title
+        self._live, self._priorities = live, priorities
+        self._on_up, self._on_down, self._on_message = on_up, on_down, on_message
         self._loop = asyncio.get_running_loop()
         self.state = State.STOPPED
         self.restarts = 0
         self.listen: tuple[str, ...] = ()
         self.own: OwnAddresses | None = None
-        #: what a process of this child may take to get ready beyond process.ready_timeout
-        self.more_time_s = 0.0
         self.process: psutil.Process | None = None
         self._popen: subprocess.Popen[bytes] | None = None
         self._pidfd = -1
         self._channel: LoopChannel | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._started_s = 0.0
-        self._backoff_s = settings.restart_initial
+        self._backoff_s = live.config.process.restart_initial
         self._first: asyncio.Future[None] = self._loop.create_future()
         self._gone = asyncio.Event()
         self._gone.set()
@@ -98,7 +120,7 @@ class Child:
         is when the caller is cancelled. A stopped child may be started again."""
         if self._first.done():
             self._first = self._loop.create_future()
-        self._backoff_s = self.settings.restart_initial
+        self._backoff_s = self._live.config.process.restart_initial
         try:
             self._spawn()
             await self._first
@@ -127,7 +149,8 @@ class Child:
         if was in (State.UP, State.DRAINING) and self._channel is not None:
             if was is State.UP:
                 self._channel.send(messages.Stop(drain=drain))
-            patience_s = self.settings.stop_timeout + (self.settings.drain_timeout if drain else 0.0)
+            settings = self._live.config.process
+            patience_s = settings.stop_timeout + (settings.drain_timeout if drain else 0.0)
             try:
                 await asyncio.wait_for(self._gone.wait(), patience_s)
                 return
@@ -150,7 +173,7 @@ class Child:
         ours, theirs = channel.pair()
         with theirs:
             self._popen = subprocess.Popen(
-                [sys.executable, "-P", "-m", self._module, str(theirs.fileno())],
+                [sys.executable, "-P", "-m", self.slot.module, str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(),),
                 start_new_session=True,  # Ctrl-C is for the supervisor, which then stops its children in order
@@ -162,11 +185,14 @@ class Child:
         self._pidfd = os.pidfd_open(self._popen.pid)
         self._loop.add_reader(self._pidfd, self._exited)
         self._channel = LoopChannel(
-            channel.Channel(ours, "supervisor", self._role), self._receive, self._channel_closed
+            channel.Channel(ours, "supervisor", self.slot.role), self._receive, self._channel_closed
         )
-        message, descriptors = self._begin()
+        if self.restarts:  # programs that send as fast as they can would leave it no CPU to start on
+            self._priorities.carries_packets(self.pid)
+        message, descriptors = self.slot.begin()
         self._channel.send(message, descriptors)
-        self._timer = self._loop.call_later(self.settings.ready_timeout + self.more_time_s, self._not_ready)
+        patience_s = self._live.config.process.ready_timeout + self.slot.more_time_s
+        self._timer = self._loop.call_later(patience_s, self._not_ready, patience_s)
 
     def _receive(self, message: messages.Message, descriptors: list[int]) -> None:
         for fd in descriptors:  # no message to the supervisor carries any
@@ -184,7 +210,7 @@ class Child:
             case messages.Failed(kind=kind, error=error):
                 self._fail(errors.of_kind(kind, error, errors.ChildError))
             case _:
-                self._on_message(message)
+                self._on_message(self, message)
 
     def _fail(self, error: errors.VpndError) -> None:
         if not self._first.done():
@@ -192,9 +218,8 @@ class Child:
         elif self.state not in (State.STOPPED, State.DRAINING):
             log.error("%s: %s", self.title, error)
 
-    def _not_ready(self) -> None:
+    def _not_ready(self, patience_s: float) -> None:
         self._timer = None
-        patience_s = self.settings.ready_timeout + self.more_time_s
         self._fail(errors.ChildError(f"{self.title} was not ready after {patience_s:g} s"))
         self._kill()
 
@@ -240,7 +265,7 @@ class Child:
         self._restart_later(f"{self.title} (pid {pid}) {how}")
 
     def _restart_later(self, what: str) -> None:
-        settings = self.settings
+        settings = self._live.config.process
         if self._loop.time() - self._started_s >= settings.restart_settle:
             self._backoff_s = settings.restart_initial
         self.state = State.WAITING

@@ -1,4 +1,4 @@
-"""What this node is in the VPN, and how that is put on the machine: addresses, routes, what shards may deliver.
+"""What this node is in the VPN, and how that is put on the machine: addresses, routes, names, what shards may deliver.
 
 Of a static node it is known from the configuration. Of a member of a network control says it, when it is up and
 whenever it changes; a virtual_ip for configured peers is added to it.
@@ -12,13 +12,17 @@ from pathlib import Path
 
 import msgspec
 
-from supervisor.network import overlap
+from supervisor.network import announced, overlap
+from supervisor.network.announced import AnnouncedRoutes
+from supervisor.network.names import Names, Send
 from supervisor.network.overlap import Claim
 from supervisor.network.routes import NetworkSetup
+from vpnd.api.messages import RoutesKnown
 from vpnd.api.reports import OwnAddresses
 from vpnd.config.check import MIN_IPV6_MTU
+from vpnd.config.live import Live
 from vpnd.config.schema import Config
-from vpnd.errors import MachineError
+from vpnd.errors import ChildError, MachineError
 from vpnd.mode import Mode
 
 log = logging.getLogger("supervisor")
@@ -28,38 +32,53 @@ _IPV6 = Path("/proc/sys/net/ipv6")
 
 
 class Overlay:
-    """Owner: supervisor loop. `own` is what the node is, complete; of a member not before `establish`.
+    """Owner: supervisor loop. `establish`, then `open_network`, once device and control are there; `close` at the end.
 
-    `warnings`: what the operator should know, a line each, for status.
+    `own` is what the node is, complete; of a member not before `establish`.
     """
 
-    def __init__(self, config: Config, mode: Mode, *, joining: bool) -> None:
-        self._config, self._mode, self._joining = config, mode, joining
+    def __init__(self, live: Live, mode: Mode, *, joining: bool) -> None:
+        config = live.config
+        self._live, self._mode, self._joining = live, mode, joining
         self._setup = NetworkSetup(config.retry)
+        live.watch(lambda config: config.retry, self._retry_changed)
         self._device = ""
         self._interfaces: list[str] = []
+        self._names: Names | None = None
+        self._announced: AnnouncedRoutes | None = None
+        self._known = RoutesKnown(routes=())
         self.own = _configured(config)
-        self.warnings: list[str] = []
+        self._warnings: list[str] = []
         if mode.in_network and config.network.virtual_ip and not config.peers:
-            self.warnings.append(
+            self._warnings.append(
                 "network.virtual_ip is not used in a network without [[peers]]: its authority gives addresses"
             )
 
-    def configure(self, config: Config) -> None:
-        """Another [retry] for what is set up from now on; the rest is taken at the start."""
-        self._setup.retry = config.retry
+    def _retry_changed(self) -> None:
+        self._setup.retry = self._live.config.retry
+
+    @property
+    def in_network(self) -> bool:
+        """Whether the node is a member of a network; otherwise its peers are configured."""
+        return self._mode.in_network
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the operator should know, a line each."""
+        parts = (part for part in (self._names, self._announced) if part is not None)
+        return [*self._warnings, *(line for part in parts for line in part.warnings)]
 
     def check_before(self) -> None:
         """What is known before anything is changed is judged then: raises ConfigError when the machine already
         routes a part of it."""
         if self._mode is Mode.NEW and not self._joining:
-            subnet = ipaddress.ip_network(self._config.membership.subnet)
+            subnet = ipaddress.ip_network(self._live.config.membership.subnet)
             self._check([Claim(subnet, "membership.subnet", "choose another membership.subnet")])
         elif not self._mode.in_network:
             self._check([])
 
     def _check(self, claims: list[Claim]) -> None:
-        network = self._config.network
+        network = self._live.config.network
         if network.allow_overlap:
             return
         routes = map(ipaddress.ip_network, network.routes)
@@ -72,8 +91,8 @@ class Overlay:
     @property
     def _uses_virtual_ip(self) -> bool:
         """A member's own virtual_ip is for its configured peers."""
-        wanted = bool(self._config.peers) or not self._mode.in_network
-        return wanted and bool(self._config.network.virtual_ip)
+        wanted = bool(self._live.config.peers) or not self._mode.in_network
+        return wanted and bool(self._live.config.network.virtual_ip)
 
     def establish(self, device: str, given: OwnAddresses | None) -> None:
         """Put everything on the TUN device `device`. `given`: what control said of a member, None of a static node.
@@ -82,6 +101,8 @@ class Overlay:
         something; nothing is left then.
         """
         self._device = device
+        if self.in_network and given is None:
+            raise ChildError("control does not say what this node is in its network")
         self.own = self._with_configured(given)
         if given is not None:
             remedy = "free that range on this machine and start again (without --join: it is a member now)"
@@ -89,8 +110,18 @@ class Overlay:
             self._check([Claim(ipaddress.ip_network(each), owner, remedy) for each in given.subnets])
         self._apply()
 
+    def open_network(self) -> None:
+        """Serve names, and route what members announce. Raises MachineError."""
+        if self.in_network:
+            device = self._device
+            self._names = Names(device, self._live.config.dns)
+            self._announced = announced.open_for(device, self._live.config)
+            self._names.apply(self.own)
+            self._announced.apply(self._known)
+            self._announced.advertise(self.own.advertised)
+
     def _apply(self) -> None:
-        network = self._config.network
+        network = self._live.config.network
         if self._mode.in_network and (reason := self._no_ipv6()):
             self._leave_out_ipv6(reason)
         try:
@@ -104,7 +135,7 @@ class Overlay:
         log.debug("%s has %s, mtu %d", self._device, ", ".join(self._interfaces), network.mtu)
 
     def _set_up(self) -> None:
-        network = self._config.network
+        network = self._live.config.network
         interfaces = _interfaces(self.own)
         routes = dict.fromkeys((*self.own.subnets, *network.routes))
         self._setup.apply(self._device, network.mtu, interfaces, list(routes), network.queue_length)
@@ -113,7 +144,7 @@ class Overlay:
     def _no_ipv6(self) -> str:
         if not _IPV6.is_dir():
             return "this kernel has none"
-        if self._config.network.mtu < MIN_IPV6_MTU:
+        if self._live.config.network.mtu < MIN_IPV6_MTU:
             return f"it needs a network.mtu of {MIN_IPV6_MTU}"
         return ""
 
@@ -121,11 +152,14 @@ class Overlay:
         if _has_ipv6(self.own):
             warning = f"no IPv6 in the VPN: {reason}"
             log.warning("%s", warning)
-            self.warnings.append(warning)
+            self._warnings.append(warning)
             self.own = _without_ipv6(self.own)
 
-    def change(self, given: OwnAddresses) -> None:
-        """A member is something else than before: other addresses, other networks it may announce."""
+    def change(self, given: OwnAddresses) -> bool:
+        """A member is something else than before: other addresses, other networks it may announce. False, and
+        nothing happens, before `establish`."""
+        if not self._device:
+            return False
         had_ipv6 = _has_ipv6(self.own)
         after = self._with_configured(given)
         if not had_ipv6:  # left out when it was established
@@ -139,9 +173,39 @@ class Overlay:
                 log.error("not all addresses could be set: %s", error)
             self._interfaces = interfaces
         self.own = after
+        if self._names is not None:
+            self._names.apply(after)
+        if self._announced is not None:
+            self._announced.advertise(after.advertised)
+        return True
+
+    def route(self, known: RoutesKnown) -> None:
+        """Members announce other networks from now on."""
+        self._known = known
+        if self._announced is not None:
+            self._announced.apply(known)
+
+    def give_names(self, send: Send) -> None:
+        """Give control the sockets on which it answers DNS at our addresses."""
+        if self._names is not None:
+            self._names.give(send)
+
+    def look_again(self) -> None:
+        """The machine has other routes: networks of members may meet them, or do not any more."""
+        if self._announced is not None:
+            self._announced.look_again()
+
+    async def close(self) -> None:
+        """Take everything back; nothing is changed any more."""
+        if self._announced is not None:
+            await self._announced.close()
+        if self._names is not None:
+            await self._names.close()
+        self.undo()
 
     def undo(self) -> None:
         """Take addresses and routes back."""
+        self._device = ""
         self._setup.undo()
 
     @property
@@ -161,7 +225,7 @@ class Overlay:
         return str(ipaddress.ip_interface(self._interfaces[0]).network) if self._interfaces else ""
 
     def _with_configured(self, given: OwnAddresses | None) -> OwnAddresses:
-        configured = _configured(self._config)
+        configured = _configured(self._live.config)
         if given is None:
             return configured
         if not self._uses_virtual_ip:

@@ -1,4 +1,5 @@
-"""The supervisor's turns with the programs whose packets it reads, where it has real-time priority (process.realtime).
+"""Reading the TUN device, in turns with the programs whose packets are read, where the supervisor has real-time
+priority (process.realtime).
 
 As an ordinary process it waits for its CPU behind programs that send as fast as they can, and every packet of the node
 waits with it. At real-time priority it does not, but preempts the sender of each packet, and reads them one at a time.
@@ -15,11 +16,14 @@ a pause.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 
 from supervisor.priority import set_realtime, several_cpus
-from vpnd.config.schema import Process
+from supervisor.pump import Pump
+from vpnd.config.live import Live
+from vpnd.packet.ring import RingBroken
 
 _THIS_THREAD = 0
 
@@ -32,37 +36,38 @@ class Pacing:
 
     def __init__(
         self,
-        settings: Process,
+        live: Live,
         *,
         alone: bool,
         now_s: Callable[[], float] = time.monotonic,
         sleep_s: Callable[[float], None] = time.sleep,
         prioritize: Callable[[int, bool], str] = set_realtime,
     ) -> None:
+        self._live, self._alone = live, alone
         self._now_s, self._sleep_s, self._prioritize = now_s, sleep_s, prioritize
-        self._alone = alone
-        self._realtime = False
+        self._realtime = self._possible = False
+        self._pause_s = self._window_s = 0.0
         self._packets = 0
         self._since_s = self._last_s = now_s()
-        self.configure(settings)
+        live.watch(lambda config: config.process, self._begin)
+        self._begin()
 
-    def configure(self, settings: Process) -> None:
-        """These settings from now on."""
-        self._settings = settings
-        self._pause_s = settings.realtime_pause
+    def _begin(self) -> None:
+        settings = self._live.config.process
+        self._pause_s, self._window_s = settings.realtime_pause, settings.realtime_window
         self._possible = self._alone and settings.realtime and several_cpus()
         self._become(self._possible)
 
     def end(self) -> None:
         """Back to the usual priority."""
-        self._possible = False
+        self._alone = self._possible = False
         self._become(False)
 
     def after_read(self, packets: int) -> None:
         """So many packets were just read from the TUN device. Returns when the next may be."""
         now_s = self._now_s()
         self._packets += packets
-        if now_s - self._since_s >= self._settings.realtime_window:
+        if now_s - self._since_s >= self._window_s:
             self._judge(now_s)
         if self._realtime and (packets > 1 or now_s - self._last_s < self._pause_s):
             self._sleep_s(self._pause_s)
@@ -72,7 +77,7 @@ class Pacing:
     def _judge(self, now_s: float) -> None:
         rate = self._packets / (now_s - self._since_s)
         self._packets, self._since_s = 0, now_s
-        most = self._settings.realtime_packets
+        most = self._live.config.process.realtime_packets
         wanted = self._possible and rate <= (most if self._realtime else most / 2)
         if wanted != self._realtime:
             self._become(wanted)
@@ -83,3 +88,55 @@ class Pacing:
             refused = bool(self._prioritize(_THIS_THREAD, realtime))
             self._possible = self._possible and not refused
             self._realtime = realtime and not refused
+
+
+class Reading:
+    """Packets from the TUN device into the pump, from now until `close`. Owner: supervisor loop.
+
+    `broken(reason)`: a shard has spoilt its ring. `gone(reason)`: the device cannot be read any more.
+    """
+
+    def __init__(
+        self,
+        live: Live,
+        tun_fd: int,
+        pump: Pump,
+        pacing: Pacing,
+        *,
+        broken: Callable[[str], None],
+        gone: Callable[[str], None],
+    ) -> None:
+        self._live, self._fd, self._pump, self._pacing = live, tun_fd, pump, pacing
+        self._broken, self._gone = broken, gone
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(tun_fd, self._read)
+        self._aging: asyncio.TimerHandle | None = None
+        self._reading = True
+        live.watch(lambda config: config.worker.idle_timeout, self._age_later)
+        self._age_flows()
+
+    def close(self) -> None:
+        """Read no more."""
+        self._reading = False
+        self._loop.remove_reader(self._fd)
+        if self._aging is not None:
+            self._aging.cancel()
+        self._pacing.end()
+
+    def _read(self) -> None:
+        try:
+            self._pacing.after_read(self._pump.read_tun())
+        except RingBroken as error:
+            self._broken(str(error))
+        except OSError as error:
+            self._gone(error.strerror or str(error))
+
+    def _age_flows(self) -> None:
+        self._pump.flows.age()
+        self._age_later()
+
+    def _age_later(self) -> None:
+        if self._aging is not None:
+            self._aging.cancel()
+        if self._reading:
+            self._aging = self._loop.call_later(self._live.config.worker.idle_timeout, self._age_flows)

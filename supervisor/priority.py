@@ -14,8 +14,7 @@ from __future__ import annotations
 
 import os
 
-from supervisor.children import Child
-from vpnd.config.schema import Process
+from vpnd.config.live import Live
 
 #: Linux sched(7): the lowest of 1 to 99.
 _PRIORITY = 1
@@ -51,21 +50,17 @@ def set_realtime(pid: int, wanted: bool) -> str:
 class Priorities:
     """Of the children of a node. `warnings`: why they do not have what they were to have; lines for status."""
 
-    def __init__(self) -> None:
+    def __init__(self, live: Live) -> None:
+        self._live = live
         self.warnings: tuple[str, ...] = ()
 
-    def starts(self, child: Child, settings: Process) -> None:
-        """A child's process was just made."""
-        if child.restarts:
-            self.carries_packets(child, settings)
-
-    def carries_packets(self, child: Child, settings: Process) -> None:
-        """Packets wait for this child whenever it has to wait."""
-        if child.pid:
-            why_not = set_realtime(child.pid, settings.realtime)
+    def carries_packets(self, pid: int) -> None:
+        """Packets wait for this process whenever it has to wait. 0: there is none."""
+        if pid:
+            why_not = set_realtime(pid, self._live.config.process.realtime)
             self.warnings = (why_not,) if why_not else ()
 
-    def usual(self, child: Child) -> None:
+    def usual(self, pid: int) -> None:
         """They do not, or no longer."""
-        if child.pid:
-            set_realtime(child.pid, False)
+        if pid:
+            set_realtime(pid, False)

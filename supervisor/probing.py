@@ -28,7 +28,7 @@ async def measure(request: Mapping[str, Any], fleet: Fleet, pump: Pump, timeout_
     index = pump.shard_of(echo_key(address))
     if index < 0:
         return {"shard": None, "session": None, "why": "no shard is up"}
-    told = await fleet.probe(index, str(address), timeout_s)
+    told = await fleet.questions.probe(fleet.shards[index], str(address), timeout_s)
     if told is None:
         return {"shard": index, "session": None, "why": f"shard {index} does not answer"}
     session = _row(told.session) if told.session is not None else None

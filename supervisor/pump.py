@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from io import FileIO
 
-from vpnd.config.schema import Config
+from vpnd.config.live import Live
 from vpnd.metrics import DROP_REASONS
 from vpnd.packet import flow, ring
 from vpnd.packet.offload import UdpCoalescer
@@ -95,7 +95,8 @@ class FlowTable:
 class Pump:
     """Owner: supervisor loop; everything is synchronous and bounded per call."""
 
-    def __init__(self, tun_fd: int, config: Config, coalescer: UdpCoalescer | None) -> None:
+    def __init__(self, tun_fd: int, live: Live, coalescer: UdpCoalescer | None) -> None:
+        config = live.config
         self._tun = FileIO(tun_fd, "r", closefd=False)
         self._ports: dict[int, ShardPort] = {}
         self._up: list[int] = []
@@ -106,8 +107,13 @@ class Pump:
         self._publish_bytes = config.worker.publish_bytes
         self._scratch = memoryview(bytearray(MAX_RECORD_BYTES))
         self.flows = FlowTable(config.worker.max_flows)
+        self._live = live
+        live.watch(lambda config: config.worker.max_flows, self._limit_flows)
         self.dropped = dict.fromkeys(DROP_REASONS, 0)
         self.reads = self.merged = self.bytes_read = 0
+
+    def _limit_flows(self) -> None:
+        self.flows.most = self._live.config.worker.max_flows
 
     @property
     def packets_read(self) -> int:

@@ -17,7 +17,7 @@ from supervisor.children import Child
 from supervisor.fleet import Fleet
 from supervisor.network.tun import Tun
 from supervisor.pump import Pump
-from supervisor.slots import Slot
+from supervisor.slots import ShardSlot
 from vpnd import __version__
 from vpnd.api.messages import ControlStatus, ShardStatus
 from vpnd.api.reports import OwnAddresses, PeerReport, SessionReport
@@ -46,7 +46,7 @@ def usage(child: Child) -> dict[str, Any]:
     return row
 
 
-def shard_row(slot: Slot, child: Child) -> dict[str, Any]:
+def shard_row(slot: ShardSlot, child: Child) -> dict[str, Any]:
     """One row of shards[]."""
     counts = slot.page.read()
     drops = {reason: counts[f"dropped_{reason}"] for reason in DROP_REASONS}
@@ -64,7 +64,7 @@ def peer_rows(
     control: ControlStatus | None,
     last_told: ControlStatus | None,
     shards: Mapping[int, ShardStatus | None],
-    slots: list[Slot],
+    slots: list[ShardSlot],
 ) -> list[dict[str, Any]]:
     """peers[]: who they are by the configuration in force and by what control said last, how they are by what control
     says now, and what the shards measured."""
@@ -178,7 +178,7 @@ def _measured(sessions: list[SessionReport]) -> dict[str, Any]:
     }
 
 
-def dropped(pump: Pump, slots: list[Slot]) -> dict[str, int]:
+def dropped(pump: Pump, slots: list[ShardSlot]) -> dict[str, int]:
     """Drops by reason, of all processes; every reason is there."""
     total = dict(pump.dropped)
     for slot in slots:
@@ -188,7 +188,7 @@ def dropped(pump: Pump, slots: list[Slot]) -> dict[str, int]:
     return total
 
 
-def books(pump: Pump, slots: list[Slot], drops: dict[str, int]) -> dict[str, Any]:
+def books(pump: Pump, slots: list[ShardSlot], drops: dict[str, int]) -> dict[str, Any]:
     """Both sums; `difference` is 0 when nothing is moving."""
     counts = [slot.page.read() for slot in slots]
     sent = sum(count["packets_sent"] for count in counts)

@@ -12,7 +12,8 @@ from typing import Any, Protocol
 
 import orjson
 
-from supervisor.fleet import Argument
+from supervisor.questions import Argument
+from vpnd.config.live import Live
 from vpnd.errors import VpndError
 
 #: Command -> its arguments; every one may be missing. The first group needs a network.
@@ -40,18 +41,18 @@ class Asked(Protocol):
         """Whether the node is a member of one."""
 
     async def request(self, command: str, arguments: dict[str, Argument], timeout_s: float) -> bytes:
-        """See Fleet.request."""
+        """See Questions.request."""
 
     def left(self) -> None:
         """The node is in no network any more."""
 
 
-def handlers(node: Asked, timeout_s: float) -> dict[str, Callable[[Mapping[str, Any]], Awaitable[object]]]:
-    """For the status server. `timeout_s` is the patience of clients that name none."""
+def handlers(node: Asked, live: Live) -> dict[str, Callable[[Mapping[str, Any]], Awaitable[object]]]:
+    """For the status server. status.timeout is the patience of clients that name none."""
 
     def handler(command: str) -> Callable[[Mapping[str, Any]], Awaitable[object]]:
         async def handle(request: Mapping[str, Any]) -> object:
-            return {"answer": await _carry_out(node, command, request, timeout_s)}
+            return {"answer": await _carry_out(node, command, request, live.config.status.timeout)}
 
         return handle
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import uvloop
 
-from supervisor.node import LEFT, STOPPED, Node
+from supervisor.node import LEFT, STOPPED, Node, start_node
 from vpnd import logs
 from vpnd.config import load, template
 from vpnd.config.schema import Config
@@ -78,27 +78,29 @@ class VPNService:
         identity = self._identity or load_or_create(Path(config.state_dir, config.p2p.identity_file))
         self._identity = identity
         self._mode = decide(config, joining=bool(self._join))
-        node = Node(
-            self._complete(config),
-            self._mode,
-            self._join,
-            identity,
-            self._reread,
-            self._reloaded,
-            alone=self._given_reread is not None,
+        stopped: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        starting = asyncio.ensure_future(
+            start_node(
+                self._complete(config),
+                self._mode,
+                self._join,
+                identity,
+                self._reread,
+                self._reloaded,
+                alone=self._given_reread is not None,
+                stopped=stopped,
+            )
         )
-        starting = asyncio.ensure_future(node.start())
         try:
-            both: set[asyncio.Future[Any]] = {starting, node.stopped}
+            both: set[asyncio.Future[Any]] = {starting, stopped}
             await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         finally:
             if not starting.done():  # `vpnd stop` came, or our caller was cancelled: what was done is undone
                 starting.cancel()
                 await asyncio.wait({starting})
         if starting.cancelled():
-            raise VpndError(f"{node.stopped.result()} while starting")
-        starting.result()
-        self._node = node
+            raise VpndError(f"{stopped.result()} while starting")
+        self._node = starting.result()
 
     async def stop(self) -> None:
         """Take the node down; nothing of it is left on the machine. Idempotent."""

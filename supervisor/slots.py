@@ -1,27 +1,87 @@
-"""A shard's slot: what stays when its process dies or is scaled away. The ring is made anew for each process, the
-counter page is not."""
+"""What stays when a process of a child dies or is scaled away, and what the next one begins with: its first message and
+descriptors. A ring is made anew for each process, a counter page is not."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+from pathlib import Path
 
+from supervisor import statedir
 from supervisor.network.tun import Tun
+from supervisor.overlay import Overlay
 from supervisor.pump import Pump, ShardPort
 from supervisor.traffic import Traffic
 from vpnd.api import messages
+from vpnd.config.live import Live
 from vpnd.config.schema import Config
-from vpnd.metrics import GAUGES, OUTBOUND_DROPS, SHARD_COUNTERS, create_page
+from vpnd.metrics import CONTROL_COUNTERS, GAUGES, OUTBOUND_DROPS, SHARD_COUNTERS, create_page
 from vpnd.packet import ring
 
 
-class Slot:
+class ControlSlot:
+    """Control, seen from the supervisor. Owner: supervisor loop.
+
+    `token`: what it joins a network with, until it has.
+    """
+
+    title, role, module = "control", "control", "vpnd.control"
+
+    def __init__(self, live: Live, peer_id: str, token: str, *, in_network: bool) -> None:
+        """Raises PrivilegeError, MachineError or OSError; nothing is left open then."""
+        config = live.config
+        self._live, self._peer_id, self._in_network = live, peer_id, in_network
+        self.token = token
+        #: the configuration its process was started with
+        self.given = config
+        with contextlib.ExitStack() as closing:
+            path = Path(config.state_dir, config.p2p.identity_file)
+            self._identity_fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            closing.callback(os.close, self._identity_fd)
+            self._network_fds: tuple[int, ...] = ()
+            if in_network:
+                self._network_fds = (statedir.open_network(config),)
+                closing.callback(os.close, *self._network_fds)
+            self.page, self._page_fd = create_page(CONTROL_COUNTERS, "vpnd-counters-control")
+            closing.callback(self.page.close)
+            closing.callback(os.close, self._page_fd)
+            self._closing = closing.pop_all()
+
+    @property
+    def more_time_s(self) -> float:
+        """See children.Slot: joining takes others."""
+        return self._live.config.membership.join_timeout if self.token else 0.0
+
+    def begin(self) -> tuple[messages.Message, tuple[int, ...]]:
+        """See children.Slot."""
+        config = self.given = self._live.config
+        os.lseek(self._identity_fd, 0, os.SEEK_SET)  # the offset is shared with the children before
+        start = messages.ControlStart(
+            config=config,
+            node_name=config.node.name,
+            peer_id=self._peer_id,
+            virtual_ip="" if self._in_network else config.network.virtual_ip,
+            token=self.token,
+        )
+        return start, (self._identity_fd, self._page_fd, *self._network_fds)
+
+    def close(self) -> None:
+        """The node stops."""
+        self._closing.close()
+
+
+class ShardSlot:
     """Shard `index`, seen from the supervisor. Owner: supervisor loop.
 
     The books, for the way out:  packets_from_tun = packets_sent + dropped + packets_queued. When a process is killed
-    what it had taken is gone; `end` settles the difference as shard_died, so that the sum holds for ever.
+    what it had taken is gone; `ended` settles the difference as shard_died, so that the sum holds for ever.
     """
 
-    def __init__(self, index: int, pump: Pump) -> None:
+    role, module = "shard", "shards"
+
+    def __init__(self, index: int, live: Live, overlay: Overlay, tun: Tun, pump: Pump) -> None:
+        self.title, self.more_time_s = f"shard {index}", 0.0
+        self._live, self._overlay, self._tun = live, overlay, tun
         self.index = index
         self._pump = pump
         self.traffic = Traffic()
@@ -33,15 +93,16 @@ class Slot:
         self._ring: ring.Descriptors | None = None
         self._packets_in = 0
 
-    def begin(
-        self, config: Config, own: tuple[str, ...], tun: Tun
-    ) -> tuple[messages.Message, tuple[int, ...]]:
-        """A new ring, and the first message for a new process."""
-        self.given, self.own_given = config, own
+    def begin(self) -> tuple[messages.Message, tuple[int, ...]]:
+        """See children.Slot: with a new ring."""
+        config = self.given = self._live.config
+        own = self.own_given = self._overlay.prefixes
         self._ring = ring.Descriptors.create(config.worker.ring_bytes, f"vpnd-ring-{self.index}")
         self.port = ShardPort(self.index, self._ring)
-        start = messages.ShardStart(config=config, index=self.index, own=own, tun_offloads=int(tun.offloads))
-        return start, (*self._ring.all(), self._page_fd, tun.fd)
+        start = messages.ShardStart(
+            config=config, index=self.index, own=own, tun_offloads=int(self._tun.offloads)
+        )
+        return start, (*self._ring.all(), self._page_fd, self._tun.fd)
 
     def up(self) -> None:
         """The process is ready: flows may be given to it."""

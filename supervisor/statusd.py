@@ -24,6 +24,7 @@ from typing import Any
 import orjson
 
 from supervisor.janitor import Janitor
+from vpnd.config.live import Live
 from vpnd.errors import MachineError, VpndError, kind_of
 
 log = logging.getLogger(__name__)
@@ -37,14 +38,14 @@ MAX_REQUEST_BYTES = 65_536
 class StatusServer:
     """Listens on a unix socket, mode 0600. Owner: supervisor loop.
 
-    `timeout_s`, which may be replaced, bounds how long a client may take to ask and to listen; a command takes its
-    time. A command whose client has gone is still carried out. `leftovers`: see Janitor.commands.
+    status.timeout bounds how long a client may take to ask and to listen; a command takes its time. A command whose
+    client has gone is still carried out. `leftovers`: see Janitor.commands.
     """
 
     def __init__(
-        self, path: str, timeout_s: float, commands: Mapping[str, Command], leftovers: Sequence[str] = ()
+        self, path: str, live: Live, commands: Mapping[str, Command], leftovers: Sequence[str] = ()
     ) -> None:
-        self._path, self.timeout_s, self._commands, self._leftovers = path, timeout_s, commands, leftovers
+        self._path, self._live, self._commands, self._leftovers = path, live, commands, leftovers
         self._server: asyncio.Server | None = None
         self._janitor: Janitor | None = None
 
@@ -73,10 +74,10 @@ class StatusServer:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            async with asyncio.timeout(self.timeout_s):
+            async with asyncio.timeout(self._live.config.status.timeout):
                 line = await reader.readline()
             answer = await self._answer(line)
-            async with asyncio.timeout(self.timeout_s):
+            async with asyncio.timeout(self._live.config.status.timeout):
                 writer.write(orjson.dumps(answer))
                 await writer.drain()
         except (TimeoutError, ConnectionError, ValueError):

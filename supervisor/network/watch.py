@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 
 from supervisor.network import events
-from vpnd.config.schema import Network
+from vpnd.config.live import Live
 from vpnd.errors import MachineError
 
 log = logging.getLogger(__name__)
@@ -82,8 +82,8 @@ class Watch:
     `own_device` must exist. Raises MachineError when the kernel gives no netlink socket. Ends with `close`.
     """
 
-    def __init__(self, own_device: str, settings: Network, changed: Changed) -> None:
-        self._settings = settings
+    def __init__(self, own_device: str, live: Live, changed: Changed) -> None:
+        self._live = live
         self._changed = changed
         self._loop = asyncio.get_running_loop()
         self._gatherer = Gatherer()
@@ -103,13 +103,16 @@ class Watch:
         self._state = events.NetworkState(own, self._socket.getsockname()[0], _name_of)
         self._loop.add_reader(self._socket.fileno(), self._readable)
         self._gathering: asyncio.TimerHandle | None = None
-        self._checking = self._loop.call_later(settings.suspend_check, self._check_suspend)
+        self._checking = self._check_later()
+        live.watch(lambda config: config.network.suspend_check, self._retime)
 
-    def configure(self, settings: Network) -> None:
-        """Other settings from now on."""
-        self._settings = settings
+    def _check_later(self) -> asyncio.TimerHandle:
+        return self._loop.call_later(self._live.config.network.suspend_check, self._check_suspend)
+
+    def _retime(self) -> None:
         self._checking.cancel()
-        self._checking = self._loop.call_later(settings.suspend_check, self._check_suspend)
+        if self._socket.fileno() >= 0:
+            self._checking = self._check_later()
 
     def close(self) -> None:
         """Stop watching. Idempotent."""
@@ -159,7 +162,8 @@ class Watch:
 
     def _note(self, reason: str) -> None:
         now_s = self._loop.time()
-        if self._gatherer.add(reason, now_s, self._settings.change_settle, self._settings.change_settle_max):
+        settings = self._live.config.network
+        if self._gatherer.add(reason, now_s, settings.change_settle, settings.change_settle_max):
             self._gathering = self._loop.call_at(self._gatherer.due_s or now_s, self._tell)
 
     def _tell(self) -> None:
@@ -168,10 +172,10 @@ class Watch:
 
     def _check_suspend(self) -> None:
         slept_s = self._suspend.slept_s(*_clocks())
-        if slept_s > self._settings.suspend_check:
+        if slept_s > self._live.config.network.suspend_check:
             log.info("the machine was suspended for %.0f s", slept_s)
             self._changed("the machine was suspended", self.addresses())
-        self._checking = self._loop.call_later(self._settings.suspend_check, self._check_suspend)
+        self._checking = self._check_later()
 
 
 def _clocks() -> tuple[float, float]:

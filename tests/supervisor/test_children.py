@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from supervisor.children import Child, State
+from supervisor.priority import Priorities
 from vpnd.api import messages
+from vpnd.config.live import Live
 from vpnd.config.schema import Config, Process
 from vpnd.errors import ChildError
 
@@ -18,22 +20,42 @@ SILENT = "tests.supervisor.silent_child"
 START = messages.ControlStart(config=Config(), node_name="a", peer_id="A", virtual_ip="")
 
 
-def with_child(settings: Process, body: Callable[[Child], Awaitable[None]]) -> None:
+class Slot:
+    """A child that is told to stop and does not listen."""
+
+    title, role, module, more_time_s = "a child", "control", SILENT, 0.0
+
+    def begin(self) -> tuple[messages.Message, tuple[int, ...]]:
+        return START, (sys.stderr.fileno(),) * 2
+
+
+class Raised(Priorities):
+    """Whose priority was raised."""
+
+    def __init__(self, live: Live) -> None:
+        super().__init__(live)
+        self.pids: list[int] = []
+
+    def carries_packets(self, pid: int) -> None:
+        self.pids.append(pid)
+
+
+def with_child(settings: Process, body: Callable[[Child[Slot], Raised], Awaitable[None]]) -> None:
     """`body` with a child that is not started, and that no process is left of."""
 
     async def main() -> None:
+        live = Live(Config(process=settings))
+        raised = Raised(live)
         child = Child(
-            "a child",
-            SILENT,
-            "control",
-            settings,
-            lambda: (START, (sys.stderr.fileno(),) * 2),
+            Slot(),
+            live,
+            raised,
             on_up=lambda child: None,
             on_down=lambda child: None,
-            on_message=lambda message: None,
+            on_message=lambda child, message: None,
         )
         try:
-            await body(child)
+            await body(child, raised)
         finally:
             child._kill()
             await child._gone.wait()
@@ -41,9 +63,23 @@ def with_child(settings: Process, body: Callable[[Child], Awaitable[None]]) -> N
     asyncio.run(main())
 
 
+def test_a_child_that_comes_back_carries_packets_from_its_start_on() -> None:
+    async def body(child: Child[Slot], raised: Raised) -> None:
+        child._spawn()
+        assert raised.pids == [], "the first start is nobody's loss"
+        child._cancel_timer()
+        child.state = State.UP
+        await child.stop()
+        child.restarts = 1
+        child._spawn()
+        assert raised.pids == [child.pid]
+
+    with_child(Process(stop_timeout=0.1), body)
+
+
 @pytest.mark.setting("process.ready_timeout")
 def test_a_child_that_does_not_get_ready_is_an_error_in_time() -> None:
-    async def body(child: Child) -> None:
+    async def body(child: Child[Slot], _: Raised) -> None:
         async with asyncio.timeout(5.0):
             with pytest.raises(ChildError, match=r"was not ready after 0\.5 s"):
                 await child.start()
@@ -62,7 +98,7 @@ def test_a_child_that_does_not_get_ready_is_an_error_in_time() -> None:
     ids=["stopped", "scaled away"],
 )
 def test_a_child_that_does_not_stop_is_killed_in_time(settings: Process, drain: bool, most_s: float) -> None:
-    async def body(child: Child) -> None:
+    async def body(child: Child[Slot], _: Raised) -> None:
         child._spawn()
         child._cancel_timer()
         child.state = State.UP
@@ -92,7 +128,7 @@ def waits(settings: Process, lives_s: list[float]) -> list[float]:
     """How long it is waited before each start of a child that lives so long each time."""
     loop = Waits()
 
-    async def body(child: Child) -> None:
+    async def body(child: Child[Slot], _: Raised) -> None:
         own, child._loop = child._loop, loop  # type: ignore[assignment]
         for life_s in lives_s:
             child._started_s = loop.now_s

@@ -13,6 +13,7 @@ from lab import Lab, inside
 from supervisor.network.tun import Tun
 from supervisor.overlay import Overlay
 from vpnd.api.reports import OwnAddresses
+from vpnd.config.live import Live
 from vpnd.config.network import Membership
 from vpnd.config.schema import Config, Network, Peer
 from vpnd.errors import ConfigError
@@ -53,7 +54,7 @@ def routes(lab: Lab) -> str:
 
 
 def established(config: Config, mode: Mode, own: OwnAddresses | None) -> Overlay:
-    overlay = Overlay(config, mode, joining=False)
+    overlay = Overlay(Live(config), mode, joining=False)
     overlay.check_before()
     overlay.establish("vpnd0", own)
     return overlay
@@ -135,16 +136,16 @@ OVERLAPS = [
 def test_an_overlap_is_refused_before_anything_is_made(what, config, mode, words, lab: Lab) -> None:
     with inside(lab.nodes[0]):
         with pytest.raises(ConfigError, match=words):
-            Overlay(config, mode, joining=False).check_before()
+            Overlay(Live(config), mode, joining=False).check_before()
         allowed = msgspec.structs.replace(
             config, network=msgspec.structs.replace(config.network, allow_overlap=True)
         )
-        Overlay(allowed, mode, joining=False).check_before()
+        Overlay(Live(allowed), mode, joining=False).check_before()
 
 
 def test_an_overlap_of_a_network_that_was_joined_says_that_it_was(lab: Lab, device: Tun) -> None:
     own = msgspec.structs.replace(OWN, addresses=("192.168.77.9",), subnets=("192.168.77.0/24",))
-    overlay = Overlay(Config(), Mode.NEW, joining=True)
+    overlay = Overlay(Live(Config()), Mode.NEW, joining=True)
     overlay.check_before()
     with pytest.raises(ConfigError, match=r"network home: 192.168.77.0/24 overlaps .*without --join"):
         overlay.establish("vpnd0", own)

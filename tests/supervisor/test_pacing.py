@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from supervisor.pacing import Pacing
-from vpnd.config.schema import Process
+from vpnd.config.live import Live
+from vpnd.config.schema import Config, Process
 
 PAUSE_S, WINDOW_S, MOST = 0.25, 1.0, 1000
 
@@ -28,9 +29,9 @@ class Rig:
         self.asked = 0
         self._refuses = refuses
         defaults = {"realtime_pause": PAUSE_S, "realtime_window": WINDOW_S, "realtime_packets": MOST}
-        self.settings = Process(**defaults | settings)
+        self.live = Live(Config(process=Process(**defaults | settings)))
         self.pacing = Pacing(
-            self.settings, alone=alone, now_s=lambda: self.now_s, sleep_s=self._sleep, prioritize=self._set
+            self.live, alone=alone, now_s=lambda: self.now_s, sleep_s=self._sleep, prioritize=self._set
         )
 
     def _sleep(self, seconds: float) -> None:
@@ -93,7 +94,7 @@ def test_a_burst_within_the_window_is_none(window_s: float) -> None:
 def test_it_is_changed_while_it_runs_and_over_at_the_end() -> None:
     rig = Rig(realtime=False)
     assert not rig.realtime and rig.reads(9) == 0
-    rig.pacing.configure(Process(realtime=True, realtime_pause=PAUSE_S))
+    rig.live.take(Config(process=Process(realtime=True, realtime_pause=PAUSE_S)))
     assert rig.realtime and rig.reads(9) == PAUSE_S
     rig.pacing.end()
     assert not rig.realtime and rig.reads(*[1] * 100, apart_s=WINDOW_S) == 0 and not rig.realtime
@@ -118,7 +119,7 @@ def test_with_one_cpu_nobody_has_it_and_nobody_pauses(monkeypatch: pytest.Monkey
 @pytest.mark.root
 def test_the_kernel_gives_it_and_takes_it_back() -> None:
     try:
-        pacing = Pacing(Process(), alone=True)
+        pacing = Pacing(Live(Config()), alone=True)
         assert os.sched_getscheduler(0) == os.SCHED_RR | os.SCHED_RESET_ON_FORK
         pacing.end()
         assert os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK == os.SCHED_OTHER

@@ -6,13 +6,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from supervisor.priority import Priorities, set_realtime
-from vpnd.config.schema import Process
+from vpnd.config.live import Live
+from vpnd.config.schema import Config, Process
 
 REALTIME = os.SCHED_RR | os.SCHED_RESET_ON_FORK
 
@@ -61,21 +60,15 @@ def test_a_process_that_has_just_ended_is_nobodys_fault(two_cpus: None) -> None:
     assert set_realtime(process.pid, True) == ""
 
 
-def child(pid: int, restarts: int) -> Any:
-    """What is looked at of a supervisor.children.Child."""
-    return SimpleNamespace(pid=pid, restarts=restarts)
-
-
 @pytest.mark.root
-def test_a_child_that_comes_back_has_it_from_its_start_on(pid: int, two_cpus: None) -> None:
-    priorities, settings = Priorities(), Process()
-    priorities.starts(child(pid, restarts=0), settings)
-    assert os.sched_getscheduler(pid) == os.SCHED_OTHER, "the first start is nobody's loss"
-    back = child(pid, restarts=1)
-    priorities.starts(back, settings)
+def test_a_process_that_carries_packets_has_it_for_so_long(pid: int, two_cpus: None) -> None:
+    live = Live(Config())
+    priorities = Priorities(live)
+    priorities.carries_packets(pid)
     assert os.sched_getscheduler(pid) == REALTIME
-    priorities.usual(back)
+    priorities.usual(pid)
     assert os.sched_getscheduler(pid) & ~os.SCHED_RESET_ON_FORK == os.SCHED_OTHER
-    priorities.starts(back, Process(realtime=False))
+    live.take(Config(process=Process(realtime=False)))
+    priorities.carries_packets(pid)
     assert os.sched_getscheduler(pid) & ~os.SCHED_RESET_ON_FORK == os.SCHED_OTHER and not priorities.warnings
-    priorities.carries_packets(child(0, restarts=1), settings)
+    priorities.carries_packets(0)

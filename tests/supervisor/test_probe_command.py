@@ -27,14 +27,15 @@ class Shards:
 
     def __init__(self, count: int, answer: ProbeAnswer | None) -> None:
         self._up, self._answer = list(range(count)), answer
+        self.questions, self.shards = self, range(count)
         self.flows = FlowTable(64)
         self.asked: list[tuple[int, str, float]] = []
 
     def shard_of(self, key: int) -> int:
         return self.flows.look(key, self._up) if self._up else -1
 
-    async def probe(self, index: int, destination: str, timeout_s: float) -> ProbeAnswer | None:
-        self.asked.append((index, destination, timeout_s))
+    async def probe(self, shard: int, destination: str, timeout_s: float) -> ProbeAnswer | None:
+        self.asked.append((shard, destination, timeout_s))
         return self._answer
 
 

@@ -8,6 +8,7 @@ import struct
 import pytest
 
 from supervisor.pump import FlowTable, Pump, ShardPort
+from vpnd.config.live import Live
 from vpnd.config.schema import Config, Network, Worker
 from vpnd.packet import flow, ring
 from vpnd.packet.record import LENGTH, LENGTH_BYTES, MAX_RECORD_BYTES, VNET_BYTES
@@ -32,7 +33,7 @@ class Rig:
         for end in (ours, self.kernel):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 22)
         self._ours = ours
-        self.pump = Pump(ours.fileno(), CONFIG, None)
+        self.pump = Pump(ours.fileno(), Live(CONFIG), None)
         self.descriptors = [ring.Descriptors.create(RING, "t") for _ in range(count)]
         self.ports = [ShardPort(index, each) for index, each in enumerate(self.descriptors)]
         self.consumers = [ring.Consumer(each) for each in self.descriptors]
@@ -171,7 +172,7 @@ def test_a_flood_of_destinations_does_not_fill_the_memory():
 def with_pump(config: Config) -> tuple[Rig, Pump]:
     """A rig of one shard whose pump has other settings."""
     rig = Rig(1)
-    rig.pump = Pump(rig._ours.fileno(), config, None)
+    rig.pump = Pump(rig._ours.fileno(), Live(config), None)
     rig.pump.attach(rig.ports[0])
     return rig, rig.pump
 

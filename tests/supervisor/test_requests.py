@@ -10,9 +10,12 @@ import orjson
 import pytest
 
 from supervisor import requests
+from vpnd.config.live import Live
+from vpnd.config.schema import Config, Status
 from vpnd.errors import RefusedError, VpndError
 
 TIMEOUT_S = 3.0
+SETTINGS = Live(Config(status=Status(timeout=TIMEOUT_S)))
 
 
 class Node:
@@ -36,7 +39,7 @@ class Node:
 
 def ask(node: Node, request: dict[str, Any]) -> Any:
     async def main() -> Any:
-        answer = await requests.handlers(node, TIMEOUT_S)[request["command"]](request)
+        answer = await requests.handlers(node, SETTINGS)[request["command"]](request)
         await asyncio.sleep(0)
         return orjson.loads(orjson.dumps(answer))
 

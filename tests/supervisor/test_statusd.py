@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from supervisor.statusd import StatusServer
+from vpnd.config.live import Live
+from vpnd.config.schema import Config, Status
 from vpnd.errors import ConfigError
 
 TIMEOUT_S = 0.05
+SETTINGS = Live(Config(status=Status(timeout=TIMEOUT_S)))
 
 
 async def exchange(path: Path, request: bytes) -> Any:
@@ -24,7 +27,7 @@ async def exchange(path: Path, request: bytes) -> Any:
 
 def serve(path: Path, talk: Any, **commands: Any) -> None:
     async def run() -> None:
-        server = StatusServer(str(path), TIMEOUT_S, commands)
+        server = StatusServer(str(path), SETTINGS, commands)
         await server.start()
         try:
             await talk()
@@ -83,7 +86,7 @@ def test_a_loop_that_ends_while_a_command_runs_logs_no_bug(tmp_path: Path, caplo
         raise AssertionError("it is cancelled")
 
     async def run() -> None:
-        server = StatusServer(str(tmp_path / "s"), TIMEOUT_S, {"never": never})
+        server = StatusServer(str(tmp_path / "s"), SETTINGS, {"never": never})
         await server.start()
         _, writer = await asyncio.open_unix_connection(str(tmp_path / "s"))
         writer.write(b'{"command": "never"}\n')

@@ -13,9 +13,14 @@ from lab import Lab, inside
 
 from supervisor.network import events, watch
 from supervisor.network.events import NetworkState
-from vpnd.config.schema import Network
+from vpnd.config.live import Live
+from vpnd.config.schema import Config, Network
 
 OWN, PORT = 9, 4711
+
+
+def live(network: Network) -> Live:
+    return Live(Config(network=network))
 
 
 def attribute(kind: int, value: bytes) -> bytes:
@@ -158,7 +163,7 @@ def test_windows_are_as_long_as_set_and_double_up_to_the_longest():
 
     async def watched() -> list[float]:
         settings = Network(change_settle=0.5, change_settle_max=1.0)
-        watching = watch.Watch("lo", settings, lambda reason, _: told.append(reason))
+        watching = watch.Watch("lo", live(settings), lambda reason, _: told.append(reason))
         waits = []
         for _ in range(4):
             watching._note("a route came")
@@ -184,7 +189,7 @@ def test_the_kernels_own_words_in_a_namespace():
 
     async def watched(lab: Lab, *steps: tuple[str, ...]) -> None:
         namespace = lab.nodes[0]
-        watching = watch.Watch("own0", Network(change_settle=0.05), lambda *each: told.append(each))
+        watching = watch.Watch("own0", live(Network(change_settle=0.05)), lambda *each: told.append(each))
         await asyncio.sleep(0.1)
         assert told == [] and routable(watching.addresses()) == {namespace.address}
         for step in steps:
@@ -211,7 +216,7 @@ def test_more_than_the_socket_can_hold_is_a_change_and_the_addresses_are_asked_f
     many = [f"10.{n // 250}.{n % 250}.1" for n in range(1000)]
 
     async def watched(lab: Lab) -> None:
-        watching = watch.Watch("lo", Network(change_settle=0.2), lambda *each: told.append(each))
+        watching = watch.Watch("lo", live(Network(change_settle=0.2)), lambda *each: told.append(each))
         batch = lab.directory / "batch"
         batch.write_text("".join(f"addr add {each}/32 dev eth0\n" for each in many))
         lab.ip(lab.nodes[0], "-batch", str(batch))  # the loop reads nothing meanwhile
@@ -232,9 +237,10 @@ def test_a_machine_is_looked_after_as_often_as_set_now(monkeypatch: pytest.Monke
     monkeypatch.setattr(watch, "_clocks", lambda: (1000.0 + 3600.0 * len(told), 1000.0))
 
     async def watched() -> None:
-        watching = watch.Watch("lo", Network(suspend_check=60.0), lambda reason, _: told.append(reason))
+        settings = live(Network(suspend_check=60.0))
+        watching = watch.Watch("lo", settings, lambda reason, _: told.append(reason))
         watching._suspend = watch.SuspendClock(0.0, 1000.0)
-        watching.configure(Network(suspend_check=0.02))
+        settings.take(Config(network=Network(suspend_check=0.02)))
         async with asyncio.timeout(5.0):
             while not told:
                 await asyncio.sleep(0.01)
@@ -252,7 +258,7 @@ def test_a_machine_that_slept_is_told_of_it(monkeypatch: pytest.MonkeyPatch):
     async def watched() -> None:
         nonlocal asleep_s
         settings = Network(suspend_check=0.02)
-        watching = watch.Watch("lo", settings, lambda reason, _: told.append(reason))
+        watching = watch.Watch("lo", live(settings), lambda reason, _: told.append(reason))
         await asyncio.sleep(0.05)
         asleep_s += 0.01
         await asyncio.sleep(0.05)

@@ -56,7 +56,9 @@ class CircuitBreaker:
     def __init__(
         self, failure_threshold: int, reset_timeout_s: float, success_threshold: int, changed: Changed
     ) -> None:
-        self.configure(failure_threshold, reset_timeout_s, success_threshold)
+        self._failure_threshold = failure_threshold
+        self._reset_timeout_s = reset_timeout_s
+        self._success_threshold = success_threshold
         self.state = Circuit.CLOSED
         self.opened = 0
         self.failures = 0  # in a row

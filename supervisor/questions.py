@@ -1,0 +1,110 @@
+"""Questions to children, and their answers, which may come in several messages (vpnd.api.parts)."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from supervisor.children import State
+from vpnd.api import messages, parts
+from vpnd.errors import VpndError, of_kind
+
+#: What an argument of a command may be.
+Argument = str | int | float | bool | None
+
+_ANSWERS = messages.ControlStatus | messages.ShardStatus | messages.ProbeAnswer | messages.Answer
+
+
+class Asked(Protocol):
+    """What is needed of supervisor.children.Child."""
+
+    title: str
+    state: State
+
+    def send(self, message: messages.Message) -> None:
+        """Send to the process there is."""
+
+
+class _Question:
+    """One that waits for its answer; `parts` of it have come."""
+
+    def __init__(self, child: Asked, answer: asyncio.Future[Any]) -> None:
+        self.child, self.answer = child, answer
+        self.parts: list[Any] = []
+
+
+class Questions:
+    """Owner: supervisor loop. `heard` is given what children say, `gone` those whose process has ended."""
+
+    def __init__(self) -> None:
+        self._serials = itertools.count(1)
+        self._waiting: dict[int, _Question] = {}
+
+    def heard(self, child: Asked, message: messages.Message) -> None:
+        """Pass an answer to who waits for it. Anything else, and what nobody waits for, is passed over."""
+        if not isinstance(message, _ANSWERS):
+            return
+        question = self._waiting.get(message.serial)
+        if question is None or question.child is not child or question.answer.done():
+            return
+        if not isinstance(message, messages.ProbeAnswer):
+            question.parts.append(message)
+            if message.more:
+                return
+            message = parts.joined(question.parts)
+        question.answer.set_result(message)
+
+    def gone(self, child: Asked) -> None:
+        """Nobody need wait for what it was asked."""
+        for question in self._waiting.values():
+            if question.child is child and not question.answer.done():
+                question.answer.set_result(None)
+
+    def last_words(self, child: Asked) -> None:
+        """Have it say once more how it is; nobody waits for the answer."""
+        child.send(messages.StatusRequest(serial=next(self._serials)))
+
+    async def ask(self, child: Asked, timeout_s: float) -> Any:
+        """How a child is: its ControlStatus or ShardStatus, None when it is not up or does not say."""
+        return await self._exchange(child, lambda serial: messages.StatusRequest(serial=serial), timeout_s)
+
+    async def probe(self, shard: Asked, destination: str, timeout_s: float) -> messages.ProbeAnswer | None:
+        """What a shard measures for `vpnd ping`; None as for `ask`."""
+        answer: messages.ProbeAnswer | None = await self._exchange(
+            shard, lambda serial: messages.ProbeRequest(serial=serial, destination=destination), timeout_s
+        )
+        return answer
+
+    async def request(
+        self, control: Asked, command: str, arguments: dict[str, Argument], timeout_s: float
+    ) -> bytes:
+        """Have control carry out a command: its answer, JSON. Raises the error it refuses with, or VpndError when it
+        is away or does not answer in time; it may have been carried out then."""
+        answer = await self._exchange(
+            control,
+            lambda serial: messages.Request(serial=serial, command=command, arguments=arguments),
+            timeout_s,
+        )
+        if answer is None:
+            raise VpndError(f"control has not answered ({control.state.value}); see `vpnd status`")
+        if answer.error:
+            raise of_kind(answer.kind, answer.error)
+        result: bytes = answer.result
+        return result
+
+    async def _exchange(
+        self, child: Asked, question: Callable[[int], messages.Message], timeout_s: float
+    ) -> Any:
+        if child.state is not State.UP:
+            return None
+        serial = next(self._serials)
+        asked = self._waiting[serial] = _Question(child, asyncio.get_running_loop().create_future())
+        child.send(question(serial))
+        try:
+            return await asyncio.wait_for(asked.answer, timeout_s)
+        except TimeoutError:
+            return None
+        finally:
+            del self._waiting[serial]
