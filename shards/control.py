@@ -12,6 +12,7 @@ from shards.session.transport import SocketTransport
 from vpnd.api import messages
 from vpnd.api.aio import LoopChannel
 from vpnd.api.channel import Channel
+from vpnd.session import Established
 
 log = logging.getLogger("shard")
 
@@ -99,17 +100,17 @@ class ControlClient:
             case messages.PeerDialed(peer_id=peer_id):
                 if (known := peers.get(peer_id)) is not None:
                     known.pool.look_after()
-            case messages.SessionHandover():
-                self._take(message, socket.socket(fileno=descriptors[0]))
+            case messages.SessionHandover(session_id=session_id, session=session):
+                self._take(session_id, session, socket.socket(fileno=descriptors[0]))
 
-    def _take(self, message: messages.SessionHandover, sock: socket.socket) -> None:
+    def _take(self, session_id: int, session: Established, sock: socket.socket) -> None:
         sock.setblocking(False)
         transport = SocketTransport(sock, self._plane.live.config.session)
-        if self._plane.take(message, transport):
+        if self._plane.take(session_id, session, transport):
             return
         transport.close(discard=False)
         self._port.tell(
             messages.SessionDown(
-                session_id=message.session_id, peer_id=message.peer_id, reason="unknown", failed=False
+                session_id=session_id, peer_id=session.peer_id, reason="unknown", failed=False
             )
         )

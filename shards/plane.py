@@ -22,10 +22,10 @@ from shards.peer.table import Peer, PeerTable
 from shards.session.link import Link, StreamLane, Surroundings
 from shards.session.transport import Transport
 from shards.stream.session import Session
-from vpnd.api.messages import SessionHandover
 from vpnd.config.live import Live
 from vpnd.config.schema import Config
 from vpnd.packet.capability import Capabilities
+from vpnd.session import Established
 
 log = logging.getLogger("shard")
 
@@ -164,24 +164,13 @@ class Plane:
 
     # --- sessions
 
-    def take(self, message: SessionHandover, transport: Transport) -> bool:
+    def take(self, session_id: int, established: Established, transport: Transport) -> bool:
         """A session from control. False when it is nobody's we know: nothing was taken."""
-        peer = self.peers.get(message.peer_id)
+        peer = self.peers.get(established.peer_id)
         if peer is None:
             return False
-        session = Session(
-            initiator=message.initiator,
-            cipher=message.cipher,
-            send_key=message.send_key,
-            send_nonce=message.send_nonce,
-            receive_key=message.receive_key,
-            receive_nonce=message.receive_nonce,
-            leftover=message.leftover,
-            hello=self._common.hello,
-            settings=self.live.config.session,
-            now_s=self.now(),
-        )
-        link = Link(transport, session, message.session_id, message.initiator, peer, self, self._common)
+        session = Session(established, self._common.hello, self.live.config.session, self.now())
+        link = Link(transport, session, session_id, established.initiator, peer, self, self._common)
         self.links[link.session_id] = link
         self._peer_of[link] = peer
         peer.pool.add(link)

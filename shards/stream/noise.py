@@ -13,6 +13,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 
 from shards.stream import spec
+from vpnd import session
 from vpnd.errors import LocalProtocolError, RemoteProtocolError
 
 _pack_length = spec.MESSAGE_LENGTH.pack_into
@@ -30,8 +31,8 @@ _DATA_OVERHEAD = spec.DATA_OVERHEAD_BYTES
 
 
 _CIPHERS: dict[str, type[ChaCha20Poly1305] | type[AESGCM]] = {
-    "chachapoly": ChaCha20Poly1305,
-    "aesgcm": AESGCM,
+    session.CHACHAPOLY: ChaCha20Poly1305,
+    session.AESGCM: AESGCM,
 }
 
 
@@ -39,8 +40,8 @@ def _cipher(name: str, key: bytes, nonce: int) -> ChaCha20Poly1305 | AESGCM:
     """Check what was handed over; LocalProtocolError if it cannot be a cipher state."""
     if name not in _CIPHERS:
         raise LocalProtocolError(f"no such cipher: {name}")
-    if len(key) != spec.KEY_BYTES:
-        raise LocalProtocolError(f"a key has {spec.KEY_BYTES} bytes, not {len(key)}")
+    if len(key) != session.KEY_BYTES:
+        raise LocalProtocolError(f"a key has {session.KEY_BYTES} bytes, not {len(key)}")
     if not 0 <= nonce < spec.NONCE_LIMIT:
         raise LocalProtocolError("nonce out of range")
     return _CIPHERS[name](key)
@@ -68,7 +69,7 @@ class Sealer:
     )
 
     def __init__(
-        self, key: bytes, nonce: int, buffer_bytes: int, reserve_bytes: int, cipher: str = "chachapoly"
+        self, key: bytes, nonce: int, buffer_bytes: int, reserve_bytes: int, cipher: str = session.CHACHAPOLY
     ) -> None:
         """`reserve_bytes` of the buffer are kept from seal_data(), for seal_control()."""
         self._encrypt = _cipher(cipher, key, nonce).encrypt_into
@@ -169,7 +170,7 @@ class Opener:
     __slots__ = ("_decrypt", "_end", "_nonce", "_size", "_start", "_view", "nonce", "plain")
 
     def __init__(
-        self, key: bytes, nonce: int, buffer_bytes: int, plain_bytes: int, cipher: str = "chachapoly"
+        self, key: bytes, nonce: int, buffer_bytes: int, plain_bytes: int, cipher: str = session.CHACHAPOLY
     ) -> None:
         """`plain_bytes`: size of `plain`; at least MAX_PLAINTEXT_BYTES are made."""
         self._decrypt = _cipher(cipher, key, nonce).decrypt_into

@@ -23,6 +23,7 @@ from shards.stream.yamux import Stream, StreamState
 from vpnd.config.schema import Session as Settings
 from vpnd.errors import RemoteProtocolError
 from vpnd.packet.capability import Capabilities
+from vpnd.session import Established
 
 _READY = StreamState.READY
 _NEGOTIATING = StreamState.NEGOTIATING
@@ -42,32 +43,24 @@ class Session:
     """
 
     def __init__(
-        self,
-        *,
-        initiator: bool,
-        send_key: bytes,
-        send_nonce: int,
-        receive_key: bytes,
-        receive_nonce: int,
-        leftover: bytes,
-        hello: Capabilities,
-        settings: Settings,
-        now_s: float,
-        cipher: str = "chachapoly",
+        self, established: Established, hello: Capabilities, settings: Settings, now_s: float
     ) -> None:
-        """Keys of 32 bytes; nonces are the next to use.
-
-        `leftover`: plaintext that comes before the first message. `initiator`: we dialed;
-        it decides the parity of stream ids. `hello` is told to the peer on every stream.
-        """
+        """`hello` is told to the peer on every stream. LocalProtocolError: `established` cannot be the
+        state of a session."""
+        cipher, leftover = established.cipher, established.leftover
+        send_nonce, receive_nonce = established.send_nonce, established.receive_nonce
         self._sealer = Sealer(
-            send_key, send_nonce, settings.send_buffer_bytes, settings.control_reserve_bytes, cipher
+            established.send_key,
+            send_nonce,
+            settings.send_buffer_bytes,
+            settings.control_reserve_bytes,
+            cipher,
         )
         self._opener = Opener(
-            receive_key, receive_nonce, settings.receive_buffer_bytes, len(leftover), cipher
+            established.receive_key, receive_nonce, settings.receive_buffer_bytes, len(leftover), cipher
         )
         self._table = StreamTable(
-            initiator=initiator,
+            initiator=established.initiator,
             sealer=self._sealer,
             hello_item=encode_hello(hello),
             settings=settings,

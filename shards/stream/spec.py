@@ -17,9 +17,10 @@ from __future__ import annotations
 
 import struct
 
+from vpnd import session
+
 # --- Noise transport messages
 
-KEY_BYTES = 32
 TAG_BYTES = 16
 #: Length in front of a message, not counting itself; the ciphertext includes the tag.
 MESSAGE_LENGTH = struct.Struct(">H")
@@ -30,7 +31,7 @@ MAX_PLAINTEXT_BYTES = MAX_MESSAGE_BYTES - TAG_BYTES
 MAX_WIRE_BYTES = MESSAGE_LENGTH_BYTES + MAX_MESSAGE_BYTES
 #: Nonces: four zero bytes, then the counter: little-endian for ChaCha20-Poly1305 (Noise 12.3), big-endian for
 #: AES-256-GCM (Noise 12.4). Both have 32 bytes of key and 16 of tag.
-NONCES = {"chachapoly": struct.Struct("<4xQ"), "aesgcm": struct.Struct(">4xQ")}
+NONCES = {session.CHACHAPOLY: struct.Struct("<4xQ"), session.AESGCM: struct.Struct(">4xQ")}
 #: 2^64-1 is reserved (Noise 5.1): a message is never sealed or opened under it.
 NONCE_LIMIT = 2**64 - 1
 

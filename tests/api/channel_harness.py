@@ -11,6 +11,7 @@ from vpnd.api import channel, messages, reports
 from vpnd.api.channel import Channel
 from vpnd.api.messages import Message, Way
 from vpnd.config.schema import Config
+from vpnd.session import Established
 
 REPORT = reports.SessionReport(
     peer_id="p", session_id=7, initiator=True, state="up", rtt_ms=None, streams=1, bytes_sent=1,
@@ -23,6 +24,10 @@ PEER_REPORT = reports.PeerReport(name="b", peer_id="p", addresses=("/ip4/1.2.3.4
 OWN = reports.OwnAddresses(
     network="home", label="a", addresses=("10.86.0.1", "fd00::1"), subnets=("10.86.0.0/16", "fd00::/64")
 )
+SESSION = Established(
+    peer_id="p", initiator=False, cipher="aesgcm", send_key=bytes(32), send_nonce=0,
+    receive_key=bytes(range(32)), receive_nonce=2, leftover=b"x",
+)  # fmt: skip
 #: One of each.
 MESSAGES: list[Message] = [
     messages.ControlStart(config=Config(), node_name="n", peer_id="p", virtual_ip="10.0.0.1"),
@@ -51,10 +56,7 @@ MESSAGES: list[Message] = [
     messages.PeerCircuit(peer_id="p", state="open"),
     messages.PeerDialed(peer_id="p"),
     messages.PeersComplete(),
-    messages.SessionHandover(
-        session_id=1 << 47, peer_id="p", initiator=False, cipher="aesgcm", send_key=bytes(32), send_nonce=0,
-        receive_key=bytes(range(32)), receive_nonce=2, leftover=b"x",
-    ),
+    messages.SessionHandover(session_id=1 << 47, session=SESSION),
     messages.SessionsHeld(sessions=((1, "p", True),)),
     messages.SessionUp(session_id=1, peer_id="p"),
     messages.SessionDown(session_id=1, peer_id="p", reason="gone"),

@@ -106,7 +106,7 @@ def test_the_table_for_readers_is_that_of_the_rules() -> None:
 
 
 def test_keys_are_not_in_what_is_printed() -> None:
-    assert repr(HANDOVER.receive_key) not in repr(HANDOVER) and "key" not in repr(HANDOVER)
+    assert repr(HANDOVER.session.receive_key) not in repr(HANDOVER) and "key" not in repr(HANDOVER)
 
 
 NONSENSE = [

@@ -100,15 +100,13 @@ class Session:
     """The shard's end of a handed-over session: enough of Noise to prove the keys and the socket."""
 
     def __init__(self, message: messages.SessionHandover, fd: int) -> None:
-        self.id = message.session_id
-        self.peer_id = message.peer_id
-        self.initiator = message.initiator
-        self.message = message
+        self.id, self.state = message.session_id, message.session
+        self.peer_id, self.initiator = self.state.peer_id, self.state.initiator
         self.socket = socket.socket(fileno=fd)
         self.socket.settimeout(PATIENCE_S)
-        kind, self._nonce = CIPHERS[message.cipher]
-        self._send, self._receive = kind(message.send_key), kind(message.receive_key)
-        self._send_nonce, self._receive_nonce = message.send_nonce, message.receive_nonce
+        kind, self._nonce = CIPHERS[self.state.cipher]
+        self._send, self._receive = kind(self.state.send_key), kind(self.state.receive_key)
+        self._send_nonce, self._receive_nonce = self.state.send_nonce, self.state.receive_nonce
 
     def send(self, data: bytes) -> None:
         sealed = self._send.encrypt(struct.pack(self._nonce, self._send_nonce), data, None)

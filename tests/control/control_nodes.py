@@ -23,6 +23,7 @@ from vpnd.adapter.logs import Seldom
 from vpnd.config.network import Membership
 from vpnd.config.schema import P2P, Config, Network, Process
 from vpnd.config.schema import Session as SessionTable
+from vpnd.session import Established
 
 DEFAULTS = Membership()
 
@@ -45,7 +46,7 @@ class Node:
         self.members = members  # None: everybody
         self.counts: Counter[str] = Counter()
         self.connections = 0
-        self.taken: list[Detached] = []
+        self.taken: list[Established] = []
         self.host = Host(
             keys,
             Config(
@@ -62,10 +63,10 @@ class Node:
             seldom=Seldom(logging.getLogger("test"), 60.0, trio.current_time),
         )
 
-    def _take(self, session: Detached) -> None:
+    def _take(self, detached: Detached) -> None:
         # The descriptor is ours only until we return; keep what can be looked at afterwards.
-        self.taken.append(session)
-        self.options = options(session.fd)
+        self.taken.append(detached.session)
+        self.options = options(detached.fd)
 
     def _told(self, number: int) -> None:
         self.connections = number

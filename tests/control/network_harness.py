@@ -131,10 +131,9 @@ class NetworkNode:
         elif isinstance(message, messages.PeerForgotten):
             self.peers.pop(message.peer_id, None)
         elif isinstance(message, messages.SessionHandover):
-            self.sessions[message.peer_id] = self.sessions.get(message.peer_id, 0) + 1
-            self.shard.channel.send(
-                messages.SessionUp(session_id=message.session_id, peer_id=message.peer_id)
-            )
+            peer_id = message.session.peer_id
+            self.sessions[peer_id] = self.sessions.get(peer_id, 0) + 1
+            self.shard.channel.send(messages.SessionUp(session_id=message.session_id, peer_id=peer_id))
             for fd in descriptors:
                 os.close(fd)
 

@@ -8,7 +8,7 @@ from control_harness import ControlProcess, FakeShard, Identity, config, free_po
 from control_nodes import Node, running
 
 from vpnd.adapter import cipher
-from vpnd.adapter.cipher import AESGCM, CHACHAPOLY
+from vpnd.session import AESGCM, CHACHAPOLY
 
 AGREED = [
     ("both can do it in hardware", AESGCM, AESGCM, AESGCM),
@@ -24,8 +24,9 @@ def test_two_hosts_agree_on_the_best_both_have(why: str, dialer: str, listener: 
     async def main() -> None:
         a, b = Node(cipher=dialer), Node(cipher=listener)
         async with running(a, b):
-            mine = await a.host.dial(b.address, b.peer_id)
-            mine.close()
+            detached = await a.host.dial(b.address, b.peer_id)
+            detached.close()
+            mine = detached.session
             yours = b.taken[0]
             assert (mine.cipher, yours.cipher) == (agreed, agreed)
             assert (mine.send_key, mine.receive_key) == (yours.receive_key, yours.send_key)
@@ -54,7 +55,7 @@ def test_what_is_agreed_carries_data_between_two_controls(
         b.add_shard(b_shard)
         a.add_shard(a_shard)
         a_session, b_session = a_shard.session(), b_shard.session()
-        assert (a_session.message.cipher, b_session.message.cipher) == (agreed, agreed)
+        assert (a_session.state.cipher, b_session.state.cipher) == (agreed, agreed)
         a_session.send(b"from a")
         b_session.send(b"from b")
         assert (b_session.receive(), a_session.receive()) == (b"from a", b"from b")

@@ -24,9 +24,10 @@ from noise.connection import NoiseConnection
 
 from vpnd.adapter import dial, host, shape, transport
 from vpnd.adapter.addresses import parse_endpoint
-from vpnd.adapter.cipher import AESGCM, CHACHAPOLY, SESSION_MUXERS
+from vpnd.adapter.cipher import SESSION_MUXERS
 from vpnd.adapter.dial import DialError
 from vpnd.errors import ChildError
+from vpnd.session import AESGCM, CHACHAPOLY
 
 
 def test_sessions_and_ordinary_connections_share_the_port() -> None:
@@ -35,15 +36,16 @@ def test_sessions_and_ordinary_connections_share_the_port() -> None:
         async with running(a, b):
             connection = await a.connect(b)
             assert b.connections == 1
-            session = await a.host.dial(b.address, b.peer_id)
+            detached = await a.host.dial(b.address, b.peer_id)
+            session = detached.session
             assert (session.send_key, session.receive_key) == (b.taken[0].receive_key, b.taken[0].send_key)
             assert (session.send_nonce, session.receive_nonce) == (
                 b.taken[0].receive_nonce,
                 b.taken[0].send_nonce,
             )
             assert session.send_key != session.receive_key
-            assert repr(session.send_key) not in repr(session)
-            session.close()
+            assert repr(session.send_key) not in repr(detached)
+            detached.close()
             assert await PingService(a.host.libp2p).ping(b.id, 2)
             await eventually(lambda: bool(a.host.libp2p.get_peerstore().get_protocols(b.id)))
             assert "/ipfs/id/1.0.0" in a.host.libp2p.get_peerstore().get_protocols(b.id)

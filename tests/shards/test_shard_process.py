@@ -23,6 +23,7 @@ from vpnd.config.streams import Session
 from vpnd.metrics import SHARD_COUNTERS, create_page
 from vpnd.packet import ring
 from vpnd.packet.record import LENGTH, PACKET_OFFSET, VNET_BYTES
+from vpnd.session import Established
 
 USER = "nobody" if os.geteuid() == 0 else ""
 TIMEOUT_S = 10
@@ -93,13 +94,11 @@ class ShardHarness:
         keys: tuple[bytes, bytes],
         session_id: int = 1,
     ) -> None:
-        self.control.send(
-            messages.SessionHandover(
-                session_id=session_id, peer_id=peer_id, initiator=initiator, cipher=self.cipher, send_key=keys[0],
-                send_nonce=2, receive_key=keys[1], receive_nonce=2, leftover=b"",
-            ),
-            (sock.fileno(),),
+        session = Established(
+            peer_id=peer_id, initiator=initiator, cipher=self.cipher, send_key=keys[0], send_nonce=2,
+            receive_key=keys[1], receive_nonce=2, leftover=b"",
         )  # fmt: skip
+        self.control.send(messages.SessionHandover(session_id=session_id, session=session), (sock.fileno(),))
         sock.close()
 
     def send(self, *packets: bytes) -> None:

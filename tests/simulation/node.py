@@ -9,7 +9,6 @@ from shards.peer.table import Peer
 from shards.plane import Plane
 from shards.session.link import Link, StreamLane
 from simulation.packets import Batch, number_of, seen
-from vpnd.api.messages import SessionHandover
 from vpnd.config.live import Live
 from vpnd.config.schema import Config
 from vpnd.control.book import SessionBook
@@ -19,6 +18,7 @@ from vpnd.discovery.registry import Member
 from vpnd.metrics import OUTBOUND_DROPS
 from vpnd.packet.capability import Capabilities
 from vpnd.packet.record import MAX_RECORD_BYTES
+from vpnd.session import Established
 
 if TYPE_CHECKING:
     from simulation.network import Connection
@@ -189,15 +189,15 @@ class Node:
         if self.planner.next_due_s() > self.world.loop.now_s:
             self.settle()
 
-    def dialed(self, dial: Dial, handover: SessionHandover | None, connection: Connection | None) -> bool:
+    def dialed(self, dial: Dial, session: Established | None, connection: Connection | None) -> bool:
         """A dial has come to its end. False when nobody wants the session any more."""
         if self.dials.pop(dial, None) is None:
             return False
         taken = False
-        if handover is not None and connection is not None and self.room(dial.member.peer_id):
-            self.take(handover, connection, 0)
+        if session is not None and connection is not None and self.room(dial.member.peer_id):
+            self.take(session, connection, 0)
             taken = True
-        error = "" if handover is not None else "no answer"
+        error = "" if session is not None else "no answer"
         self.planner.dial_ended(dial, error, self.world.loop.now_s)
         self.settle()
         return taken
@@ -205,15 +205,15 @@ class Node:
     def room(self, peer_id: str) -> bool:
         return self.book.count(peer_id) < self.live.config.p2p.max_sessions_per_peer
 
-    def take(self, handover: SessionHandover, connection: Connection, end: int) -> None:
+    def take(self, session: Established, connection: Connection, end: int) -> None:
         """A session for the shard; its descriptor and keys are a moment under way."""
-        session_id = handover.session_id
+        session_id = self.book.new_id()
         self.connections[session_id] = connection
-        self.book.add(session_id, handover.peer_id, SHARD, handover.initiator, self.world.loop.now_s)
-        self.planner.session_added(handover.peer_id)
+        self.book.add(session_id, session.peer_id, SHARD, session.initiator, self.world.loop.now_s)
+        self.planner.session_added(session.peer_id)
         transport = connection.ends[end]
         transport.tune(self.live.config.session)
-        if self.plane.take(handover, transport):
+        if self.plane.take(session_id, session, transport):
             self.world.opened(self, self.plane.links[session_id], connection)
         else:
             transport.close(discard=False)

@@ -25,11 +25,11 @@ from simulation.clock import VirtualLoop
 from simulation.network import Connection, Network
 from simulation.node import Node
 from simulation.packets import LEAST_BYTES, record
-from vpnd.api.messages import SessionHandover
 from vpnd.config.schema import Config
 from vpnd.control.dialstate import Dial
 from vpnd.discovery.registry import Member
 from vpnd.metrics import DROP_REASONS, OUTBOUND_DROPS
+from vpnd.session import Established
 
 #: Ports of flows that send little, and whose packets must not wait for long.
 SMALL_PORTS = range(1, 4)
@@ -153,21 +153,20 @@ class World:
             return
         connection = self.network.connect(node.name, (node.place, other.place), other.name)
         keys = self.random.randbytes(32), self.random.randbytes(32)
-        if not node.dialed(dial, self._handover(node, other.name, keys, initiator=True), connection):
+        if not node.dialed(dial, self._established(other.name, keys, initiator=True), connection):
             connection.ends[0].close(discard=False)
         self.loop.call_later(self.network.delay_s, self._accept, other, node, keys, connection)
 
     def _accept(self, node: Node, dialer: Node, keys: tuple[bytes, bytes], connection: Connection) -> None:
         if dialer.name in node.members and node.room(dialer.name):
-            handover = self._handover(node, dialer.name, keys[::-1], initiator=False)
-            node.take(handover, connection, 1)
+            node.take(self._established(dialer.name, keys[::-1], initiator=False), connection, 1)
         else:
             connection.ends[1].close(discard=False)
 
     @staticmethod
-    def _handover(node: Node, peer_id: str, keys: tuple[bytes, bytes], *, initiator: bool) -> SessionHandover:
-        return SessionHandover(
-            session_id=node.book.new_id(), peer_id=peer_id, initiator=initiator, cipher="aesgcm",
+    def _established(peer_id: str, keys: tuple[bytes, bytes], *, initiator: bool) -> Established:
+        return Established(
+            peer_id=peer_id, initiator=initiator, cipher="aesgcm",
             send_key=keys[0], send_nonce=0, receive_key=keys[1], receive_nonce=0, leftover=b"",
         )  # fmt: skip
 

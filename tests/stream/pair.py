@@ -12,6 +12,7 @@ from shards.stream.session import Session
 from shards.stream.yamux import Stream, StreamState
 from vpnd.config.schema import Session as Settings
 from vpnd.packet.capability import Capabilities
+from vpnd.session import CHACHAPOLY, Established
 
 KEY_A = bytes(range(32))
 KEY_B = bytes(range(32, 64))
@@ -25,17 +26,17 @@ SMALL = Settings(window_bytes=1 << 18, send_buffer_bytes=1 << 17, receive_buffer
 def engine(initiator: bool, settings: Settings | None = None, **changes: Any) -> Session:
     """One side; the other is engine(not initiator). Nonces start at different values on purpose."""
     values: dict[str, Any] = {
+        "peer_id": "other",
+        "cipher": CHACHAPOLY,
         "initiator": initiator,
         "send_key": KEY_A if initiator else KEY_B,
         "send_nonce": 2 if initiator else 7,
         "receive_key": KEY_B if initiator else KEY_A,
         "receive_nonce": 7 if initiator else 2,
         "leftover": b"",
-        "hello": HELLO_A if initiator else HELLO_B,
-        "settings": settings or Settings(),
-        "now_s": 0.0,
     }
-    return Session(**(values | changes))
+    hello = HELLO_A if initiator else HELLO_B
+    return Session(Established(**(values | changes)), hello, settings or Settings(), 0.0)
 
 
 def drain(session: Session, now_s: float = 0.0) -> list[Any]:

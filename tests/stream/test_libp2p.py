@@ -40,6 +40,7 @@ from shards.stream.yamux import Stream  # noqa: E402
 from stream.pair import HELLO_A, HELLO_B, SMALL, reset, sendable  # noqa: E402
 from vpnd.config.schema import Session as Settings  # noqa: E402
 from vpnd.errors import RemoteProtocolError  # noqa: E402
+from vpnd.session import CHACHAPOLY, Established  # noqa: E402
 
 PROTOCOL = TProtocol(spec.PACKET_PROTOCOL_ID.decode())
 MEGABYTES = 5_000_000
@@ -144,17 +145,17 @@ def over_a_pair(
             nursery.start_soon(accept)
         ours, theirs = (0, 1) if engine_initiates else (1, 0)
         state = secure[ours].conn.noise_state.noise_protocol
-        session = Session(
+        established = Established(
+            peer_id=str(ids[theirs]),
+            cipher=CHACHAPOLY,
             initiator=engine_initiates,
             send_key=state.cipher_state_encrypt.k,
             send_nonce=state.cipher_state_encrypt.n,
             receive_key=state.cipher_state_decrypt.k,
             receive_nonce=state.cipher_state_decrypt.n,
             leftover=b"",
-            hello=HELLO_A,
-            settings=settings,
-            now_s=trio.current_time(),
         )
+        session = Session(established, HELLO_A, settings, trio.current_time())
         link = Link(session, ends[ours])
         muxer = Yamux(secure[theirs], ids[ours], is_initiator=not engine_initiates)
         with trio.fail_after(DEADLINE_S):

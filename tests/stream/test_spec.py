@@ -17,7 +17,6 @@ STREAM = Path(spec.__file__).parent
 
 PINNED = {
     # Noise revision 34; libp2p noise framing
-    "KEY_BYTES": 32,
     "TAG_BYTES": 16,
     "MESSAGE_LENGTH_BYTES": 2,
     "MAX_MESSAGE_BYTES": 65535,

@@ -15,8 +15,8 @@ from pathlib import Path
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-CHACHAPOLY = "chachapoly"
-AESGCM = "aesgcm"
+from vpnd.session import AESGCM, CHACHAPOLY
+
 #: cipher → the muxer id that makes a connection a data session with it, in order of preference
 SESSION_MUXERS = {AESGCM: "/vpnd/yamux-aesgcm/1.0.0", CHACHAPOLY: "/vpnd/yamux/1.0.0"}
 

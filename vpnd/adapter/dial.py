@@ -24,11 +24,12 @@ from libp2p.transport.upgrader import TransportUpgrader
 from multiaddr import Multiaddr
 
 from vpnd.adapter.addresses import Endpoint, resolve
-from vpnd.adapter.cipher import CHACHAPOLY, SESSION_MUXERS
+from vpnd.adapter.cipher import SESSION_MUXERS
 from vpnd.adapter.framing import read_message_untrusted, write_message
 from vpnd.adapter.handoff import Detached, detach
 from vpnd.adapter.transport import WatchfulTcp, close_now
 from vpnd.errors import ConfigError, RemoteProtocolError, VpndError
+from vpnd.session import CHACHAPOLY
 
 Result = TypeVar("Result")
 

@@ -15,41 +15,26 @@ kernel when it returns. `shape` checks the names at start-up; what only an insta
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
-import msgspec
-
-from vpnd.adapter.cipher import AESGCM, derive
-from vpnd.adapter.shape import KEY_BYTES
+from vpnd.adapter.cipher import derive
 from vpnd.errors import VpndError
+from vpnd.session import AESGCM, KEY_BYTES, Established
 
 
 class NotDetachable(VpndError):
     """The connection has no socket of its own (it is relayed, or wrapped in an unknown way)."""
 
 
-class Detached(msgspec.Struct, frozen=True, kw_only=True):
-    """A session outside libp2p. `fd`: a duplicate of the socket, non-blocking; the holder calls `close` once.
+class Detached(NamedTuple):
+    """A session outside libp2p. `fd`: a duplicate of the socket, non-blocking; the holder calls `close` once."""
 
-    Nonces are the next ones to use. `leftover`: plaintext received behind the muxer negotiation.
-    """
-
-    peer_id: str
-    initiator: bool
-    cipher: str
-    send_key: bytes
-    send_nonce: int
-    receive_key: bytes
-    receive_nonce: int
-    leftover: bytes
+    session: Established
     fd: int
 
     def close(self) -> None:
         """Close the duplicate; whoever was given the socket has a duplicate of its own."""
         os.close(self.fd)
-
-    def __repr__(self) -> str:  # keys never reach a log or a traceback
-        return f"Detached(peer_id={self.peer_id!r}, initiator={self.initiator}, fd={self.fd})"
 
 
 def detach(session: Any, cipher: str) -> Detached:
@@ -76,7 +61,7 @@ def detach(session: Any, cipher: str) -> Detached:
             raise NotDetachable("the peer spoke before the cipher was agreed")
         send_key, receive_key = derive(send_key), derive(receive_key)
         send_nonce = receive_nonce = 0
-    return Detached(
+    established = Established(
         peer_id=peer_id,
         initiator=initiator,
         cipher=cipher,
@@ -85,5 +70,5 @@ def detach(session: Any, cipher: str) -> Detached:
         receive_key=receive_key,
         receive_nonce=receive_nonce,
         leftover=leftover,
-        fd=os.dup(fileno),
     )
+    return Detached(established, os.dup(fileno))

@@ -24,11 +24,11 @@ from libp2p.transport.upgrader import TransportUpgrader
 from noise.connection import Keypair, NoiseConnection
 
 from vpnd.errors import ChildError
+from vpnd.session import KEY_BYTES
 
 #: The releases whose source was read and tested. Another one needs that first.
 SUPPORTED_RELEASES = "0.8."
 NOISE_PROTOCOL = b"Noise_XX_25519_ChaChaPoly_SHA256"
-KEY_BYTES = 32
 
 #: Function -> parameters it must have, in that order.
 SIGNATURES = (

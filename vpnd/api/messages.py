@@ -21,6 +21,7 @@ from vpnd.api.reports import (
     SessionReport,
 )
 from vpnd.config.schema import Config
+from vpnd.session import Established
 
 #: The kernel's limit of one SCM_RIGHTS message is 253; no message carries more than this.
 MAX_DESCRIPTORS = 8
@@ -374,29 +375,14 @@ class SessionsHeld(Message, frozen=True):
 
 
 class SessionHandover(Message, frozen=True):
-    """An established libp2p session, Noise handshake done and muxer id agreed, now the shard's.
-
-    `cipher`: chachapoly or aesgcm, as vpnd.adapter.cipher names them. `send_key`, `receive_key`: 32 bytes
-    each; nonces: the next ones to use. `leftover`: plaintext received behind the muxer negotiation, to be
-    parsed first. Descriptor: the TCP socket, non-blocking.
-    """
+    """An established session, the shard's from now on. The socket is non-blocking."""
 
     rule = Rule(
         (CONTROL_TO_SHARD,), after=(PeersComplete, SessionsHeld), descriptors=Descriptors(1, 1, "TCP socket")
     )
 
     session_id: int
-    peer_id: str
-    initiator: bool
-    cipher: str
-    send_key: bytes
-    send_nonce: int
-    receive_key: bytes
-    receive_nonce: int
-    leftover: bytes
-
-    def __repr__(self) -> str:  # keys never reach a log
-        return f"SessionHandover(session_id={self.session_id}, peer_id={self.peer_id!r})"
+    session: Established
 
 
 class SessionUp(Message, frozen=True):

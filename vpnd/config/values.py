@@ -19,6 +19,7 @@ from vpnd.config import durations, multiaddrs
 from vpnd.config.fields import Field
 from vpnd.config.multiaddrs import Refused
 from vpnd.packet.record import MAX_RECORD_BYTES
+from vpnd.session import AESGCM, CHACHAPOLY
 
 #: Linux IFNAMSIZ is 16 with the closing zero byte.
 MAX_INTERFACE_NAME = 15
@@ -28,7 +29,7 @@ MAX_NAME = 63
 RECORDS_IN_RING = 4
 
 LEVELS = ("debug", "info", "warning", "error")
-CIPHERS = ("auto", "aesgcm", "chachapoly")
+CIPHERS = ("auto", AESGCM, CHACHAPOLY)
 REGISTRIES = ("static", "contract")
 _SWITCHES = {
     "true": True,

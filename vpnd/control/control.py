@@ -310,9 +310,9 @@ class Control:
 
     # --- sessions
 
-    def take_session(self, session: Detached) -> None:
+    def take_session(self, detached: Detached) -> None:
         """An inbound session of a member: give it to the shard that needs it most, or to none."""
-        peer_id = session.peer_id
+        peer_id = detached.session.peer_id
         if not self.is_member(peer_id):  # no more, since its handshake
             self._page.add("refused_unknown_peer")
             return
@@ -324,39 +324,29 @@ class Control:
         shard = self._book.shard_for(
             peer_id, {shard: self._planner.wanted_by(peer_id, shard) for shard in ready}
         )
-        if shard is not None and self._hand_over(session, shard):
+        if shard is not None and self._hand_over(detached, shard):
             self._page.add("sessions_accepted")
             self._tell([messages.PeerDialed(peer_id=peer_id)], self._book.others(peer_id, shard))
         else:
             self._page.add("refused_no_shard")
 
-    def _dialed(self, session: Detached, shard: int) -> bool:
+    def _dialed(self, detached: Detached, shard: int) -> bool:
         """A dial for a shard was answered. False when inbound sessions have taken its place meanwhile, or the shard
         cannot take it."""
-        return self._room(session.peer_id) and self._hand_over(session, shard)
+        return self._room(detached.session.peer_id) and self._hand_over(detached, shard)
 
     def _room(self, peer_id: str) -> bool:
         return self._book.count(peer_id) < self._config.p2p.max_sessions_per_peer
 
-    def _hand_over(self, session: Detached, shard: int) -> bool:
+    def _hand_over(self, detached: Detached, shard: int) -> bool:
         """Send a session to a shard, which gets a duplicate of the socket. False when it cannot take it."""
         link = self._links.get(shard)
         if link is None or not link.takes_sessions:
             return False
-        session_id = self._book.new_id()
-        message = messages.SessionHandover(
-            session_id=session_id,
-            peer_id=session.peer_id,
-            initiator=session.initiator,
-            cipher=session.cipher,
-            send_key=session.send_key,
-            send_nonce=session.send_nonce,
-            receive_key=session.receive_key,
-            receive_nonce=session.receive_nonce,
-            leftover=session.leftover,
-        )
+        session_id, session = self._book.new_id(), detached.session
         try:
-            link.channel.send(message, (session.fd,))
+            message = messages.SessionHandover(session_id=session_id, session=session)
+            link.channel.send(message, (detached.fd,))
         except ChannelClosed:
             self._shard_left(shard)
             return False
