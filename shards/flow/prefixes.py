@@ -23,45 +23,36 @@ class Prefixes(Generic[Value]):
 
     def add(self, prefix: str, value: Value) -> None:
         """`prefix` in CIDR form; replaces the value of an equal prefix."""
-        network = ipaddress.ip_network(prefix)
         self.remove(prefix)
-        if network.prefixlen == network.max_prefixlen:
-            self._hosts[network.version][int(network.network_address)] = value
-            return
-        shift = network.max_prefixlen - network.prefixlen
-        rows = self._networks[network.version]
-        rows.append((shift, int(network.network_address) >> shift, value))
-        rows.sort(key=lambda row: row[0])
+        version, shift, number = _parse(prefix)
+        if shift:
+            self._networks[version].append((shift, number, value))
+            self._networks[version].sort(key=lambda row: row[0])
+        else:
+            self._hosts[version][number] = value
 
     def remove(self, prefix: str) -> None:
         """Forget a prefix; harmless when it is not there."""
-        network = ipaddress.ip_network(prefix)
-        if network.prefixlen == network.max_prefixlen:
-            self._hosts[network.version].pop(int(network.network_address), None)
-            return
-        shift = network.max_prefixlen - network.prefixlen
-        place = (shift, int(network.network_address) >> shift)
-        rows = self._networks[network.version]
-        rows[:] = [row for row in rows if row[:2] != place]
+        version, *place = _parse(prefix)
+        rows = self._networks[version]
+        rows[:] = [row for row in rows if [*row[:2]] != place]
+        if not place[0]:
+            self._hosts[version].pop(place[1], None)
 
     def get(self, prefix: str) -> Value | None:
         """The value of exactly this prefix."""
-        network = ipaddress.ip_network(prefix)
-        if network.prefixlen == network.max_prefixlen:
-            return self._hosts[network.version].get(int(network.network_address))
-        shift = network.max_prefixlen - network.prefixlen
-        place = (shift, int(network.network_address) >> shift)
-        return next((row[2] for row in self._networks[network.version] if row[:2] == place), None)
+        version, *place = _parse(prefix)
+        if not place[0]:
+            return self._hosts[version].get(place[1])
+        return next((row[2] for row in self._networks[version] if [*row[:2]] == place), None)
 
     def around(self, prefix: str) -> Value | None:
         """The value of the longest prefix that holds all of this one, itself included."""
-        network = ipaddress.ip_network(prefix)
-        value = self.get(prefix)
-        if value is not None:
+        version, shift, number = _parse(prefix)
+        if not shift and (value := self._hosts[version].get(number)) is not None:
             return value
-        shift = network.max_prefixlen - network.prefixlen
-        for wider, start, value in self._networks[network.version]:
-            if wider >= shift and int(network.network_address) >> wider == start:
+        for wider, start, value in self._networks[version]:
+            if wider >= shift and number >> wider - shift == start:
                 return value
         return None
 
@@ -74,6 +65,13 @@ class Prefixes(Generic[Value]):
             if address >> shift == network:
                 return value
         return None
+
+
+def _parse(prefix: str) -> tuple[int, int, int]:
+    """IP version, bits behind the prefix, and the bits of the prefix as a number."""
+    network = ipaddress.ip_network(prefix)
+    shift = network.max_prefixlen - network.prefixlen
+    return network.version, shift, int(network.network_address) >> shift
 
 
 def set_of(prefixes: Iterable[str]) -> Prefixes[bool]:

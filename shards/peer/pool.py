@@ -4,8 +4,7 @@
     left      a lane that is idle, whose session is replaced, or which the peer has closed: its flows and what
               waits of them are held back until everything sent on it has arrived (a barrier: a ping behind
               it, answered), then they find other lanes. So a flow is never reordered and nothing is lost.
-    lost      a lane whose session is gone: flows and what waits find other lanes at once; what was on its way
-    is lost
+    lost      a lane whose session is gone: flows and what waits find other lanes at once; what was on its way is lost
 
 Sessions are made by control; the pool only says how many it wants. A session is replaced make-before-break:
 one more is wanted, and when it is there the old one is left. Who dialed a session rotates it and closes it
@@ -108,7 +107,7 @@ class StreamPool:
         self._host.counts.streams_opened += 1
         self._retry.reset()
         if lane.carrier.leaving:
-            self._leave_lane(lane)  # it was opening when the session was left: it goes as the others did
+            self.leave_lane(lane)  # it was opening when the session was left: it goes as the others did
             return
         if lane.carrier.suspect:
             return
@@ -127,7 +126,7 @@ class StreamPool:
         """The peer has closed a lane, the session lives: what we sent on it may still be on its way."""
         self._host.counts.streams_closed += 1
         self._empty.discard(lane)
-        self._leave_lane(lane)
+        self.leave_lane(lane)
         self._end_if_left(lane.carrier)
         self._keep_way(lane.carrier)
 
@@ -233,14 +232,11 @@ class StreamPool:
             self._rotating.discard(carrier)
             self._host.counts.sessions_rotated += 1
         for lane in list(carrier.lanes):
-            self._leave_lane(lane)
+            self.leave_lane(lane)
         self._loop.call_later(self._live.config.session.drain_timeout, self._end, carrier)
 
-    def close_idle(self, lane: Lane) -> None:
-        """Close a lane nobody uses."""
-        self._leave_lane(lane)
-
-    def _leave_lane(self, lane: Lane) -> None:
+    def leave_lane(self, lane: Lane) -> None:
+        """Close a lane without losing or reordering anything: its flows are held back until they can go elsewhere."""
         if lane.leaving:
             return
         lane.leaving = True
@@ -311,7 +307,7 @@ class StreamPool:
         for lane in idle:
             staying = sum(not other.leaving for other in lane.carrier.lanes)
             if spare > 0 and lane.ours and staying > 1:
-                self.close_idle(lane)
+                self.leave_lane(lane)
                 spare -= 1
         usable = self.usable()
         # the multiplexer lets go first: what it still wants would only be dialed again

@@ -62,7 +62,7 @@ def test_a_session_whose_last_streams_both_sides_close_at_once_gets_another():
         acceptor.open_lane()
         on.run(0.05)
         for each in (dialer, acceptor):
-            each.peer.pool.close_idle(next(lane for lane in each.lanes if lane.stream.ours))
+            each.peer.pool.leave_lane(next(lane for lane in each.lanes if lane.stream.ours))
         on.run(0.05)
         assert len(dialer.lanes) == 1 and dialer.usable and acceptor.usable
         on.send()
