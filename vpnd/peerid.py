@@ -20,7 +20,9 @@ import base58
 PUBLIC_KEY_BYTES = 32
 #: No ed25519 peer id is longer than 52 characters; decoding costs the square of the length.
 MAX_TEXT = 64
-_PREFIX = bytes([0x00, 36, 0x08, 0x01, 0x12, PUBLIC_KEY_BYTES])
+#: The beginning of a public key of libp2p that is ed25519's: the protobuf part above.
+KEY_PREFIX = bytes([0x08, 0x01, 0x12, PUBLIC_KEY_BYTES])
+_PREFIX = bytes([0x00, len(KEY_PREFIX) + PUBLIC_KEY_BYTES]) + KEY_PREFIX
 
 
 def from_public_key(public_key: bytes) -> str:

@@ -17,7 +17,7 @@ from libp2p.network.stream.exceptions import StreamEOF, StreamReset
 from libp2p.rcmgr.manager import ResourceManager
 from libp2p.utils import encode_delim
 
-from vpnd.adapter import dial, guards, host, transport
+from vpnd.adapter import dial, guards, host, noise, transport
 from vpnd.adapter.dial import DialError
 
 PROTOCOL = "/test/1"
@@ -46,7 +46,7 @@ def test_nothing_but_noise_is_offered(guarded: bool, monkeypatch: Monkey) -> Non
 def test_strangers_are_refused_before_the_muxer(guarded: bool, monkeypatch: Monkey) -> None:
     if not guarded:
         monkeypatch.setattr(
-            transport.MembersOnlyNoise, "secure_inbound", transport.NoiseTransport.secure_inbound
+            noise.MembersOnlyNoise, "secure_inbound", lambda own, conn: own._shake_hands_untrusted(conn, None)
         )
         monkeypatch.setattr(host.Desk, "install", lambda desk, swarm: None)
 

@@ -14,7 +14,8 @@ import trio
 from libp2p.network.connection.raw_connection import RawConnection
 
 from vpnd.adapter.logs import Seldom
-from vpnd.adapter.transport import UnknownPeer, close_now
+from vpnd.adapter.noise import UnknownPeer
+from vpnd.adapter.transport import close_now
 
 Count = Callable[[str], None]
 StreamHandler = Callable[[Any], Awaitable[None]]

@@ -27,7 +27,7 @@ from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicat
 
 from vpnd.adapter.framing import read_message_untrusted, write_message
 from vpnd.adapter.guards import Count, HandedOver
-from vpnd.adapter.transport import UnknownPeer
+from vpnd.adapter.noise import UnknownPeer
 
 ENROL = "/vpnd/enrol/1.0.0"
 INTRODUCE = "/vpnd/introduce/1.0.0"

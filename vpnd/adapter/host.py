@@ -12,6 +12,7 @@ What stock libp2p 0.8 would do, and what keeps it from that here (each has a tes
     announce 0.0.0.0                                    addresses.expand_wildcards
     leak a slot per refused connection                  a resource manager without limits; they are in guards
     dial whomever it hears of                           the auto-connector is stopped
+    decode any kind of key, of anybody                  noise.MembersOnlyNoise, noise.ed25519_only
     read a negotiation message of any length            muxer.limit_negotiation
     keep any number of streams, and unread bytes        muxer.bound_all
     keep a connection that comes as its peer is removed Host.disconnect, Host._members_only
@@ -49,8 +50,9 @@ from vpnd.adapter.guests import ENROL, QUESTIONS, Asking, Desk
 from vpnd.adapter.handoff import Detached, NotDetachable, detach
 from vpnd.adapter.logs import Seldom
 from vpnd.adapter.muxer import bound_all, limit_negotiation
+from vpnd.adapter.noise import MembersOnlyNoise, ed25519_only
 from vpnd.adapter.notifee import Notifee
-from vpnd.adapter.transport import MembersOnlyNoise, WatchfulTcp, close_now, raw_of
+from vpnd.adapter.transport import WatchfulTcp, close_now, raw_of
 from vpnd.config.schema import Config
 from vpnd.errors import VpndError
 
@@ -85,6 +87,7 @@ class Host:
         seldom: Seldom,
     ) -> None:
         p2p = config.p2p
+        ed25519_only()
         limit_negotiation()
         self._config = config
         self._count = count

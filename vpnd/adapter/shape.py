@@ -15,7 +15,6 @@ from libp2p.kad_dht.routing_table import RoutingTable
 from libp2p.kad_dht.value_store import ValueStore
 from libp2p.network.swarm import Swarm
 from libp2p.security.noise.io import NoiseTransportReadWriter
-from libp2p.security.noise.transport import Transport as NoiseTransport
 from libp2p.security.secure_session import SecureSession
 from libp2p.stream_muxer.muxer_multistream import MuxerMultistream
 from libp2p.stream_muxer.yamux.yamux import Yamux
@@ -23,12 +22,12 @@ from libp2p.transport.tcp.tcp import TCP
 from libp2p.transport.upgrader import TransportUpgrader
 from noise.connection import Keypair, NoiseConnection
 
+from vpnd.adapter.noise import NOISE_PROTOCOL
 from vpnd.errors import ChildError
 from vpnd.session import KEY_BYTES
 
 #: The releases whose source was read and tested. Another one needs that first.
 SUPPORTED_RELEASES = "0.8."
-NOISE_PROTOCOL = b"Noise_XX_25519_ChaChaPoly_SHA256"
 
 #: Function -> parameters it must have, in that order.
 SIGNATURES = (
@@ -39,7 +38,6 @@ SIGNATURES = (
     (TransportUpgrader.upgrade_security, ("self", "raw_conn", "is_initiator", "peer_id")),
     (Swarm.upgrade_outbound_raw_conn, ("self", "raw_conn", "peer_id")),
     (MuxerMultistream.new_conn, ("self", "conn", "peer_id")),
-    (NoiseTransport.secure_inbound, ("self", "conn")),
     (TCP.dial, ("self", "maddr")),
     (TCP.create_listener, ("self", "handler_function")),
     (BasicHost.get_mux, ("self",)),

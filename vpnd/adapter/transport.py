@@ -1,26 +1,17 @@
-"""TCP and Noise as vpnd wants them: sockets that notice a dead peer, and handshakes for members only."""
+"""TCP as vpnd wants it: sockets that notice a dead peer."""
 
 from __future__ import annotations
 
 import math
 import socket
-from collections.abc import Callable
 from typing import Any
 
-from libp2p.abc import IRawConnection, ISecureConn
-from libp2p.crypto.keys import KeyPair
-from libp2p.crypto.x25519 import create_new_key_pair as create_x25519
+from libp2p.abc import IRawConnection
 from libp2p.custom_types import THandler
-from libp2p.security.exceptions import HandshakeFailure
-from libp2p.security.noise.transport import Transport as NoiseTransport
 from libp2p.transport.tcp.tcp import TCP, TCPListener
 from multiaddr import Multiaddr
 
 MILLISECONDS = 1000
-
-
-class UnknownPeer(HandshakeFailure):
-    """The other side proved who it is, and it is not a member."""
 
 
 class WatchfulTcp(TCP):
@@ -61,30 +52,6 @@ class WatchfulTcp(TCP):
         timeout_ms = round(self._user_timeout_s * MILLISECONDS)
         stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)
         stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-
-class MembersOnlyNoise(NoiseTransport):
-    """Noise XX that ends an inbound handshake as soon as it shows a peer id that may not come in.
-
-    XX reveals the dialer in its last message, so this is the earliest moment; no muxer has been spoken of yet
-    and nothing has been allocated for the peer.
-    """
-
-    def __init__(self, keys: KeyPair, lets_in: Callable[[str], bool], refused: Callable[[str], None]) -> None:
-        """`refused` is told the peer id of everybody turned away."""
-        super().__init__(keys, noise_privkey=create_x25519().private_key)
-        self._lets_in = lets_in
-        self._refused = refused
-
-    async def secure_inbound(self, conn: IRawConnection) -> ISecureConn:
-        """See Transport. Raises UnknownPeer, the connection closed."""
-        session = await super().secure_inbound(conn)
-        peer_id = str(session.get_remote_peer())
-        if not self._lets_in(peer_id):
-            self._refused(peer_id)
-            await session.close()
-            raise UnknownPeer(f"{peer_id} is not a member")
-        return session
 
 
 def socket_of(raw: Any) -> Any:

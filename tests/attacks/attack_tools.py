@@ -1,0 +1,116 @@
+"""What attacks are made of: real nodes, honest members' ping beside the attack, and strangers.
+
+    with arena(3) as (a, b, c), beside(a, b) as during:      ping from a to b, before and within the block
+        …
+    assert_unharmed(during)
+
+Long variants run with VPND_LONG_TESTS=1.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from lab import Lab, Namespace, Node, Ping, check_logs, mesh_of_nodes, ping, socket_in, wait_connected
+from lab.node import P2P_PORT
+from lab.stranger import NOISE, Payload, Plain, Secured, honest
+
+LONG = bool(os.environ.get("VPND_LONG_TESTS"))
+#: How long an attack goes on beside the ping.
+ATTACK_S = 20.0 if LONG else 3.0
+#: By how much honest members' round trips may grow on average while somebody attacks.
+SLOWER_MS = 2.0
+PING_INTERVAL_S = 0.01
+
+
+@contextlib.contextmanager
+def arena(nodes: int = 3, **settings: dict[str, Any]) -> Iterator[list[Node]]:
+    """Connected nodes, and one more namespace, the last of `lab.nodes`, for strangers."""
+    with Lab(nodes + 1) as lab:
+        found = mesh_of_nodes(lab, shards=2, settings=settings)
+        members, stranger = found[:nodes], found[nodes]
+        for node in members:
+            node.config["peers"] = [
+                peer for peer in node.config["peers"] if peer["peer_id"] != stranger.peer_id()
+            ]
+            node.start()
+        wait_connected(members)
+        yield members
+        check_logs(members)
+
+
+class During:
+    """Round trips of honest members before an attack and beside it."""
+
+    def __init__(self, before: Ping) -> None:
+        self.before = before
+        self.beside: Ping | None = None
+
+
+@contextlib.contextmanager
+def beside(source: Node, target: Node, seconds: float = ATTACK_S) -> Iterator[During]:
+    """Ping from one member to another, first undisturbed, then beside the block, which lasts as long as that."""
+    lab, count = source.lab, int(seconds / PING_INTERVAL_S)
+    during = During(ping(lab, source.namespace, target.virtual_ip, count, PING_INTERVAL_S))
+
+    def run() -> None:
+        during.beside = ping(lab, source.namespace, target.virtual_ip, count, PING_INTERVAL_S)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield during
+    finally:
+        thread.join()
+
+
+def assert_unharmed(during: During) -> None:
+    """What every attack leaves to honest members: all their packets, in time."""
+    before, beside = during.before, during.beside
+    assert beside is not None
+    assert beside.loss == 0, f"lost {beside.loss:.1%}"
+    assert beside.avg_ms <= before.avg_ms + SLOWER_MS, f"{beside} beside the attack, {before} without"
+
+
+def stranger_of(node: Node) -> Namespace:
+    """Where strangers are."""
+    return node.lab.nodes[-1]
+
+
+def counter(node: Node, name: str) -> int:
+    """A counter of control."""
+    return int(node.ask()["control"]["counters"].get(name, 0))
+
+
+def dialed(source: Namespace, node: Node) -> socket.socket:
+    """A TCP connection to where a node listens."""
+    sock = socket_in(source, node.namespace.address, socket.SOCK_STREAM)
+    sock.connect((node.namespace.address, P2P_PORT))
+    return sock
+
+
+def strike(source: Namespace, node: Node, payload: Payload) -> socket.socket:
+    """Dial a node and say all of a handshake with that payload; the connection is the caller's."""
+    sock = dialed(source, node)
+    Plain(sock).select(NOISE)
+    Secured(sock, payload, initiator=True)
+    return sock
+
+
+def knock(source: Namespace, node: Node, key: Ed25519PrivateKey | None = None) -> float:
+    """The seconds it takes a node to hang up on an honest stranger: as long as its control needs for anybody."""
+    start = time.monotonic()
+    with strike(source, node, honest(key or Ed25519PrivateKey.generate())) as sock:
+        try:
+            while sock.recv(4096):
+                pass
+        except ConnectionError:
+            pass
+    return time.monotonic() - start
