@@ -49,7 +49,7 @@ class Fleet:
     async def start(self) -> None:
         """All at once; the slowest is control, which loads libp2p. Raises what the first one failed with; `stop`
         then."""
-        await all_or_error(child.start() for child in self._children())
+        await all_or_error(child.start() for child in self.children)
 
     async def stop(self) -> None:
         """Shards first, so that their last words reach control."""
@@ -58,10 +58,12 @@ class Fleet:
 
     def close(self) -> None:
         """Give the pages and rings back. Nobody may run any more."""
-        for child in self._children():
+        for child in self.children:
             child.slot.close()
 
-    def _children(self) -> tuple[Child[ControlSlot] | Child[ShardSlot], ...]:
+    @property
+    def children(self) -> tuple[Child[ControlSlot] | Child[ShardSlot], ...]:
+        """All of them, those that are away too."""
         return (self.control, *self.shards)
 
     @property
@@ -179,7 +181,7 @@ class Fleet:
 
     def broadcast(self, message: messages.Message) -> None:
         """To control and every shard that is up."""
-        for child in self._children():
+        for child in self.children:
             if child.state is State.UP:
                 child.send(message)
 

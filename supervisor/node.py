@@ -32,7 +32,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import psutil
 
 from supervisor import probing, report, requests, statedir
 from supervisor.fleet import Fleet
@@ -55,6 +54,7 @@ from vpnd.identity import Identity
 from vpnd.mode import Mode
 from vpnd.packet.capability import Offload
 from vpnd.packet.offload import UdpCoalescer
+from vpnd.status import NodePart, Peer, Status
 
 log = logging.getLogger("supervisor")
 
@@ -97,7 +97,9 @@ async def start_node(
         control = ControlSlot(live, identity.peer_id, token, in_network=overlay.in_network)
         fleet = Fleet(live, control, overlay, tun, pump)
         undo.callback(fleet.close)
-        node = Node(live, identity.peer_id, overlay, tun, pump, fleet, reread, reloaded, stopped, undo)
+        usage = report.Usage(live, fleet)
+        undo.callback(usage.close)
+        node = Node(live, identity.peer_id, overlay, tun, pump, fleet, usage, reread, reloaded, stopped, undo)
         server = StatusServer(
             str(Path(config.state_dir, config.status.socket)),
             live,
@@ -141,6 +143,7 @@ class Node:
         tun: Tun,
         pump: Pump,
         fleet: Fleet,
+        usage: report.Usage,
         reread: Callable[[], Config],
         reloaded: Callable[[Config], None],
         stopped: asyncio.Future[str],
@@ -148,6 +151,7 @@ class Node:
     ) -> None:
         self._live, self._peer_id = live, peer_id
         self._overlay, self.tun, self._pump, self._fleet = overlay, tun, pump, fleet
+        self._usage = usage
         self._scaling = Scaling(fleet)
         self._reread, self._reloaded = reread, reloaded
         self.stopped, self._undo = stopped, undo
@@ -155,7 +159,6 @@ class Node:
         self.ready = False
         self._last_told: messages.ControlStatus | None = None
         self._started_s = time.monotonic()
-        self._process = psutil.Process()
 
     @property
     def in_network(self) -> bool:
@@ -174,7 +177,7 @@ class Node:
             "probe": self._on_probe,
         }
 
-    async def _on_status(self, request: Mapping[str, Any]) -> dict[str, Any]:
+    async def _on_status(self, request: Mapping[str, Any]) -> Status:
         return await self.status()
 
     async def _on_stop(self, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -255,60 +258,59 @@ class Node:
 
     # --- status and end
 
-    async def status(self) -> dict[str, Any]:
-        """The status report; see supervisor.report. A child that does not answer within half of status.timeout is
-        reported without what only it knows."""
+    async def status(self) -> Status:
+        """See supervisor.report. A child that does not answer within half of status.timeout is reported without what
+        only it knows."""
         patience_s = self._live.config.status.timeout / 2
-        present = self._fleet.present
-        ask = self._fleet.questions.ask
+        fleet, present = self._fleet, self._fleet.present
+        ask = fleet.questions.ask
         control, *shards = await asyncio.gather(
-            ask(self._fleet.control, patience_s), *(ask(shard, patience_s) for _, shard in present)
+            ask(fleet.control, patience_s), *(ask(shard, patience_s) for _, shard in present)
         )
         told = {slot.index: status for (slot, _), status in zip(present, shards, strict=True)}
         self._last_told = control or self._last_told
-        return self._report(control, told)
+        peers = await report.peer_rows(self._live.config, control, self._last_told, shards, fleet.slots)
+        return self._report(control, told, peers)
 
-    def counters(self) -> dict[str, Any]:
-        """The report without asking anybody: counters only."""
-        return self._report(None, {})
+    def counters(self) -> Status:
+        """The status without asking anybody: no peers, and nothing that only the children know."""
+        return self._report(None, {}, ())
 
     def _report(
-        self, control: messages.ControlStatus | None, shards: Mapping[int, messages.ShardStatus | None]
-    ) -> dict[str, Any]:
+        self,
+        control: messages.ControlStatus | None,
+        shards: Mapping[int, messages.ShardStatus | None],
+        peers: tuple[Peer, ...],
+    ) -> Status:
         overlay = self._overlay
         told = control or self._last_told
-        result = report.build(
-            node={
-                "name": self.name,
-                "peer_id": self._peer_id,
-                "mode": "network" if self.in_network else "static",
-                "virtual_ip": overlay.virtual_ip,
-                "addresses": overlay.own.addresses,
-                "subnet": overlay.subnet,
-                "shards": self._fleet.count,
-                "uptime_s": time.monotonic() - self._started_s,
-                "warnings": [
+        return report.build(
+            node=NodePart(
+                name=self.name,
+                peer_id=self._peer_id,
+                mode="network" if self.in_network else "static",
+                virtual_ip=overlay.virtual_ip,
+                addresses=overlay.own.addresses,
+                subnet=overlay.subnet,
+                shards=self._fleet.count,
+                uptime_s=time.monotonic() - self._started_s,
+                warnings=(
                     *overlay.warnings,
                     *self._fleet.priorities.warnings,
                     *(told.warnings if told is not None else ()),
-                ],
-            },
-            supervisor={
-                "pid": os.getpid(),
-                "cpu_percent": self._process.cpu_percent(),
-                "rss_bytes": self._process.memory_info().rss,
-            },
-            config=self._live.config,
+                ),
+            ),
             tun=self.tun,
             pump=self._pump,
             fleet=self._fleet,
+            usage=self._usage,
             own=overlay.own,
             control_status=control,
             last_told=self._last_told,
             shard_statuses=shards,
+            peers=peers,
+            ready=self.ready,
         )
-        result["ready"] = result["ready"] and self.ready
-        return result
 
     def device_gone(self, reason: str) -> None:
         """The TUN device cannot be read any more: there is nothing to run for."""

@@ -56,6 +56,7 @@ class FlowTable:
     """Flow key → shard index, remembered while the flow is alive.
 
     Two generations instead of a time stamp per flow: `age` drops what was not looked up since the last but one call.
+    A key is in one of them, so that counting them is no work.
     """
 
     def __init__(self, most_flows: int) -> None:
@@ -72,6 +73,7 @@ class FlowTable:
     def find(self, key: int, shards: list[int]) -> int:
         """The flow's shard, of those that are up (`shards`, not empty). `young` is looked up by the caller first."""
         index = self.look(key, shards)
+        self._old.pop(key, None)
         if len(self.young) >= self.most:
             self.age()
         self.young[key] = index
@@ -89,7 +91,7 @@ class FlowTable:
         return before - len(self)
 
     def __len__(self) -> int:
-        return len(self.young.keys() | self._old.keys())
+        return len(self.young) + len(self._old)
 
 
 class Pump:

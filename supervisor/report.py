@@ -1,16 +1,15 @@
-"""The status report: what `vpnd status --json` prints, put together from all processes.
-
-The books, in packets (superpackets count as one), at `books`: what was read is what was sent, dropped, and on its way.
-They are exact when nothing moves; under load, counts of different processes are of slightly different moments.
-"""
+"""The status report, put together from all processes; vpnd.status says what its fields mean."""
 
 from __future__ import annotations
 
+import asyncio
 import collections
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import psutil
+from msgspec.structs import asdict, replace
 
 from supervisor import traffic
 from supervisor.children import Child
@@ -18,164 +17,174 @@ from supervisor.fleet import Fleet
 from supervisor.network.tun import Tun
 from supervisor.pump import Pump
 from supervisor.slots import ShardSlot
-from vpnd import __version__
+from vpnd import __version__, status
 from vpnd.api.messages import ControlStatus, ShardStatus
 from vpnd.api.reports import OwnAddresses, PeerReport, SessionReport
+from vpnd.config.live import Live
 from vpnd.config.schema import Config
-from vpnd.metrics import DROP_REASONS, OUTBOUND_DROPS
+from vpnd.metrics import DROP_REASONS, SHARD_METRICS, Stage, reasons
 from vpnd.packet.capability import Offload
 
-FLOW_STATES = ("active", "idle", "stalled", "draining")
+#: Rows made while packets wait; each takes some 10 µs.
+_PEERS_A_TURN = 32
+#: Of a peer's report: what is true of now only, and unknown without control.
+_STALE: dict[str, Any] = {
+    "state": "unknown", "circuit": "unknown", "circuit_opened": 0, "last_error": "", "next_dial_s": -1.0,
+    "dials": 0, "dial_failures": 0, "ownership": (),
+}  # fmt: skip
 
 
-def usage(child: Child) -> dict[str, Any]:
-    """pid, restarts, state, CPU and memory of a child; zeros while there is no process."""
-    row: dict[str, Any] = {
-        "pid": child.pid,
-        "restarts": child.restarts,
-        "state": child.state.value,
-        "cpu_percent": 0.0,
-        "rss_bytes": 0,
-    }
-    if child.process is not None:
+class Usage:
+    """CPU and memory of all processes, sampled by one timer, so that all who ask get the same. Owner: supervisor loop.
+
+    Every process once in status.sample_interval, one at a time: the pump never pauses for all of them. `us`: our pid.
+    """
+
+    def __init__(self, live: Live, fleet: Fleet) -> None:
+        self._live, self._fleet, self._loop = live, fleet, asyncio.get_running_loop()
+        self.us = os.getpid()
+        self._us = psutil.Process()
+        self._samples: dict[int, tuple[float, dict[str, Any]]] = {}
+        self._round: list[psutil.Process] = []
+        self._pause_s = 0.0
+        self._timer = self._loop.call_soon(self._sample)
+
+    def of(self, pid: int) -> dict[str, Any]:
+        """cpu_percent, cpu_s and rss_bytes of a process, as status has them; nothing before its first sample."""
+        return self._samples.get(pid, (0.0, {}))[1]
+
+    def close(self) -> None:
+        """Sample no more."""
+        self._timer.cancel()
+
+    def _sample(self) -> None:
+        if not self._round:
+            processes = (child.process for child in self._fleet.children)
+            self._round = [self._us, *(process for process in processes if process is not None)]
+            pids = {process.pid for process in self._round}
+            self._samples = {pid: sample for pid, sample in self._samples.items() if pid in pids}
+            self._pause_s = self._live.config.status.sample_interval / len(self._round)
+        process = self._round.pop()
         try:
-            row["cpu_percent"] = child.process.cpu_percent()
-            row["rss_bytes"] = child.process.memory_info().rss
+            self._take(process)
         except psutil.Error:
             pass  # died this moment; its pidfd will tell
-    return row
+        self._timer = self._loop.call_later(self._pause_s, self._sample)
+
+    def _take(self, process: psutil.Process) -> None:
+        with process.oneshot():
+            times, rss = process.cpu_times(), process.memory_info().rss
+        now_s, cpu_s = self._loop.time(), times.user + times.system
+        before = self._samples.get(process.pid)
+        percent = 0.0
+        if before is not None and now_s > before[0]:
+            percent = 100 * max(0.0, cpu_s - before[1]["cpu_s"]) / (now_s - before[0])
+        self._samples[process.pid] = (
+            now_s, {"cpu_percent": round(percent, 1), "cpu_s": cpu_s, "rss_bytes": rss}
+        )  # fmt: skip
 
 
-def shard_row(slot: ShardSlot, child: Child) -> dict[str, Any]:
+def shard_row(slot: ShardSlot, child: Child, usage: Usage, answers: bool | None) -> status.Shard:
     """One row of shards[]."""
     counts = slot.page.read()
     drops = {reason: counts[f"dropped_{reason}"] for reason in DROP_REASONS}
+    return status.Shard(
+        index=slot.index,
+        **_process(child, usage, answers),
+        **_counts(counts),
+        drops={reason: count for reason, count in drops.items() if count},
+        ring=status.Ring(**slot.ring_use()),
+    )
+
+
+def _counts(counts: dict[str, int]) -> dict[str, Any]:
+    return {name: counts[name] for name in SHARD_METRICS}
+
+
+def _process(child: Child, usage: Usage, answers: bool | None) -> dict[str, Any]:
     return {
-        "index": slot.index,
-        **usage(child),
-        **{name: value for name, value in counts.items() if not name.startswith("dropped_")},
-        "drops": {reason: count for reason, count in drops.items() if count},
-        "ring": slot.ring_use(),
-    }
+        "pid": child.pid, "restarts": child.restarts, "state": child.state.value, "answers": answers,
+        **usage.of(child.pid),
+    }  # fmt: skip
 
 
-def peer_rows(
+async def peer_rows(
     config: Config,
     control: ControlStatus | None,
     last_told: ControlStatus | None,
-    shards: Mapping[int, ShardStatus | None],
+    shards: Iterable[ShardStatus | None],
     slots: list[ShardSlot],
-) -> list[dict[str, Any]]:
+) -> tuple[status.Peer, ...]:
     """peers[]: who they are by the configuration in force and by what control said last, how they are by what control
-    says now, and what the shards measured."""
+    says now, and what the shards measured. Packets have their turn between every few."""
     sessions: dict[str, list[SessionReport]] = collections.defaultdict(list)
-    for shard in shards.values():
+    for shard in shards:
         for session in shard.sessions if shard is not None else ():
             sessions[session.peer_id].append(session)
-    known: dict[str, PeerReport] = (
-        {peer.peer_id: peer for peer in control.peers} if control is not None else {}
-    )
     rows = []
-    for who in _who(config, control or last_told):
-        peer_id = who["peer_id"]
-        mine = sessions[peer_id]
-        totals: collections.Counter[str] = collections.Counter()
-        for slot in slots:
-            totals.update(slot.traffic.of(peer_id))
-        rows.append(
-            {
-                **who,
-                **_told(known.get(peer_id), any(session.state == "up" for session in mine)),
-                **_measured(mine),
-                **{name: totals[name] for name in traffic.NAMES},
-            }
-        )
-    return rows
+    for who in _who(config, control or last_told, control is None):
+        rows.append(_peer(who, sessions[who.peer_id], slots))
+        if not len(rows) % _PEERS_A_TURN:
+            await asyncio.sleep(0)
+    return tuple(rows)
 
 
-def _who(config: Config, told: ControlStatus | None) -> list[dict[str, Any]]:
+def _who(config: Config, told: ControlStatus | None, stale: bool) -> Iterator[PeerReport]:
     """Configured peers as the configuration has them, then members."""
-    rows: dict[str, dict[str, Any]] = {
-        peer.peer_id: {
-            "name": peer.name,
-            "peer_id": peer.peer_id,
-            "virtual_ip": peer.virtual_ip,
-            "virtual_ips": (peer.virtual_ip,),
-            "routes": (),
-            "source": "configuration",
-            "addresses": peer.addresses,
-        }
-        for peer in config.peers
-    }
-    for other in told.peers if told is not None else ():
-        if other.peer_id in rows:
-            if config.registry.kind == "contract":  # which says what else it has, or that it has not
-                rows[other.peer_id]["virtual_ips"] = other.virtual_ips
-        elif other.source != "configuration":
-            rows[other.peer_id] = {
-                "name": other.name,
-                "peer_id": other.peer_id,
-                "virtual_ip": other.virtual_ips[0] if other.virtual_ips else "",
-                "virtual_ips": other.virtual_ips,
-                "routes": other.routes,
-                "source": other.source,
-                "addresses": tuple(dict.fromkeys(other.addresses)),
-            }
-    return list(rows.values())
+    known = {peer.peer_id: peer for peer in told.peers} if told is not None else {}
+    now: dict[str, Any] = _STALE if stale else {}
+    for peer in config.peers:
+        said = known.pop(peer.peer_id, None)
+        by_contract = said is not None and config.registry.kind == "contract"
+        yield replace(
+            said or PeerReport(),
+            name=peer.name,
+            peer_id=peer.peer_id,
+            addresses=peer.addresses,
+            virtual_ips=said.virtual_ips if said is not None and by_contract else (peer.virtual_ip,),
+            routes=(),
+            source="configuration",
+            **(now if said is not None else _STALE),
+        )
+    for other in known.values():
+        if other.source != "configuration":
+            yield replace(other, addresses=tuple(dict.fromkeys(other.addresses)), **now)
 
 
-def network_row(
+def _peer(who: PeerReport, sessions: list[SessionReport], slots: list[ShardSlot]) -> status.Peer:
+    """Sums over its sessions, but the best round trip and the longest queue; a session that is up is known better by
+    its shard than by control."""
+    fields = asdict(who)
+    if any(session.state == "up" for session in sessions):
+        fields["state"] = "connected"
+    rtts = [session.rtt_ms for session in sessions if session.rtt_ms is not None]
+    return status.Peer(
+        **fields,
+        virtual_ip=who.virtual_ips[0] if who.virtual_ips else "",
+        rtt_ms=min(rtts, default=None),
+        sessions=len(sessions),
+        streams=sum(session.streams for session in sessions),
+        suspect=sum(session.health != "healthy" for session in sessions),
+        queued_bytes=sum(session.queued_bytes for session in sessions),
+        queue_delay_ms=max((session.queue_delay_ms for session in sessions), default=0.0),
+        **traffic.total(who.peer_id, [slot.traffic for slot in slots]),
+    )
+
+
+def network_part(
     own: OwnAddresses, control: ControlStatus | None, last_told: ControlStatus | None
-) -> dict[str, Any] | None:
-    """network: what control said of it last; `current` is false when that is not from now. None of a static node."""
+) -> status.NetworkPart | None:
+    """What control said of the network last; None of a static node."""
     told = control or last_told
     if not own.network:
         return None
-    row: dict[str, Any] = {"name": own.network, "label": own.label, "advertised": own.advertised}
-    if told is None or told.network is None:
-        return {**row, "state": "unknown", "current": False}
-    network = told.network
-    return {
-        **row,
-        "network_id": network.network_id,
-        "state": network.state,
-        "current": control is not None,
-        "authority": network.authority,
-        "authorities": network.authorities,
-        "members": network.members,
-        "expires_s": network.expires_s,
-        "neighbours": network.neighbours,
-        "conflicts": network.conflicts,
-    }
-
-
-def _told(peer: PeerReport | None, up: bool) -> dict[str, Any]:
-    """What control says of a peer; a session that is up is known better by its shard."""
-    if peer is None:
-        row: dict[str, Any] = {
-            "state": "unknown", "circuit": "unknown", "circuit_opened": 0,
-            "last_error": "", "next_dial_s": -1.0, "dials": 0, "dial_failures": 0, "ownership": (),
-        }  # fmt: skip
-    else:
-        row = {
-            "state": peer.state, "circuit": peer.circuit, "circuit_opened": peer.circuit_opened,
-            "last_error": peer.last_error, "next_dial_s": peer.next_dial_s,
-            "dials": peer.dials, "dial_failures": peer.dial_failures, "ownership": peer.ownership,
-        }  # fmt: skip
-    return {**row, "state": "connected"} if up else row
-
-
-def _measured(sessions: list[SessionReport]) -> dict[str, Any]:
-    """What the shards say of the sessions with a peer: sums, but the best round trip and the longest queue."""
-    rtts = [session.rtt_ms for session in sessions if session.rtt_ms is not None]
-    return {
-        "rtt_ms": min(rtts) if rtts else None,
-        "sessions": len(sessions),
-        "streams": sum(session.streams for session in sessions),
-        "suspect": sum(session.health != "healthy" for session in sessions),
-        "queued_bytes": sum(session.queued_bytes for session in sessions),
-        "queue_delay_ms": max((session.queue_delay_ms for session in sessions), default=0.0),
-    }
+    said = asdict(told.network) if told is not None and told.network is not None else {}
+    return status.NetworkPart(
+        **{**said, "name": own.network},
+        label=own.label,
+        advertised=own.advertised,
+        current=control is not None and bool(said),
+    )
 
 
 def dropped(pump: Pump, slots: list[ShardSlot]) -> dict[str, int]:
@@ -188,90 +197,91 @@ def dropped(pump: Pump, slots: list[ShardSlot]) -> dict[str, int]:
     return total
 
 
-def books(pump: Pump, slots: list[ShardSlot], drops: dict[str, int]) -> dict[str, Any]:
-    """Both sums; `difference` is 0 when nothing is moving."""
+def books(pump: Pump, slots: list[ShardSlot], drops: dict[str, int]) -> status.Books:
+    """Both sums."""
     counts = [slot.page.read() for slot in slots]
     sent = sum(count["packets_sent"] for count in counts)
     in_flight = sum(count["packets_queued"] for count in counts) + sum(slot.in_ring() for slot in slots)
-    local = ("malformed_local", "not_unicast", "ring_full", "shard_down")
-    lost_out = sum(drops[reason] for reason in (*local, *OUTBOUND_DROPS))
+    lost_out = sum(drops[reason] for reason in (*reasons(Stage.LOCAL), *reasons(Stage.OUTBOUND)))
     received = sum(count["packets_received"] for count in counts)
     written = sum(count["packets_to_tun"] for count in counts)
-    lost_in = sum(
-        drops[reason]
-        for reason in (
-            "malformed_remote",
-            "bad_offload_header",
-            "source_not_allowed",
-            "destination_not_ours",
-            "tun_write_failed",
-        )
+    lost_in = sum(drops[reason] for reason in reasons(Stage.INBOUND))
+    return status.Books(
+        out=status.BookOut(
+            read=pump.packets_read,
+            sent=sent,
+            dropped=lost_out,
+            in_flight=in_flight,
+            difference=pump.packets_read - sent - lost_out - in_flight,
+        ),
+        into=status.BookIn(
+            received=received, written=written, dropped=lost_in, difference=received - written - lost_in
+        ),
     )
-    return {
-        "out": {
-            "read": pump.packets_read,
-            "sent": sent,
-            "dropped": lost_out,
-            "in_flight": in_flight,
-            "difference": pump.packets_read - sent - lost_out - in_flight,
-        },
-        "in": {
-            "received": received,
-            "written": written,
-            "dropped": lost_in,
-            "difference": received - written - lost_in,
-        },
-    }
 
 
 def build(
     *,
-    node: dict[str, Any],
-    supervisor: dict[str, Any],
-    config: Config,
+    node: status.NodePart,
     tun: Tun,
     pump: Pump,
     fleet: Fleet,
+    usage: Usage,
     own: OwnAddresses,
     control_status: ControlStatus | None,
     last_told: ControlStatus | None,
     shard_statuses: Mapping[int, ShardStatus | None],
-) -> dict[str, Any]:
-    """The whole report, ready for JSON. None, or nothing at its index, for a process that did not answer in time;
-    `last_told` is what control answered last.
-
-    retired[] are shards that were scaled away: rows like those of shards[], whose counts stay in every sum.
+    peers: tuple[status.Peer, ...],
+    ready: bool,
+) -> status.Status:
+    """The whole report. `shard_statuses` has who was asked, with None for who did not answer in time; when nobody was
+    asked it is empty, and `control_status` None. `last_told` is what control answered last. `ready`: the node is.
     """
+    asked = bool(shard_statuses) or control_status is not None
     drops = dropped(pump, fleet.slots)
-    rows = [shard_row(slot, child) for slot, child in fleet.present]
-    retired = [shard_row(slot, child) for slot, child in fleet.retired]
-    return {
-        "version": __version__,
-        "ready": fleet.ready,
-        "node": {**node, "listen": fleet.control.listen},
-        "supervisor": supervisor,
-        "control": {
-            **usage(fleet.control),
-            "connections": control_status.connections if control_status is not None else None,
-            "counters": fleet.control_page.read(),
-        },
-        "shards": rows,
-        "retired": retired,
-        "flows": {state: sum(row[f"flows_{state}"] for row in rows) for state in FLOW_STATES},
-        "network": network_row(own, control_status, last_told),
-        "peers": peer_rows(config, control_status, last_told, shard_statuses, fleet.slots),
-        "tun": {
-            "interface": tun.name,
-            "mtu": tun.mtu,
-            "offloads": [flag.name for flag in Offload if flag in tun.offloads],
-            "packets_read": pump.packets_read,
-            "packets_written": sum(row["packets_to_tun"] for row in (*rows, *retired)),
-            "bytes_read": pump.bytes_read,
-            "bytes_written": sum(row["bytes_to_tun"] for row in (*rows, *retired)),
-            "reads": pump.reads,
-            "merged": pump.merged,
-            "flows": len(pump.flows),
-        },
-        "dropped": drops,
-        "books": books(pump, fleet.slots, drops),
-    }
+    rows = tuple(
+        shard_row(
+            slot,
+            child,
+            usage,
+            shard_statuses[slot.index] is not None if slot.index in shard_statuses else None,
+        )
+        for slot, child in fleet.present
+    )
+    retired = tuple(shard_row(slot, child, usage, None) for slot, child in fleet.retired)
+    report = status.Status(
+        version=__version__,
+        ready=fleet.ready and ready,
+        node=replace(node, listen=fleet.control.listen),
+        supervisor=status.SupervisorPart(pid=usage.us, **usage.of(usage.us)),
+        control=status.ControlPart(
+            **_process(fleet.control, usage, control_status is not None if asked else None),
+            connections=control_status.connections if control_status is not None else None,
+            counters=fleet.control_page.read(),
+        ),
+        shards=rows,
+        retired=retired,
+        flows=status.Flows(
+            active=sum(row.flows_active for row in rows),
+            idle=sum(row.flows_idle for row in rows),
+            stalled=sum(row.flows_stalled for row in rows),
+            draining=sum(row.flows_draining for row in rows),
+        ),
+        network=network_part(own, control_status, last_told),
+        peers=peers,
+        tun=status.TunPart(
+            interface=tun.name,
+            mtu=tun.mtu,
+            offloads=tuple(str(flag.name) for flag in Offload if flag in tun.offloads),
+            packets_read=pump.packets_read,
+            packets_written=sum(row.packets_to_tun for row in (*rows, *retired)),
+            bytes_read=pump.bytes_read,
+            bytes_written=sum(row.bytes_to_tun for row in (*rows, *retired)),
+            reads=pump.reads,
+            merged=pump.merged,
+            flows=len(pump.flows),
+        ),
+        dropped=drops,
+        books=books(pump, fleet.slots, drops),
+    )
+    return status.judged(report)

@@ -23,6 +23,7 @@ from vpnd.errors import AlreadyRunningError, PrivilegeError, VpndError
 from vpnd.identity import Identity, load_or_create
 from vpnd.mode import Mode, decide
 from vpnd.printable import printable
+from vpnd.status import NetworkPart, Status
 
 log = logging.getLogger("supervisor")
 
@@ -108,8 +109,9 @@ class VPNService:
         if node is not None:
             await node.stop()
 
-    async def status(self) -> dict[str, Any]:
-        """What `vpnd status --json` prints. Raises VpndError when the node is not running."""
+    async def status(self) -> Status:
+        """What `vpnd status --json` prints; vpnd.status says what its fields mean. Raises VpndError when the node is
+        not running."""
         return await self._running().status()
 
     async def reload(self, config: Config | None = None) -> dict[str, Any]:
@@ -234,21 +236,20 @@ async def _reload_at(hung_up: asyncio.Event, service: VPNService) -> None:
                 log.error("not reloaded: %s", printable(line))
 
 
-def welcome(status: dict[str, Any]) -> list[str]:
+def welcome(status: Status) -> list[str]:
     """The lines a new user sees when the node is ready."""
-    node, tun = status["node"], status["tun"]
+    node = status.node
     lines = [
-        f"vpnd is ready: {node['name']} is {' and '.join(node['addresses'])} in {node['subnet']} on "
-        f"{tun['interface']}, {len(status['shards'])} shards",
-        f"  peer id    {node['peer_id']}",
-        *(f"  listens on {address}/p2p/{node['peer_id']}" for address in node["listen"]),
+        f"vpnd is ready: {node.name} is {' and '.join(node.addresses)} in {node.subnet} on "
+        f"{status.tun.interface}, {len(status.shards)} shards",
+        f"  peer id    {node.peer_id}",
+        *(f"  listens on {address}/p2p/{node.peer_id}" for address in node.listen),
     ]
-    if status["network"] is not None:
-        return [*lines, *_network_lines(status)]
-    peers = [f"{peer['name']} ({peer['virtual_ip']})" for peer in status["peers"]]
-    if peers:
-        lines.append(f"  peers      {', '.join(peers)}")
-        lines.append(f"  next       ping {status['peers'][0]['virtual_ip']}, or `vpnd status`")
+    if status.network is not None:
+        return [*lines, *_network_lines(status, status.network)]
+    if status.peers:
+        lines.append(f"  peers      {', '.join(f'{peer.name} ({peer.virtual_ip})' for peer in status.peers)}")
+        lines.append(f"  next       ping {status.peers[0].virtual_ip}, or `vpnd status`")
     else:
         lines.append(
             "  next       name another node under [[peers]] in the configuration; see docs/joining.md"
@@ -256,17 +257,15 @@ def welcome(status: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _network_lines(status: dict[str, Any]) -> list[str]:
-    network, peers = status["network"], status["peers"]
-    role = ", and may let others in" if network.get("authority") else ""
+def _network_lines(status: Status, network: NetworkPart) -> list[str]:
+    role = ", and may let others in" if network.authority else ""
     lines = [
-        f"  network    {network['name']}, {network.get('members', 1)} members; "
-        f"this one is {network['label']}{role}",
-        *(f"  note       {warning}" for warning in status["node"]["warnings"]),
+        f"  network    {network.name}, {network.members or 1} members; this one is {network.label}{role}",
+        *(f"  note       {warning}" for warning in status.node.warnings),
     ]
-    if network["state"] in ("removed", "expired"):
-        lines.append(f"  next       this node is {network['state']}; see `vpnd status`")
-    elif network.get("authority") and not peers:
+    if network.state in ("removed", "expired"):
+        lines.append(f"  next       this node is {network.state}; see `vpnd status`")
+    elif network.authority and not status.peers:
         lines.append(
             "  next       `vpnd invite` prints a token; on the other machine: vpnd start --join TOKEN"
         )

@@ -21,7 +21,7 @@ import stat
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
-import orjson
+import msgspec
 
 from supervisor.janitor import Janitor
 from vpnd.config.live import Live
@@ -78,7 +78,7 @@ class StatusServer:
                 line = await reader.readline()
             answer = await self._answer(line)
             async with asyncio.timeout(self._live.config.status.timeout):
-                writer.write(orjson.dumps(answer))
+                writer.write(msgspec.json.encode(answer))
                 await writer.drain()
         except (TimeoutError, ConnectionError, ValueError):
             pass  # a client that says nothing, too much, or has gone
@@ -89,9 +89,9 @@ class StatusServer:
 
     async def _answer(self, line: bytes) -> object:
         try:
-            request = orjson.loads(line)
+            request = msgspec.json.decode(line)
             command = self._commands[request["command"]]
-        except (orjson.JSONDecodeError, KeyError, TypeError):
+        except (msgspec.DecodeError, KeyError, TypeError):
             known = ", ".join(sorted(self._commands))
             return {"error": f"not a request; send one line of JSON with a command of {known}"}
         try:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import collections
+from collections.abc import Sequence
+from operator import add
+from typing import Any
 
 from vpnd.api.reports import PeerTraffic
 
 NAMES = ("bytes_sent", "bytes_received", "packets_sent", "packets_received")
+_NOTHING = [0] * len(NAMES)
 
 
 class Traffic:
@@ -14,21 +17,28 @@ class Traffic:
     it told last is kept. Owner: supervisor loop."""
 
     def __init__(self) -> None:
-        self._before: dict[str, collections.Counter[str]] = {}
-        self._now: dict[str, collections.Counter[str]] = {}
+        # counts in the order of NAMES
+        self._before: dict[str, list[int]] = {}
+        self._now: dict[str, list[int]] = {}
 
     def told(self, rows: tuple[PeerTraffic, ...]) -> None:
         """The process there is told its counts, or a part of them."""
         for row in rows:
-            self._now[row.peer_id] = collections.Counter({name: getattr(row, name) for name in NAMES})
+            self._now[row.peer_id] = [getattr(row, name) for name in NAMES]
 
     def ended(self) -> None:
         """The process is gone; the next one counts from zero."""
-        for peer_id, counts in self._now.items():
-            self._before.setdefault(peer_id, collections.Counter()).update(counts)
+        for peer_id in self._now:
+            self._before[peer_id] = self.of(peer_id)
         self._now = {}
 
-    def of(self, peer_id: str) -> collections.Counter[str]:
-        """The totals of one peer."""
-        nothing: collections.Counter[str] = collections.Counter()
-        return self._before.get(peer_id, nothing) + self._now.get(peer_id, nothing)
+    def of(self, peer_id: str) -> list[int]:
+        """The totals of one peer, in the order of NAMES."""
+        return list(map(add, self._before.get(peer_id, _NOTHING), self._now.get(peer_id, _NOTHING)))
+
+
+def total(peer_id: str, slots: Sequence[Traffic]) -> dict[str, Any]:
+    """The totals of one peer over all slots, by name."""
+    return dict(
+        zip(NAMES, map(sum, zip(_NOTHING, *(slot.of(peer_id) for slot in slots), strict=True)), strict=True)
+    )

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from fake_daemon import daemon
 
-from vpnd import errors
+from vpnd import errors, status
 from vpnd.cli import main, pingview
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -84,7 +84,7 @@ def result(*trips: dict[str, Any], **besides: Any) -> dict[str, Any]:
 
 
 NOBODY = {**LOST, "session": None, "session_why": "packets wait for one"}
-PEER = {"state": "backoff", "circuit": "open", "next_dial_s": 1.0, "last_error": "connection refused"}
+PEER = status.Peer(state="backoff", circuit="open", next_dial_s=1.0, last_error="connection refused")
 SUMMARIES = [
     # (sentence, the result, what is printed)
     (
@@ -121,19 +121,20 @@ SUMMARIES = [
     ),
     (
         "nothing answers",
-        result(NOBODY, peer={"state": "waiting"}, control={"rtt_ms": None, "error": "connection refused"}),
+        result(
+            NOBODY, peer=status.Peer(state="waiting"), control={"rtt_ms": None, "error": "connection refused"}
+        ),
         [
             "1 sent, 0 came back, 100% lost",
-            "nas is waiting",
+            "nas is waiting: no address to dial: waiting for its dial",
             "its daemon does not answer: connection refused",
         ],
     ),
     (
         "our control is away",
-        result(NOBODY, peer={}, control={"rtt_ms": None, "error": "control is restarting", "asked": False}),
+        result(NOBODY, peer=None, control={"rtt_ms": None, "error": "control is restarting", "asked": False}),
         [
             "1 sent, 0 came back, 100% lost",
-            "nas is -",
             "its daemon could not be asked: control is restarting",
         ],
     ),

@@ -1,161 +1,249 @@
-"""Counters of all processes, in shared memory.
+"""Counters of all processes, in shared memory: each declared here once, with what it counts and in which unit.
 
 Each child slot (control, shard 0, shard 1 …) has one page of unsigned 64-bit counters, native byte order,
 in a memfd that the supervisor makes and keeps: it outlives the child, so a restarted child goes on where
 the dead one stopped and nothing is forgotten. A counter has one writer, the child; the supervisor reads,
 and writes only while no process has the page, to settle what a dead one had under way. A name's offset is
-its place in the tuple below. One 8-byte store is atomic on every machine CPython runs on.
+its place among the names. One 8-byte store is atomic on every machine CPython runs on.
 
 The hot path adds to plain ints and stores them here once a batch.
 """
 
 from __future__ import annotations
 
+import enum
 import mmap
 import os
+from typing import Annotated, NamedTuple, get_type_hints
+
+import msgspec
 
 from vpnd.membership.refusal import REASONS
 
+
+class Stage(enum.Enum):
+    """Where on a packet's way it was dropped."""
+
+    LOCAL = "from the TUN, before a shard has it"
+    OUTBOUND = "from the ring to a shard, towards a peer"
+    INBOUND = "from a peer, towards the TUN"
+
+
+class Drop(NamedTuple):
+    """A reason to drop a packet; `meaning` is for the person who reads `vpnd status`."""
+
+    stage: Stage
+    meaning: str
+
+
 #: Why a packet was dropped. Every drop, in any process, counts under one of these.
-DROP_REASONS = (
-    # supervisor: from the TUN, before a shard has it
-    "malformed_local",  # not IPv4 or IPv6, or shorter than its header says
-    "not_unicast",  # multicast and broadcast are not carried
-    "ring_full",  # the shard does not keep up
-    "shard_down",  # the shard is being restarted
-    "shard_died",  # in a shard that died: in its ring, or in its queues
-    # shard: from the ring, towards a peer
-    "no_route",  # no peer owns the destination
-    "no_session",  # waited for a session longer than worker.pending_timeout, or pending_bytes were full
-    "circuit_open",  # the peer's circuit is open and it has no session
-    "flow_full",  # worker.buffer_size packets of its flow waited already
-    "queue_full",  # session.queue_bytes were full
-    "queue_delay",  # waited longer than session.delay_target for longer than session.delay_interval
-    "too_big",  # the peer's TUN cannot take it and it cannot be cut
-    "peer_forgotten",  # its destination is no longer a peer
-    # shard: from a peer, towards the TUN
-    "malformed_remote",  # IP header, or length, is wrong
-    "bad_offload_header",  # virtio_net_hdr does not fit the packet
-    "source_not_allowed",  # cryptokey routing: the peer may not use this source address
-    "destination_not_ours",  # neither our address nor a network we route
-    "tun_write_failed",  # the kernel refused it
-)
+DROPS = {
+    "malformed_local": Drop(
+        Stage.LOCAL, "from this machine: not IPv4 or IPv6, or shorter than its header says"
+    ),
+    "not_unicast": Drop(
+        Stage.LOCAL, "from this machine: multicast and broadcast are not carried (usually harmless)"
+    ),
+    "ring_full": Drop(Stage.LOCAL, "the shard does not keep up: more shards, or a larger worker.ring_bytes"),
+    "shard_down": Drop(Stage.LOCAL, "while its shard was being restarted"),
+    "shard_died": Drop(Stage.OUTBOUND, "was in the ring or the queues of a shard that died"),
+    "no_route": Drop(Stage.OUTBOUND, "no peer owns the destination: is there a [[peers]] entry for it?"),
+    "no_session": Drop(
+        Stage.OUTBOUND, "waited in vain for a session with the peer (worker.pending_timeout, pending_bytes)"
+    ),
+    "circuit_open": Drop(
+        Stage.OUTBOUND, "the peer cannot be reached and is left alone for a while; `vpnd status` says why"
+    ),
+    "flow_full": Drop(Stage.OUTBOUND, "one flow sends more than the network takes (worker.buffer_size)"),
+    "queue_full": Drop(
+        Stage.OUTBOUND, "the peer or the network is slower than what is sent (session.queue_bytes)"
+    ),
+    "queue_delay": Drop(
+        Stage.OUTBOUND, "to keep waiting times short; its sender slows down (session.delay_target)"
+    ),
+    "too_big": Drop(Stage.OUTBOUND, "larger than the peer's TUN device takes, and must not be cut"),
+    "peer_forgotten": Drop(Stage.OUTBOUND, "the destination is no longer a peer"),
+    "malformed_remote": Drop(Stage.INBOUND, "a peer sent something that is no IP packet"),
+    "bad_offload_header": Drop(
+        Stage.INBOUND, "a peer sent a packet whose offload header does not fit it"
+    ),
+    "source_not_allowed": Drop(Stage.INBOUND, "a peer used a source address that is not its own"),
+    "destination_not_ours": Drop(
+        Stage.INBOUND, "a peer sent what is neither for this node nor for a network it routes"
+    ),
+    "tun_write_failed": Drop(Stage.INBOUND, "the kernel refused it on the TUN device"),
+}  # fmt: skip
+
+DROP_REASONS = tuple(DROPS)
+
+
+def reasons(stage: Stage) -> tuple[str, ...]:
+    """The drop reasons of one stage."""
+    return tuple(reason for reason, drop in DROPS.items() if drop.stage is stage)
+
 
 #: The reasons a packet can be dropped for between the ring to a shard and the peer.
-OUTBOUND_DROPS = (
-    "shard_died",
-    "no_route",
-    "no_session",
-    "circuit_open",
-    "flow_full",
-    "queue_full",
-    "queue_delay",
-    "too_big",
-    "peer_forgotten",
-)
+OUTBOUND_DROPS = reasons(Stage.OUTBOUND)
 
-SHARD_COUNTERS = (
-    "packets_from_tun",  # records taken from the ring to the shard
-    "bytes_from_tun",  # their packet bytes, headers of IP included, virtio_net_hdr not
-    "packets_to_tun",  # records written into the TUN
-    "bytes_to_tun",
-    "packets_sent",  # records sealed and given to a session
-    "bytes_sent",
-    "packets_received",  # records received from peers, good or bad
-    "bytes_received",
-    "packets_queued",  # gauge: records waiting in queues of this shard
-    "flows",  # gauge; the next four are flows by state
-    "flows_active",
-    "flows_idle",
-    "flows_stalled",
-    "flows_draining",
-    "flows_created",
-    "flows_reaped",
-    "flows_moved",  # to another stream
-    "streams",  # gauge
-    "streams_opened",
-    "streams_closed",
-    "streams_failed",  # did not open, or were reset
-    "streams_acquired",  # by a flow
-    "streams_returned",
-    "sessions",  # gauge
-    "sessions_opened",
-    "sessions_closed",
-    "sessions_rotated",  # replaced because of session.max_age or session.max_bytes
-    "session_errors",
-    "health_probes",
-    "health_failures",
-    "health_deaths",  # sessions ended because probes failed
-    *(f"dropped_{reason}" for reason in DROP_REASONS),
-)
 
-CONTROL_COUNTERS = (
-    "dials",
-    "dial_failures",
-    "sessions_dialed",
-    "sessions_accepted",
-    "refused_unknown_peer",
-    "refused_session_limit",
-    "refused_connection_limit",
-    "refused_handshake_limit",
-    "refused_no_shard",
-    "refused_guest_limit",  # strangers sent away because of membership.max_guests
-    *(f"refused_{reason}" for reason in REASONS),  # statements, tokens, and what strangers ask
-    "handshake_failures",
-    "handler_errors",
-    "retries",  # dials after a failure
-    "circuits_opened",  # from closed; a probe that fails is the same outage
-    "circuits_closed",
-    "circuits_open",  # gauge
-    "circuits_half_open",  # gauge
-    "network_changes",
-    "connections",  # gauge: libp2p connections that are not data sessions
-    "dns_queries",  # answered, refused ones too
-    "dns_ignored",  # not queries at all, too long, or their answer could not be sent
-    "dns_connections_refused",  # closed because of dns.max_connections or dns.max_connections_per_client
-    "gossip_sent",  # messages about the directory, to other members
-    "gossip_received",
-    "gossip_dropped",  # because of membership.gossip_queue
-    "enrolled",  # memberships this authority gave to new nodes
-    "introductions",  # members asked to let this node in, which they did not know
-    "introduced",  # members that let themselves be known here in that way
-    "renewals",  # memberships renewed, of others by this authority and our own
-    "dht_published",  # our record, into the members' table
-    "dht_found",
-    "dht_not_found",
-    "dht_failures",  # look-ups and publications without an answer in time
-    "dht_refused_records",  # forged, of nobody, too old or rolled back
-    "mdns_sent",
-    "mdns_received",
-    "mdns_refused",  # not ours to read, or too many
-    "registry_lookups",  # questions put to the contract
-    "registry_failures",  # without a usable answer
-    "registry_wanted",  # asked for by shards: an address of the contract's that no peer has
-    "registry_wanted_refused",  # those of no network of the VPN, or too many
-    "registry_unconfirmed",  # gauge: addresses that peers claim, without an answer that holds
-    "registry_disowned",  # gauge: addresses that peers claim, and the contract has for somebody else's or nobody's
-    "registry_stale",  # gauge: addresses whose owner is believed though the last look-up failed
-)
+def told(meaning: str, unit: str = "") -> msgspec.Meta:
+    """What a field of a report means, null included, and in which unit it is."""
+    return msgspec.Meta(description=meaning, extra_json_schema={"unit": unit} if unit else {})
 
-#: Names above that go up and down; the rest only grow.
-GAUGES = frozenset(
-    {
-        "packets_queued",
-        "flows",
-        "flows_active",
-        "flows_idle",
-        "flows_stalled",
-        "flows_draining",
-        "streams",
-        "sessions",
-        "connections",
-        "circuits_open",
-        "circuits_half_open",
-        "registry_unconfirmed",
-        "registry_disowned",
-        "registry_stale",
+
+def gauge(meaning: str, unit: str) -> msgspec.Meta:
+    """As `told`, of a counter that goes up and down; the others only grow."""
+    return msgspec.Meta(description=meaning, extra_json_schema={"unit": unit}, extra={"gauge": True})
+
+
+class ShardCounters(msgspec.Struct, frozen=True, kw_only=True):
+    """The page of a shard, before its drops."""
+
+    packets_from_tun: Annotated[int, told("Taken from the ring to the shard.", "records")] = 0
+    bytes_from_tun: Annotated[
+        int, told("Their packets, IP headers included, virtio_net_hdr not.", "bytes")
+    ] = 0
+    packets_to_tun: Annotated[int, told("Written into the TUN device.", "records")] = 0
+    bytes_to_tun: Annotated[int, told("Written into the TUN device.", "bytes")] = 0
+    packets_sent: Annotated[int, told("Sealed and given to a session.", "records")] = 0
+    bytes_sent: Annotated[int, told("Sealed and given to a session.", "bytes")] = 0
+    packets_received: Annotated[int, told("Received from peers, good or bad.", "records")] = 0
+    bytes_received: Annotated[int, told("Received from peers, good or bad.", "bytes")] = 0
+    packets_queued: Annotated[int, gauge("Wait in the queues of the shard.", "records")] = 0
+    flows: Annotated[int, gauge("Flows with a worker in the shard.", "flows")] = 0
+    flows_active: Annotated[int, gauge("Flows that send.", "flows")] = 0
+    flows_idle: Annotated[int, gauge("Flows that are silent, and forgotten soon.", "flows")] = 0
+    flows_stalled: Annotated[int, gauge("Flows whose packets wait.", "flows")] = 0
+    flows_draining: Annotated[int, gauge("Flows whose packets are dropped.", "flows")] = 0
+    flows_created: Annotated[int, told("Flows that began.", "flows")] = 0
+    flows_reaped: Annotated[int, told("Flows that were forgotten after worker.idle_timeout.", "flows")] = 0
+    flows_moved: Annotated[int, told("Flows that changed to another stream.", "flows")] = 0
+    streams: Annotated[int, gauge("Open streams.", "streams")] = 0
+    streams_opened: Annotated[int, told("Streams that opened.", "streams")] = 0
+    streams_closed: Annotated[int, told("Streams that closed in order.", "streams")] = 0
+    streams_failed: Annotated[int, told("Streams that did not open, or were reset.", "streams")] = 0
+    streams_acquired: Annotated[int, told("Times a flow took a stream.", "times")] = 0
+    streams_returned: Annotated[int, told("Times a flow gave a stream back.", "times")] = 0
+    sessions: Annotated[int, gauge("Sessions with peers.", "sessions")] = 0
+    sessions_opened: Annotated[int, told("Sessions taken over from control.", "sessions")] = 0
+    sessions_closed: Annotated[int, told("Sessions that ended.", "sessions")] = 0
+    sessions_rotated: Annotated[
+        int, told("Sessions replaced because of session.max_age or session.max_bytes.", "sessions")
+    ] = 0
+    session_errors: Annotated[int, told("Sessions that ended by an error.", "sessions")] = 0
+    health_probes: Annotated[int, told("Health probes sent.", "probes")] = 0
+    health_failures: Annotated[int, told("Health probes without an answer in time.", "probes")] = 0
+    health_deaths: Annotated[int, told("Sessions ended because their probes failed.", "sessions")] = 0
+
+
+class ControlCounters(msgspec.Struct, frozen=True, kw_only=True):
+    """The page of control, before its refusals of statements, tokens and strangers' questions."""
+
+    dials: Annotated[int, told("Dials begun.", "dials")] = 0
+    dial_failures: Annotated[int, told("Dials that failed.", "dials")] = 0
+    sessions_dialed: Annotated[int, told("Sessions that we made.", "sessions")] = 0
+    sessions_accepted: Annotated[int, told("Sessions that peers made.", "sessions")] = 0
+    refused_unknown_peer: Annotated[
+        int, told("Connections refused: no peer of this node.", "connections")
+    ] = 0
+    refused_session_limit: Annotated[
+        int, told("Sessions refused: p2p.max_sessions_per_peer.", "sessions")
+    ] = 0
+    refused_connection_limit: Annotated[
+        int, told("Connections refused: p2p.max_connections_per_peer.", "connections")
+    ] = 0
+    refused_handshake_limit: Annotated[
+        int, told("Connections refused: p2p.max_inbound_handshakes.", "connections")
+    ] = 0
+    refused_no_shard: Annotated[int, told("Sessions refused: no shard was up.", "sessions")] = 0
+    refused_guest_limit: Annotated[
+        int, told("Strangers sent away: membership.max_guests.", "connections")
+    ] = 0
+    handshake_failures: Annotated[int, told("Handshakes that failed.", "handshakes")] = 0
+    handler_errors: Annotated[int, told("Errors in handlers of libp2p streams.", "errors")] = 0
+    retries: Annotated[int, told("Dials after a failure.", "dials")] = 0
+    circuits_opened: Annotated[
+        int, told("Circuits that opened; a probe that fails is the same outage.", "circuits")
+    ] = 0
+    circuits_closed: Annotated[int, told("Circuits that closed again.", "circuits")] = 0
+    circuits_open: Annotated[int, gauge("Circuits that are open.", "circuits")] = 0
+    circuits_half_open: Annotated[int, gauge("Circuits with a probe under way.", "circuits")] = 0
+    network_changes: Annotated[int, told("Changes of the machine's addresses or routes.", "changes")] = 0
+    connections: Annotated[int, gauge("libp2p connections that are not data sessions.", "connections")] = 0
+    dns_queries: Annotated[int, told("DNS queries answered, refused ones too.", "queries")] = 0
+    dns_ignored: Annotated[
+        int, told("Not DNS queries at all, too long, or their answer could not be sent.", "queries")
+    ] = 0
+    dns_connections_refused: Annotated[
+        int,
+        told("DNS connections closed: dns.max_connections, dns.max_connections_per_client.", "connections"),
+    ] = 0
+    gossip_sent: Annotated[int, told("Gossip about the directory sent to members.", "messages")] = 0
+    gossip_received: Annotated[int, told("Gossip received from members.", "messages")] = 0
+    gossip_dropped: Annotated[int, told("Gossip dropped: membership.gossip_queue.", "messages")] = 0
+    enrolled: Annotated[int, told("Memberships this authority gave to new nodes.", "members")] = 0
+    introductions: Annotated[
+        int, told("Members, which did not know this node, asked to let it in.", "members")
+    ] = 0
+    introduced: Annotated[int, told("Members that introduced themselves here.", "members")] = 0
+    renewals: Annotated[
+        int, told("Memberships renewed: of others by this authority, and our own.", "members")
+    ] = 0
+    dht_published: Annotated[int, told("Times our record went into the members' table.", "records")] = 0
+    dht_found: Annotated[int, told("Look-ups in the members' table with a result.", "look-ups")] = 0
+    dht_not_found: Annotated[int, told("Look-ups in the members' table without one.", "look-ups")] = 0
+    dht_failures: Annotated[int, told("Look-ups and publications without an answer in time.", "look-ups")] = 0
+    dht_refused_records: Annotated[
+        int, told("Records refused: forged, of nobody, too old or rolled back.", "records")
+    ] = 0
+    mdns_sent: Annotated[int, told("mDNS messages sent.", "messages")] = 0
+    mdns_received: Annotated[int, told("mDNS messages received.", "messages")] = 0
+    mdns_refused: Annotated[int, told("mDNS messages not ours to read, or too many.", "messages")] = 0
+    registry_lookups: Annotated[int, told("Questions put to the contract.", "look-ups")] = 0
+    registry_failures: Annotated[int, told("Questions without a usable answer.", "look-ups")] = 0
+    registry_wanted: Annotated[
+        int, told("Questions of shards: an address of the contract's that no peer has.", "look-ups")
+    ] = 0
+    registry_wanted_refused: Annotated[
+        int, told("Those of no network of the VPN, or too many.", "look-ups")
+    ] = 0
+    registry_unconfirmed: Annotated[
+        int, gauge("Addresses that peers claim, without an answer that holds.", "addresses")
+    ] = 0
+    registry_disowned: Annotated[
+        int, gauge("Addresses that peers claim and that are somebody else's, or nobody's.", "addresses")
+    ] = 0
+    registry_stale: Annotated[
+        int, gauge("Addresses whose owner is believed though the last look-up failed.", "addresses")
+    ] = 0
+
+
+class Metric(NamedTuple):
+    """What is known of a counter but its value."""
+
+    meaning: str
+    unit: str
+    #: goes up and down; the others only grow
+    gauge: bool
+
+
+def _metrics(page: type[msgspec.Struct]) -> dict[str, Metric]:
+    metas = ((name, hint.__metadata__[0]) for name, hint in get_type_hints(page, include_extras=True).items())
+    return {
+        name: Metric(meta.description, meta.extra_json_schema["unit"], bool(meta.extra))
+        for name, meta in metas
     }
-)
+
+
+SHARD_METRICS = _metrics(ShardCounters)
+CONTROL_METRICS = _metrics(ControlCounters) | {
+    f"refused_{reason}": Metric(f"Statements, tokens and questions refused: {reason}.", "refusals", False)
+    for reason in REASONS
+}
+#: The names of a page, in the order of its counters.
+SHARD_COUNTERS = (*SHARD_METRICS, *(f"dropped_{reason}" for reason in DROP_REASONS))
+CONTROL_COUNTERS = tuple(CONTROL_METRICS)
+GAUGES = frozenset(name for name, metric in (SHARD_METRICS | CONTROL_METRICS).items() if metric.gauge)
 
 
 class CounterPage:

@@ -3,7 +3,7 @@
 A connection carries one exchange: one line of JSON from the command, then JSON from the daemon until it
 closes the connection.
 
-    {"command": "status"}               the node's status, see docs of `vpnd status --json`
+    {"command": "status"}               the node's status (vpnd/status.py)
     {"command": "stop"}                 any object: the daemon has begun to stop
     {"command": "reload"}               what is in force now, and what needs a restart
     {"command": "scale", "shards": N}   the number of shards before and after, once it is done
@@ -29,6 +29,7 @@ import msgspec
 
 from vpnd import errors
 from vpnd.errors import ChildError, NotRunningError, PrivilegeError, VpndError
+from vpnd.status import Status
 
 #: Bytes asked of the socket at once.
 _READ_BYTES = 1 << 16
@@ -36,9 +37,12 @@ _READ_BYTES = 1 << 16
 _UCRED = struct.Struct("3i")
 
 
-def status(path: Path, timeout_s: float) -> dict[str, Any]:
+def status(path: Path, timeout_s: float) -> Status:
     """The daemon's status. Raises NotRunningError, PrivilegeError, VpndError."""
-    return ask(path, {"command": "status"}, timeout_s)
+    try:
+        return msgspec.convert(ask(path, {"command": "status"}, timeout_s), Status)
+    except msgspec.ValidationError as error:
+        raise VpndError(f"the daemon is of another version ({error}); start it again") from None
 
 
 def ask(

@@ -78,7 +78,7 @@ status = await service.status()
 await service.stop()
 await service.stop()
 late = await raises(service.status())
-tell(ready=status["ready"], pid=status["supervisor"]["pid"] == os.getpid(), early=early, late=late,
+tell(ready=status.ready, pid=status.supervisor.pid == os.getpid(), early=early, late=late,
      left=descriptors() - loop_before, socket=os.path.exists(os.path.join(state_dir, "vpnd.sock")))
 """,
     )
@@ -94,10 +94,10 @@ def test_as_a_context_manager_it_stops_when_the_block_ends_or_fails(lab: Lab) ->
         lab,
         """
 async with VPNService(config) as service:
-    first = (await service.status())["node"]["peer_id"]
+    first = (await service.status()).node.peer_id
 try:
     async with VPNService(config) as service:
-        second = (await service.status())["node"]["peer_id"]
+        second = (await service.status()).node.peer_id
         raise KeyError("the program's own trouble")
 except KeyError:
     pass
@@ -122,7 +122,7 @@ async with VPNService(config) as service:
     port = await raises(VPNService(msgspec.structs.replace(other, p2p=config.p2p, network=Network(
         interface="vpnd9", virtual_ip="10.99.0.1"))).start())
     tell(again=again, twin=twin, interface=interface, overlap=overlap, port=port,
-        ready=(await service.status())["ready"])
+        ready=(await service.status()).ready)
 """,
     )
     assert told == {
@@ -146,7 +146,7 @@ for after_s in (0.0, 0.05, 0.3):
     await asyncio.wait({starting})
     assert starting.cancelled(), starting
 async with VPNService(config) as service:
-    tell(ready=(await service.status())["ready"])
+    tell(ready=(await service.status()).ready)
 """,
     )
     assert told == {"ready": True}

@@ -6,7 +6,7 @@ import asyncio
 import json
 from typing import Any
 
-import orjson
+import msgspec
 import pytest
 
 from supervisor import requests
@@ -41,7 +41,7 @@ def ask(node: Node, request: dict[str, Any]) -> Any:
     async def main() -> Any:
         answer = await requests.handlers(node, SETTINGS)[request["command"]](request)
         await asyncio.sleep(0)
-        return orjson.loads(orjson.dumps(answer))
+        return msgspec.json.decode(msgspec.json.encode(answer))
 
     return asyncio.run(main())
 

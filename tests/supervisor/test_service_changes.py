@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import socket
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -59,9 +60,9 @@ async def goes_on(service: VPNService) -> AsyncIterator[None]:
     before = await service.status()
     yield
     after = await service.status()
-    assert after["ready"]
+    assert after.ready
     for name in ("control", "supervisor"):
-        assert after[name]["pid"] == before[name]["pid"]
+        assert getattr(after, name).pid == getattr(before, name).pid
 
 
 def test_a_second_start_says_that_this_service_runs() -> None:
@@ -149,15 +150,15 @@ def test_scaling_is_refused_while_it_goes_on_and_a_lost_caller_does_not_stop_it(
             await service.scale(2)
         first.cancel()
         async with asyncio.timeout(20):
-            while (await service.status())["node"]["shards"] != 3:
+            while (await service.status()).node.shards != 3:
                 await asyncio.sleep(0.05)
         status = await service.status()
-        assert [shard["state"] for shard in status["shards"]] == ["up"] * 3
+        assert [shard.state for shard in status.shards] == ["up"] * 3
         (kept,) = (await service.reload(config))["needs_restart"]
         assert (kept["key"], kept["old"], kept["new"]) == ("worker.shards", 3, 1)
         result = await service.scale(1)
         assert result["removed"] == [1, 2]
-        assert [row["index"] for row in (await service.status())["retired"]] == [1, 2]
+        assert [row.index for row in (await service.status()).retired] == [1, 2]
         again = await service.reload(config)
         assert not again["needs_restart"], "as many as the configuration says"
 
@@ -202,16 +203,16 @@ def test_a_node_is_what_its_settings_say() -> None:
 @pytest.mark.parametrize("coalesce", [True, False])
 def test_datagrams_read_in_one_go_are_merged_if_set(coalesce: bool) -> None:
     async def body(service: VPNService, config: Config) -> None:
-        before = (await service.status())["tun"]
+        before = (await service.status()).tun
         with socket.socket(type=socket.SOCK_DGRAM) as sock:
             for _ in range(20):  # nothing is read meanwhile: this is the loop's own thread
                 sock.sendto(bytes(100), ("10.86.0.9", 9))
         async with asyncio.timeout(5.0):
-            while (after := (await service.status())["tun"])["reads"] < before["reads"] + 20:
+            while (after := (await service.status()).tun).reads < before.reads + 20:
                 await asyncio.sleep(0.01)
-        if "USO4" not in after["offloads"]:
+        if "USO4" not in after.offloads:
             pytest.skip("this kernel takes no superpackets of UDP")
-        assert (after["merged"] > before["merged"]) == coalesce
+        assert (after.merged > before.merged) == coalesce
 
     run(body, settings={"network": {"virtual_ip": "10.86.0.1", "coalesce_udp": coalesce}})
 
@@ -221,10 +222,32 @@ def test_a_shorter_idle_timeout_is_not_waited_for_by_the_one_before() -> None:
         with socket.socket(type=socket.SOCK_DGRAM) as sock:
             sock.sendto(b"x", ("10.86.0.9", 9))
         async with asyncio.timeout(5.0):
-            while not (await service.status())["tun"]["flows"]:
+            while not (await service.status()).tun.flows:
                 await asyncio.sleep(0.01)
             await service.reload(msgspec.structs.replace(config, worker=Worker(shards=1, idle_timeout=0.1)))
-            while (await service.status())["tun"]["flows"]:
+            while (await service.status()).tun.flows:
                 await asyncio.sleep(0.01)
+
+    run(body)
+
+
+@pytest.mark.alone
+def test_a_status_with_131072_flows_holds_up_no_packet_for_a_millisecond() -> None:
+    async def body(service: VPNService, config: Config) -> None:
+        with socket.socket(type=socket.SOCK_DGRAM) as sock:
+            for flow in range(131_072):
+                sock.sendto(b"x", (f"10.86.1.{flow % 4}", 1 + flow // 4))
+                if not flow % 64:
+                    await asyncio.sleep(0)
+        pauses = []
+        for _ in range(5):
+            asking, longest_s = asyncio.ensure_future(service.status()), 0.0
+            while not asking.done():
+                before_s = time.thread_time()
+                await asyncio.sleep(0)
+                longest_s = max(longest_s, time.thread_time() - before_s)
+            assert asking.result().tun.flows >= 130_000
+            pauses.append(longest_s)
+        assert min(pauses) < 0.001
 
     run(body)

@@ -34,11 +34,12 @@ def test_a_program_makes_a_network_comes_back_to_it_and_leaves_it() -> None:
         )
         async with VPNService(config) as service:
             first = await service.status()
-        assert first["network"]["authority"] and len(first["node"]["addresses"]) == 2
+        assert first.network is not None and first.network.authority and len(first.node.addresses) == 2
         async with VPNService(config) as service:
             second = await service.status()
-            assert second["network"]["network_id"] == first["network"]["network_id"]
-            assert second["node"]["addresses"] == first["node"]["addresses"]
+            assert second.network is not None
+            assert second.network.network_id == first.network.network_id
+            assert second.node.addresses == first.node.addresses
             assert not (await service.reload(config))["needs_restart"]
             assert await over_the_socket(config, "leave") == {"answer": {}}
             assert await service.wait_stopped() == "left the network by command"

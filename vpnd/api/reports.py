@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
+
+from vpnd.metrics import told
 
 
 class OwnAddresses(msgspec.Struct, frozen=True, kw_only=True):
@@ -21,44 +25,48 @@ class OwnAddresses(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PeerReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What control knows of one peer.
+    """What control knows of one peer."""
 
-    `state`: connected (at least one session is up), dialing, backoff, waiting (no address, or the other
-    side's turn). `last_error`: why the last dial failed; empty after a success. `next_dial_s`: seconds
-    until the next dial; negative when none is planned. `circuit`: closed, open or half_open;
-    `circuit_opened`: how often it opened. `virtual_ips`: its own addresses, `routes`: what it announces; `source`:
-    configuration or membership. `ownership`: a line for each address it claims that the contract does not confirm.
-    """
-
-    name: str
-    peer_id: str
-    addresses: tuple[str, ...]
-    state: str
-    last_error: str = ""
-    next_dial_s: float = -1.0
-    dials: int = 0
-    dial_failures: int = 0
-    circuit: str = "closed"
-    circuit_opened: int = 0
-    virtual_ips: tuple[str, ...] = ()
-    routes: tuple[str, ...] = ()
-    source: str = "configuration"
-    ownership: tuple[str, ...] = ()
+    name: Annotated[str, told("Its name.")] = ""
+    peer_id: Annotated[str, told("Its identity.")] = ""
+    addresses: Annotated[tuple[str, ...], told("Multiaddrs it is dialed at.")] = ()
+    state: Annotated[
+        str,
+        told(
+            "connected (a session is up), dialing, backoff, waiting (no address, or the other side's turn) or unknown."
+        ),
+    ] = "unknown"
+    last_error: Annotated[str, told("Why the last dial failed; empty after a success.")] = ""
+    next_dial_s: Annotated[
+        float, told("Until the next dial; negative when none is planned.", "seconds")
+    ] = -1.0
+    dials: Annotated[int, told("Dials since the start of control.", "dials")] = 0
+    dial_failures: Annotated[int, told("Those that failed.", "dials")] = 0
+    circuit: Annotated[str, told("Its circuit breaker: closed, open, half_open or unknown.")] = "closed"
+    circuit_opened: Annotated[int, told("Times the circuit opened.", "times")] = 0
+    virtual_ips: Annotated[tuple[str, ...], told("Its addresses in the VPN.")] = ()
+    routes: Annotated[tuple[str, ...], told("Networks behind it that it announces.")] = ()
+    source: Annotated[str, told("configuration or membership.")] = "configuration"
+    ownership: Annotated[
+        tuple[str, ...], told("A line for each address it claims that the contract does not confirm.")
+    ] = ()
 
 
 class NetworkReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What control knows of the network. `state`: member, removed, expired. `conflicts`: one line each."""
+    """What control knows of the network."""
 
-    name: str
-    network_id: str
-    state: str
-    authority: bool
-    authorities: int
-    members: int
-    addresses: tuple[str, ...]
-    expires_s: float
-    conflicts: tuple[str, ...] = ()
-    neighbours: int = 0
+    name: Annotated[str, told("Its name.")] = ""
+    network_id: Annotated[str, told("Its identity.")] = ""
+    state: Annotated[str, told("What this node is in it: member, removed, expired or unknown.")] = "unknown"
+    authority: Annotated[bool, told("Whether this node may let others in.")] = False
+    authorities: Annotated[int, told("Members that may let others in.", "members")] = 0
+    members: Annotated[int, told("Members, this node among them.", "members")] = 0
+    addresses: Annotated[tuple[str, ...], told("This node's addresses.")] = ()
+    expires_s: Annotated[float, told("Until this node's membership expires.", "seconds")] = 0.0
+    conflicts: Annotated[
+        tuple[str, ...], told("A line for each name or address that two members claim.")
+    ] = ()
+    neighbours: Annotated[int, told("Members that gossip with this node.", "members")] = 0
 
 
 class SessionReport(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import vpnd
 from vpnd import statusclient, trust
@@ -17,6 +17,7 @@ from vpnd.config import load, paths
 from vpnd.config.schema import Config
 from vpnd.errors import ChildError, ConfigError, MachineError, VpndError
 from vpnd.printable import printable
+from vpnd.status import Status
 
 if TYPE_CHECKING:
     from vpnd.identity import Identity
@@ -102,11 +103,11 @@ def detached(config: Config, places: load.Places, overrides: Mapping[str, object
     except BaseException:
         _end(process, config.process.stop_timeout)
         raise
-    node, network = status.get("node") or {}, status.get("network") or {}
-    inside = f" in network {network['name']}" if network.get("name") else ""
-    where = f"{node.get('virtual_ip')} on {config.network.interface}{inside}"
+    network = status.network
+    inside = f" in network {network.name}" if network is not None else ""
+    where = f"{status.node.virtual_ip} on {config.network.interface}{inside}"
     print(printable(f"vpnd: {config.node.name} runs as {where}, process {process.pid}, log {log}"))
-    if network.get("authority") and not status.get("peers"):
+    if network is not None and network.authority and not status.peers:
         print("vpnd: next: `vpnd invite` prints a token; on the other machine: vpnd start --join TOKEN")
 
 
@@ -134,7 +135,7 @@ def _environment(places: load.Places) -> dict[str, str]:
 
 def _wait_ready(
     process: subprocess.Popen[bytes], config: Config, log: Path, log_start: int, more_time_s: float
-) -> dict[str, Any]:
+) -> Status:
     """The status it answers with. `more_time_s`: beyond what a start takes by the configuration."""
     socket_path = paths.status_socket(config)
     # control gets ready, then the shards; what fails is stopped before the daemon says so
@@ -150,9 +151,9 @@ def _wait_ready(
         try:
             answer = statusclient.status(socket_path, config.status.timeout)
         except VpndError:
-            answer = {}
+            answer = Status()
         # an older daemon may be answering on this socket
-        if answer.get("ready") and (answer.get("supervisor") or {}).get("pid") == process.pid:
+        if answer.ready and answer.supervisor.pid == process.pid:
             return answer
         time.sleep(config.status.poll_interval)
     raise ChildError(f"the daemon was not ready within {limit_s:g} s and was stopped; see {log}")

@@ -155,6 +155,7 @@ def leave(
     place = where(context, config, state_dir)
     settings = load_tables(place, "status", "process").config
     from vpnd import statusclient
+    from vpnd.status import NetworkPart
 
     try:
         status = statusclient.status(paths.status_socket(settings), settings.status.timeout)
@@ -164,12 +165,12 @@ def leave(
         name = offline.leave(settings, force=force)
         typer.echo(f"the network {name} is forgotten; no node was running")
         return
-    network = status.get("network") or {}
-    if network.get("authority") and network.get("authorities") == 1 and not force:
-        others = (network.get("members") or 1) - 1
+    network = status.network or NetworkPart()
+    if network.authority and network.authorities == 1 and not force:
+        others = network.members - 1
         if others > 0:
             raise RefusedError(
-                f"this node is the only authority of network {network.get('name')}: without it nobody can join the "
+                f"this node is the only authority of network {network.name}: without it nobody can join the "
                 f"other {others} any more, be removed or renewed. Name another one first (vpnd authority add NAME), "
                 "or say vpnd leave --force"
             )
@@ -178,7 +179,7 @@ def leave(
     request = {"command": "leave"}
     poll_s = settings.status.poll_interval
     statusclient.end(paths.status_socket(settings), request, timeout_s, gone_within_s, poll_s)
-    typer.echo(f"left the network {network.get('name', '')}; the node has stopped")
+    typer.echo(f"left the network {network.name}; the node has stopped")
 
 
 @authority.command("add")
@@ -267,7 +268,7 @@ def peers(
 
     status = statusclient.status(paths.status_socket(settings), settings.status.timeout)
     if as_json:
-        echo_json(status.get("peers") or [])
+        echo_json(status.peers)
         return
     from vpnd.cli import memberview
 

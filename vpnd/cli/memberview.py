@@ -7,6 +7,7 @@ from typing import Any
 
 from vpnd.cli.statusview import duration, left_out, milliseconds, no_peers, ownership, table, text
 from vpnd.printable import printable
+from vpnd.status import Status
 
 Fields = dict[str, Any]
 
@@ -16,26 +17,25 @@ def members(rows: Sequence[Fields]) -> str:
     if not rows:
         return "No members."
     head = [
-        ("member", "<"), ("address", "<"), ("state", "<"), ("connected", "<"), ("authority", "<"),
-        ("valid for", "<"), ("routes", "<"), ("groups", "<"), ("peer id", "<"),
+        ("member", "<"), ("address", "<"), ("state", "<"), ("connected", "<"), ("authority", "<"), ("valid for", "<"),
     ]  # fmt: skip
-    return table(
-        head,
-        [
-            (
-                text(row.get("name")),
-                _first(row.get("addresses")),
-                text(row.get("state")),
-                _yes(row.get("connected")),
-                _yes(row.get("authority")),
-                duration(row.get("expires_s")),
-                _all(row.get("routes")),
-                _all(row.get("groups")),
-                text(row.get("peer_id")),
-            )
-            for row in rows
-        ],
-    )
+    shown = [
+        (
+            text(row.get("name")),
+            _first(row.get("addresses")),
+            text(row.get("state")),
+            _yes(row.get("connected")),
+            _yes(row.get("authority")),
+            duration(row.get("expires_s")),
+        )
+        for row in rows
+    ]
+    besides = [
+        (text(row.get("name")), text(row.get("peer_id")), _all(row.get("routes")), _all(row.get("groups")))
+        for row in rows
+    ]
+    more = [("member", "<"), ("peer id", "<"), ("routes", "<"), ("groups", "<")]
+    return f"{table(head, shown)}\n\n{table(more, besides)}"
 
 
 def authorities(rows: Sequence[Fields]) -> str:
@@ -83,32 +83,36 @@ def theft(answer: Fields) -> str:
     return "\n".join(said)
 
 
-def peers(status: Fields) -> str:
-    """`vpnd peers`."""
-    rows = [row for row in status.get("peers") or [] if isinstance(row, dict)]
-    if not rows:
+def peers(status: Status) -> str:
+    """`vpnd peers`: a row for each, and below it where it is reached and what is behind it."""
+    if not status.peers:
         return no_peers(status)
     head = [
-        ("peer", "<"), ("addresses", "<"), ("state", "<"), ("rtt", ">"), ("sessions", ">"), ("routes", "<"),
-        ("source", "<"), ("reached at", "<"),
-    ]  # fmt: skip
-    shown = table(
-        head,
-        [
-            (
-                text(row.get("name")),
-                _all(row.get("virtual_ips") or [row.get("virtual_ip")]),
-                text(row.get("state")),
-                milliseconds(row.get("rtt_ms")),
-                text(row.get("sessions")),
-                _all(row.get("routes")),
-                text(row.get("source")),
-                _all(row.get("addresses")),
-            )
-            for row in rows
-        ],
-    )
-    return "\n\n".join(filter(None, [shown + left_out(status), "\n".join(ownership(rows))]))
+        ("peer", "<"),
+        ("addresses", "<"),
+        ("state", "<"),
+        ("rtt", ">"),
+        ("sessions", ">"),
+        ("source", "<"),
+    ]
+    rows = [
+        (
+            text(peer.name),
+            _all(peer.virtual_ips or (peer.virtual_ip,)),
+            text(peer.state),
+            milliseconds(peer.rtt_ms),
+            str(peer.sessions),
+            text(peer.source),
+        )
+        for peer in status.peers
+    ]
+    places = [(text(peer.name), _all(peer.addresses), _all(peer.routes)) for peer in status.peers]
+    parts = [
+        table(head, rows) + left_out(status),
+        table([("peer", "<"), ("dialed at", "<"), ("routes", "<")], places),
+        "\n".join(ownership(status.peers)),
+    ]
+    return "\n\n".join(filter(None, parts))
 
 
 def resolved(answer: Fields) -> str:

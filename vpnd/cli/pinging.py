@@ -23,6 +23,7 @@ from vpnd.errors import ConfigError, VpndError
 
 if TYPE_CHECKING:
     from vpnd.cli.echo import Echo
+    from vpnd.status import Peer, Status
 
 Fields = dict[str, Any]
 
@@ -131,12 +132,11 @@ def _trip(seq: int, echo: Echo, probe: Fields) -> Fields:
 def _target(place: Where, settings: Config, who: str, ipv6: bool) -> Target:
     """Raises ConfigError for somebody who cannot be pinged from here."""
     status = _status(settings)
-    node = status.get("node") or {}
-    ours = [str(each) for each in node.get("addresses") or ()]
-    if _canonical(who) in (*ours, node.get("peer_id"), node.get("name")):
+    ours = status.node.addresses
+    if _canonical(who) in (*ours, status.node.peer_id, status.node.name):
         raise ConfigError(f"{who} is this node itself")
     peer = _peer(place, status, who)
-    addresses = [str(each) for each in peer.get("virtual_ips") or ()]
+    addresses = peer.virtual_ips
     if ipv6:
         fitting = [each for each in addresses if ":" in each]
     else:
@@ -149,27 +149,29 @@ def _target(place: Where, settings: Config, who: str, ipv6: bool) -> Target:
     if not own:
         raise ConfigError(f"{address} cannot be reached from {' '.join(ours)}: this node has no such address")
     return Target(
-        name=str(peer.get("name") or peer["peer_id"]),
-        peer_id=str(peer["peer_id"]),
+        name=peer.name or peer.peer_id,
+        peer_id=peer.peer_id,
         address=address,
         own=own,
-        interface=str((status.get("tun") or {}).get("interface")),
-        daemon_pid=int((status.get("supervisor") or {}).get("pid") or 0),
+        interface=status.tun.interface,
+        daemon_pid=status.supervisor.pid,
     )
 
 
-def _peer(place: Where, status: Fields, who: str) -> Fields:
+def _peer(place: Where, status: Status, who: str) -> Peer:
     """By what status tells, which works without control; else by what control finds: other spellings of names, and
     members that did not fit into status."""
-    rows = [row for row in status.get("peers") or [] if isinstance(row, dict) and row.get("peer_id")]
     wanted = {who, _canonical(who)}
-    for row in rows:
-        if wanted & {row.get("name"), row["peer_id"], *(row.get("virtual_ips") or ())}:
-            return row
+    for peer in status.peers:
+        if wanted & {peer.name, peer.peer_id, *peer.virtual_ips}:
+            return peer
     found: Fields = ask(place, "resolve", what=who)
     if not found.get("peer_id"):
         raise ConfigError(f"{who} is no peer of this node; see vpnd peers")
-    return next((row for row in rows if row["peer_id"] == found["peer_id"]), found)
+    from vpnd.status import Peer
+
+    unknown = Peer(name=found["name"], peer_id=found["peer_id"], virtual_ips=tuple(found["virtual_ips"]))
+    return next((peer for peer in status.peers if peer.peer_id == found["peer_id"]), unknown)
 
 
 def _canonical(who: str) -> str:
@@ -180,7 +182,7 @@ def _canonical(who: str) -> str:
         return who
 
 
-def _status(settings: Config) -> Fields:
+def _status(settings: Config) -> Status:
     from vpnd import statusclient
 
     return statusclient.status(paths.status_socket(settings), settings.status.timeout)
@@ -191,8 +193,7 @@ def _status(settings: Config) -> Fields:
 
 def _elsewhere(place: Where, settings: Config, target: Target) -> Fields:
     """What is known of the peer besides: how it is by status, and whether its control answers ours."""
-    rows = (row for row in _status(settings).get("peers") or [] if isinstance(row, dict))
-    peer = next((row for row in rows if row.get("peer_id") == target.peer_id), {})
+    peer = next((peer for peer in _status(settings).peers if peer.peer_id == target.peer_id), None)
     try:
         (control,) = ask(place, "ping", who=target.peer_id, count=1)
     except VpndError as error:

@@ -2,7 +2,8 @@
 
 A trip has        seq; of the echo rtt_ms, why, sent; shard, session (id, local, remote, rtt_ms), session_why, nodes_ms
 The result has    name, address, pings (the trips), what `sums` gives; of a peer whose session does not answer also
-                  peer (its row of status), control (rtt_ms, error, asked: false where our control could not)
+                  peer (its row of status, None where it has none), control (rtt_ms, error, asked: false where our
+                  control could not)
 """
 
 from __future__ import annotations
@@ -60,8 +61,8 @@ def summary(result: Fields) -> str:
         lines.append(
             f"the session to {name} answers, {result['address']} does not: a firewall, on {name} or here, drops pings"
         )
-    if "peer" in result:
-        state, reason = text(result["peer"].get("state")), why_not(result["peer"])
+    if result.get("peer") is not None:
+        state, reason = text(result["peer"].state), why_not(result["peer"])
         lines.append(f"{name} is {state}" + (f": {reason}" if reason else ""))
     if "control" in result:
         lines.append(_daemon(result["control"]))

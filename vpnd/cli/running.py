@@ -33,12 +33,21 @@ def stop(context: typer.Context, config: ConfigOption = None, state_dir: StateDi
 def status(
     context: typer.Context,
     as_json: JsonOption = False,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="The JSON Schema of --json, without a node.")
+    ] = False,
+    reference: Annotated[bool, typer.Option("--reference", help="docs/status.md.", hidden=True)] = False,
     config: ConfigOption = None,
     state_dir: StateDirOption = None,
 ) -> None:
-    """Show the node, its peers, its shards and its drops; exit code 0 when it is ready, else 1."""
+    """Show whether the node is healthy, its peers, shards and drops. Exit code 0: healthy, 9: degraded, 1: down."""
+    if schema or reference:
+        from vpnd import status as fields
+
+        return echo_json(fields.schema()) if schema else typer.echo(fields.reference(), nl=False)
     settings = load_tables(where(context, config, state_dir), "status").config
     from vpnd import statusclient
+    from vpnd.status import DOWN, EXIT_CODES
 
     answer = statusclient.status(paths.status_socket(settings), settings.status.timeout)
     if as_json:
@@ -47,7 +56,7 @@ def status(
         from vpnd.cli import statusview
 
         typer.echo(statusview.render(answer))
-    raise typer.Exit(0 if answer.get("ready") else 1)
+    raise typer.Exit(EXIT_CODES.get(answer.health, EXIT_CODES[DOWN]))
 
 
 def reload(
@@ -98,9 +107,9 @@ def scale(
 
 def echo_json(answer: object) -> None:
     """`answer`, for other programs."""
-    import orjson
+    import msgspec
 
-    typer.echo(orjson.dumps(answer, option=orjson.OPT_INDENT_2).decode())
+    typer.echo(msgspec.json.format(msgspec.json.encode(answer), indent=2).decode())
 
 
 def _reloaded(answer: dict[str, Any]) -> str:

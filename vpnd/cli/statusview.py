@@ -1,298 +1,213 @@
-"""`vpnd status` for people: a headline that says whether the node is healthy, then one table per part.
-
-The status comes from a daemon that may be of another version, so every field may be missing.
-"""
+"""`vpnd status` for people: whether the node is healthy and why not, then one table per part; 80 columns wide."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from typing import Any
 
-from vpnd.cli.drops import DROP_MEANINGS
+import typer
+
+from vpnd.metrics import DROPS
 from vpnd.printable import printable
-
-Fields = dict[str, Any]
+from vpnd.status import DOWN, HEALTHY, NetworkPart, Peer, Shard, Status
 
 _GAP = "  "
-#: Of paragraphs; tables are as wide as they have to be.
-_WIDTH = 100
+WIDTH = 80
+#: What is left for a column that is wrapped, however wide the others are.
+_LEAST_WRAPPED = 10
 _NONE = "-"
 
 
-def render(status: Fields) -> str:
-    """The whole text, without a final newline."""
+def render(status: Status) -> str:
+    """The whole text, with colours, without a final newline."""
     parts = [
         _headline(status),
         _node(status),
-        _network(status),
-        _notes(status),
+        _network(status.network) if status.network is not None else "",
         _peers(status),
-        _troubles(status),
-        _shards(status),
+        _troubles(status.peers),
+        _shards(status.shards),
         _drops(status),
     ]
     return "\n\n".join(part for part in parts if part)
 
 
-def ailments(status: Fields) -> list[str]:
-    """What is wrong with the node, most serious first; empty for a healthy one."""
-    found = []
-    control = _part(status, "control")
-    if control.get("state", "ready") not in ("ready", "up"):
-        found.append(f"control is {control['state']}")
-    meant = _part(status, "node").get("shards")
-    # beyond that number are those that are coming or going at the moment
-    shards = _list(status, "shards")[: meant if isinstance(meant, int) else None]
-    down = [shard for shard in shards if shard.get("state", "ready") not in ("ready", "up")]
-    if down:
-        found.append(f"{len(down)} of {len(shards)} shards not running")
-    if not status.get("ready") and not found:
-        found.append("not ready yet")
-    network = _part(status, "network")
-    if network.get("state") in _OUT:
-        found.append(f"{_OUT[network['state']]} network {network.get('name')}")
-    peers = _list(status, "peers")
-    if peers and not any(peer.get("state") == "connected" for peer in peers):
-        found.append("no peer is connected")
-    return found
+def _headline(status: Status) -> str:
+    """Health, why not, and what does not work as wished while the node does."""
+    connected = sum(peer.state == "connected" for peer in status.peers)
+    health = status.health or "of another version"
+    colour = {HEALTHY: "green", DOWN: "red"}.get(health, "yellow")
+    name = text(status.node.name or "vpnd")
+    lines = [
+        f"{name}: {typer.style(health, fg=colour, bold=True)}, {connected} of {len(status.peers)} peers connected"
+    ]
+    for ailment in status.ailments:
+        remedy = f": {ailment.remedy}" if ailment.remedy else ""
+        lines.append(
+            typer.style(_wrapped(f"! {text(ailment.what)}{text(remedy) if remedy else ''}"), fg=colour)
+        )
+    lines += [_wrapped(f"note: {text(note)}") for note in status.node.warnings]
+    return "\n".join(lines)
 
 
-def _headline(status: Fields) -> str:
-    node = _part(status, "node")
-    peers = _list(status, "peers")
-    connected = sum(peer.get("state") == "connected" for peer in peers)
-    wrong = ailments(status)
-    health = f"NOT HEALTHY: {'; '.join(wrong)}" if wrong else "healthy"
-    return printable(f"{node.get('name') or 'vpnd'}: {health} ({connected} of {len(peers)} peers connected)")
-
-
-def _node(status: Fields) -> str:
-    node, tun, control = _part(status, "node"), _part(status, "tun"), _part(status, "control")
-    offloads = tun.get("offloads")
+def _node(status: Status) -> str:
+    node, tun, control = status.node, status.tun, status.control
+    addresses = " and ".join(node.addresses or (node.virtual_ip,))
+    again = f" (restarted {control.restarts} times)" if control.restarts else ""
+    flows = [f"{count(number)} {state}" for state, number in _items(status.flows) if number]
     rows = [
-        ("version", status.get("version")),
-        ("peer id", node.get("peer_id")),
-        (
-            "address",
-            f"{_addresses(node)} on {text(tun.get('interface'))}, mtu {text(tun.get('mtu'))}",
-        ),
-        ("listens", " ".join(node.get("listen") or []) or "nowhere"),
-        ("offloads", _offloads(offloads)),
-        ("up for", duration(node.get("uptime_s"))),
-        ("flows", _flows(status)),
-        ("from tun", f"{count(tun.get('packets_read'))} packets, {size(tun.get('bytes_read'))}"),
-        ("to tun", f"{count(tun.get('packets_written'))} packets, {size(tun.get('bytes_written'))}"),
-        ("processes", _processes(_part(status, "supervisor"), control)),
+        ("version", status.version),
+        ("peer id", node.peer_id),
+        ("address", f"{text(addresses)} on {text(tun.interface)}, mtu {tun.mtu}"),
+        ("listens", " ".join(node.listen) or "nowhere"),
+        ("offloads", " ".join(tun.offloads) or "none: one packet at a time"),
+        ("up for", duration(node.uptime_s)),
+        ("flows", ", ".join(flows) or "none"),
+        ("from tun", f"{count(tun.packets_read)} packets, {size(tun.bytes_read)}"),
+        ("to tun", f"{count(tun.packets_written)} packets, {size(tun.bytes_written)}"),
+        ("processes", f"supervisor {status.supervisor.pid}, control {control.pid}{again}"),
     ]
     return table([("", "")], [(name, text(value)) for name, value in rows])
 
 
-def _addresses(node: Fields) -> str:
-    return " and ".join(map(text, node.get("addresses") or [node.get("virtual_ip")]))
+def _items(struct: object) -> list[tuple[str, int]]:
+    return [(name, getattr(struct, name)) for name in type(struct).__struct_fields__]  # type: ignore[attr-defined]
 
 
-#: What a node is that is no member (any more), and what its user can do.
-_OUT = {"removed": "removed from", "expired": "its membership has expired in"}
-_REMEDIES = {
-    "removed": "An authority removed this node: no other takes its packets any more. To come back, ask for a new token "
-    "(vpnd invite, on an authority) and run: vpnd stop, then vpnd start --join TOKEN",
-    "expired": "This node could not renew its membership in time; it goes on trying. Does an authority run and can be "
-    "reached, and are the clocks right?",
-}
-
-
-def _network(status: Fields) -> str:
-    """Name, members and our own standing, when the node is in a network."""
-    network = _part(status, "network")
-    if not network.get("name"):
-        return ""
-    state = text(network.get("state"))
-    if network.get("current") is False:
+def _network(network: NetworkPart) -> str:
+    """Name, members and our own standing."""
+    state = text(network.state)
+    if not network.current:
         state += " (as control said before it went away)"
-    known = network.get("members"), network.get("authorities")
-    role = ", may let others in" if network.get("authority") else ""
+    role = ", may let others in" if network.authority else ""
     rows = [
-        ("network", f"{text(network.get('name'))}, id {text(network.get('network_id'))}"),
-        ("this node", f"{text(network.get('label'))}, {state}{role}"),
-        ("members", f"{count(known[0])}, {count(known[1])} of them authorities"),
+        ("network", f"{text(network.name)}, id {text(network.network_id)}"),
+        ("this node", f"{text(network.label)}, {state}{role}"),
+        ("members", f"{count(network.members)}, {count(network.authorities)} of them authorities"),
     ]
-    if network.get("state") == "member":
-        rows.append(("membership", f"valid for another {duration(network.get('expires_s'))}, renewed before"))
-    rows += [("conflict", text(conflict)) for conflict in network.get("conflicts") or []]
-    lines = [table([("", "")], rows), _wrapped(_REMEDIES.get(str(network.get("state")), ""))]
-    return "\n\n".join(filter(None, lines))
+    if network.state == "member":
+        rows.append(("membership", f"valid for another {duration(network.expires_s)}, renewed before"))
+    rows += [("conflict", text(conflict)) for conflict in network.conflicts]
+    return table([("", "")], rows)
 
 
-def _notes(status: Fields) -> str:
-    """What does not work as wished while the node does, and hints; each a paragraph."""
-    notes = _part(status, "node").get("warnings") or []
-    return "\n".join(_wrapped(f"note: {text(note)}") for note in notes)
+def _peers(status: Status) -> str:
+    if not status.peers:
+        return no_peers(status)
+    head = [
+        ("peer", "<"), ("address", "<"), ("state", "<"), ("rtt", ">"), ("sessions", ">"),
+        ("sent", ">"), ("received", ">"),
+    ]  # fmt: skip
+    return table(head, [_peer(peer) for peer in status.peers]) + left_out(status)
 
 
-def _wrapped(paragraph: str) -> str:
-    return textwrap.fill(
-        paragraph, _WIDTH, subsequent_indent=_GAP, break_long_words=False, break_on_hyphens=False
+def _peer(peer: Peer) -> Sequence[str]:
+    return (
+        text(peer.name),
+        text(peer.virtual_ip),
+        text(peer.state),
+        milliseconds(peer.rtt_ms),
+        f"{peer.sessions}" + (f" ({peer.suspect}?)" if peer.suspect else ""),
+        size(peer.bytes_sent),
+        size(peer.bytes_received),
     )
 
 
-def _offloads(offloads: object) -> str:
-    if isinstance(offloads, list | tuple):
-        return " ".join(map(str, offloads)) or "none: one packet at a time"
-    return text(offloads)
-
-
-def _processes(supervisor: Fields, control: Fields) -> str:
-    restarts = control.get("restarts") or 0
-    again = f" (restarted {restarts} times)" if restarts else ""
-    return f"supervisor {text(supervisor.get('pid'))}, control {text(control.get('pid'))}{again}"
-
-
-def _flows(status: Fields) -> str:
-    flows = _part(status, "flows")
-    return ", ".join(f"{count(flows[state])} {state}" for state in flows if flows[state]) or "none"
-
-
-def _peers(status: Fields) -> str:
-    peers = _list(status, "peers")
-    if not peers:
-        return no_peers(status)
-    return table(_PEER_HEAD, [_peer(peer) for peer in peers]) + left_out(status)
-
-
-def left_out(status: Fields) -> str:
+def left_out(status: Status) -> str:
     """Below a table of peers: how many members status.max_peers keeps out of it. Empty when it has all."""
-    others = (_part(status, "network").get("members") or 1) - 1
-    missing = others - len(_list(status, "peers"))
+    others = status.network.members - 1 if status.network is not None else 0
+    missing = others - len(status.peers)
     return f"\n… and {missing} members without a session (status.max_peers); all: vpnd members" * (
         missing > 0
     )
 
 
-def no_peers(status: Fields) -> str:
+def no_peers(status: Status) -> str:
     """What to do about having none."""
-    network = _part(status, "network")
-    if network.get("state") in _OUT:
+    if status.network is None:
+        return "No peers: add [[peers]] entries to the configuration."
+    if status.network.state in ("removed", "expired"):
         return "No peers: this node is not in the network."
-    if network.get("name"):
-        return "No other members: `vpnd invite`, on an authority, prints a token for the next one."
-    return "No peers: add [[peers]] entries to the configuration."
+    return "No other members: `vpnd invite`, on an authority, prints a token for the next one."
 
 
-_PEER_HEAD = [
-    ("peer", "<"), ("address", "<"), ("state", "<"), ("circuit", "<"), ("opened", ">"), ("rtt", ">"),
-    ("sessions", ">"), ("streams", ">"), ("waits", ">"), ("sent", ">"), ("received", ">"),
-]  # fmt: skip
-
-
-def _peer(peer: Fields) -> Sequence[str]:
-    suspect = peer.get("suspect")
-    return (
-        text(peer.get("name")),
-        text(peer.get("virtual_ip")),
-        text(peer.get("state")),
-        text(peer.get("circuit")).replace("_", "-"),
-        count(peer.get("circuit_opened")),
-        milliseconds(peer.get("rtt_ms")),
-        count(peer.get("sessions")) + (f" ({suspect} suspect)" if suspect else ""),
-        count(peer.get("streams")),
-        milliseconds(peer.get("queue_delay_ms")),
-        size(peer.get("bytes_sent")),
-        size(peer.get("bytes_received")),
-    )
-
-
-def milliseconds(value: object) -> str:
-    """0.254 as "0.25 ms"."""
-    return f"{value:.2f} ms" if isinstance(value, int | float) else _NONE
-
-
-def _troubles(status: Fields) -> str:
+def _troubles(peers: Sequence[Peer]) -> str:
     """A line for each peer that does not work: why, and what happens next; and for each address that is not used."""
-    peers = _list(status, "peers")
     lines = [
-        f"{text(peer.get('name'))}: {reason}"
+        _wrapped(f"{text(peer.name)}: {reason}")
         for peer in peers
-        if peer.get("state") != "connected" and (reason := why_not(peer))
+        if peer.state != "connected" and (reason := why_not(peer))
+    ]
+    lines += [
+        _wrapped(f"{text(peer.name)}: {peer.suspect} of {peer.sessions} sessions suspect, a probe failed")
+        for peer in peers
+        if peer.suspect
     ]
     return "\n".join([*lines, *ownership(peers)])
 
 
-def ownership(peers: Sequence[Fields]) -> list[str]:
+def ownership(peers: Sequence[Peer]) -> list[str]:
     """A line for each address that a peer claims and the contract does not confirm."""
-    return [
-        f"{text(peer.get('name'))}: {text(line)}" for peer in peers for line in peer.get("ownership") or ()
-    ]
+    return [_wrapped(f"{text(peer.name)}: {text(line)}") for peer in peers for line in peer.ownership]
 
 
-def why_not(peer: Fields) -> str:
+def why_not(peer: Peer) -> str:
     """ "circuit open, next try in 0.7 s: connection refused", or as much of it as is known."""
     parts = []
-    circuit = peer.get("circuit")
-    if circuit == "open":
-        parts.append("circuit open")
-    elif circuit == "half_open":
+    if peer.circuit == "open":
+        times = f" (for the {peer.circuit_opened}. time)" if peer.circuit_opened > 1 else ""
+        parts.append(f"circuit open{times}")
+    elif peer.circuit == "half_open":
         parts.append("circuit half-open, one try is under way")
-    next_dial_s = peer.get("next_dial_s")
-    if isinstance(next_dial_s, int | float) and next_dial_s >= 0:
-        parts.append(f"next try in {next_dial_s:.1f} s")
-    if peer.get("last_error"):
-        return printable(": ".join(filter(None, [", ".join(parts), str(peer["last_error"])])))
-    if "addresses" in peer and not peer["addresses"]:
+    if peer.next_dial_s >= 0:
+        parts.append(f"next try in {peer.next_dial_s:.1f} s")
+    if peer.last_error:
+        return printable(": ".join(filter(None, [", ".join(parts), peer.last_error])))
+    if not peer.addresses and peer.state == "waiting":
         parts.append("no address to dial: waiting for its dial")
     return printable(", ".join(parts))
 
 
-_SHARD_HEAD = [
-    ("shard", ">"), ("pid", ">"), ("state", "<"), ("restarts", ">"), ("cpu", ">"), ("memory", ">"),
-    ("from tun", ">"), ("to tun", ">"), ("drops", ">"), ("flows", ">"), ("streams", ">"), ("sessions", ">"),
-    ("ring", ">"),
-]  # fmt: skip
+def _shards(shards: Sequence[Shard]) -> str:
+    head = [
+        ("shard", ">"), ("state", "<"), ("cpu", ">"), ("memory", ">"), ("from tun", ">"), ("to tun", ">"),
+        ("drops", ">"), ("flows", ">"), ("sessions", ">"), ("ring", ">"),
+    ]  # fmt: skip
+    return table(head, [_shard(shard) for shard in shards])
 
 
-def _shards(status: Fields) -> str:
-    return table(_SHARD_HEAD, [_shard(shard) for shard in _list(status, "shards")])
-
-
-def _shard(shard: Fields) -> Sequence[str]:
-    cpu = shard.get("cpu_percent")
-    drops = shard.get("drops")
+def _shard(shard: Shard) -> Sequence[str]:
+    again = f" (restarted {shard.restarts} times)" if shard.restarts else ""
     return (
-        text(shard.get("index")),
-        text(shard.get("pid")),
-        text(shard.get("state")),
-        count(shard.get("restarts")),
-        f"{cpu:.0f} %" if isinstance(cpu, int | float) else _NONE,
-        size(shard.get("rss_bytes")),
-        size(shard.get("bytes_from_tun")),
-        size(shard.get("bytes_to_tun")),
-        count(sum(drops.values()) if isinstance(drops, dict) else drops),
-        count(shard.get("flows")),
-        count(shard.get("streams")),
-        count(shard.get("sessions")),
-        _occupancy(shard.get("ring")),
+        f"{shard.index}",
+        text(shard.state) + again,
+        f"{shard.cpu_percent:.0f} %",
+        size(shard.rss_bytes),
+        size(shard.bytes_from_tun),
+        size(shard.bytes_to_tun),
+        count(sum(shard.drops.values())),
+        count(shard.flows),
+        count(shard.sessions),
+        f"{100 * shard.ring.used / shard.ring.size:.0f} %" if shard.ring.size else _NONE,
     )
 
 
-def _occupancy(ring: object) -> str:
-    if not isinstance(ring, dict) or not ring.get("size"):
-        return _NONE
-    return f"{100 * (ring.get('used') or 0) / ring['size']:.0f} %"
-
-
-def _drops(status: Fields) -> str:
-    dropped = {reason: n for reason, n in _part(status, "dropped").items() if n}
-    if not dropped:
-        return "Nothing dropped."
+def _drops(status: Status) -> str:
     rows = [
-        (count(n), reason, DROP_MEANINGS.get(reason, ""))
-        for reason, n in sorted(dropped.items(), key=lambda item: -item[1])
+        (count(n), reason, DROPS[reason].meaning if reason in DROPS else "")
+        for reason, n in sorted(status.dropped.items(), key=lambda item: -item[1])
+        if n
     ]
-    return table([("dropped", ">"), ("reason", "<"), ("", "<")], rows)
+    return table([("dropped", ">"), ("reason", "<"), ("", "<")], rows) or "Nothing dropped."
+
+
+def _wrapped(paragraph: str) -> str:
+    return textwrap.fill(paragraph, WIDTH, subsequent_indent=_GAP, break_on_hyphens=False)
 
 
 def table(head: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]]) -> str:
-    """Aligned columns; `head` is (title, "<" or ">") of each, without a line of titles when all are empty."""
+    """Aligned columns, at most WIDTH wide; `head` is (title, "<" or ">") of each, without a line of titles when all are
+    empty. What is too wide is wrapped: the widest column that is aligned to the left."""
     if not rows:
         return ""
     columns = len(rows[0])
@@ -300,18 +215,26 @@ def table(head: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]]) -> str
     aligns = [align or "<" for _, align in head] + ["<"] * (columns - len(head))
     lines = [titles, *rows] if any(titles) else list(rows)
     widths = [max(len(line[column]) for line in lines) for column in range(columns)]
-    cells = ([f"{cell:{a}{w}}" for cell, a, w in zip(line, aligns, widths, strict=True)] for line in lines)
-    return "\n".join(_GAP.join(line).rstrip() for line in cells)
+    while sum(widths) + len(_GAP) * (columns - 1) > WIDTH:
+        place = max((at for at in range(columns) if aligns[at] == "<"), key=lambda at: widths[at])
+        if widths[place] <= _LEAST_WRAPPED:
+            break
+        widths[place] -= 1
+    return "\n".join(_line(cells, aligns, widths) for cells in lines)
 
 
-def _part(status: Fields, name: str) -> Fields:
-    part = status.get(name)
-    return part if isinstance(part, dict) else {}
-
-
-def _list(status: Fields, name: str) -> list[Fields]:
-    part = status.get(name)
-    return [entry for entry in part if isinstance(entry, dict)] if isinstance(part, list) else []
+def _line(cells: Sequence[str], aligns: Sequence[str], widths: Sequence[int]) -> str:
+    """One row, of several lines where a cell does not fit."""
+    wrapped = [
+        textwrap.wrap(cell, width or 1, break_on_hyphens=False) or [""]
+        for cell, width in zip(cells, widths, strict=True)
+    ]
+    lines = []
+    for number in range(max(map(len, wrapped))):
+        parts = [cell[number] if number < len(cell) else "" for cell in wrapped]
+        shown = (f"{part:{a}{w}}" for part, a, w in zip(parts, aligns, widths, strict=True))
+        lines.append(_GAP.join(shown).rstrip())
+    return "\n".join(lines)
 
 
 def text(value: object) -> str:
@@ -319,16 +242,20 @@ def text(value: object) -> str:
     return _NONE if value is None or value == "" else printable(str(value))
 
 
-def count(value: object) -> str:
+def count(value: int) -> str:
     """1234567 as "1,234,567"."""
-    return f"{value:,}" if isinstance(value, int) else _NONE
+    return f"{value:,}"
 
 
-def size(value: object) -> str:
-    """Bytes with three digits or so: "512 B", "1.5 KiB", "20.0 GiB"."""
+def milliseconds(value: object) -> str:
+    """0.254 as "0.25 ms", 1500 as "1.50 s"."""
     if not isinstance(value, int | float):
         return _NONE
-    amount = float(value)
+    return f"{value:.2f} ms" if value < 1000 else f"{value / 1000:.2f} s"
+
+
+def size(amount: float) -> str:
+    """Bytes with three digits or so: "512 B", "1.5 KiB", "20.0 GiB"."""
     for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
         if amount < 1024 or unit == "TiB":
             break

@@ -138,6 +138,7 @@ LIVE = frozenset(
         "status.max_peers",
         "status.timeout",
         "status.poll_interval",
+        "status.sample_interval",
         "metrics.interval",
         "log.level",
         "log.refusal_interval",

@@ -261,6 +261,9 @@ class Status(Table, frozen=True):
             "How often `start --detach` and `stop` look whether the daemon is ready, or gone.", 0.01, 10.0
         ),
     ] = 0.05
+    sample_interval: Annotated[
+        float, duration("CPU and memory of each process are sampled once in this time.", 0.1, 300.0)
+    ] = 2.0
 
 
 class Metrics(Table, frozen=True):

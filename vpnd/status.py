@@ -1,0 +1,339 @@
+"""The status of a node: what `vpnd status --json` prints, field by field, and what is wrong with the node.
+
+The supervisor builds a `Status` (supervisor/report.py); the command line, the exporter and programs that embed a node
+read it. docs/status.md and `vpnd status --schema` are made from here. What control knows is declared where it tells it
+(vpnd.api.reports), what is counted in vpnd.metrics; both are inherited.
+
+Every field has a default, and unknown ones are ignored: a command of one version reads the status of another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any, get_args, get_type_hints
+
+import msgspec
+
+from vpnd.api.reports import NetworkReport, PeerReport
+from vpnd.metrics import CONTROL_METRICS, DROPS, ShardCounters, told
+
+HEALTHY, DEGRADED, DOWN = "healthy", "degraded", "down"
+#: Of `vpnd status`.
+EXIT_CODES = {HEALTHY: 0, DEGRADED: 9, DOWN: 1}
+
+#: States of a process, in which it does its work.
+_WORKS = ("up",)
+
+
+class Part(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of what is declared here."""
+
+
+class Ailment(Part, frozen=True):
+    """Something that keeps the node from doing what it is there for."""
+
+    what: Annotated[str, told("What is wrong, in a few words.")] = ""
+    remedy: Annotated[str, told("What to do about it; empty where the node mends it by itself.")] = ""
+    health: Annotated[str, told("What it makes of the node: degraded or down.")] = DEGRADED
+
+
+class NodePart(Part, frozen=True):
+    """The node as its configuration and its network make it."""
+
+    name: Annotated[str, told("Name of the node.")] = ""
+    peer_id: Annotated[str, told("Its identity.")] = ""
+    mode: Annotated[str, told("static: its peers are configured; network: it is in a network.")] = "static"
+    virtual_ip: Annotated[str, told("Its first address in the VPN.")] = ""
+    addresses: Annotated[tuple[str, ...], told("Its addresses in the VPN, IPv4 first.")] = ()
+    subnet: Annotated[str, told("The VPN's network.")] = ""
+    shards: Annotated[int, told("Shards there are meant to be.")] = 0
+    uptime_s: Annotated[float, told("Since its start.", "seconds")] = 0.0
+    warnings: Annotated[
+        tuple[str, ...], told("What does not work as wished while the node does, and hints; a line each.")
+    ] = ()
+    listen: Annotated[tuple[str, ...], told("Multiaddrs it listens on, without its peer id.")] = ()
+
+
+#: The fields of a process.
+Pid = Annotated[int, told("Its process; 0 while there is none.")]
+Restarts = Annotated[int, told("Times it was started again.")]
+State = Annotated[str, told("starting, up, restarting, draining or stopped.")]
+Answers = Annotated[
+    bool | None, told("Whether it answered within half of status.timeout; null: it was not asked.")
+]
+CpuPercent = Annotated[
+    float, told("CPU in the last status.sample_interval, 100 is one CPU; 0 until then.", "percent")
+]
+CpuSeconds = Annotated[float, told("CPU since the process began, when sampled last.", "seconds")]
+RssBytes = Annotated[int, told("Memory that it had resident when sampled last.", "bytes")]
+
+
+class SupervisorPart(Part, frozen=True):
+    """The supervisor."""
+
+    pid: Pid = 0
+    cpu_percent: CpuPercent = 0.0
+    cpu_s: CpuSeconds = 0.0
+    rss_bytes: RssBytes = 0
+
+
+class ControlPart(SupervisorPart, frozen=True):
+    """Control."""
+
+    restarts: Restarts = 0
+    state: State = ""
+    answers: Answers = None
+    connections: Annotated[
+        int | None, told("libp2p connections that are not data sessions; null without its answer.")
+    ] = None
+    counters: Annotated[dict[str, int], told("What it counted; see below.")] = {}
+
+
+class Ring(Part, frozen=True):
+    """The ring to a shard."""
+
+    used: Annotated[int, told("In it now.", "bytes")] = 0
+    size: Annotated[int, told("Its size; 0 before the first process.", "bytes")] = 0
+
+
+class Shard(ShardCounters, frozen=True):
+    """A shard. What it counted goes on when its process is started again."""
+
+    index: Annotated[int, told("Its number, from 0.")] = 0
+    pid: Pid = 0
+    restarts: Restarts = 0
+    state: State = ""
+    answers: Answers = None
+    cpu_percent: CpuPercent = 0.0
+    cpu_s: CpuSeconds = 0.0
+    rss_bytes: RssBytes = 0
+    drops: Annotated[dict[str, int], told("Its drops by reason, without those that are 0.", "records")] = {}
+    ring: Annotated[Ring, told("The ring to it.")] = Ring()
+
+
+class Flows(Part, frozen=True):
+    """Flows of all shards by state."""
+
+    active: Annotated[int, told("Flows that send.")] = 0
+    idle: Annotated[int, told("Flows that are silent, and forgotten soon.")] = 0
+    stalled: Annotated[int, told("Flows whose packets wait.")] = 0
+    draining: Annotated[int, told("Flows whose packets are dropped.")] = 0
+
+
+class NetworkPart(NetworkReport, frozen=True):
+    """The network the node is in, as control said last."""
+
+    label: Annotated[str, told("Name of the node in DNS.")] = ""
+    advertised: Annotated[tuple[str, ...], told("Networks behind this node that it announces.")] = ()
+    current: Annotated[bool, told("false: what control said before it went away.")] = False
+
+
+class Peer(PeerReport, frozen=True):
+    """A peer. `state` and what follows from it are unknown, and 0, while control does not answer."""
+
+    virtual_ip: Annotated[str, told("Its first address in the VPN.")] = ""
+    rtt_ms: Annotated[
+        float | None, told("Round trip of its fastest session; null until measured.", "milliseconds")
+    ] = None
+    sessions: Annotated[int, told("Sessions with it.")] = 0
+    streams: Annotated[int, told("Streams of those sessions.")] = 0
+    suspect: Annotated[int, told("Sessions whose last probe failed.")] = 0
+    queued_bytes: Annotated[int, told("Waits for its sessions.", "bytes")] = 0
+    queue_delay_ms: Annotated[float, told("How long the packet sent last waited.", "milliseconds")] = 0.0
+    bytes_sent: Annotated[int, told("To it since the start.", "bytes")] = 0
+    bytes_received: Annotated[int, told("From it since the start.", "bytes")] = 0
+    packets_sent: Annotated[int, told("To it since the start.", "records")] = 0
+    packets_received: Annotated[int, told("From it since the start.", "records")] = 0
+
+
+class TunPart(Part, frozen=True):
+    """The TUN device."""
+
+    interface: Annotated[str, told("Its name.")] = ""
+    mtu: Annotated[int, told("Its MTU.", "bytes")] = 0
+    offloads: Annotated[tuple[str, ...], told("Offloads the kernel gave; empty: one packet at a time.")] = ()
+    packets_read: Annotated[int, told("Read from it, merged ones as one.", "records")] = 0
+    packets_written: Annotated[int, told("Written into it by the shards.", "records")] = 0
+    bytes_read: Annotated[int, told("Read from it.", "bytes")] = 0
+    bytes_written: Annotated[int, told("Written into it by the shards.", "bytes")] = 0
+    reads: Annotated[int, told("Reads of it that gave something.", "reads")] = 0
+    merged: Annotated[int, told("Datagrams merged into the one before them.", "reads")] = 0
+    flows: Annotated[int, told("Flows whose shard is remembered.")] = 0
+
+
+class BookOut(Part, frozen=True):
+    """The way out: what was read is what was sent, dropped, and on its way."""
+
+    read: Annotated[int, told("Read from the TUN.", "records")] = 0
+    sent: Annotated[int, told("Sent by shards.", "records")] = 0
+    dropped: Annotated[int, told("Dropped on the way out.", "records")] = 0
+    in_flight: Annotated[int, told("In rings and queues.", "records")] = 0
+    difference: Annotated[int, told("0 when nothing moves.", "records")] = 0
+
+
+class BookIn(Part, frozen=True):
+    """The way in: what was received is what was written, and dropped."""
+
+    received: Annotated[int, told("Received from peers.", "records")] = 0
+    written: Annotated[int, told("Written into the TUN.", "records")] = 0
+    dropped: Annotated[int, told("Dropped on the way in.", "records")] = 0
+    difference: Annotated[int, told("0 when nothing moves.", "records")] = 0
+
+
+class Books(Part, frozen=True, rename={"into": "in"}):
+    """Sums over all processes; under load, counts of different processes are of slightly different moments."""
+
+    out: Annotated[BookOut, told("From the TUN to peers.")] = BookOut()
+    into: Annotated[BookIn, told("From peers to the TUN.")] = BookIn()
+
+
+class Status(Part, frozen=True):
+    """All of it."""
+
+    version: Annotated[str, told("Version of the daemon.")] = ""
+    health: Annotated[str, told("healthy, degraded or down: the worst of ailments.")] = ""
+    ailments: Annotated[tuple[Ailment, ...], told("Why not healthy, most serious first.")] = ()
+    ready: Annotated[bool, told("Whether all processes are up.")] = False
+    node: Annotated[NodePart, told("The node.")] = NodePart()
+    supervisor: Annotated[SupervisorPart, told("The supervisor.")] = SupervisorPart()
+    control: Annotated[ControlPart, told("Control.")] = ControlPart()
+    shards: Annotated[tuple[Shard, ...], told("Shards meant to be there, and those that are leaving.")] = ()
+    retired: Annotated[
+        tuple[Shard, ...], told("Shards that were scaled away; their counts stay in every sum.")
+    ] = ()
+    flows: Annotated[Flows, told("Flows by state.")] = Flows()
+    network: Annotated[NetworkPart | None, told("The network; null: the node is in none.")] = None
+    peers: Annotated[
+        tuple[Peer, ...], told("Peers, at most status.max_peers; those with sessions first.")
+    ] = ()
+    tun: Annotated[TunPart, told("The TUN device.")] = TunPart()
+    dropped: Annotated[dict[str, int], told("Drops of all processes by reason; see below.", "records")] = {}
+    books: Annotated[Books, told("What became of every packet.")] = Books()
+
+
+# --- what is wrong
+
+
+#: What a node is that is no member (any more), and what its user can do.
+_OUT = {
+    "removed": (
+        "removed from network {}",
+        "An authority removed this node: no other takes its packets any more. To come back, ask for a new token "
+        "(vpnd invite, on an authority) and run: vpnd stop, then vpnd start --join TOKEN",
+    ),
+    "expired": (
+        "its membership has expired in network {}",
+        "This node could not renew its membership in time; it goes on trying. Does an authority run and can be "
+        "reached, and are the clocks right?",
+    ),
+}
+
+
+def judged(status: Status, others: tuple[Ailment, ...] = ()) -> Status:
+    """`status` with its health: what its fields say, and `others`, which parts of the node told."""
+    found = sorted((*_ailments(status), *others), key=lambda ailment: ailment.health != DOWN)
+    health = HEALTHY if not found else found[0].health
+    return msgspec.structs.replace(status, health=health, ailments=tuple(found))
+
+
+def _ailments(status: Status) -> Iterator[Ailment]:
+    # beyond that number are those that are coming or going at the moment
+    shards = status.shards[: status.node.shards]
+    yield from _processes(status, shards)
+    network = status.network
+    if network is not None and network.state in _OUT:
+        what, remedy = _OUT[network.state]
+        yield Ailment(what=what.format(network.name), remedy=remedy, health=DOWN)
+    elif status.peers and not any(peer.state == "connected" for peer in status.peers):
+        yield Ailment(what="no peer is connected", remedy="`vpnd status` says of each peer why")
+
+
+def _processes(status: Status, shards: tuple[Shard, ...]) -> Iterator[Ailment]:
+    control = status.control
+    log = "the node starts it again; its log says why it ended"
+    if control.state not in _WORKS:
+        yield Ailment(what=f"control is {control.state or 'not there'}", remedy=log)
+    elif control.answers is False:
+        yield Ailment(what="control does not answer", remedy=f"if it stays so: kill -9 {control.pid}")
+    away = [shard for shard in shards if shard.state not in _WORKS]
+    if away:
+        health = DOWN if len(away) == len(shards) else DEGRADED
+        yield Ailment(what=f"{len(away)} of {len(shards)} shards not running", remedy=log, health=health)
+    for shard in shards:
+        if shard.state in _WORKS and shard.answers is False:
+            yield Ailment(
+                what=f"shard {shard.index} does not answer", remedy=f"if it stays so: kill -9 {shard.pid}"
+            )
+    if not status.ready and control.state in _WORKS and not away:
+        yield Ailment(what="not ready yet", health=DOWN)
+
+
+# --- for readers
+
+
+def schema() -> dict[str, Any]:
+    """JSON Schema (2020-12) of `vpnd status --json`; `unit` is an annotation of ours."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "vpnd status",
+        **msgspec.json.schema(Status),
+    }
+
+
+_HEAD = """\
+# What `vpnd status --json` says
+
+<!-- Made by `vpnd status --reference` from vpnd/status.py; change it there. -->
+
+`vpnd status --schema` prints the same as a JSON Schema. Programs that embed a node get it as `vpnd.status.Status`.
+Versions may add fields; what is there keeps its meaning, so read what you know and ignore the rest.
+
+A *record* is what the kernel hands over at once: one packet, or a superpacket of up to 64 KB. Counters only grow while
+the node runs, also when a process of it is started again.
+"""
+
+
+def reference() -> str:
+    """docs/status.md."""
+    rows = [
+        f"| `{path}` | {kind} | {unit} | {meaning} |" for path, kind, unit, meaning in _fields(Status, "")
+    ]
+    fields = "\n".join(["| field | type | unit | meaning |", "|---|---|---|---|", *rows])
+    counters = "\n".join(
+        ["| counter | unit | meaning |", "|---|---|---|"]
+        + [
+            f"| `{name}` | {metric.unit}{', now' * metric.gauge} | {metric.meaning} |"
+            for name, metric in CONTROL_METRICS.items()
+        ]
+    )
+    drops = "\n".join(
+        ["| reason | dropped | meaning |", "|---|---|---|"]
+        + [f"| `{reason}` | {drop.stage.value} | {drop.meaning} |" for reason, drop in DROPS.items()]
+    )
+    return f"{_HEAD}\n{fields}\n\n## Why packets are dropped\n\n{drops}\n\n## What control counts\n\n{counters}\n"
+
+
+def _fields(struct: type[msgspec.Struct], prefix: str) -> Iterator[tuple[str, str, str, str]]:
+    hints = get_type_hints(struct, include_extras=True)
+    for field in msgspec.structs.fields(struct):
+        hint = hints[field.name]
+        meta = hint.__metadata__[0]
+        many, inner, kind = _kind(get_args(hint)[0])
+        path = f"{prefix}{field.encode_name}{'[]' * many}"
+        yield path, kind, (meta.extra_json_schema or {}).get("unit", ""), meta.description
+        if inner is not None:
+            yield from _fields(inner, f"{path}.")
+
+
+def _kind(hint: Any) -> tuple[bool, type[msgspec.Struct] | None, str]:
+    """Whether it is a list, the Struct in it if any, and what to call it."""
+    arguments = [each for each in get_args(hint) if each is not Ellipsis]
+    nothing = ", null" if type(None) in arguments else ""
+    one = next((each for each in arguments if each is not type(None)), hint)
+    inner = one if isinstance(one, type) and issubclass(one, msgspec.Struct) else None
+    if getattr(hint, "__origin__", None) is dict:
+        return False, None, "numbers by name"
+    many = getattr(hint, "__origin__", None) is tuple
+    names = {str: "text", int: "integer", float: "number", bool: "true, false"}
+    name = "object" if inner is not None else names[one]
+    return many, inner, f"list of {name}s" if many else name + nothing
