@@ -17,7 +17,7 @@ import uvloop
 
 from supervisor.node import LEFT, STOPPED, Node, start_node
 from vpnd import logs
-from vpnd.config import load, template
+from vpnd.config import load, reference
 from vpnd.config.schema import Config
 from vpnd.errors import AlreadyRunningError, PrivilegeError, VpndError
 from vpnd.identity import Identity, load_or_create
@@ -124,7 +124,7 @@ class VPNService:
         if config is None:
             return await node.reload_again()
         # Its fields may have been set by hand: read it as a file would be.
-        load.from_mapping(tomllib.loads(template.as_toml(config)), Path(config.state_dir))
+        load.from_mapping(tomllib.loads(reference.as_toml(config)), Path(config.state_dir))
         return await node.reload(self._complete(config))
 
     async def scale(self, shards: int) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from vpnd import peerid, trust
-from vpnd.config.address import default_virtual_ip
+from vpnd.config.check import default_virtual_ip
 from vpnd.errors import ConfigError, PrivilegeError
 
 __all__ = ["Identity", "default_virtual_ip", "load_or_create", "read_private"]

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 
 from vpnd.api import messages
 from vpnd.api.reports import OwnAddresses
-from vpnd.config.naming import Dns
+from vpnd.config.schema import Dns
 from vpnd.names.resolved import Link, Resolved
 from vpnd.names.zone import origin_of
 

@@ -20,7 +20,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from supervisor.network.netlink import TABLE_LOCAL, TABLE_MAIN, IPRoute, NetlinkError, converse
-from vpnd.config.streams import Retry as RetrySettings
+from vpnd.config.schema import Retry as RetrySettings
 from vpnd.errors import MachineError
 from vpnd.packet.offload.headers import UDP_MAX_SEGMENTS
 from vpnd.resilience.backoff import Backoff

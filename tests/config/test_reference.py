@@ -7,7 +7,7 @@ import tomllib
 from pathlib import Path
 
 from vpnd import peerid
-from vpnd.config import fields, load, reference, template
+from vpnd.config import fields, load, reference, values
 from vpnd.config.fields import PEERS
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -28,7 +28,7 @@ def test_the_reference_is_that_of_this_schema():
 def test_every_setting_has_a_unit_a_meaning_and_numbers_have_limits():
     for keys in fields.tables().values():
         for field in keys.values():
-            assert field.description
+            assert field.meaning
             assert field.unit
             assert field.base in (str, bool) or (field.least is not None and field.most is not None), (
                 field.path
@@ -38,7 +38,7 @@ def test_every_setting_has_a_unit_a_meaning_and_numbers_have_limits():
 def test_every_default_is_within_its_own_limits():
     written = {
         table: {
-            key: tomllib.loads(f"x = {template.toml_value(field, field.default)}")["x"]
+            key: tomllib.loads(f"x = {values.toml_value(field, field.default)}")["x"]
             for key, field in keys.items()
         }
         for table, keys in fields.tables().items()
@@ -47,14 +47,20 @@ def test_every_default_is_within_its_own_limits():
     assert load.from_mapping(written) == load.from_mapping({})
 
 
-def test_the_template_says_nothing_and_shows_every_default():
-    text = template.template()
-    assert tomllib.loads(text) == {table: {} for table in fields.tables() if table != PEERS}
+def test_the_template_says_nothing_and_shows_the_defaults_of_what_people_set():
+    text = reference.template()
+    essential = {
+        table: {key for key, field in keys.items() if field.essential}
+        for table, keys in fields.tables().items()
+        if table != PEERS
+    }
+    essential = {table: keys for table, keys in essential.items() if keys}
+    assert tomllib.loads(text) == {table: {} for table in essential}
     before_peers, _, rest = text.partition("# One [[peers]]")
     shown = before_peers + rest.partition("\n\n")[2]
     shown = re.sub(r"^#(?=\w+ = )", "", shown, flags=re.MULTILINE)
     content = tomllib.loads(shown)
-    assert set(content["network"]) == set(fields.tables()["network"])
+    assert {table: set(keys) for table, keys in content.items()} == essential
     assert load.from_mapping(content) == load.from_mapping({})
 
 
@@ -67,7 +73,7 @@ def test_a_shown_configuration_reads_back_as_itself():
         "peers": [PEER],
     }
     config = load.from_mapping(mapping)
-    assert load.from_mapping(tomllib.loads(template.as_toml(config))) == config
+    assert load.from_mapping(tomllib.loads(reference.as_toml(config))) == config
 
 
 def test_the_json_schema_knows_every_key_and_no_others():

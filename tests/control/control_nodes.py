@@ -20,8 +20,7 @@ from vpnd.adapter.handoff import Detached
 from vpnd.adapter.host import Host
 from vpnd.adapter.identity import peer_id_of
 from vpnd.adapter.logs import Seldom
-from vpnd.config.network import Membership
-from vpnd.config.schema import P2P, Config, Network, Process
+from vpnd.config.schema import P2P, Config, Membership, Network, Process
 from vpnd.config.schema import Session as SessionTable
 from vpnd.session import Established
 

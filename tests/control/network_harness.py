@@ -17,8 +17,7 @@ from control_harness import PATIENCE_S, ControlProcess, FakeShard, Identity, con
 from vpnd.api import messages, parts
 from vpnd.api.channel import ChannelClosed
 from vpnd.api.reports import NetworkReport, OwnAddresses
-from vpnd.config.network import Membership
-from vpnd.config.schema import Config, Network
+from vpnd.config.schema import Config, Membership, Network
 
 USER = "nobody"
 

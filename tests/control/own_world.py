@@ -16,8 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from vpnd import peerid
 from vpnd.adapter.dial import DialError
-from vpnd.config.network import Discovery, Membership
-from vpnd.config.schema import Config, Network
+from vpnd.config.schema import Config, Discovery, Membership, Network
 from vpnd.control.founding import Founding
 from vpnd.control.state import OwnNetwork
 from vpnd.membership.authority import Authority, Wish

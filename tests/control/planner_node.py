@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vpnd.config.schema import P2P, Config, Retry
-from vpnd.config.streams import CircuitBreaker
+from vpnd.config.schema import P2P, CircuitBreaker, Config, Retry
 from vpnd.control.book import SessionBook
 from vpnd.control.dialstate import NEVER, Dial
 from vpnd.control.planner import Planner

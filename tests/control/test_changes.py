@@ -22,8 +22,7 @@ from control_harness import (
 )
 
 from vpnd.api import messages
-from vpnd.config.schema import P2P, Config, Log, Retry
-from vpnd.config.streams import CircuitBreaker
+from vpnd.config.schema import P2P, CircuitBreaker, Config, Log, Retry
 
 pytestmark = pytest.mark.root
 

@@ -18,7 +18,7 @@ from multiaddr import Multiaddr
 
 from vpnd.adapter.dht import DhtError, MembersDht
 from vpnd.adapter.identity import SEED_BYTES
-from vpnd.config.network import Discovery
+from vpnd.config.schema import Discovery
 from vpnd.discovery.keys import dht_key
 from vpnd.discovery.records import RecordRules
 from vpnd.membership.statements import Presence, sign

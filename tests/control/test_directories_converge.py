@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from network_harness import USER, NetworkNode
 
-from vpnd.config.network import Discovery, Membership
+from vpnd.config.schema import Discovery, Membership
 from vpnd.membership import network as networks
 from vpnd.membership.authority import Authority, Wish
 from vpnd.membership.directory import Directory

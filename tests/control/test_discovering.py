@@ -10,7 +10,7 @@ import trio
 
 from vpnd.adapter import mdns
 from vpnd.adapter.mdns import LocalNetwork
-from vpnd.config.network import Discovery
+from vpnd.config.schema import Discovery
 from vpnd.control.discovering import Turns
 from vpnd.discovery import localnet
 from vpnd.discovery.localnet import Recognizer

@@ -16,7 +16,7 @@ from test_discovering import Local
 
 from vpnd.adapter.dht import DhtError
 from vpnd.adapter.mdns import LocalNetwork
-from vpnd.config.network import Discovery
+from vpnd.config.schema import Discovery
 from vpnd.control import discovering as module
 from vpnd.control.discovering import Discovering
 from vpnd.discovery.keys import dht_key

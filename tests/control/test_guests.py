@@ -15,7 +15,7 @@ from multiaddr import Multiaddr
 
 from vpnd.adapter.dial import DialError, NotAdmitted
 from vpnd.adapter.guests import ENROL, INTRODUCE, QUESTIONS, Question
-from vpnd.config.network import Membership
+from vpnd.config.schema import Membership
 
 MAX_REQUEST = 64
 

@@ -13,8 +13,7 @@ import trio
 from own_world import NobodyAnswers, OwnWorld, key_of, on_a_made_up_clock, peer_id_of, trio_ms
 
 from vpnd.api.messages import Request
-from vpnd.config.schema import Network
-from vpnd.config.streams import Retry
+from vpnd.config.schema import Network, Retry
 from vpnd.control.membership import NetworkService
 from vpnd.control.renewing import Renewing
 from vpnd.control.requests import Requests

@@ -10,7 +10,7 @@ import pytest
 import trio
 from own_world import NobodyAnswers, OwnWorld, on_a_made_up_clock, trio_ms
 
-from vpnd.config.streams import Retry
+from vpnd.config.schema import Retry
 from vpnd.control.gossiping import Gossiping
 
 

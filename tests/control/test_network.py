@@ -12,7 +12,7 @@ import pytest
 from control_harness import eventually
 from network_harness import NetworkNode
 
-from vpnd.config.network import Discovery
+from vpnd.config.schema import Discovery
 from vpnd.errors import RefusedError
 from vpnd.membership import token as tokens
 

@@ -31,8 +31,7 @@ from network_harness import NetworkNode
 from vpnd.adapter.logs import Seldom
 from vpnd.api import messages
 from vpnd.api.reports import OwnAddresses
-from vpnd.config.naming import Registry
-from vpnd.config.schema import Config, Log, Network
+from vpnd.config.schema import Config, Log, Network, Registry
 from vpnd.control.owning import Owning
 
 pytestmark = pytest.mark.root

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from vpnd import peerid
 from vpnd.config.load import from_mapping
-from vpnd.config.naming import Registry
+from vpnd.config.schema import Registry
 from vpnd.discovery.contract import (
     GET_PEER,
     OwnerCache,

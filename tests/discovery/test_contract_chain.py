@@ -22,7 +22,7 @@ import trio
 
 from vpnd import peerid
 from vpnd.adapter.contract import ContractRegistry
-from vpnd.config.naming import Registry
+from vpnd.config.schema import Registry
 from vpnd.discovery.contract import RegistryError
 
 PACKAGES = ("ganache@7.9.2", "solc@0.8.30")

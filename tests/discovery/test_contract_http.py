@@ -13,7 +13,7 @@ import trio.testing
 
 from vpnd import peerid
 from vpnd.adapter.contract import ContractRegistry
-from vpnd.config.naming import Registry
+from vpnd.config.schema import Registry
 from vpnd.discovery.contract import RegistryError
 
 PEER = peerid.from_public_key(bytes(32))

@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from vpnd.config.naming import Registry
-from vpnd.config.schema import Peer
+from vpnd.config.schema import Peer, Registry
 from vpnd.discovery.ownership import NEVER, Ownership
 from vpnd.discovery.registry import CompositeRegistry, Member
 

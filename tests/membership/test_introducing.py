@@ -15,8 +15,7 @@ from trio.testing import MockClock
 from vpnd.adapter.dial import DialError
 from vpnd.adapter.guests import INTRODUCE
 from vpnd.adapter.logs import Seldom
-from vpnd.config.network import Discovery
-from vpnd.config.schema import Config
+from vpnd.config.schema import Config, Discovery
 from vpnd.control.introducing import Introducing
 from vpnd.control.state import OwnNetwork
 from vpnd.membership import enrolment, introduction, network

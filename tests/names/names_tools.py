@@ -8,7 +8,7 @@ import dns.message
 import dns.name
 import dns.rdatatype
 
-from vpnd.config.naming import Dns
+from vpnd.config.schema import Dns
 from vpnd.names.members import MemberTable
 from vpnd.names.zone import Zone
 

@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from vpnd.api.reports import OwnAddresses
-from vpnd.config.naming import Dns
+from vpnd.config.schema import Dns
 from vpnd.control.naming import NameService
 from vpnd.discovery.registry import Member
 from vpnd.errors import ProtocolViolation

@@ -16,7 +16,7 @@ import trio
 import trio.testing
 from names_tools import make_zone, rows
 
-from vpnd.config.naming import Dns
+from vpnd.config.schema import Dns
 from vpnd.control.names import NameServer
 
 A = {"a.home.vpn. A 10.86.0.1"}

@@ -18,7 +18,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from names_tools import MEMBERS, PREFIXES, ask, make_zone, rows, table
 
-from vpnd.config.naming import Dns
+from vpnd.config.schema import Dns
 from vpnd.names.zone import HEADER, Zone
 
 NOERROR, NXDOMAIN, REFUSED = dns.rcode.NOERROR, dns.rcode.NXDOMAIN, dns.rcode.REFUSED

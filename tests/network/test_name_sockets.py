@@ -11,7 +11,7 @@ import pytest
 from supervisor.network.names import Names
 from vpnd.api import messages
 from vpnd.api.reports import OwnAddresses
-from vpnd.config.naming import Dns
+from vpnd.config.schema import Dns
 from vpnd.names import resolved
 from vpnd.names.resolved import CommandFailed, Resolved
 

@@ -10,8 +10,7 @@ from shards.counters import Counts
 from shards.flow.fair import FairQueue
 from shards.flow.flows import Chunk, Flow
 from vpnd.config.live import Live
-from vpnd.config.schema import Config, Worker
-from vpnd.config.streams import Session
+from vpnd.config.schema import Config, Session, Worker
 from vpnd.packet.record import PACKET_OFFSET
 
 SOURCE, DESTINATION = number_of("10.86.0.1"), number_of("10.86.0.2")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from shards.session.health import Health, Verdict
 from vpnd.config.live import Live
 from vpnd.config.schema import Config
-from vpnd.config.streams import Health as Settings
+from vpnd.config.schema import Health as Settings
 
 NOTHING, PROBE, SUSPECT, RECOVERED, DEAD = Verdict
 INTERVAL_S, TIMEOUT_S, URGENT_S = 5.0, 2.0, 0.5

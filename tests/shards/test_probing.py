@@ -11,8 +11,7 @@ import pytest
 from test_shard_process import CONFIG, A, B, join, joined, packet, two_shards
 
 from vpnd.api import messages
-from vpnd.config.schema import Config
-from vpnd.config.streams import Health, Multiplexer
+from vpnd.config.schema import Config, Health, Multiplexer
 
 TIMEOUT_S = 0.3
 IMPATIENT: Config = msgspec.structs.replace(CONFIG, health=Health(interval=60.0, timeout=TIMEOUT_S))

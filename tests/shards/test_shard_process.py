@@ -17,9 +17,7 @@ import msgspec
 import pytest
 
 from vpnd.api import channel, messages, parts
-from vpnd.config.naming import Registry
-from vpnd.config.schema import Config, Metrics, Process, Worker
-from vpnd.config.streams import Session
+from vpnd.config.schema import Config, Metrics, Process, Registry, Session, Worker
 from vpnd.metrics import SHARD_COUNTERS, create_page
 from vpnd.packet import ring
 from vpnd.packet.record import LENGTH, PACKET_OFFSET, VNET_BYTES

@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from shards.session.transport import TCP_DELACK_MAX_US, TCP_NOTSENT_LOWAT, TCP_RTO_MIN_US, tune
-from vpnd.config.streams import Session
+from vpnd.config.schema import Session
 
 
 @pytest.mark.setting("session.not_sent_lowat_bytes", "session.user_timeout", "session.congestion_control")

@@ -11,8 +11,7 @@ from test_sources import EXIT, StandIn
 
 from shards.peer.table import PeerTable, Unowned
 from vpnd.config.live import Live
-from vpnd.config.naming import Registry
-from vpnd.config.schema import Config
+from vpnd.config.schema import Config, Registry
 
 
 def number(last: int) -> int:

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from random import Random
 
 from simulation.clock import VirtualLoop, Watched
-from vpnd.config.streams import Session
+from vpnd.config.schema import Session
 
 #: After an outage: until the sender tries again.
 RETRANSMIT_S = 0.2

@@ -10,8 +10,17 @@ from msgspec import structs
 from simulation.network import Connection
 from simulation.node import Node
 from simulation.world import SMALL_PORTS, World
-from vpnd.config.schema import P2P, Config, Worker
-from vpnd.config.streams import CircuitBreaker, Health, Multiplexer, Retry, Session, StreamPool
+from vpnd.config.schema import (
+    P2P,
+    CircuitBreaker,
+    Config,
+    Health,
+    Multiplexer,
+    Retry,
+    Session,
+    StreamPool,
+    Worker,
+)
 
 BULK_PORTS = range(100, 104)
 #: Soon, for a packet of a small flow between two nodes nothing is wrong with.

@@ -8,7 +8,7 @@ import pytest
 
 from simulation.network import FakeTransport
 from simulation.stage import Stage, stage
-from vpnd.config.streams import Session
+from vpnd.config.schema import Session
 
 #: So small that a batch is written to the sockets while it is gone through.
 SMALL = {"send_buffer_bytes": Session().control_reserve_bytes + (1 << 17)}

@@ -8,7 +8,7 @@ import pytest
 
 from supervisor.network.netlink import NetlinkError
 from supervisor.network.routes import NetworkSetup
-from vpnd.config.streams import Retry
+from vpnd.config.schema import Retry
 
 SETTINGS = Retry(max_attempts=4, initial_interval=0.5, max_interval=1.0)
 

@@ -14,8 +14,7 @@ from supervisor.network.tun import Tun
 from supervisor.overlay import Overlay
 from vpnd.api.reports import OwnAddresses
 from vpnd.config.live import Live
-from vpnd.config.network import Membership
-from vpnd.config.schema import Config, Network, Peer
+from vpnd.config.schema import Config, Membership, Network, Peer
 from vpnd.errors import ConfigError
 from vpnd.mode import Mode
 

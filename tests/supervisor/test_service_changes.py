@@ -17,8 +17,7 @@ import pytest
 from lab import Lab, inside
 
 from supervisor.service import VPNService
-from vpnd.config.schema import P2P, Config, Log, Network, Worker
-from vpnd.config.streams import Health, Retry
+from vpnd.config.schema import P2P, Config, Health, Log, Network, Retry, Worker
 from vpnd.errors import AlreadyRunningError, ConfigError, VpndError
 
 pytestmark = pytest.mark.root

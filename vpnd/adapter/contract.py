@@ -16,7 +16,7 @@ from collections.abc import Callable
 import httpx
 import trio
 
-from vpnd.config.naming import Registry
+from vpnd.config.schema import Registry
 from vpnd.discovery.contract import (
     Owner,
     OwnerCache,

@@ -35,7 +35,7 @@ from multiaddr import Multiaddr
 
 from vpnd.adapter.host import Host
 from vpnd.adapter.notifee import Notifee
-from vpnd.config.network import Discovery
+from vpnd.config.schema import Discovery
 from vpnd.discovery.keys import PREFIX, dht_key
 from vpnd.discovery.lookup import Found
 from vpnd.discovery.records import RecordRules

@@ -17,7 +17,7 @@ from collections.abc import Callable
 import psutil
 import trio
 
-from vpnd.config.network import Discovery
+from vpnd.config.schema import Discovery
 from vpnd.discovery import localnet
 from vpnd.errors import RemoteProtocolError
 

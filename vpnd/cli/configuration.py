@@ -8,8 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from vpnd.cli.options import ConfigOption, StateDirOption, Where, where
-from vpnd.config import load, template
+from vpnd.config import load, paths
 from vpnd.config.fields import PEERS, tables
+from vpnd.config.reference import as_toml, json_schema, template
+from vpnd.config.reference import reference as reference_text
 from vpnd.errors import ConfigError, PrivilegeError
 
 app = typer.Typer(help="Check, show and make configurations.", no_args_is_help=True, rich_markup_mode=None)
@@ -43,7 +45,7 @@ def show(
     """Print every setting with the value in force."""
     loaded = _load(where(context, config, state_dir))
     if not as_json:
-        typer.echo(template.as_toml(loaded.config), nl=False)
+        typer.echo(as_toml(loaded.config), nl=False)
         return
     import orjson
 
@@ -78,28 +80,24 @@ def schema(config: ConfigOption = None, state_dir: StateDirOption = None) -> Non
     """Print a JSON Schema of the configuration file."""
     import orjson
 
-    from vpnd.config.reference import json_schema
-
     typer.echo(orjson.dumps(json_schema(), option=orjson.OPT_INDENT_2).decode())
 
 
 @app.command()
 def reference(config: ConfigOption = None, state_dir: StateDirOption = None) -> None:
     """Print docs/configuration.md."""
-    from vpnd.config.reference import reference as text
-
-    typer.echo(text(), nl=False)
+    typer.echo(reference_text(), nl=False)
 
 
 @app.command()
 def init(context: typer.Context, config: ConfigOption = None, state_dir: StateDirOption = None) -> None:
     """Write a commented configuration that says nothing yet; never overwrites one."""
     place = where(context, config, state_dir)
-    file = load.places(place.config_file, place.state_dir, os.environ).config_file
+    file = paths.places(place.config_file, place.state_dir, os.environ).config_file
     try:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with open(file, "x", encoding="utf-8") as stream:
-            stream.write(template.template())
+            stream.write(template())
     except FileExistsError:
         raise ConfigError(
             f"{file}: is there already and is not overwritten; edit it or move it away"

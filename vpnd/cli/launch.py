@@ -69,7 +69,7 @@ def _announce(line: str) -> None:
     print(line, flush=True)
 
 
-def detached(config: Config, places: load.Places, overrides: Mapping[str, object], token: str) -> None:
+def detached(config: Config, places: paths.Places, overrides: Mapping[str, object], token: str) -> None:
     """Start the node in a session of its own, to join by `token` if there is one; return when it answers as ready.
 
     Its output goes to the log file in the state directory. Raises VpndError with its last error and exit
@@ -111,7 +111,7 @@ def detached(config: Config, places: load.Places, overrides: Mapping[str, object
         print("vpnd: next: `vpnd invite` prints a token; on the other machine: vpnd start --join TOKEN")
 
 
-def _command(places: load.Places, overrides: Mapping[str, object], token: str) -> list[str]:
+def _command(places: paths.Places, overrides: Mapping[str, object], token: str) -> list[str]:
     # -P: the current directory is no place for modules
     command = [sys.executable, "-P", "-m", "vpnd", "start"]
     if places.named == "--config":
@@ -122,7 +122,7 @@ def _command(places: load.Places, overrides: Mapping[str, object], token: str) -
     return command + ["--join", "-"] if token else command
 
 
-def _environment(places: load.Places) -> dict[str, str]:
+def _environment(places: paths.Places) -> dict[str, str]:
     """That of this process, with paths made absolute and this very vpnd found."""
     environment = dict(os.environ)
     environment["VPND_STATE_DIR"] = str(places.state_dir)

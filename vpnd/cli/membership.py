@@ -14,7 +14,7 @@ import typer
 
 from vpnd.cli.options import ConfigOption, StateDirOption, Where, load_tables, where
 from vpnd.cli.running import JsonOption, echo_json
-from vpnd.config import durations, paths
+from vpnd.config import paths, values
 from vpnd.errors import ConfigError, NotRunningError, RefusedError, VpndError
 
 WhoArgument = Annotated[
@@ -99,7 +99,7 @@ def _seconds(text: str | None) -> float | None:
     if text is None:
         return None
     try:
-        seconds = durations.parse_duration(text)
+        seconds = values.parse_duration(text)
     except ValueError as error:
         raise ConfigError(f"--expires {text}: {error}") from None
     if seconds <= 0:

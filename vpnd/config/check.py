@@ -6,18 +6,20 @@ itself is judged here by its default, so an empty text stands for "not known" ev
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import os
 from collections.abc import Iterator
 from typing import Protocol
 
 from vpnd.config import multiaddrs, paths
-from vpnd.config.address import DEFAULT_NETWORK
 from vpnd.config.schema import Config, Peer
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Prefix = ipaddress.IPv4Network | ipaddress.IPv6Network
 
+#: Where the virtual IP of a node is taken from whose configuration names none; a part of 10.0.0.0/8 few networks use.
+DEFAULT_NETWORK = ipaddress.IPv4Network("10.86.0.0/16")
 #: Linux sockaddr_un.sun_path is 108 bytes with the closing zero byte.
 MAX_SOCKET_PATH = 107
 #: RFC 8200 section 5: no IPv6 link may have a smaller MTU.
@@ -48,6 +50,18 @@ def check_identity(config: Config, peer_id: str, report: Report) -> None:
     for place, peer in enumerate(config.peers):
         if peer.peer_id == peer_id:
             report(f"peers[{place}].peer_id", peer_id, "is this node itself; remove this [[peers]] entry")
+
+
+def default_virtual_ip(peer_id: str) -> str:
+    """An address of `DEFAULT_NETWORK` that depends on the peer id alone.
+
+    Its last byte is never 0 or 255, so it is a host's address in every subnet from /16 to /24. Two of 65,024
+    possible addresses may coincide (among 300 nodes with probability one half): then one of the two nodes
+    sets network.virtual_ip.
+    """
+    digest = hashlib.sha256(peer_id.encode()).digest()
+    third, fourth = digest[0], 1 + int.from_bytes(digest[1:9]) % 254
+    return str(DEFAULT_NETWORK.network_address + (third << 8) + fourth)
 
 
 def subnet(config: Config) -> Prefix:

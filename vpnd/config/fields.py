@@ -1,6 +1,6 @@
 """The settings as data: every key of every table, read off the Structs of `schema`.
 
-`load`, `reference` and `template` walk this instead of naming settings a second time.
+`load`, `reference` and `changes` walk this instead of naming settings a second time.
 """
 
 from __future__ import annotations
@@ -9,30 +9,21 @@ import functools
 import typing
 
 import msgspec
-from msgspec import Meta
 
 from vpnd.config import schema
+from vpnd.config.setting import REQUIRED, Setting, Table
 
 #: The one table of which there may be many: [[peers]].
 PEERS = "peers"
 
 
-class Field(msgspec.Struct, frozen=True, kw_only=True):
-    """One key. `base` is int, float, str or bool; `many` means a list of them.
-
-    `unit` is the kind of value (see the functions of `schema`); `default` is `msgspec.NODEFAULT` for a key
-    that must be given.
-    """
+class Field(Setting, frozen=True, kw_only=True):
+    """One key and what is declared of it. `base` is int, float, str or bool; `many` means a list of them."""
 
     table: str
     key: str
     base: type
     many: bool
-    unit: str
-    least: float | None
-    most: float | None
-    description: str
-    default: object
 
     @property
     def path(self) -> str:
@@ -57,10 +48,10 @@ class Field(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def required(self) -> bool:
         """True when there is no default."""
-        return self.default is msgspec.NODEFAULT
+        return self.default is REQUIRED
 
 
-def struct_of(table: str) -> type[schema.Table]:
+def struct_of(table: str) -> type[Table]:
     """The Struct behind a table's name."""
     return schema.Peer if table == PEERS else typing.get_type_hints(schema.Config)[table]
 
@@ -77,22 +68,11 @@ def all_settings() -> list[Field]:
     return [field for name, keys in tables().items() if name != PEERS for field in keys.values()]
 
 
-def _fields_of(table: str, struct: type[schema.Table]) -> dict[str, Field]:
-    hints = typing.get_type_hints(struct, include_extras=True)
+def _fields_of(table: str, struct: type[Table]) -> dict[str, Field]:
+    hints = typing.get_type_hints(struct)
     found = {}
-    for info in msgspec.structs.fields(struct):
-        value_type, *annotations = typing.get_args(hints[info.name])
-        meta = next(note for note in annotations if isinstance(note, Meta))
-        many = typing.get_origin(value_type) is tuple
-        found[info.name] = Field(
-            table=table,
-            key=info.name,
-            base=typing.get_args(value_type)[0] if many else value_type,
-            many=many,
-            unit=(meta.extra or {})["unit"],
-            least=meta.ge,
-            most=meta.le,
-            description=meta.description or "",
-            default=info.default,
-        )
+    for key, setting in struct.settings.items():
+        many = typing.get_origin(hints[key]) is tuple
+        base = typing.get_args(hints[key])[0] if many else hints[key]
+        found[key] = Field(table=table, key=key, base=base, many=many, **msgspec.structs.asdict(setting))
     return found

@@ -11,14 +11,12 @@ import json
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import msgspec
 
 from vpnd import trust
-from vpnd.config import durations, fields, paths, values
-from vpnd.config.address import default_virtual_ip
-from vpnd.config.check import check, check_identity
+from vpnd.config import fields, paths, values
+from vpnd.config.check import check, check_identity, default_virtual_ip
 from vpnd.config.fields import PEERS, Field
 from vpnd.config.schema import Config, Peer
 from vpnd.errors import ConfigError, PrivilegeError
@@ -37,32 +35,12 @@ FLAGS = {"worker.shards": "--shards", "network.interface": "--interface", "log.l
 _PLACE_VARIABLES = {"VPND_CONFIG", "VPND_STATE_DIR"}
 
 
-class Places(NamedTuple):
-    """Where the node lives, before anything is read. `named`: the flag or variable that chose the file."""
-
-    state_dir: Path
-    config_file: Path
-    named: str
-
-
 class Loaded(msgspec.Struct, frozen=True, kw_only=True):
     """A configuration and the origin of each value: setting's path -> "default", file, variable or flag."""
 
     config: Config
     origins: dict[str, str]
-    places: Places
-
-
-def places(config_file: Path | None, state_dir: Path | None, environ: Mapping[str, str]) -> Places:
-    """The state directory and the configuration file; a flag wins over its variable."""
-    home = state_dir or Path(environ.get("VPND_STATE_DIR") or paths.DEFAULT_STATE_DIR)
-    # absolute, because the daemon and its children may run in another directory
-    home = Path.cwd() / home
-    if config_file:
-        return Places(home, config_file, "--config")
-    if environ.get("VPND_CONFIG"):
-        return Places(home, Path(environ["VPND_CONFIG"]), "VPND_CONFIG")
-    return Places(home, home / paths.CONFIG_FILE_NAME, "")
+    places: paths.Places
 
 
 def load(
@@ -92,7 +70,7 @@ def load_with_origins(
     defaults), and so is a file that VPND_CONFIG names and that is yet to be written: a peer id can be asked
     for before the configuration that needs it is complete.
     """
-    where = places(config_file, state_dir, environ)
+    where = paths.places(config_file, state_dir, environ)
     is_default = where.config_file.absolute() == where.state_dir / paths.CONFIG_FILE_NAME
     may_miss = where.named == "" or (where.named == "VPND_CONFIG" and (is_default or bool(only)))
     trust.check(where.state_dir, "state directory")
@@ -111,7 +89,7 @@ def from_mapping(
     environ: Mapping[str, str] | None = None,
 ) -> Config:
     """As `load`, from tables in memory, written as TOML would give them, instead of a file."""
-    reader = _Reader(places(None, state_dir, environ or {}), frozenset())
+    reader = _Reader(paths.places(None, state_dir, environ or {}), frozenset())
     reader.take_mapping("configuration", mapping)
     reader.take_environment(environ or {})
     reader.take_overrides(overrides or {})
@@ -145,7 +123,7 @@ def complete(
     return config
 
 
-def _read(where: Places, may_miss: bool) -> Mapping[str, object]:
+def _read(where: paths.Places, may_miss: bool) -> Mapping[str, object]:
     file = where.config_file
     trust.check(file.absolute(), "configuration file")
     try:
@@ -184,7 +162,7 @@ def _reporter(problems: list[str], origins: Mapping[str, str]) -> Callable[[str,
     def report(path: str, value: object, text: str) -> None:
         field = _field_of(path)
         if field and field.unit == "duration" and isinstance(value, float):
-            value = durations.format_duration(value)
+            value = values.format_duration(value)
         problems.append(problem_line(origins.get(path, "configuration"), path, value, text))
 
     return report
@@ -203,7 +181,7 @@ def suggestion(word: str, known: Iterable[str], close: float = _CLOSE) -> str:
 class _Reader:
     """Takes the layers, lowest first; `finish` gives the configuration or raises all that was wrong."""
 
-    def __init__(self, where: Places, only: frozenset[str]) -> None:
+    def __init__(self, where: paths.Places, only: frozenset[str]) -> None:
         self._where = where
         self._only = only
         self._problems: list[str] = []
@@ -264,7 +242,7 @@ class _Reader:
                 self._problem(origin, path, raw, str(refusal))
         for key, field in known.items():
             if field.required and key not in entry:
-                text = f'is missing; add {key} = "…" to this [[peers]] entry: {field.description}'
+                text = f'is missing; add {key} = "…" to this [[peers]] entry: {field.meaning}'
                 self._problem(origin, f"{PEERS}[{place}].{key}", "", text)
         return Peer(**taken)  # type: ignore[arg-type]  # converted field by field
 

@@ -1,8 +1,10 @@
-"""Where a node's files are: paths in the configuration are relative to its state directory."""
+"""Where a node's files are: the configuration file, and what lies in the state directory."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from vpnd.config.schema import Config
 
@@ -11,6 +13,26 @@ CONFIG_FILE_NAME = "vpnd.toml"
 LOG_FILE_NAME = "vpnd.log"
 LOCK_FILE_NAME = "vpnd.lock"
 NETWORK_DIR_NAME = "network"
+
+
+class Places(NamedTuple):
+    """Where the node lives, before anything is read. `named`: the flag or variable that chose the file."""
+
+    state_dir: Path
+    config_file: Path
+    named: str
+
+
+def places(config_file: Path | None, state_dir: Path | None, environ: Mapping[str, str]) -> Places:
+    """The state directory and the configuration file; a flag wins over its variable."""
+    home = state_dir or Path(environ.get("VPND_STATE_DIR") or DEFAULT_STATE_DIR)
+    # absolute, because the daemon and its children may run in another directory
+    home = Path.cwd() / home
+    if config_file:
+        return Places(home, config_file, "--config")
+    if environ.get("VPND_CONFIG"):
+        return Places(home, Path(environ["VPND_CONFIG"]), "VPND_CONFIG")
+    return Places(home, home / CONFIG_FILE_NAME, "")
 
 
 def identity_file(config: Config) -> Path:

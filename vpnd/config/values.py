@@ -1,25 +1,25 @@
-"""One value at a time: what is written for a key becomes what the Struct holds, or is refused.
+"""One value at a time: what is written for a key becomes what the Struct holds, or is refused; and back.
 
 `Refused` carries the reason and, after a semicolon, the remedy; `load` puts file, key and value before it.
-Text is checked by the kind its field names in `schema.text`. Nothing here looks at a second field: that is
-`check`.
+Durations are written "250ms", "30s", sizes "4MiB". Nothing here looks at a second setting: that is `check`.
 """
 
 from __future__ import annotations
 
 import ipaddress
+import json
 import math
 import pwd
 import re
 import urllib.parse
 from collections.abc import Callable
+from decimal import Decimal
 
 from vpnd import peerid
-from vpnd.config import durations, multiaddrs
+from vpnd.config import multiaddrs
 from vpnd.config.fields import Field
 from vpnd.config.multiaddrs import Refused
 from vpnd.packet.record import MAX_RECORD_BYTES
-from vpnd.session import AESGCM, CHACHAPOLY
 
 #: Linux IFNAMSIZ is 16 with the closing zero byte.
 MAX_INTERFACE_NAME = 15
@@ -28,9 +28,6 @@ MAX_NAME = 63
 #: A ring has room for at least so many of the largest records.
 RECORDS_IN_RING = 4
 
-LEVELS = ("debug", "info", "warning", "error")
-CIPHERS = ("auto", AESGCM, CHACHAPOLY)
-REGISTRIES = ("static", "contract")
 _SWITCHES = {
     "true": True,
     "yes": True,
@@ -75,7 +72,9 @@ def _convert_one(field: Field, raw: object, text_form: bool) -> object:
         _check_range(field, value)
     # an empty text means "not set" and is only good where that is the default
     may_be_empty = field.default == ""
-    if isinstance(value, str) and (value or not may_be_empty):
+    if field.choices:
+        value = _choice(value, field.choices)
+    elif isinstance(value, str) and (value or not may_be_empty):
         value = _TEXT_KINDS[field.unit](value)
     if field.path == "worker.ring_bytes":
         _check_ring(value)
@@ -83,15 +82,11 @@ def _convert_one(field: Field, raw: object, text_form: bool) -> object:
 
 
 def _check_range(field: Field, value: float) -> None:
-    def written(limit: float) -> str:
-        if field.unit == "duration":
-            return durations.format_duration(float(limit))
-        return durations.format_size(int(limit)) if field.unit == "size" else f"{limit:g}"
-
     if field.least is None or field.most is None or field.least <= value <= field.most:
         return
-    limit = f"at least {written(field.least)}" if value < field.least else f"at most {written(field.most)}"
-    raise Refused(f"must be {limit}; give a value from {written(field.least)} to {written(field.most)}")
+    least, most = (toml_value(field, limit).strip('"') for limit in (field.least_value, field.most_value))
+    limit = f"at least {least}" if value < field.least else f"at most {most}"
+    raise Refused(f"must be {limit}; give a value from {least} to {most}")
 
 
 def _check_ring(value: object) -> None:
@@ -100,7 +95,7 @@ def _check_ring(value: object) -> None:
     least = RECORDS_IN_RING * MAX_RECORD_BYTES
     power = 1 << (max(value, least) - 1).bit_length()
     if value & (value - 1) or value < least:
-        raise Refused(f'must be a power of two, at least {least}; write "{durations.format_size(power)}"')
+        raise Refused(f'must be a power of two, at least {least}; write "{format_size(power)}"')
 
 
 def _integer(raw: object, text_form: bool) -> int:
@@ -134,7 +129,7 @@ def _switch(raw: object, text_form: bool) -> bool:
 def _duration(raw: object, text_form: bool) -> float:
     if isinstance(raw, str):
         try:
-            return durations.parse_duration(raw.strip())
+            return parse_duration(raw.strip())
         except ValueError as error:
             raise Refused(str(error)) from None
     if isinstance(raw, int | float) and not isinstance(raw, bool):
@@ -149,7 +144,7 @@ def _size(raw: object, text_form: bool) -> int:
         if text_form and raw.strip().isascii() and raw.strip().isdigit():
             return int(raw)
         try:
-            return durations.parse_size(raw.strip())
+            return parse_size(raw.strip())
         except ValueError as error:
             raise Refused(str(error)) from None
     raise Refused('must be a size; write it like "4MiB"')
@@ -187,6 +182,13 @@ def _interface(value: str) -> str:
     if value in (".", "..", "all", "default", "lo"):  # "all" and "default" are taken by net.ipv4.conf
         raise Refused('is taken by the system; write for example "vpnd0"')
     return value
+
+
+def _choice(value: object, choices: tuple[str, ...]) -> str:
+    word = str(value).lower()
+    if word not in choices:
+        raise Refused(f"must be one of {', '.join(choices)}")
+    return word
 
 
 def _ip(value: str) -> str:
@@ -247,24 +249,6 @@ def _host_port(value: str) -> str:
     return value
 
 
-def _level(value: str) -> str:
-    if value.lower() not in LEVELS:
-        raise Refused(f"must be one of {', '.join(LEVELS)}")
-    return value.lower()
-
-
-def _cipher(value: str) -> str:
-    if value.lower() not in CIPHERS:
-        raise Refused(f"must be one of {', '.join(CIPHERS)}")
-    return value.lower()
-
-
-def _registry(value: str) -> str:
-    if value.lower() not in REGISTRIES:
-        raise Refused(f"must be one of {', '.join(REGISTRIES)}")
-    return value.lower()
-
-
 def _url(value: str) -> str:
     try:
         parts = urllib.parse.urlsplit(value)
@@ -307,9 +291,74 @@ _TEXT_KINDS: dict[str, Callable[[str], str]] = {
     "peer_id": _peer_id,
     "user": _user,
     "host_port": _host_port,
-    "level": _level,
-    "cipher": _cipher,
-    "registry": _registry,
     "url": _url,
     "contract_address": _contract_address,
 }
+
+# --- as text, and from it
+
+#: Seconds in each unit, longest first.
+_DURATION_UNITS = {"h": Decimal(3600), "m": Decimal(60), "s": Decimal(1), "ms": Decimal("0.001")}
+#: Bytes in each unit, largest first.
+_SIZE_UNITS = {"GiB": 1 << 30, "MiB": 1 << 20, "KiB": 1 << 10, "B": 1}
+
+DURATION_PATTERN = r"[0-9]+(\.[0-9]+)?(ms|s|m|h)"
+SIZE_PATTERN = r"[0-9]+(B|KiB|MiB|GiB)"
+
+_duration_form = re.compile(
+    rf"(?P<number>[0-9]+(?:\.[0-9]+)?)(?P<unit>{'|'.join(_DURATION_UNITS)})", re.ASCII
+)
+_size_form = re.compile(rf"(?P<number>[0-9]+)(?P<unit>{'|'.join(_SIZE_UNITS)})", re.ASCII)
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of "250ms", "1.5s", "5m" or "1h": one number, one unit. Raises ValueError."""
+    match = _duration_form.fullmatch(text)
+    if not match:
+        raise ValueError('is not a duration; write it like "250ms", "30s", "5m" or "1h"')
+    return float(Decimal(match["number"]) * _DURATION_UNITS[match["unit"]])
+
+
+def parse_size(text: str) -> int:
+    """Bytes of "512KiB", "4MiB", "1GiB" or "65536B". Raises ValueError."""
+    match = _size_form.fullmatch(text)
+    if not match:
+        raise ValueError('is not a size; write it like 65536, "512KiB", "4MiB" or "1GiB"')
+    return int(match["number"]) * _SIZE_UNITS[match["unit"]]
+
+
+def format_duration(seconds: float) -> str:
+    """The longest unit that needs no fraction: 90.0 is "90s", 300.0 is "5m", 0.25 is "250ms", 0.0 is "0s"."""
+    exact = Decimal(repr(seconds))
+    if not exact:
+        return "0s"
+    for unit, length in _DURATION_UNITS.items():
+        if exact % length == 0:
+            return f"{int(exact / length)}{unit}"
+    return f"{exact / _DURATION_UNITS['ms']:f}ms"
+
+
+def format_size(count: int) -> str:
+    """The largest unit that needs no fraction: 4194304 is "4MiB", 1000 is "1000B"."""
+    for unit, length in _SIZE_UNITS.items():
+        if count % length == 0 and (count or unit == "B"):
+            return f"{count // length}{unit}"
+    raise ValueError(f"{count} is not a number of bytes")
+
+
+def toml_value(field: Field, value: object) -> str:
+    """One value as the file would have it."""
+    if field.many and isinstance(value, list | tuple):
+        return "[" + ", ".join(json.dumps(item, ensure_ascii=False) for item in value) + "]"
+    if field.unit == "duration" and isinstance(value, int | float):
+        return f'"{format_duration(float(value))}"'
+    if field.unit == "size" and isinstance(value, int):
+        return f'"{format_size(value)}"'
+    return json.dumps(value, ensure_ascii=False)  # TOML's basic strings, numbers and booleans are JSON's
+
+
+def limits(field: Field) -> str:
+    """The values a number may have, in words; empty for everything else."""
+    if field.least is None or field.most is None:
+        return ""
+    return f"{toml_value(field, field.least_value)} to {toml_value(field, field.most_value)}".replace('"', "")

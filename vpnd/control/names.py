@@ -17,7 +17,7 @@ from typing import Protocol
 
 import trio
 
-from vpnd.config.naming import Dns
+from vpnd.config.schema import Dns
 
 #: RFC 1035 section 4.2.2: the length before each message over TCP.
 LENGTH_BYTES = 2

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 import trio
 
 from vpnd.api.reports import OwnAddresses
-from vpnd.config.naming import Dns
+from vpnd.config.schema import Dns
 from vpnd.control.names import NameServer
 from vpnd.discovery.registry import Member
 from vpnd.errors import ProtocolViolation

@@ -19,7 +19,7 @@ from collections import OrderedDict
 import msgspec
 
 from vpnd import peerid
-from vpnd.config.naming import Registry
+from vpnd.config.schema import Registry
 from vpnd.errors import VpndError
 from vpnd.printable import printable
 

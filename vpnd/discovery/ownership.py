@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
-from vpnd.config.naming import Registry
+from vpnd.config.schema import Registry
 from vpnd.discovery.registry import CONFIGURATION, Member
 from vpnd.resilience.backoff import Backoff
 

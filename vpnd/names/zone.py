@@ -35,7 +35,7 @@ from dns.rdtypes.ANY.SOA import SOA
 from dns.rdtypes.IN.A import A
 from dns.rdtypes.IN.AAAA import AAAA
 
-from vpnd.config.naming import Dns
+from vpnd.config.schema import Dns
 from vpnd.names.members import Address, Members
 from vpnd.names.reverse import Network, Place, locate
 

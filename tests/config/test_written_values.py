@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vpnd.config import durations
+from vpnd.config import values
 
 DURATIONS = [
     ("milliseconds", "250ms", 0.25),
@@ -20,8 +20,8 @@ DURATIONS = [
 
 @pytest.mark.parametrize(("what", "text", "seconds"), DURATIONS, ids=[row[0] for row in DURATIONS])
 def test_a_duration_is_read_and_written(what, text, seconds):
-    assert durations.parse_duration(text) == seconds
-    assert durations.parse_duration(durations.format_duration(seconds)) == seconds
+    assert values.parse_duration(text) == seconds
+    assert values.parse_duration(values.format_duration(seconds)) == seconds
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ def test_a_duration_is_read_and_written(what, text, seconds):
 )
 def test_what_is_no_duration_is_refused(text):
     with pytest.raises(ValueError, match="30s"):
-        durations.parse_duration(text)
+        values.parse_duration(text)
 
 
 @pytest.mark.parametrize(
@@ -37,22 +37,22 @@ def test_what_is_no_duration_is_refused(text):
     [("0B", 0), ("65536B", 65536), ("512KiB", 1 << 19), ("4MiB", 1 << 22), ("1GiB", 1 << 30)],
 )
 def test_a_size_is_read_and_written(text, count):
-    assert durations.parse_size(text) == count
-    assert durations.parse_size(durations.format_size(count)) == count
+    assert values.parse_size(text) == count
+    assert values.parse_size(values.format_size(count)) == count
 
 
 @pytest.mark.parametrize("text", ["", "4", "4MB", "4mib", "1.5MiB", "-1KiB", "4 MiB"])
 def test_what_is_no_size_is_refused(text):
     with pytest.raises(ValueError, match="4MiB"):
-        durations.parse_size(text)
+        values.parse_size(text)
 
 
 @given(st.integers(0, 10**9))
 def test_every_millisecond_survives_the_round_trip(milliseconds):
     seconds = milliseconds / 1000
-    assert durations.parse_duration(durations.format_duration(seconds)) == seconds
+    assert values.parse_duration(values.format_duration(seconds)) == seconds
 
 
 @given(st.integers(0, 1 << 50))
 def test_every_size_survives_the_round_trip(count):
-    assert durations.parse_size(durations.format_size(count)) == count
+    assert values.parse_size(values.format_size(count)) == count
