@@ -259,6 +259,7 @@ class Alone:
     children: tuple[()] = ()
 
 
+@pytest.mark.setting("status.sample_interval")
 def test_two_who_ask_get_the_same_right_figure():
     config = Config(status=StatusSettings(sample_interval=0.2))
 
