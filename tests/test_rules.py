@@ -214,11 +214,7 @@ def late_attributes(path: Path) -> list[str]:
     return sorted(late)
 
 
-#: Not so yet.
-KNOTTED = {"vpnd.control.control", "vpnd.control.membership"}
-
-
 @pytest.mark.parametrize("path", SOURCES, ids=[str(path.relative_to(ROOT)) for path in SOURCES])
 def test_an_object_is_complete_when_it_is_made(path):
     """Whoever needs what is not there yet is made later, by a function that returns it finished."""
-    assert late_attributes(path) == [] or module(path) in KNOTTED
+    assert late_attributes(path) == []

@@ -20,6 +20,7 @@ from vpnd.adapter.handoff import Detached
 from vpnd.adapter.host import Host
 from vpnd.adapter.identity import peer_id_of
 from vpnd.adapter.logs import Seldom
+from vpnd.config.live import Live
 from vpnd.config.schema import P2P, Config, Membership, Network, Process
 from vpnd.config.schema import Session as SessionTable
 from vpnd.session import Established
@@ -46,21 +47,24 @@ class Node:
         self.counts: Counter[str] = Counter()
         self.connections = 0
         self.taken: list[Established] = []
-        self.host = Host(
-            keys,
+        self.live = Live(
             Config(
                 p2p=P2P(listen=(listen,), **{"dial_timeout": 2.0, "handshake_timeout": 2.0} | p2p),
                 network=Network(interface="ctvpn0", virtual_ip="10.86.0.1"),
                 session=SessionTable(user_timeout=7.0, cipher=cipher),
                 process=Process(stop_timeout=2.0),
                 membership=membership,
-            ),
+            )
+        )
+        self.host = Host(
+            keys,
+            self.live,
             is_member=lambda peer_id: self.members is None or peer_id in self.members,
-            take_session=self._take,
             count=lambda name: self.counts.update((name,)),
             connections=self._told,
-            seldom=Seldom(logging.getLogger("test"), 60.0, trio.current_time),
+            seldom=Seldom(logging.getLogger("test"), self.live, trio.current_time),
         )
+        self.host.take_sessions(self._take)
 
     def _take(self, detached: Detached) -> None:
         # The descriptor is ours only until we return; keep what can be looked at afterwards.

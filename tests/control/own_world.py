@@ -58,6 +58,9 @@ class NobodyAnswers:
     def open(self, *_: object) -> None:
         """The desk's: nobody comes."""
 
+    def introduce_by(self, introduce: object) -> None:
+        """Nobody turns anybody away."""
+
     def serve(self, *_: object) -> None:
         """Nobody comes."""
 

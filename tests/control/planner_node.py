@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from vpnd.config.live import Live
 from vpnd.config.schema import P2P, CircuitBreaker, Config, Retry
 from vpnd.control.book import SessionBook
 from vpnd.control.dialstate import NEVER, Dial
@@ -36,7 +37,8 @@ class Node:
 
     def __init__(self, own_id: str, *members: Member, config: Config | None = None) -> None:
         self.book = SessionBook(lambda bits: 0)
-        self.planner = Planner(own_id, members, self.book, config or settings(), lambda low, high: high)
+        self.live = Live(config or settings())
+        self.planner = Planner(own_id, members, self.book, self.live, lambda low, high: high)
         self.flying: dict[tuple[str, int], Dial] = {}
 
     def due(self, now_s: float) -> list[tuple[str, int]]:

@@ -16,6 +16,7 @@ from test_discovering import Local
 
 from vpnd.adapter.dht import DhtError
 from vpnd.adapter.mdns import LocalNetwork
+from vpnd.config.live import Live
 from vpnd.config.schema import Discovery
 from vpnd.control import discovering as module
 from vpnd.control.discovering import Discovering
@@ -31,8 +32,8 @@ Body = Callable[[Discovering, OwnWorld], Any]
 
 def discovering(made: OwnWorld, unreachable: tuple[str, ...] = ()) -> Discovering:
     return Discovering(
-        SimpleNamespace(own=made.own, seen=None, learn=None),  # type: ignore[arg-type]
-        made.config,
+        SimpleNamespace(own=made.own, seen=None, learn=None, watch_own=lambda changed: None),  # type: ignore[arg-type]
+        Live(made.config),
         CompositeRegistry(()),
         unreachable=lambda: unreachable,
         count=made.count,

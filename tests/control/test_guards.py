@@ -214,9 +214,9 @@ def test_other_deadlines_hold_for_the_next_dial() -> None:
     async def main() -> None:
         node = Node(dial_timeout=60.0)
         async with running(node), silent(b"") as address:
-            config = node.host._config
+            config = node.live.config
             p2p = msgspec.structs.replace(config.p2p, dial_timeout=0.3)
-            node.host.configure(msgspec.structs.replace(config, p2p=p2p))
+            node.live.take(msgspec.structs.replace(config, p2p=p2p))
             with trio.fail_after(5), pytest.raises(DialError, match=r"no answer within 0\.3 s"):
                 await node.host.dial(address, node.peer_id)
 

@@ -105,7 +105,7 @@ def test_who_is_turned_away_introduces_itself_and_dials_once_more(let_in: bool) 
                 node.members = {stranger.peer_id}
             return let_in
 
-        stranger.host.introduce = introduce
+        stranger.host.introduce_by(introduce)
         async with running(stranger, node):
             to = (node.address,), node.peer_id
             for dial in (

@@ -13,6 +13,7 @@ import trio
 from own_world import NobodyAnswers, OwnWorld, key_of, on_a_made_up_clock, peer_id_of, trio_ms
 
 from vpnd.api.messages import Request
+from vpnd.config.live import Live
 from vpnd.config.schema import Network, Retry
 from vpnd.control.membership import NetworkService
 from vpnd.control.renewing import Renewing
@@ -85,12 +86,11 @@ def test_the_directory_holds_so_many_peer_ids(tmp_path: Path) -> None:
 def test_a_token_is_good_for_so_long(tmp_path: Path) -> None:
     made = world(tmp_path, invite_lifetime=60.0)
     requests = Requests(
-        made.config,
+        Live(made.config),
         SimpleNamespace(own=made.own),  # type: ignore[arg-type]
         CompositeRegistry(()),
+        SimpleNamespace(listen_addresses=lambda: ("/ip4/192.0.2.1/tcp/4001",)),  # type: ignore[arg-type]
         connected=lambda peer_id: False,
-        listen=lambda: ("/ip4/192.0.2.1/tcp/4001",),
-        ping=None,  # type: ignore[arg-type]
         now_ms=made.now_ms,
     )
     answer = trio.run(requests.carry_out, Request(serial=1, command="invite", arguments={}))
@@ -189,8 +189,10 @@ def test_the_directory_is_written_that_often(tmp_path: Path, monkeypatch: pytest
 def service_of(made: OwnWorld) -> NetworkService:
     return NetworkService(
         made.own,
-        made.config,
+        Live(made.config),
         CompositeRegistry(()),
+        NobodyAnswers(),  # type: ignore[arg-type]
+        tell=lambda message: None,
         count=made.count,
         seldom=None,  # type: ignore[arg-type]
         now_ms=made.now_ms,
@@ -208,7 +210,7 @@ def test_a_membership_is_renewed_when_its_share_is_left(tmp_path: Path, share: f
         await made.enter()
         service = service_of(made)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(service.run, NobodyAnswers(), lambda change: None, lambda message: None)
+            nursery.start_soon(service.run)
             await trio.sleep(40.0)
             nursery.cancel_scope.cancel()
         assert bool(made.counts["renewals"]) == renewed
@@ -231,9 +233,10 @@ def test_waits_between_renewals_are_those_of_the_settings_in_force(tmp_path: Pat
         )  # fmt: skip
         b.directory.merge(made.own.directory.statements(), trio_ms())
         host = NobodyAnswers()
+        live = Live(slow)
         renewing = Renewing(
             b,
-            slow,
+            live,
             publish=lambda _: None,
             learn=lambda _: None,
             count=made.count,
@@ -244,9 +247,7 @@ def test_waits_between_renewals_are_those_of_the_settings_in_force(tmp_path: Pat
             nursery.start_soon(renewing.run, host)
             await trio.sleep(1000.0)
             before = len(host.asked)
-            renewing.configure(
-                msgspec.structs.replace(slow, retry=Retry(initial_interval=1.0, max_interval=1.0))
-            )
+            live.take(msgspec.structs.replace(slow, retry=Retry(initial_interval=1.0, max_interval=1.0)))
             await trio.sleep(1600.0)
             nursery.cancel_scope.cancel()
         assert 1 <= before <= 2
@@ -293,6 +294,6 @@ def test_what_members_announce_is_taken_as_the_settings_want(
     made.enrol("b", routes=("10.9.0.0/24", "0.0.0.0/0"))
     service = service_of(made)
     service.enter()
-    known = service._told_routes
+    known = service._announced.known()
     assert set(known.routes) == routes
     assert known.exit_peer == (peer_id_of(exit_peer) if exit_peer else "")

@@ -10,6 +10,7 @@ import pytest
 import trio
 from own_world import NobodyAnswers, OwnWorld, on_a_made_up_clock, trio_ms
 
+from vpnd.config.live import Live
 from vpnd.config.schema import Retry
 from vpnd.control.gossiping import Gossiping
 
@@ -36,10 +37,10 @@ class SilentHost(NobodyAnswers):
         return Stream()
 
 
-def gossiping(made: OwnWorld) -> Gossiping:
+def gossiping(made: OwnWorld, live: Live | None = None) -> Gossiping:
     return Gossiping(
         made.own,
-        made.config,
+        live or Live(made.config),
         act=lambda outcome: None,
         not_admitted=lambda: None,
         count=made.count,
@@ -78,12 +79,13 @@ def test_who_could_not_be_dialed_is_tried_again_when_the_waits_are_others(tmp_pa
         made.config = msgspec.structs.replace(
             made.config, retry=Retry(initial_interval=1e6, max_interval=1e6)
         )
-        neighbours = gossiping(made)
+        live = Live(made.config)
+        neighbours = gossiping(made, live)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(neighbours.run, host)
             await trio.sleep(100.0)
             before = len(host.dialed)
-            neighbours.configure(
+            live.take(
                 msgspec.structs.replace(made.config, retry=Retry(initial_interval=1.0, max_interval=1.0))
             )
             await trio.sleep(100.0)

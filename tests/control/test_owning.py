@@ -31,6 +31,7 @@ from network_harness import NetworkNode
 from vpnd.adapter.logs import Seldom
 from vpnd.api import messages
 from vpnd.api.reports import OwnAddresses
+from vpnd.config.live import Live
 from vpnd.config.schema import Config, Log, Network, Registry
 from vpnd.control.owning import Owning
 
@@ -247,7 +248,7 @@ def test_what_the_contract_is_asked_about(
         in_network=in_network,
         count=lambda name: None,
         gauge=lambda name, value: None,
-        seldom=Seldom(logging.getLogger(), 1.0, lambda: 0.0),
+        seldom=Seldom(logging.getLogger(), Live(listed), lambda: 0.0),
         now_s=lambda: 0.0,
     )
     if in_network:

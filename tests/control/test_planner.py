@@ -246,11 +246,11 @@ def test_other_settings_hold_from_then_on() -> None:
     node = Node("a", member("m"))
     node.planner.shard_ready(0, 0.0)
     node.fail_on(4)
-    node.planner.configure(settings(retry={"initial_interval": 0.5, "max_interval": 0.5}))
+    node.live.take(settings(retry={"initial_interval": 0.5, "max_interval": 0.5}))
     assert node.next_s() < 0, "no wait from before, nor the pace"
     at_s = node.fail_on(3, 20.0)
     assert node.next_s() == at_s + 0.5
-    node.planner.configure(settings(sessions=1, retry={"initial_interval": 0.5, "max_interval": 0.5}))
+    node.live.take(settings(sessions=1, retry={"initial_interval": 0.5, "max_interval": 0.5}))
     assert node.next_s() == at_s + 0.5, "no other [retry], no other wait"
     node.planner.shard_ready(1, at_s)
     assert len(node.due(at_s + 0.5)) == 1

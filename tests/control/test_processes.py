@@ -83,7 +83,7 @@ def test_every_shard_of_both_nodes_gets_a_session(two: Two) -> None:
     assert sorted(session.initiator for session in b_sessions) == [False, False, True]
     a_sessions.append(a_shards[0].session())
     for session in a_sessions:
-        matching = [other for other in b_sessions if other.message.receive_key == session.message.send_key]
+        matching = [other for other in b_sessions if other.state.receive_key == session.state.send_key]
         assert len(matching) == 1
         talk(session, matching[0])
     assert len({session.id for session in a_sessions}) == 3

@@ -13,17 +13,16 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NoReturn
 
 import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from libp2p.crypto.keys import KeyPair
 
 from vpnd.adapter.framing import write_message
-from vpnd.adapter.handoff import Detached
 from vpnd.adapter.host import Host
 from vpnd.adapter.identity import peer_id_of, read_key_pair, signing_key
 from vpnd.adapter.logs import Seldom
+from vpnd.config.live import Live
 from vpnd.config.schema import P2P, Config
 from vpnd.control.gossiping import GOSSIP
 from vpnd.membership.messages import statement_pages
@@ -66,18 +65,14 @@ async def tell(
     fd = os.open(state_dir / "identity.pem", os.O_RDONLY)
     keys = read_key_pair(fd)
     os.close(fd)
-
-    def not_this(session: Detached) -> NoReturn:
-        raise AssertionError("it has no data sessions")
-
+    live = Live(Config(p2p=P2P(listen=("/ip4/127.0.0.1/tcp/0",))))
     host = Host(
         keys,
-        Config(p2p=P2P(listen=("/ip4/127.0.0.1/tcp/0",))),
+        live,
         is_member=lambda _: True,
-        take_session=not_this,
         count=lambda _: None,
         connections=lambda _: None,
-        seldom=Seldom(logging.getLogger("liar"), 60.0, trio.current_time),
+        seldom=Seldom(logging.getLogger("liar"), live, trio.current_time),
     )
     async with host.running():
         stream = await host.open_stream((address,), peer_id, GOSSIP)

@@ -15,6 +15,7 @@ from trio.testing import MockClock
 from vpnd.adapter.dial import DialError
 from vpnd.adapter.guests import INTRODUCE
 from vpnd.adapter.logs import Seldom
+from vpnd.config.live import Live
 from vpnd.config.schema import Config, Discovery
 from vpnd.control.introducing import Introducing
 from vpnd.control.state import OwnNetwork
@@ -41,10 +42,10 @@ class Member:
             self.own.directory.merge(introduction.of_member(world.directory, peer(one)).statements, NOW)
         self.introducing = Introducing(
             self.own,
-            config or Config(),
+            Live(config or Config()),
             act=self._act,
             count=lambda what: self.counts.update((what,)),
-            seldom=Seldom(logging.getLogger("test"), 60.0, lambda: 0.0),
+            seldom=Seldom(logging.getLogger("test"), Live(Config()), lambda: 0.0),
             now_ms=lambda: self.now_ms,
             dice=dice,
         )

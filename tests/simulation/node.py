@@ -40,7 +40,7 @@ class Node:
         self._most_sessions = config.multiplexer.max_sessions
         self._most_streams = config.stream_pool.max_streams_per_peer
         self.book = SessionBook(world.random.getrandbits)
-        self.planner = Planner(name, (), self.book, config, world.random.uniform)
+        self.planner = Planner(name, (), self.book, self.live, world.random.uniform)
         self.plane = Plane(
             self.live, (f"{address}/32",), HELLO, self._write, self, Counts(), self._batch_done,
             world.loop.time, world.random,
@@ -158,7 +158,6 @@ class Node:
         self.live.take(config)
         self._most_sessions = max(self._most_sessions, config.multiplexer.max_sessions)
         self._most_streams = max(self._most_streams, config.stream_pool.max_streams_per_peer)
-        self.planner.configure(config)
         self.settle()
 
     def network_changed(self) -> None:

@@ -53,13 +53,16 @@ from vpnd.adapter.muxer import bound_all, limit_negotiation
 from vpnd.adapter.noise import MembersOnlyNoise, ed25519_only
 from vpnd.adapter.notifee import Notifee
 from vpnd.adapter.transport import WatchfulTcp, close_now, raw_of
-from vpnd.config.schema import Config
+from vpnd.config.live import Live
 from vpnd.errors import VpndError
 
 Result = TypeVar("Result")
 
 #: Whether a peer, after it was asked at these addresses, knows this node better than when it turned it away.
 Introduce = Callable[[Sequence[str], str], Awaitable[bool]]
+
+#: Passes a session's socket on or not, at once and without waiting: the descriptor is closed when it returns.
+TakeSession = Callable[[Detached], None]
 
 #: "No limit" where libp2p insists on a number: its own bookkeeping of refusals leaks, ours does not.
 UNLIMITED = 10**9
@@ -68,35 +71,33 @@ UNLIMITED = 10**9
 class Host:
     """One libp2p host. Use inside `running`; the rest is valid only there.
 
-    `take_session` gets every inbound data session of a member and must either pass its socket on or not, at
-    once and without waiting; the descriptor is closed when it returns. `count` counts under names of
-    vpnd.metrics, `connections` is told how many libp2p connections there are when one comes or goes.
-    `introduce` may be set to what is done, before it is dialed once more, with a peer that closed after the handshake.
+    `count` counts under names of vpnd.metrics, `connections` is told how many libp2p connections there are when one
+    comes or goes.
     Owner: control's trio loop.
     """
 
     def __init__(
         self,
         keys: KeyPair,
-        config: Config,
+        live: Live,
         *,
         is_member: Callable[[str], bool],
-        take_session: Callable[[Detached], None],
         count: Count,
         connections: Callable[[int], None],
         seldom: Seldom,
     ) -> None:
+        config = live.config
         p2p = config.p2p
         ed25519_only()
         limit_negotiation()
-        self._config = config
+        self._live = live
         self._count = count
         self._seldom = seldom
         self._is_member = is_member
-        self._take_session = take_session
+        self._take_session: TakeSession | None = None
         self._ciphers = offered(config.session.cipher)
         self._requested = [parse_endpoint(text) for text in p2p.listen]
-        self.introduce: Introduce | None = None
+        self._introduce: Introduce | None = None
         membership = config.membership
         self.desk = Desk(
             is_member,
@@ -148,7 +149,7 @@ class Host:
         for protocol, handler in list(self.libp2p.get_mux().handlers.items()):
             if protocol is not None and handler is not None:
                 # A ping stream lives as long as the other side measures; each ping has a deadline of its own.
-                deadline_s = math.inf if protocol == PING else self._config.p2p.stream_timeout
+                deadline_s = math.inf if protocol == PING else self._live.config.p2p.stream_timeout
                 self.serve(protocol, handler, deadline_s)
         self.swarm.set_stream_handler(self._contained(self._members_only(), math.inf))
 
@@ -168,7 +169,7 @@ class Host:
         return handler
 
     def _contained(self, handler: StreamHandler, deadline_s: float) -> StreamHandler:
-        reset_s = self._config.p2p.stream_timeout
+        reset_s = self._live.config.p2p.stream_timeout
         return contained(
             handler, deadline_s=deadline_s, reset_s=reset_s, count=self._count, seldom=self._seldom
         )
@@ -176,6 +177,14 @@ class Host:
     def serve(self, protocol: str, handler: StreamHandler, deadline_s: float) -> None:
         """Answer streams of `protocol`; no exception leaves the handler, and `deadline_s` ends it."""
         self.libp2p.set_stream_handler(TProtocol(protocol), self._contained(handler, deadline_s))
+
+    def take_sessions(self, take: TakeSession) -> None:
+        """From now on `take` gets every inbound data session of a member; until then they are closed."""
+        self._take_session = take
+
+    def introduce_by(self, introduce: Introduce) -> None:
+        """From now on `introduce` is asked about each peer that closed after the handshake, before another dial."""
+        self._introduce = introduce
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -196,7 +205,7 @@ class Host:
                     yield
             finally:
                 # Shielded, or a cancellation from outside would leave port and connections open.
-                with trio.move_on_after(self._config.process.stop_timeout) as scope:
+                with trio.move_on_after(self._live.config.process.stop_timeout) as scope:
                     scope.shield = True
                     await self.libp2p.close()
         # Not raised inside: it would come out of libp2p's nurseries in a group.
@@ -247,7 +256,7 @@ class Host:
             if was_member and not self._is_member(peer_id):  # removed, and its other connections closed
                 await self.disconnect(peer_id)
                 raise DialError(f"{peer_id} is not a member any more")
-        timeout_s = self._config.p2p.dial_timeout
+        timeout_s = self._live.config.p2p.dial_timeout
         try:
             with trio.fail_after(timeout_s):
                 return await self.libp2p.new_stream(target, [TProtocol(protocol)])
@@ -263,27 +272,23 @@ class Host:
         try:
             return await dial()
         except NotAdmitted:
-            if self.introduce is None or not await self.introduce(addresses, peer_id):
+            if self._introduce is None or not await self._introduce(addresses, peer_id):
                 raise
         return await dial()
 
     async def ping(self, peer_id: str, addresses: Sequence[str], count: int) -> list[float | None]:
         """Round trips over a libp2p connection, in milliseconds; None for one that took too long. Raises DialError."""
         stream = await self.open_stream(addresses, peer_id, PING)
-        return await measure(stream, count, self._config.p2p.dial_timeout)
+        return await measure(stream, count, self._live.config.p2p.dial_timeout)
 
     def _patience(self) -> Patience:
-        return Patience(self._config.p2p.dial_timeout, self._config.p2p.connect_timeout)
-
-    def configure(self, config: Config) -> None:
-        """Other deadlines for dials and for `disconnect` from now on; the rest of a host is made once."""
-        self._config = config
+        return Patience(self._live.config.p2p.dial_timeout, self._live.config.p2p.connect_timeout)
 
     async def disconnect(self, peer_id: str) -> None:
         """Close the libp2p connections with a peer, within process.stop_timeout. Data sessions are not ours."""
         target = ID.from_string(peer_id)
         connections = list(self.swarm.get_connections(target))
-        with trio.move_on_after(self._config.process.stop_timeout):
+        with trio.move_on_after(self._live.config.process.stop_timeout):
             # Not by the swarm's close_peer, which forgets a connection that comes meanwhile.
             for connection in connections:
                 with contextlib.suppress(
@@ -308,7 +313,7 @@ class Host:
         }
 
     def _expanded(self, bound: Sequence[Endpoint]) -> list[Endpoint]:
-        network = self._config.network
+        network = self._live.config.network
         return expand_wildcards(bound, network.interface, (network.virtual_ip,))
 
     def _announce(self, candidates: Sequence[Multiaddr]) -> list[Multiaddr]:
@@ -336,7 +341,8 @@ class Host:
             self._seldom.warn("detach", f"refused a session of {peer_id}: {error}")
             raise
         try:
-            self._take_session(session)
+            if self._take_session is not None:
+                self._take_session(session)
         finally:
             session.close()
         raise HandedOver

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+from vpnd.config.live import Live
+
 #: Logger of libp2p, lowest level let through, why. Everything else of libp2p is let through from WARNING up.
 QUIETER = (
     # A remote that closes during a handshake is reported at ERROR, several lines each.
@@ -47,14 +49,13 @@ def tame_libp2p(handler: logging.Handler) -> None:
 
 
 class Seldom:
-    """A log line that strangers can provoke: written at most once in `interval_s`, with what was left out.
+    """A log line that strangers can provoke: written at most once in log.refusal_interval, with what was left out.
 
-    `now_s` is a clock. `interval_s` may be changed. Owner: the loop that logs; not thread-safe.
+    `now_s` is a clock. Owner: the loop that logs; not thread-safe.
     """
 
-    def __init__(self, log: logging.Logger, interval_s: float, now_s: Callable[[], float]) -> None:
-        self._log = log
-        self.interval_s = interval_s
+    def __init__(self, log: logging.Logger, live: Live, now_s: Callable[[], float]) -> None:
+        self._log, self._live = log, live
         self._now_s = now_s
         self._last_s: dict[str, float] = {}
         self._left_out: dict[str, int] = {}
@@ -63,7 +64,7 @@ class Seldom:
         """Log `text` unless a line of the same `kind` was logged within the interval."""
         now_s = self._now_s()
         last_s = self._last_s.get(kind)
-        if last_s is not None and now_s < last_s + self.interval_s:
+        if last_s is not None and now_s < last_s + self._live.config.log.refusal_interval:
             self._left_out[kind] = self._left_out.get(kind, 0) + 1
             return
         self._last_s[kind] = now_s

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 
 import trio
 
 from vpnd.api import messages
-from vpnd.api.channel import Channel
+from vpnd.api.channel import Channel, ChannelClosed
 
 #: Gets each message and its descriptors; those it has not taken out of the list are closed behind it.
 Handler = Callable[[messages.Message, list[int]], None]
@@ -32,6 +33,11 @@ class TrioChannel:
         self._channel.send(message, descriptors)
         if self._channel.backlog:
             self._unsent.set()
+
+    def tell(self, message: messages.Message) -> None:
+        """Send; the other side's end is noticed where it is listened to."""
+        with contextlib.suppress(ChannelClosed):
+            self.send(message)
 
     async def run(self, handler: Handler) -> None:
         """Pass on what comes until the end, which is always an exception out of Channel (in a group).

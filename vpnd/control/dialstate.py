@@ -14,7 +14,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 
-from vpnd.config.schema import Config
+from vpnd.config.live import Live
 from vpnd.discovery.registry import Member
 from vpnd.resilience.backoff import Backoff, Uniform
 from vpnd.resilience.breaker import Circuit, CircuitBreaker
@@ -47,7 +47,7 @@ class PeerDials:
     """Dialing state of one peer. Owner: the planner, which writes the plain attributes."""
 
     def __init__(
-        self, member: Member, config: Config, uniform: Uniform, changed: Callable[[CircuitChange], None]
+        self, member: Member, live: Live, uniform: Uniform, changed: Callable[[CircuitChange], None]
     ) -> None:
         self.member = member
         self.not_before_s = -NEVER  # end of the wait after a failure; urgent packets end it earlier
@@ -64,15 +64,16 @@ class PeerDials:
         self._why = ""
         self._uniform = uniform
         self._changed = changed
-        self._retry_settings = config.retry
+        self._live, self._retry_settings = live, live.config.retry
         self.retry = self._new_retry()
-        breaker = config.circuit_breaker
+        breaker = live.config.circuit_breaker
         self.breaker = CircuitBreaker(
             breaker.failure_threshold, breaker.reset_timeout, breaker.success_threshold, self._moved
         )
 
-    def configure(self, config: Config) -> None:
-        """Other settings. Waits are drawn anew when those of [retry] are others; the circuit stays as it is."""
+    def other_settings(self) -> None:
+        """Waits are drawn anew when the settings of [retry] are others; the circuit stays as it is."""
+        config = self._live.config
         breaker = config.circuit_breaker
         self.breaker.configure(breaker.failure_threshold, breaker.reset_timeout, breaker.success_threshold)
         if config.retry != self._retry_settings:

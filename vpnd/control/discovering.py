@@ -11,16 +11,15 @@ All of it is help: a node whose table or local network does not work goes on wit
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import trio
 
 from vpnd.adapter.dht import MembersDht
 from vpnd.adapter.guards import Count
+from vpnd.adapter.host import Host
 from vpnd.adapter.mdns import LocalNetwork
-from vpnd.api.reports import OwnAddresses
+from vpnd.config.live import Live
 from vpnd.config.multiaddrs import parse
-from vpnd.config.schema import Config
 from vpnd.control.membership import NetworkService
 from vpnd.control.naming import NameService
 from vpnd.control.resolving import LocalDirectory
@@ -29,7 +28,7 @@ from vpnd.discovery.cache import AnswerCache
 from vpnd.discovery.localnet import Recognizer
 from vpnd.discovery.lookup import AskOwner, Found, Lookup
 from vpnd.discovery.records import RecordRules
-from vpnd.discovery.registry import CompositeRegistry
+from vpnd.discovery.registry import Change, CompositeRegistry
 from vpnd.membership.statements import Presence
 
 
@@ -65,7 +64,7 @@ class Discovering:
     def __init__(
         self,
         network: NetworkService,
-        config: Config,
+        live: Live,
         registry: CompositeRegistry,
         *,
         unreachable: Callable[[], Iterable[str]],
@@ -73,9 +72,9 @@ class Discovering:
         now_ms: Callable[[], int],
         owner: AskOwner | None = None,
     ) -> None:
-        self._network, self._own, self._config = network, network.own, config
+        self._network, self._own, self._live = network, network.own, live
         self._unreachable, self._count, self._now_ms = unreachable, count, now_ms
-        settings = config.discovery
+        settings = live.config.discovery
         self.cache: AnswerCache[Found] = AnswerCache(
             settings.cache_lifetime, settings.negative_cache_lifetime, settings.cache_entries
         )
@@ -87,17 +86,18 @@ class Discovering:
             search=self._search,
             owner=owner,
         )
-        self.names = NameService(self._own.peer_id, registry.members, config.dns, count)
-        self.names.own_changed(self._own.addresses(now_ms()))
+        self.names = NameService(self._own.peer_id, registry.members, live.config.dns, count)
+        network.watch_own(self.names.own_changed)
+        registry.subscribe(self._members_changed)
         self._dht: MembersDht | None = None
         self._local: LocalNetwork | None = None
         self._turns = Turns()
 
-    async def run(self, host: Any) -> None:
-        """Until cancelled. `host`: the running vpnd.adapter.host.Host."""
-        settings = self._config.discovery
+    async def run(self, host: Host) -> None:
+        """Until cancelled. `host` must be running."""
+        settings = self._live.config.discovery
         async with trio.open_nursery() as nursery:
-            if self._config.dns.enabled:
+            if self._live.config.dns.enabled:
                 nursery.start_soon(self.names.run)
             if settings.dht:
                 self._dht = self._make_dht(host)
@@ -110,13 +110,8 @@ class Discovering:
 
     # --- what others tell
 
-    def members_changed(self) -> None:
-        """The registry has other members, names or addresses."""
+    def _members_changed(self, change: Change) -> None:
         self.names.changed()
-
-    def own_changed(self, own: OwnAddresses) -> None:
-        """This node has another name or other addresses in the VPN."""
-        self.names.own_changed(own)
 
     def network_changed(self) -> None:
         """The machine has other addresses or routes: say so everywhere, and look anew for whoever is away."""
@@ -129,8 +124,8 @@ class Discovering:
 
     # --- the table
 
-    def _make_dht(self, host: Any) -> MembersDht:
-        settings, membership = self._config.discovery, self._config.membership
+    def _make_dht(self, host: Host) -> MembersDht:
+        settings, membership = self._live.config.discovery, self._live.config.membership
         rules = RecordRules(
             self._known_ms, milliseconds(settings.dht_record_lifetime), milliseconds(membership.clock_skew)
         )
@@ -138,7 +133,7 @@ class Discovering:
             host,
             rules,
             settings,
-            stream_timeout_s=self._config.p2p.stream_timeout,
+            stream_timeout_s=self._live.config.p2p.stream_timeout,
             addresses_of=self._addresses_of,
             presence=self._presence,
             now_ms=self._now_ms,
@@ -174,17 +169,17 @@ class Discovering:
     async def _search_on(self) -> None:
         """Look for members that cannot be reached, a few in each interval, everybody in turn."""
         while True:
-            await trio.sleep(self._config.discovery.dht_search_interval)
+            await trio.sleep(self._live.config.discovery.dht_search_interval)
             async with trio.open_nursery() as nursery:
                 for peer_id in self._turns.next(
-                    list(self._unreachable()), self._config.discovery.dht_searches
+                    list(self._unreachable()), self._live.config.discovery.dht_searches
                 ):
                     nursery.start_soon(self.lookup.whereabouts, peer_id)
 
     # --- the local network
 
-    def _make_local(self, host: Any) -> LocalNetwork:
-        settings = self._config.discovery
+    def _make_local(self, host: Host) -> LocalNetwork:
+        settings = self._live.config.discovery
         recognizer = Recognizer(self._own.network.id, self._member_ids, settings.cache_entries)
 
         def port_at(ip: str) -> int | None:
@@ -196,7 +191,7 @@ class Discovering:
             self._own.peer_id,
             recognizer,
             settings,
-            without=self._config.network.interface,
+            without=self._live.config.network.interface,
             port_at=port_at,
             found=self._network.seen,
             count=self._count,

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable
 
 from vpnd.adapter.guards import Count
 from vpnd.adapter.logs import Seldom
+from vpnd.config.live import Live
 from vpnd.control.state import OwnNetwork
 from vpnd.membership import enrolment
 from vpnd.membership.authority import Authority
@@ -33,7 +34,7 @@ log = logging.getLogger(__name__)
 class EnrolmentDesk:
     """Owner: control's loop. `publish` makes a statement known, here and to others.
 
-    `guides`: of how many members a new one is told where they are. `renew_share`: the setting.
+    A new member is told where membership.neighbours others are.
     """
 
     def __init__(
@@ -41,8 +42,7 @@ class EnrolmentDesk:
         own: OwnNetwork,
         publish: Callable[[Iterable[Statement]], object],
         *,
-        guides: int,
-        renew_share: float,
+        live: Live,
         count: Count,
         seldom: Seldom,
         now_ms: Callable[[], int],
@@ -50,8 +50,7 @@ class EnrolmentDesk:
     ) -> None:
         self._own = own
         self._publish = publish
-        self._guides = guides
-        self._renew_share = renew_share
+        self._live = live
         self._count = count
         self._seldom = seldom
         self._now_ms = now_ms
@@ -99,12 +98,13 @@ class EnrolmentDesk:
             body = statement.body
             if isinstance(body, Membership):
                 log.info("%s is a member now, at %s", body.name, ", ".join(body.addresses))
+        guides = self._live.config.membership.neighbours
         members = [
             member.peer_id
             for member in own.directory.members(now_ms)
             if member.multiaddrs and member.peer_id not in (peer_id, own.peer_id)
         ]
-        return self._welcome(statement, self._dice.sample(members, min(self._guides, len(members))))
+        return self._welcome(statement, self._dice.sample(members, min(guides, len(members))))
 
     def _welcome(self, statement: Statement, guides: Iterable[str] = ()) -> Welcome:
         """With a membership: the grants it rests on, where this node and some others are to be found, and of the rest
@@ -139,8 +139,9 @@ class EnrolmentDesk:
         if not isinstance(body, Membership):
             return False
         member = self._own.directory.find(body.peer_id, now_ms)
+        share = self._live.config.membership.renew_share
         age_ms, lifetime_ms = now_ms - body.issued_ms, body.expires_ms - body.issued_ms
-        return member is not None and not member.lost and age_ms < lifetime_ms * (1.0 - self._renew_share) / 2
+        return member is not None and not member.lost and age_ms < lifetime_ms * (1.0 - share) / 2
 
     def _authority(self, peer_id: str) -> Authority:
         authority = self._own.authority

@@ -21,8 +21,8 @@ from vpnd.adapter.dial import DialError, NotAdmitted
 from vpnd.adapter.framing import read_message_untrusted, write_message
 from vpnd.adapter.guards import Count
 from vpnd.adapter.logs import Seldom
+from vpnd.config.live import Live
 from vpnd.config.multiaddrs import parse
-from vpnd.config.schema import Config
 from vpnd.control.state import OwnNetwork
 from vpnd.errors import RemoteProtocolError
 from vpnd.membership.gossip import Outcome
@@ -67,7 +67,7 @@ class Gossiping:
     def __init__(
         self,
         own: OwnNetwork,
-        config: Config,
+        live: Live,
         *,
         act: Callable[[Outcome], None],
         not_admitted: Callable[[], None],
@@ -77,7 +77,7 @@ class Gossiping:
         dice: random.Random,
     ) -> None:
         self._own = own
-        self._config = config
+        self._live = live
         self._act = act
         self._not_admitted = not_admitted
         self._count = count
@@ -89,15 +89,10 @@ class Gossiping:
         self._backoffs: dict[str, tuple[Backoff, float]] = {}  # and the end of the wait
         self._woken = trio.Event()
         self._bootstrap: dict[str, tuple[str, ...]] = {}
-        for endpoint in map(parse, config.discovery.bootstrap):
+        for endpoint in map(parse, live.config.discovery.bootstrap):
             address = str(endpoint._replace(peer_id=""))
             self._bootstrap[endpoint.peer_id] = (*self._bootstrap.get(endpoint.peer_id, ()), address)
-
-    def configure(self, config: Config) -> None:
-        """Other settings from now on. Whoever could not be dialed is tried again when those of [retry] are others."""
-        before, self._config = self._config, config
-        if config.retry != before.retry:
-            self.begin_anew()
+        live.watch(lambda config: config.retry, self.begin_anew)
 
     def neighbours(self) -> tuple[str, ...]:
         """The peer ids of those there is a stream with."""
@@ -105,7 +100,7 @@ class Gossiping:
 
     def wake(self) -> None:
         """There are others to dial, or other reasons to."""
-        if len(self._links) < self._config.membership.neighbours:
+        if len(self._links) < self._live.config.membership.neighbours:
             self._woken.set()
 
     def begin_anew(self) -> None:
@@ -115,7 +110,7 @@ class Gossiping:
 
     def send(self, messages: Iterable[tuple[str, bytes]]) -> None:
         """Queue messages for neighbours. What a queue has no room for is dropped: comparing finds it later."""
-        room = self._config.membership.gossip_queue
+        room = self._live.config.membership.gossip_queue
         for peer_id, message in messages:
             for link in self._links.get(peer_id, ())[:1]:
                 if link.ending or link.queued + len(message) > room:
@@ -128,7 +123,7 @@ class Gossiping:
     async def farewell(self, peer_id: str) -> None:
         """Say what was queued for a neighbour, leave it time to hear it, within process.stop_timeout; then end."""
         links = list(self._links.get(peer_id, ()))
-        with trio.move_on_after(self._config.process.stop_timeout):
+        with trio.move_on_after(self._live.config.process.stop_timeout):
             for link in links:
                 link.ending = True
                 link.more.set()
@@ -152,13 +147,13 @@ class Gossiping:
     async def run(self, host: Host) -> None:
         """Keep neighbours until cancelled."""
         async with trio.open_nursery() as nursery:
-            rotate_s = trio.current_time() + self._config.membership.neighbour_rotation
+            rotate_s = trio.current_time() + self._live.config.membership.neighbour_rotation
             while True:
                 self._woken = trio.Event()
                 now_s = trio.current_time()
-                lacking = self._config.membership.neighbours - len(self._links.keys() | self._dialing)
+                lacking = self._live.config.membership.neighbours - len(self._links.keys() | self._dialing)
                 if now_s >= rotate_s:
-                    rotate_s = now_s + self._config.membership.neighbour_rotation
+                    rotate_s = now_s + self._live.config.membership.neighbour_rotation
                     lacking = max(1, lacking)
                 chosen, again_s = self._choose(lacking, now_s)
                 for peer_id, addresses in chosen:
@@ -207,7 +202,7 @@ class Gossiping:
         if heard:
             self._backoffs.pop(peer_id, None)
         else:
-            retry = self._config.retry
+            retry = self._live.config.retry
             backoff, _ = self._backoffs.get(peer_id) or (
                 Backoff(retry.initial_interval, retry.max_interval, retry.multiplier, self._dice.uniform),
                 0.0,
@@ -239,7 +234,7 @@ class Gossiping:
             await self._reset(link)
 
     async def _reset(self, link: _Link) -> None:
-        with trio.move_on_after(self._config.p2p.stream_timeout) as scope:
+        with trio.move_on_after(self._live.config.p2p.stream_timeout) as scope:
             scope.shield = True
             try:
                 await link.stream.reset()
@@ -249,7 +244,7 @@ class Gossiping:
     def _trim(self) -> None:
         """One more was dialed than is kept: the one dialed first may go."""
         dialed = [link for links in self._links.values() for link in links if link.dialed]
-        for link in dialed[: max(0, len(dialed) - self._config.membership.neighbours)]:
+        for link in dialed[: max(0, len(dialed) - self._live.config.membership.neighbours)]:
             link.scope.cancel()
 
     async def _read_untrusted(self, link: _Link) -> None:
@@ -284,7 +279,7 @@ class Gossiping:
                 while link.queue:
                     message = link.queue.popleft()
                     link.queued -= len(message)
-                    with trio.fail_after(self._config.p2p.stream_timeout):
+                    with trio.fail_after(self._live.config.p2p.stream_timeout):
                         await write_message(link.stream, message)
                     self._count("gossip_sent")
                 if link.ending:

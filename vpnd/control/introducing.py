@@ -22,8 +22,8 @@ from vpnd.adapter.dial import DialError
 from vpnd.adapter.guards import Count
 from vpnd.adapter.guests import INTRODUCE
 from vpnd.adapter.logs import Seldom
+from vpnd.config.live import Live
 from vpnd.config.multiaddrs import parse
-from vpnd.config.schema import Config
 from vpnd.control.state import OwnNetwork
 from vpnd.membership import enrolment, introduction
 from vpnd.membership.enrolment import MAX_ANSWER, Refusal
@@ -59,7 +59,7 @@ class Introducing:
     def __init__(
         self,
         own: OwnNetwork,
-        config: Config,
+        live: Live,
         *,
         act: Callable[[Outcome], None],
         count: Count,
@@ -68,20 +68,16 @@ class Introducing:
         dice: random.Random,
     ) -> None:
         self._own = own
-        self._config = config
+        self._live = live
         self._act = act
         self._count = count
         self._seldom = seldom
         self._now_ms = now_ms
         self._dice = dice
         #: What the operator says is a member of the network, whether this node has heard of it or not.
-        self._bootstrap = {parse(address).peer_id for address in config.discovery.bootstrap}
+        self._bootstrap = {parse(address).peer_id for address in live.config.discovery.bootstrap}
         self._asking: dict[str, _Asking] = {}
         self._waits: dict[str, tuple[Backoff, float]] = {}  # of those that said no, and the end of the wait
-
-    def configure(self, config: Config) -> None:
-        """Other settings from now on."""
-        self._config = config
 
     def begin_anew(self) -> None:
         """The network changed: whoever could not be asked may be at once."""
@@ -166,7 +162,7 @@ class Introducing:
         return True
 
     def _wait(self, peer_id: str) -> None:
-        retry = self._config.retry
+        retry = self._live.config.retry
         backoff, _ = self._waits.get(peer_id) or (
             Backoff(retry.initial_interval, retry.max_interval, retry.multiplier, self._dice.uniform),
             0.0,

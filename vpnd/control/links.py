@@ -103,11 +103,6 @@ class ShardLinks:
         ]
         return [index for index, link in links if not _send_all(link, told)]
 
-    def close(self) -> None:
-        """Close all channels, at the end."""
-        for link in self._links.values():
-            link.channel.close()
-
 
 def _send_all(link: ShardLink, told: Iterable[messages.Message]) -> bool:
     """Send to one shard. False when its channel is closed."""

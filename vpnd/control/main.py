@@ -5,11 +5,11 @@
     supervisor     channel (inherited descriptor)   main: ControlStart; Control._on_supervisor: ShardArrived,
                                                     ShardLeft, StatusRequest, NetworkChanged, Reconfigure,
                                                     Request, Stop
-    each shard     channel (from ShardArrived)      Control._on_shard: SessionsHeld, SessionUp, SessionDown,
+    each shard     channel (from ShardArrived)      Sessions._on_shard: SessionsHeld, SessionUp, SessionDown,
                                                     SessionWanted, OwnerWanted
     a contract     HTTP, registry.kind "contract"   Owning: who owns an address
-    other nodes    libp2p over TCP                  Host: Noise, identify, ping; Control.take_session: inbound
-                                                    data sessions; Dialer: outbound ones; Gossiping,
+    other nodes    libp2p over TCP                  Host: Noise, identify, ping; Sessions: inbound data sessions;
+                                                    Dialer: outbound ones; Gossiping,
                                                     Introducing, EnrolmentDesk: members, and who
                                                     wants to be one
 
@@ -32,7 +32,6 @@ import trio
 from libp2p.crypto.keys import KeyPair
 
 from vpnd import logs, privileges
-from vpnd.adapter.handoff import Detached
 from vpnd.adapter.host import Host
 from vpnd.adapter.identity import peer_id_of, read_key_pair, signing_key
 from vpnd.adapter.logs import Seldom, tame_libp2p
@@ -41,12 +40,16 @@ from vpnd.adapter.shape import check_libp2p
 from vpnd.api import messages
 from vpnd.api.channel import Channel, ChannelClosed, first_message
 from vpnd.config import paths
+from vpnd.config.live import Live
 from vpnd.config.schema import Config
 from vpnd.control.channels import TrioChannel
 from vpnd.control.control import Control
+from vpnd.control.discovering import Discovering
 from vpnd.control.founding import Founding
 from vpnd.control.membership import NetworkService
 from vpnd.control.owning import Contract, Owning
+from vpnd.control.requests import Requests
+from vpnd.control.sessions import Sessions
 from vpnd.discovery.registry import CompositeRegistry
 from vpnd.errors import ConfigError, VpndError, kind_of
 from vpnd.membership.store import Store
@@ -116,13 +119,13 @@ async def _run(
 ) -> None:
     """Until Stop. What keeps it from getting ready is put into `failed`: raised, it would come out of libp2p's
     nurseries in a group."""
-    config, dice = start.config, random.SystemRandom()
-    seldom = Seldom(log, config.log.refusal_interval, trio.current_time)
-    owning: Owning | None = None
+    live = Live(start.config)
+    seldom = Seldom(log, live, trio.current_time)
+    owning = None
     if contract is not None:
         owning = Owning(
             contract,
-            config,
+            start.config,
             start.peer_id,
             in_network=store is not None,
             count=page.add,
@@ -130,18 +133,11 @@ async def _run(
             seldom=seldom,
             now_s=trio.current_time,
         )
-    registry = CompositeRegistry(config.peers, owning.ownership if owning is not None else None)
-    control: Control | None = None
-
-    def take_session(session: Detached) -> None:
-        if control is not None:
-            control.take_session(session)
-
+    registry = owning.registry if owning is not None else CompositeRegistry(start.config.peers)
     host = Host(
         keys,
-        config,
+        live,
         is_member=lambda peer_id: registry.find(peer_id) is not None,
-        take_session=take_session,
         count=page.add,
         connections=lambda number: page.set("connections", number),
         seldom=seldom,
@@ -151,40 +147,101 @@ async def _run(
         log.info("listening on %s", ", ".join(listen))
         network = own = None
         if store is not None:
-            founding = Founding(
-                config,
-                store,
-                peer_id=start.peer_id,
-                node_name=start.node_name,
-                identity=signing_key(keys),
-                count=page.add,
-                now_ms=_wall_clock_ms,
-                dice=dice,
-            )
             try:
-                entered = await founding.enter(host, start.token)
+                network = await _in_network(
+                    start, keys, store, live, registry, host, supervisor, page, seldom
+                )
             except VpndError as error:
                 failed.append(error)
                 return
-            network = NetworkService(
-                entered, config, registry, count=page.add, seldom=seldom, now_ms=_wall_clock_ms, dice=dice
-            )
             if owning is not None:
-                owning.own_changed(entered.addresses(_wall_clock_ms()))
+                network.watch_own(owning.own_changed)
             own = network.enter()
-        control = Control(
-            config,
-            start.peer_id,
+        async with trio.open_nursery() as nursery:
+            control = _complete(
+                start, live, registry, page, seldom, host, supervisor, nursery, network, owning
+            )
+            supervisor.send(messages.Ready(listen=listen, own=own))
+            await control.run()
+            nursery.cancel_scope.cancel()
+
+
+async def _in_network(
+    start: messages.ControlStart,
+    keys: KeyPair,
+    store: Store,
+    live: Live,
+    registry: CompositeRegistry,
+    host: Host,
+    supervisor: TrioChannel,
+    page: CounterPage,
+    seldom: Seldom,
+) -> NetworkService:
+    """The network this node is in from now on. Raises RefusedError or ConfigError."""
+    dice = random.SystemRandom()
+    founding = Founding(
+        start.config,
+        store,
+        peer_id=start.peer_id,
+        node_name=start.node_name,
+        identity=signing_key(keys),
+        count=page.add,
+        now_ms=_wall_clock_ms,
+        dice=dice,
+    )
+    entered = await founding.enter(host, start.token)
+    return NetworkService(
+        entered,
+        live,
+        registry,
+        host,
+        tell=supervisor.tell,
+        count=page.add,
+        seldom=seldom,
+        now_ms=_wall_clock_ms,
+        dice=dice,
+    )
+
+
+def _complete(
+    start: messages.ControlStart,
+    live: Live,
+    registry: CompositeRegistry,
+    page: CounterPage,
+    seldom: Seldom,
+    host: Host,
+    supervisor: TrioChannel,
+    nursery: trio.Nursery,
+    network: NetworkService | None,
+    owning: Owning | None,
+) -> Control:
+    """Control, with what it is made of, around the members there are."""
+    sessions = Sessions(live, start.peer_id, registry, page, seldom, trio.current_time, owning)
+    owner = owning.contract.owner if owning is not None else None
+    discovering = None
+    if network is not None:
+        discovering = Discovering(
+            network,
+            live,
             registry,
-            page,
-            seldom,
-            trio.current_time,
-            network=network,
-            owning=owning,
+            unreachable=sessions.unreachable,
+            count=page.add,
             now_ms=_wall_clock_ms,
+            owner=owner,
         )
-        supervisor.send(messages.Ready(listen=listen, own=own))
-        await control.run(host, supervisor)
+    requests = Requests(
+        live,
+        network,
+        registry,
+        host,
+        connected=sessions.connected,
+        now_ms=_wall_clock_ms,
+        lookup=discovering.lookup if discovering is not None else None,
+        owner=owner,
+    )
+    return Control(
+        live, registry, page, host, supervisor, nursery, sessions, requests, network, discovering, owning
+    )
 
 
 def _wall_clock_ms() -> int:

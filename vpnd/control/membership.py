@@ -16,16 +16,16 @@ import logging
 import math
 import random
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import trio
 
 from vpnd.adapter.guards import Count
 from vpnd.adapter.guests import ENROL, INTRODUCE, Question
+from vpnd.adapter.host import Host
 from vpnd.adapter.logs import Seldom
 from vpnd.api.messages import Message, OwnChanged, RoutesKnown
 from vpnd.api.reports import NetworkReport, OwnAddresses
-from vpnd.config.schema import Config
+from vpnd.config.live import Live
 from vpnd.control.enrolling import EnrolmentDesk
 from vpnd.control.gossiping import GOSSIP, Gossiping
 from vpnd.control.introducing import Introducing
@@ -33,7 +33,7 @@ from vpnd.control.renewing import Renewing
 from vpnd.control.routes import Accept, Announced, announced
 from vpnd.control.saving import Saver
 from vpnd.control.state import EXPIRED, MEMBER, MILLISECONDS, REMOVED, OwnNetwork
-from vpnd.discovery.registry import Change, CompositeRegistry, Member
+from vpnd.discovery.registry import CompositeRegistry, Member
 from vpnd.membership import enrolment, introduction, roster
 from vpnd.membership.gossip import Outcome
 from vpnd.membership.refusal import MembershipRefused
@@ -48,28 +48,28 @@ log = logging.getLogger(__name__)
 class NetworkService:
     """Owner: control's trio loop; `enter` once, then `run` once.
 
-    `members_changed` is told after the registry has the members it speaks of; `tell` sends to the supervisor.
+    `host` must be running. `tell` sends to the supervisor; it is not used before `run`.
     """
 
     def __init__(
         self,
         own: OwnNetwork,
-        config: Config,
+        live: Live,
         registry: CompositeRegistry,
+        host: Host,
         *,
+        tell: Callable[[Message], None],
         count: Count,
         seldom: Seldom,
         now_ms: Callable[[], int],
         dice: random.Random,
     ) -> None:
         self.own = own
-        self._config = config
-        self._registry = registry
+        self._live, self._registry, self._host, self._tell = live, registry, host, tell
         self._count = count
         self._seldom = seldom
         self._now_ms = now_ms
-        self._members_changed: Callable[[Change], None] = lambda change: None
-        self._tell: Callable[[Message], None] = lambda message: None
+        self._own_watchers: list[Callable[[OwnAddresses], None]] = []
         self._told_own = own.addresses(now_ms())
         self._told_routes = RoutesKnown(routes=())
         self._announced = Announced(owners={})
@@ -79,10 +79,10 @@ class NetworkService:
         self._state = own.state(now_ms())
         self._conflicts: tuple[str, ...] = ()
         self._tick = trio.Event()
-        self.saver = Saver(own.store, own.directory.statements, config.membership.save_interval)
+        self.saver = Saver(own.store, own.directory.statements, live.config.membership.save_interval)
         self._gossiping = Gossiping(
             own,
-            config,
+            live,
             act=self.act,
             not_admitted=self._not_admitted,
             count=count,
@@ -93,18 +93,17 @@ class NetworkService:
         self._desk = EnrolmentDesk(
             own,
             self.publish,
-            guides=config.membership.neighbours,
-            renew_share=config.membership.renew_share,
+            live=live,
             count=count,
             seldom=seldom,
             now_ms=now_ms,
             dice=dice,
         )
         self._introducing = Introducing(
-            own, config, act=self.act, count=count, seldom=seldom, now_ms=now_ms, dice=dice
+            own, live, act=self.act, count=count, seldom=seldom, now_ms=now_ms, dice=dice
         )
         self._renewing = Renewing(
-            own, config, publish=self.publish, learn=self.learn, count=count, now_ms=now_ms, dice=dice
+            own, live, publish=self.publish, learn=self.learn, count=count, now_ms=now_ms, dice=dice
         )
 
     # --- the life of it
@@ -117,21 +116,21 @@ class NetworkService:
         self._registry.update({member.peer_id: self._entry(member) for member in self._others()})
         return self._told_own
 
-    async def run(
-        self, host: Any, members_changed: Callable[[Change], None], tell: Callable[[Message], None]
-    ) -> None:
-        """Serve, gossip, renew and save until cancelled. `host`: the running vpnd.adapter.host.Host."""
-        self._members_changed, self._tell = members_changed, tell
-        self._host = host
-        desk, introducing = self._desk, self._introducing
+    def watch_own(self, changed: Callable[[OwnAddresses], None]) -> None:
+        """Call `changed` with what this node is, now and whenever it is something else."""
+        changed(self._told_own)
+        self._own_watchers.append(changed)
+
+    async def run(self) -> None:
+        """Serve, gossip, renew and save until cancelled."""
+        host, desk, introducing = self._host, self._desk, self._introducing
         host.desk.open(
             Question(ENROL, desk.answer_untrusted, desk.admits, enrolment.MAX_REQUEST),
             Question(INTRODUCE, introducing.answer_untrusted, introducing.admits, introduction.MAX_REQUEST),
         )
-        host.introduce = functools.partial(introducing.introduce, host)
+        host.introduce_by(functools.partial(introducing.introduce, host))
         host.serve(GOSSIP, self._gossiping.serve, math.inf)
-        if self._told_routes.routes or self._told_routes.exit_peer:
-            tell(self._told_routes)
+        self._tell_routes()
         self.say_where()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.saver.run)
@@ -145,7 +144,7 @@ class NetworkService:
             self._tick = trio.Event()
             wait_s = (self.own.gossip.next_timer_ms() - self._now_ms()) / MILLISECONDS
             # Not for long at a stretch: it is the wall clock that counts, and that may be set.
-            with trio.move_on_after(min(max(0.0, wait_s), self._config.membership.gossip_interval)):
+            with trio.move_on_after(min(max(0.0, wait_s), self._live.config.membership.gossip_interval)):
                 await self._tick.wait()
             now_ms = self._now_ms()
             if now_ms >= self.own.gossip.next_timer_ms():
@@ -200,14 +199,12 @@ class NetworkService:
         if member is None or self._state != MEMBER or multiaddr in member.multiaddrs:
             return
         before, since_ms = self._seen.get(peer_id, ("", 0))
-        interval_ms = self._config.discovery.mdns_interval * MILLISECONDS
+        interval_ms = self._live.config.discovery.mdns_interval * MILLISECONDS
         if multiaddr == before or (before and now_ms < since_ms + interval_ms):
             return
         log.info("%s says on the local network that it is at %s", member.name or peer_id, multiaddr)
         self._seen[peer_id] = (multiaddr, now_ms)
-        change = self._registry.update({peer_id: self._entry(member)})
-        if change:
-            self._members_changed(change)
+        self._registry.update({peer_id: self._entry(member)})
 
     def say_where(self) -> None:
         """Publish where this node can be dialed, if that is news."""
@@ -220,13 +217,6 @@ class NetworkService:
         self.say_where()
         self._introducing.begin_anew()
         self._gossiping.begin_anew()
-
-    def configure(self, config: Config) -> None:
-        """Other settings from now on."""
-        self._config = config
-        self._gossiping.configure(config)
-        self._introducing.configure(config)
-        self._renewing.configure(config)
 
     async def farewell(self, peer_id: str) -> None:
         """Let a neighbour that is no member any more know why, before its connections are closed."""
@@ -250,19 +240,19 @@ class NetworkService:
             # Who is no member has no peers, and who is one again has all of them.
             news = {member.peer_id: None for member in self._registry.of_network()}
             self._settle_routes()
+            self._tell_routes()
             news |= {member.peer_id: self._entry(member) for member in self._others()}
         elif self._state == MEMBER:
             affected = {member.peer_id for member in touched}
             if any(member.routes for member in touched) or affected & set(self._announced.owners.values()):
                 before = self._announced
                 self._settle_routes()
+                self._tell_routes()
                 affected |= _differing(before, self._announced)
             for peer_id in affected - {own_id}:
                 member = self.own.directory.find(peer_id, now_ms)
                 news[peer_id] = self._entry(member) if member is not None else None
-        change = self._registry.update(news)
-        if change:
-            self._members_changed(change)
+        self._registry.update(news)
         self._note_conflicts(now_ms)
 
     def _note_own(self, now_ms: int) -> None:
@@ -275,6 +265,8 @@ class NetworkService:
         if own != self._told_own:
             self._told_own = own
             log.info("this node is %s at %s now", own.label, ", ".join(own.addresses))
+            for changed in self._own_watchers:
+                changed(own)
             self._tell(OwnChanged(own=own))
 
     def _say_state(self) -> None:
@@ -306,13 +298,15 @@ class NetworkService:
         return tuple(member for member in members if member.peer_id != self.own.peer_id)
 
     def _settle_routes(self) -> None:
-        settings = self._config.network
+        settings = self._live.config.network
         accept = Accept(routes=settings.accept_routes, exit_node=settings.exit_node)
         before = self._announced.problems
         self._announced = announced(self._others(), self._told_own, accept)
         for problem in self._announced.problems:
             if problem not in before:
                 log.warning("%s", problem)
+
+    def _tell_routes(self) -> None:
         known = self._announced.known()
         if known != self._told_routes:
             self._told_routes = known

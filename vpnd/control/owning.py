@@ -26,7 +26,7 @@ from vpnd.config import check
 from vpnd.config.schema import Config
 from vpnd.discovery.contract import Owner, RegistryError
 from vpnd.discovery.ownership import NEVER, Ownership
-from vpnd.discovery.registry import Change, CompositeRegistry
+from vpnd.discovery.registry import CompositeRegistry
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +46,8 @@ class Contract(Protocol):
 class Owning:
     """Owner: control's trio loop; `run` once, `settled` at any time after that began.
 
-    `ownership` is for the registry of peers. `in_network`: `own_changed` says what this node is, before there are
-    members. `gauge` sets numbers of vpnd.metrics, `count` adds to them.
+    `registry`: the peers, with the addresses the contract leaves them. `in_network`: `own_changed` says what this node
+    is, before there are members. `gauge` sets numbers of vpnd.metrics, `count` adds to them.
     """
 
     def __init__(
@@ -64,8 +64,6 @@ class Owning:
     ) -> None:
         self.contract, self._settings, self._own_id = contract, config.registry, own_id
         self._count, self._gauge, self._seldom, self._now_s = count, gauge, seldom, now_s
-        self._name: Callable[[str], str] = str
-        self._act: Callable[[frozenset[str]], None] = lambda peer_ids: None
         self._asking = 0
         self._woken, self._settled = trio.Event(), trio.Event()
         self.ownership = Ownership(config.registry, config.retry.multiplier, self._wake)
@@ -74,31 +72,26 @@ class Owning:
             self.ownership.govern((str(check.subnet(config)), *config.network.routes))
             self._configured = (config.network.virtual_ip,) if config.network.virtual_ip else ()
         self.ownership.own(own_id, self._configured)
+        self.registry = CompositeRegistry(config.peers, self.ownership)
 
     def own_changed(self, own: OwnAddresses) -> None:
         """What this node is in its network."""
         self.ownership.govern(own.subnets)
         self.ownership.own(self._own_id, (*own.addresses, *self._configured))
 
-    async def run(self, registry: CompositeRegistry, members_changed: Callable[[Change], None]) -> None:
-        """Ask for ever. `registry` is the one that has `ownership`."""
+    def _name(self, peer_id: str) -> str:
+        if peer_id == self._own_id:
+            return "this node"
+        member = self.registry.find(peer_id)
+        return member.name if member is not None else peer_id
 
-        def name(peer_id: str) -> str:
-            if peer_id == self._own_id:
-                return "this node"
-            member = registry.find(peer_id)
-            return member.name if member is not None else peer_id
-
-        def act(peer_ids: frozenset[str]) -> None:
-            if peer_ids and (change := registry.reconsider(peer_ids)):
-                members_changed(change)
-
-        self._name, self._act = name, act
+    async def run(self) -> None:
+        """Ask for ever."""
         async with trio.open_nursery() as nursery:
             while True:
                 self._woken = trio.Event()
                 now_s = self._now_s()
-                self._act(self.ownership.lapse(now_s))
+                self.registry.reconsider(self.ownership.lapse(now_s))
                 free = self._settings.max_requests - self._asking
                 for address in self.ownership.take_due(now_s, free):
                     self._asking += 1
@@ -169,7 +162,7 @@ class Owning:
             self._asking -= 1
             self._wake()
         # before anybody else is settled: an address that changes hands must never be two peers'
-        self._act(concerned)
+        self.registry.reconsider(concerned)
 
     def _failed(self, address: ipaddress.IPv4Address, reason: str) -> None:
         self._seldom.warn("contract", f"who owns {address} could not be looked up: {reason}")

@@ -23,7 +23,7 @@ import heapq
 from collections.abc import Iterable
 
 from vpnd.api.reports import PeerReport
-from vpnd.config.schema import Config
+from vpnd.config.live import Live
 from vpnd.control.book import Held, SessionBook
 from vpnd.control.dialstate import NEVER, CircuitChange, Dial, PeerDials
 from vpnd.discovery.registry import Member
@@ -45,12 +45,12 @@ class Planner:
         own_id: str,
         members: Iterable[Member],
         book: SessionBook,
-        config: Config,
+        live: Live,
         uniform: Uniform,
     ) -> None:
         self._own_id = own_id
         self._book = book
-        self._config = config
+        self._live = live
         self._uniform = uniform
         self._changes: list[CircuitChange] = []
         self._shards: set[int] = set()
@@ -59,24 +59,20 @@ class Planner:
         self._peers: dict[str, PeerDials] = {}
         for member in members:
             self._peers[member.peer_id] = self._new(member)
+        live.watch(lambda config: (config.p2p, config.retry, config.circuit_breaker), self._other_settings)
 
     def _new(self, member: Member) -> PeerDials:
-        return PeerDials(member, self._config, self._uniform, self._changes.append)
+        return PeerDials(member, self._live, self._uniform, self._changes.append)
 
     # --- what changes around the peers
 
-    def configure(self, config: Config) -> None:
-        """Other settings from now on."""
-        self._config = config
+    def _other_settings(self) -> None:
         for peer in self._peers.values():
-            peer.configure(config)
+            peer.other_settings()
             self._reschedule(peer)
 
     def network_changed(self) -> None:
-        """Addresses or routes of the machine changed: every peer is tried at once.
-
-        Dials under way are forgotten, the caller cancels them.
-        """
+        """Addresses or routes of the machine changed: every peer is tried at once, dials under way are forgotten."""
         for peer in self._peers.values():
             peer.begin_anew()
             self._reschedule(peer)
@@ -89,8 +85,7 @@ class Planner:
         self._reschedule(peer)
 
     def member_changed(self, member: Member) -> None:
-        """Other addresses are tried at once; dials under way to the old ones are forgotten, the caller cancels
-        them."""
+        """Other addresses are tried at once; dials under way to the old ones are forgotten."""
         peer = self._peers[member.peer_id]
         moved = peer.member.addresses != member.addresses
         peer.member = member
@@ -99,7 +94,7 @@ class Planner:
             self._reschedule(peer)
 
     def member_removed(self, peer_id: str) -> None:
-        """No longer a peer. Dials under way are forgotten, the caller cancels them."""
+        """No longer a peer. Dials under way are forgotten."""
         self._peers.pop(peer_id, None)
 
     def shard_ready(self, shard: int, now_s: float) -> None:
@@ -110,8 +105,7 @@ class Planner:
             self._reschedule(peer)
 
     def shard_left(self, shard: int) -> None:
-        """The shard is gone, and its sessions are out of the book. Dials for it are forgotten, the caller
-        cancels them."""
+        """The shard is gone, and its sessions are out of the book. Dials for it are forgotten."""
         self._shards.discard(shard)
         for peer in self._peers.values():
             peer.shard_left(shard)
@@ -153,7 +147,7 @@ class Planner:
         peer.wanted[shard] = sessions
         if urgent:
             peer.urgent_s = now_s
-            pace_s = peer.last_dial_s + self._config.retry.initial_interval
+            pace_s = peer.last_dial_s + self._live.config.retry.initial_interval
             peer.not_before_s = min(peer.not_before_s, max(now_s, pace_s))
         self._reschedule(peer)
 
@@ -167,7 +161,7 @@ class Planner:
         said = peer.wanted.get(shard)
         if said is not None:
             return said
-        return WANTED if len(self._peers) <= self._config.p2p.eager_peers else 0
+        return WANTED if len(self._peers) <= self._live.config.p2p.eager_peers else 0
 
     # --- dials
 
@@ -184,7 +178,7 @@ class Planner:
                 if self._may_dial(peer, shard, now_s):
                     dial = Dial(peer.member, shard, now_s, peer.retry.failures > 0)
                     peer.under_way.add(dial)
-                    peer.turn_s[shard] = now_s + self._config.retry.initial_interval
+                    peer.turn_s[shard] = now_s + self._live.config.retry.initial_interval
                     peer.last_dial_s = now_s
                     peer.dials += 1
                     taken.append(dial)
@@ -204,7 +198,7 @@ class Planner:
         Returns whether the failure is news, that is, not the same as before. One that was forgotten is none.
         """
         peer = self._peers.get(dial.member.peer_id)
-        if peer is None or dial not in peer.under_way:
+        if peer is None or not self.expects(dial):
             return False
         peer.under_way.discard(dial)
         news = False
@@ -214,6 +208,11 @@ class Planner:
             peer.failed(error, dial.begun_s, now_s, connected=connected, blame=blame)
         self._reschedule(peer)
         return news
+
+    def expects(self, dial: Dial) -> bool:
+        """Whether that dial is under way and was not forgotten."""
+        peer = self._peers.get(dial.member.peer_id)
+        return peer is not None and dial in peer.under_way
 
     def next_due_s(self) -> float:
         """When `take_due` has something to do; infinite when nothing is planned."""
@@ -244,7 +243,7 @@ class Planner:
     def report(self, now_s: float) -> tuple[PeerReport, ...]:
         """The peers for status; of more than status.max_peers those first that something is known to happen with."""
         peers: Iterable[PeerDials] = self._peers.values()
-        most = self._config.status.max_peers
+        most = self._live.config.status.max_peers
         if len(self._peers) > most:
             peers = heapq.nsmallest(most, peers, key=self._quietness)
         return tuple(self._report(peer, now_s) for peer in peers)
@@ -292,12 +291,12 @@ class Planner:
 
     def _lacking(self, peer: PeerDials, shard: int, now_s: float) -> None:
         """The shard may have come to lack a session with the peer: whose turn is it?"""
-        wait_s = 0.0 if self._own_id < peer.member.peer_id else self._config.p2p.dial_stagger
+        wait_s = 0.0 if self._own_id < peer.member.peer_id else self._live.config.p2p.dial_stagger
         peer.turn_s[shard] = max(peer.turn_s.get(shard, -NEVER), now_s + wait_s)
 
     def _room(self, peer: PeerDials) -> int:
         held = self._book.count(peer.member.peer_id) + len(peer.under_way)
-        return self._config.p2p.max_sessions_per_peer - held
+        return self._live.config.p2p.max_sessions_per_peer - held
 
     def _candidates(self, peer: PeerDials) -> list[int]:
         """Shards to dial the peer for, sooner or later."""

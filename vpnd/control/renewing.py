@@ -16,7 +16,7 @@ import trio
 
 from vpnd.adapter.dial import DialError
 from vpnd.adapter.guards import Count
-from vpnd.config.schema import Config
+from vpnd.config.live import Live
 from vpnd.control.state import MILLISECONDS, REMOVED, OwnNetwork
 from vpnd.membership import enrolment
 from vpnd.membership.authority import renewal_ms
@@ -48,7 +48,7 @@ class Renewing:
     def __init__(
         self,
         own: OwnNetwork,
-        config: Config,
+        live: Live,
         *,
         publish: Callable[[Iterable[Statement]], object],
         learn: Callable[[Sequence[bytes]], None],
@@ -57,7 +57,7 @@ class Renewing:
         dice: random.Random,
     ) -> None:
         self._own = own
-        self._config = config
+        self._live = live
         self._publish = publish
         self._learn = learn
         self._count = count
@@ -67,15 +67,14 @@ class Renewing:
         self._drawn: tuple[int, int] = (-1, 0)  # (issue of a membership, when it is to be renewed)
         self._error = ""
         self._backoff = self._new_backoff()
+        live.watch(lambda config: config.retry, self._other_waits)
 
-    def configure(self, config: Config) -> None:
-        """Other settings from now on; the first of the new waits comes next."""
-        before, self._config = self._config, config
-        if config.retry != before.retry:
-            self._backoff = self._new_backoff()
+    def _other_waits(self) -> None:
+        """The first of the new ones comes next."""
+        self._backoff = self._new_backoff()
 
     def _new_backoff(self) -> Backoff:
-        retry = self._config.retry
+        retry = self._live.config.retry
         return Backoff(retry.initial_interval, retry.max_interval, retry.multiplier, self._dice.uniform)
 
     def ask(self) -> None:
@@ -89,7 +88,7 @@ class Renewing:
             wait_s = self._wait_s()
             if not asked and wait_s > 0:
                 # Not for long at a stretch: it is the wall clock that counts, and that may be set.
-                with trio.move_on_after(min(wait_s, self._config.membership.gossip_interval)):
+                with trio.move_on_after(min(wait_s, self._live.config.membership.gossip_interval)):
                     await self._asked.wait()
                     asked = True
                 self._asked = trio.Event()
@@ -97,7 +96,7 @@ class Renewing:
             if await self._renew(host, suspicious=asked):
                 self._backoff.reset()
             pause_s = self._backoff.fail(trio.current_time()) - trio.current_time()
-            await trio.sleep(max(pause_s, self._config.retry.initial_interval))
+            await trio.sleep(max(pause_s, self._live.config.retry.initial_interval))
             asked = False
 
     def _wait_s(self) -> float:
@@ -112,7 +111,7 @@ class Renewing:
         if member is not None and member.lost:
             return 0.0  # an older claim has its address: an authority gives another one
         if self._drawn[0] != body.issued_ms:
-            share = self._config.membership.renew_share * self._dice.uniform(1.0 - JITTER, 1.0)
+            share = self._live.config.membership.renew_share * self._dice.uniform(1.0 - JITTER, 1.0)
             self._drawn = body.issued_ms, renewal_ms(body.issued_ms, body.expires_ms, share)
         return (self._drawn[1] - now_ms) / MILLISECONDS
 
@@ -152,7 +151,7 @@ class Renewing:
             members = directory.members(self._now_ms())
             others = [(one.peer_id, one.multiaddrs) for one in members if one.multiaddrs]
             others = [one for one in others if one[0] not in found and one[0] != own.peer_id]
-            asked += self._dice.sample(others, min(self._config.membership.neighbours, len(others)))
+            asked += self._dice.sample(others, min(self._live.config.membership.neighbours, len(others)))
         return asked
 
     async def _ask(self, host: Host, peer_id: str, addresses: tuple[str, ...]) -> bool:
@@ -160,7 +159,7 @@ class Renewing:
         before = own.directory.membership(own.peer_id)
         request = enrolment.encode(Renew(network=own.network.id))
         try:
-            with trio.fail_after(self._config.membership.join_timeout):
+            with trio.fail_after(self._live.config.membership.join_timeout):
                 data = await host.ask(addresses, peer_id, request, MAX_ANSWER)
             answer = enrolment.parse_answer_untrusted(data)
         except (DialError, MembershipRefused) as error:

@@ -25,15 +25,15 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 import msgspec
 
 from vpnd import peerid
 from vpnd.adapter.dial import DialError
 from vpnd.api.messages import Answer, Request
-from vpnd.config.schema import Config
+from vpnd.config.live import Live
 from vpnd.control.membership import NetworkService
 from vpnd.control.resolving import Resolver
 from vpnd.control.state import EXPIRED, MEMBER, MILLISECONDS, OwnNetwork, milliseconds
@@ -47,6 +47,19 @@ from vpnd.membership.refusal import MembershipRefused
 from vpnd.membership.statements import Membership, Statement
 from vpnd.membership.token import SECRET_BYTES, Token
 
+
+class Host(Protocol):
+    """What is needed of vpnd.adapter.host.Host."""
+
+    def listen_addresses(self) -> tuple[str, ...]:
+        """The addresses to put into tokens."""
+        ...
+
+    async def ping(self, peer_id: str, addresses: Sequence[str], count: int) -> list[float | None]:
+        """Round trips in milliseconds over a libp2p connection; None for one that was not answered."""
+        ...
+
+
 Arguments = Mapping[str, str | int | float | bool | None]
 Result = dict[str, Any] | list[dict[str, Any]]
 
@@ -59,30 +72,23 @@ log = logging.getLogger(__name__)
 class Requests:
     """Owner: control's loop. `network` None: every peer is configured by hand.
 
-    `connected(peer_id)`: whether packets flow. `listen` gives the addresses to put into tokens.
-    `ping(peer_id, addresses, count)` gives round trips in milliseconds over a libp2p connection, None for one that was
-    not answered.
+    `connected(peer_id)`: whether packets flow.
     """
 
     def __init__(
         self,
-        config: Config,
+        live: Live,
         network: NetworkService | None,
         registry: CompositeRegistry,
+        host: Host,
         *,
         connected: Callable[[str], bool],
-        listen: Callable[[], tuple[str, ...]],
-        ping: Callable[[str, tuple[str, ...], int], Awaitable[list[float | None]]],
         now_ms: Callable[[], int],
         lookup: Lookup | None = None,
         owner: AskOwner | None = None,
     ) -> None:
-        self._config = config
-        self._network = network
-        self._registry = registry
+        self._live, self._network, self._registry, self._host = live, network, registry, host
         self._connected = connected
-        self._listen = listen
-        self._ping = ping
         self._now_ms = now_ms
         own = network.own if network is not None else None
         self._resolver = Resolver(registry, own, now_ms, lookup, owner)
@@ -120,16 +126,16 @@ class Requests:
         own, now_ms = self._own(), self._now_ms()
         if own.authority is None:
             raise MembershipRefused("not_authority", "this node is no authority; invite on one that is")
-        listen = self._listen()
+        listen = self._host.listen_addresses()
         if not listen:
             raise ConfigError("this node has no address others could dial; see p2p.listen")
-        lifetime_s = float(arguments.get("expires_s") or self._config.membership.invite_lifetime)
+        lifetime_s = float(arguments.get("expires_s") or self._live.config.membership.invite_lifetime)
         uses = int(arguments.get("uses") or 1)
         if uses < 1 or lifetime_s <= 0:
             raise ConfigError("an invitation is for one use at least, and for some time")
         ip = _text(arguments, "ip")
         secret = secrets.token_bytes(SECRET_BYTES)
-        own.invitations.prune(now_ms - milliseconds(self._config.membership.forget_after))
+        own.invitations.prune(now_ms - milliseconds(self._live.config.membership.forget_after))
         own.invitations.add(
             secret,
             own.directory,
@@ -271,7 +277,7 @@ class Requests:
         trips: list[float | None] = [None] * count
         error = ""
         try:
-            trips = await self._ping(member.peer_id, member.addresses, count)
+            trips = await self._host.ping(member.peer_id, member.addresses, count)
         except DialError as failure:
             error = str(failure)
         return [{"seq": place, "rtt_ms": trip, "error": error} for place, trip in enumerate(trips, 1)]

@@ -8,7 +8,7 @@ says so with a `Change`, after its answers are the new ones.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -112,6 +112,7 @@ class CompositeRegistry:
 
     def __init__(self, peers: Iterable[Peer] = (), owners: Owners | None = None) -> None:
         self._owners = owners
+        self._subscribers: list[Callable[[Change], object]] = []
         self._configured = _by_id(peers)
         self._network: dict[str, Member] = {}
         self._all = self._settled(self._configured)
@@ -123,6 +124,10 @@ class CompositeRegistry:
     def find(self, peer_id: str) -> Member | None:
         """See Registry."""
         return self._all.get(peer_id)
+
+    def subscribe(self, changed: Callable[[Change], object]) -> None:
+        """Call `changed` with every change, when the answers given here are the new ones already."""
+        self._subscribers.append(changed)
 
     def of_network(self) -> Sequence[Member]:
         """The members the network has, as it has them."""
@@ -141,7 +146,7 @@ class CompositeRegistry:
         for peer_id in before.keys() - claims.keys():
             self._forget(peer_id)
         self._all = self._settled(claims)
-        return difference(before, self._all)
+        return self._told(difference(before, self._all))
 
     def update(self, news: Mapping[str, Member | None]) -> Change:
         """Members of the network as they are now, None for who is none any more; returns what is different."""
@@ -161,7 +166,7 @@ class CompositeRegistry:
                 after[peer_id] = self._all[peer_id] = self._settle(_without(member, reserved))
             else:
                 self._forget(peer_id)
-        return difference(before, after)
+        return self._told(difference(before, after))
 
     def reconsider(self, peer_ids: Iterable[str]) -> Change:
         """The owners say something else of these than before; returns what is different. Others are ignored."""
@@ -170,7 +175,13 @@ class CompositeRegistry:
         for peer_id in held:
             claim = self._configured.get(peer_id) or _without(self._network[peer_id], reserved)
             self._all[peer_id] = self._settle(claim)
-        return difference(held, {peer_id: self._all[peer_id] for peer_id in held})
+        return self._told(difference(held, {peer_id: self._all[peer_id] for peer_id in held}))
+
+    def _told(self, change: Change) -> Change:
+        if change:
+            for changed in self._subscribers:
+                changed(change)
+        return change
 
     def _settle(self, member: Member) -> Member:
         return self._owners.settle(member) if self._owners is not None else member
