@@ -8,7 +8,7 @@ from that line.
 
 from __future__ import annotations
 
-from typing import Any, TypeVar, cast
+from typing import Any, TypedDict, TypeVar, Unpack, cast
 
 import msgspec
 
@@ -39,63 +39,53 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
     restart: str = ""
 
 
-def _setting(default: Any, unit: str, meaning: str, essential: bool, restart: bool | str, **more: Any) -> Any:
+class Flags(TypedDict, total=False):
+    """See `Setting`. `restart` True: by `START_AGAIN`."""
+
+    essential: bool
+    restart: bool | str
+
+
+def _setting(default: Any, unit: str, meaning: str, flags: Flags, **more: Any) -> Any:
     """The annotation of the key says what the Struct holds; `TableMeta` puts the default there."""
+    essential, restart = flags.get("essential", False), flags.get("restart", "")
     remedy = START_AGAIN if restart is True else restart or ""
     return Setting(default=default, unit=unit, meaning=meaning, essential=essential, restart=remedy, **more)
 
 
-def duration(
-    default: float, least: float, most: float, meaning: str, *, essential: bool = False, restart: bool = False
-) -> float:
+def duration(default: float, least: float, most: float, meaning: str, **flags: Unpack[Flags]) -> float:
     """A time in seconds; written "250ms", "30s", "5m" or "1h" in TOML."""
-    value = _setting(default, "duration", meaning, essential, restart, least=least, most=most)
-    return cast(float, value)
+    return cast(float, _setting(default, "duration", meaning, flags, least=least, most=most))
 
 
-def size(
-    default: int, least: int, most: int, meaning: str, *, essential: bool = False, restart: bool = False
-) -> int:
+def size(default: int, least: int, most: int, meaning: str, **flags: Unpack[Flags]) -> int:
     """A number of bytes; TOML may say it as an integer or with KiB, MiB, GiB."""
-    return cast(int, _setting(default, "size", meaning, essential, restart, least=least, most=most))
+    return cast(int, _setting(default, "size", meaning, flags, least=least, most=most))
 
 
-def number(
-    default: int,
-    least: int,
-    most: int,
-    unit: str,
-    meaning: str,
-    *,
-    essential: bool = False,
-    restart: bool | str = False,
-) -> int:
+def number(default: int, least: int, most: int, unit: str, meaning: str, **flags: Unpack[Flags]) -> int:
     """An integer that counts `unit`."""
-    return cast(int, _setting(default, unit, meaning, essential, restart, least=least, most=most))
+    return cast(int, _setting(default, unit, meaning, flags, least=least, most=most))
 
 
-def share(default: float, least: float, most: float, meaning: str) -> float:
+def share(default: float, least: float, most: float, meaning: str, **flags: Unpack[Flags]) -> float:
     """A plain ratio."""
-    return cast(float, _setting(default, "ratio", meaning, False, False, least=least, most=most))
+    return cast(float, _setting(default, "ratio", meaning, flags, least=least, most=most))
 
 
-def text(
-    default: Text, kind: str, meaning: str, *, essential: bool = False, restart: bool | str = False
-) -> Text:
+def text(default: Text, kind: str, meaning: str, **flags: Unpack[Flags]) -> Text:
     """A string, or a list of them; `kind` names its check in `values`."""
-    return cast(Text, _setting(default, kind, meaning, essential, restart))
+    return cast(Text, _setting(default, kind, meaning, flags))
 
 
-def choice(
-    default: str, choices: tuple[str, ...], meaning: str, *, essential: bool = False, restart: bool = False
-) -> str:
+def choice(default: str, choices: tuple[str, ...], meaning: str, **flags: Unpack[Flags]) -> str:
     """One of a few words."""
-    return cast(str, _setting(default, "choice", meaning, essential, restart, choices=choices))
+    return cast(str, _setting(default, "choice", meaning, flags, choices=choices))
 
 
-def switch(default: bool, meaning: str, *, essential: bool = False, restart: bool = False) -> bool:
+def switch(default: bool, meaning: str, **flags: Unpack[Flags]) -> bool:
     """true or false."""
-    return cast(bool, _setting(default, "switch", meaning, essential, restart))
+    return cast(bool, _setting(default, "switch", meaning, flags))
 
 
 class TableMeta(msgspec.StructMeta):
