@@ -14,7 +14,7 @@ import msgspec
 
 from supervisor.network import announced, overlap
 from supervisor.network.announced import AnnouncedRoutes
-from supervisor.network.names import Names, Send
+from supervisor.network.dns_sockets import Names, Send
 from supervisor.network.overlap import Claim
 from supervisor.network.routes import NetworkSetup
 from vpnd.api.messages import RoutesKnown

@@ -18,12 +18,12 @@ import logging
 import os
 import socket
 import stat
+import subprocess
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
-from supervisor.janitor import Janitor
 from vpnd.config.live import Live
 from vpnd.errors import MachineError, VpndError, kind_of
 
@@ -33,6 +33,45 @@ log = logging.getLogger(__name__)
 Command = Callable[[Mapping[str, Any]], Awaitable[object]]
 #: A request is one short line; more is somebody else's protocol.
 MAX_REQUEST_BYTES = 65_536
+
+
+_SCRIPT = """
+trap '' HUP INT TERM
+read -r nothing
+[ "$(stat -c %i -- "$1" 2>/dev/null)" = "$2" ] && { rm -f -- "$1"; eval "$3"; }
+exit 0
+"""
+
+
+class Janitor:
+    """Removes the status socket, and what else outlives the supervisor, when that is killed.
+
+    Children, device, addresses and routes vanish by themselves with the supervisor's descriptors; a socket's name in
+    the file system and routing rules do not. A tiny shell waits for the end of a pipe whose other end only the
+    supervisor has; it comes with the supervisor's death, however it dies. The inode is compared, so that a new
+    daemon's socket is left alone. `close` ends it after a clean stop.
+
+    `commands`: lines of shell, run after a death with the socket still there; one that fails is passed over.
+    """
+
+    def __init__(self, path: str, commands: Sequence[str] = ()) -> None:
+        self._process = subprocess.Popen(
+            [
+                *("/bin/sh", "-c", _SCRIPT, "vpnd-janitor"),
+                *(path, str(os.stat(path).st_ino), "\n".join(commands)),
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            cwd="/",
+        )
+
+    def close(self) -> None:
+        """Let it do its work and end; waits for it, which takes a millisecond or two."""
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        self._process.wait()
 
 
 class StatusServer:

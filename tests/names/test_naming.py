@@ -13,7 +13,7 @@ import trio
 
 from vpnd.api.reports import OwnAddresses
 from vpnd.config.schema import Dns
-from vpnd.control.naming import NameService
+from vpnd.control.dns_service import NameService
 from vpnd.discovery.registry import Member
 from vpnd.errors import ProtocolViolation
 

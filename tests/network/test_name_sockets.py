@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.network.names import Names
+from supervisor.network.dns_sockets import Names
 from vpnd.api import messages
 from vpnd.api.reports import OwnAddresses
 from vpnd.config.schema import Dns

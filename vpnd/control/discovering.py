@@ -20,8 +20,8 @@ from vpnd.adapter.host import Host
 from vpnd.adapter.mdns import LocalNetwork
 from vpnd.config.live import Live
 from vpnd.config.multiaddrs import parse
+from vpnd.control.dns_service import NameService
 from vpnd.control.membership import NetworkService
-from vpnd.control.naming import NameService
 from vpnd.control.resolving import LocalDirectory
 from vpnd.control.state import milliseconds
 from vpnd.discovery.cache import AnswerCache

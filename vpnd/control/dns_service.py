@@ -16,7 +16,7 @@ import trio
 
 from vpnd.api.reports import OwnAddresses
 from vpnd.config.schema import Dns
-from vpnd.control.names import NameServer
+from vpnd.control.dns_server import NameServer
 from vpnd.discovery.registry import Member
 from vpnd.errors import ProtocolViolation
 from vpnd.names.members import MemberTable, table_of
