@@ -1,76 +1,97 @@
-"""The Prometheus endpoint: the counters of all processes under their own names.
-
-Served by prometheus-client from a thread of its own. A scrape reads counters in memory and asks no child,
-so it costs the packet path next to nothing.
-"""
+"""The Prometheus endpoint, seen from the supervisor: it binds the socket; a process without rights (vpnd/exporter.py)
+answers on it, and is told the status when it asks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable
 
-from prometheus_client import CollectorRegistry, start_http_server
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
+import msgspec
 
-from vpnd import metrics
+from supervisor.children import Child
+from supervisor.priority import Priorities
+from vpnd.api import messages, parts
+from vpnd.config.live import Live
 from vpnd.errors import MachineError
 from vpnd.status import Status
 
 
-class Exporter(Collector):
-    """Serves on metrics.listen until `close`. `report` gives the status report without asking the children."""
+class ExporterSlot:
+    """The listening socket, which outlives the processes. See children.Slot."""
 
-    def __init__(self, listen: str, report: Callable[[], Status]) -> None:
-        self._report = report
-        registry = CollectorRegistry()
-        registry.register(self)
+    title, role, module = "exporter", "exporter", "vpnd.exporter"
+    more_time_s = 0.0
+
+    def __init__(self, live: Live) -> None:
+        """Raises MachineError when metrics.listen cannot be bound."""
+        self._live = live
+        listen = live.config.metrics.listen
         host, _, port = listen.rpartition(":")
+        host = host.strip("[]")
         try:
-            self._server, self._thread = start_http_server(int(port), host.strip("[]"), registry)
+            ((family, _, _, _, address), *_) = socket.getaddrinfo(
+                host, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )
+            self._socket = socket.create_server(address[:2], family=family)
         except OSError as error:
             raise MachineError(
                 f"metrics.listen = {listen}: {error.strerror}; choose another address or empty it"
             ) from error
 
-    def describe(self) -> Iterable[Metric]:
-        return ()
-
-    def collect(self) -> Iterable[Metric]:
-        """All metrics, from one report. Shards that were scaled away are in it: no sum over shards ever shrinks."""
-        report = self._report()
-        shards = (*report.shards, *report.retired)
-        for name, metric in metrics.SHARD_METRICS.items():
-            family = _family(f"vpnd_shard_{name}", metric, ["shard"])
-            for row in shards:
-                family.add_metric([str(row.index)], getattr(row, name))
-            yield family
-        restarts = CounterMetricFamily(
-            "vpnd_restarts", "Times a process was started again.", labels=["process"]
-        )
-        restarts.add_metric(["control"], report.control.restarts)
-        for row in shards:
-            restarts.add_metric([f"shard {row.index}"], row.restarts)
-        yield restarts
-        for name, metric in metrics.CONTROL_METRICS.items():
-            family = _family(f"vpnd_control_{name}", metric, [])
-            family.add_metric([], report.control.counters[name])
-            yield family
-        for name in ("packets_read", "packets_written", "bytes_read", "bytes_written", "reads", "merged"):
-            yield CounterMetricFamily(f"vpnd_tun_{name}", f"TUN device: {name}.", getattr(report.tun, name))
-        drops = CounterMetricFamily("vpnd_dropped_packets", "Dropped packets by reason.", labels=["reason"])
-        for reason, count in report.dropped.items():
-            drops.add_metric([reason], count)
-        yield drops
-        yield GaugeMetricFamily("vpnd_shards", "Shards there are meant to be.", report.node.shards)
-        yield GaugeMetricFamily("vpnd_ready", "1 when all processes are up.", int(report.ready))
+    def begin(self) -> tuple[messages.Message, tuple[int, ...]]:
+        """See children.Slot."""
+        return messages.ExporterStart(config=self._live.config), (self._socket.fileno(),)
 
     def close(self) -> None:
-        """Stop serving; waits for the thread."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        """Listen no more."""
+        self._socket.close()
 
 
-def _family(name: str, metric: metrics.Metric, labels: list[str]) -> GaugeMetricFamily | CounterMetricFamily:
-    kind = GaugeMetricFamily if metric.gauge else CounterMetricFamily
-    return kind(name, metric.meaning, labels=labels)
+class Exporter:
+    """Owner: supervisor loop. `start`, then `stop`, once each.
+
+    `status` is called at most once in metrics.max_age, whatever the process asks.
+    """
+
+    def __init__(self, live: Live, priorities: Priorities, status: Callable[[], Awaitable[Status]]) -> None:
+        self._live, self._priorities, self._status = live, priorities, status
+        self._slot = ExporterSlot(live)
+        self.child = Child(self._slot, live, priorities, self._up, self._gone, self._said)
+        self._telling: asyncio.Task[None] | None = None
+        self._told_s = 0.0
+        live.watch(lambda config: config, self._reconfigured)
+
+    async def start(self) -> None:
+        """Return when it answers. Raises the error it failed with."""
+        await self.child.start()
+
+    async def stop(self) -> None:
+        """End the process, and listen no more."""
+        await self.child.stop()
+        self._gone(self.child)
+        self._slot.close()
+
+    def _reconfigured(self) -> None:
+        self.child.send(messages.Reconfigure(config=self._live.config))
+
+    def _up(self, child: Child[ExporterSlot]) -> None:
+        self._priorities.usual(child.pid)
+
+    def _said(self, child: Child[ExporterSlot], message: messages.Message) -> None:
+        if isinstance(message, messages.StatusWanted) and self._telling is None:
+            self._telling = asyncio.get_running_loop().create_task(self._tell())
+
+    def _gone(self, child: Child[ExporterSlot]) -> None:
+        if self._telling is not None:
+            self._telling.cancel()
+            self._telling = None
+
+    async def _tell(self) -> None:
+        loop = asyncio.get_running_loop()
+        await asyncio.sleep(self._told_s + self._live.config.metrics.max_age - loop.time())
+        self._told_s = loop.time()
+        content = msgspec.json.encode(await self._status())
+        self._telling = None
+        for part in parts.split(messages.StatusTold(content=content)):
+            self.child.send(part)

@@ -8,7 +8,7 @@
     control       channel                         Child: Ready, Failed; Questions: ControlStatus, Answer;
                                                   Overlay, through Fleet: OwnChanged, RoutesKnown
     commands      status socket                   StatusServer: status, stop, reload, scale, probe; requests: invite …
-    Prometheus    HTTP, if metrics.listen is set  Exporter
+    exporter      channel, if metrics.listen      Child: Ready, Failed; Exporter: StatusWanted
 
 Rights kept: the TUN descriptor (it moves the packets), CAP_NET_ADMIN (it takes its addresses and routes
 back), root's signals (it kills and restarts children of another user). It parses nothing that comes from
@@ -34,6 +34,7 @@ from typing import Any
 import msgspec
 
 from supervisor import probing, report, requests, statedir
+from supervisor.export import Exporter
 from supervisor.fleet import Fleet
 from supervisor.network import policy
 from supervisor.network.tun import Tun
@@ -119,9 +120,9 @@ async def start_node(
         reading = Reading(live, tun.fd, pump, pacing, broken=fleet.kill_broken, gone=node.device_gone)
         undo.callback(reading.close)
         if config.metrics.listen:
-            from supervisor.export import Exporter  # 44 ms of start-up that only those pay who want it
-
-            undo.callback(Exporter(config.metrics.listen, node.counters).close)
+            exporter = Exporter(live, fleet.priorities, node.status)
+            undo.push_async_callback(exporter.stop)
+            await exporter.start()
         node.ready = True
         return node
     except BaseException:
@@ -271,10 +272,6 @@ class Node:
         self._last_told = control or self._last_told
         peers = await report.peer_rows(self._live.config, control, self._last_told, shards, fleet.slots)
         return self._report(control, told, peers)
-
-    def counters(self) -> Status:
-        """The status without asking anybody: no peers, and nothing that only the children know."""
-        return self._report(None, {}, ())
 
     def _report(
         self,

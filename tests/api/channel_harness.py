@@ -32,6 +32,7 @@ SESSION = Established(
 MESSAGES: list[Message] = [
     messages.ControlStart(config=Config(), node_name="n", peer_id="p", virtual_ip="10.0.0.1"),
     messages.ShardStart(config=Config(), index=1, own=("10.0.0.1/32",), tun_offloads=3),
+    messages.ExporterStart(config=Config()),
     messages.Ready(listen=("/ip4/1.2.3.4/tcp/1",)),
     messages.Failed(kind="MachineError", error="no"),
     messages.Reconfigure(config=Config()),
@@ -51,6 +52,8 @@ MESSAGES: list[Message] = [
     messages.ShardStatus(serial=9, sessions=(REPORT,), traffic=(reports.PeerTraffic(peer_id="p"),)),
     messages.ProbeRequest(serial=9, destination="fd00::2"),
     messages.ProbeAnswer(serial=9, session=PROBE, why="no answer within 2 s"),
+    messages.StatusWanted(),
+    messages.StatusTold(content=b"{}"),
     messages.PeerKnown(peer_id="p", name="b", prefixes=("10.0.0.2/32",)),
     messages.PeerForgotten(peer_id="p"),
     messages.PeerCircuit(peer_id="p", state="open"),

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
+import signal
 import socket
 import struct
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import msgspec
+import psutil
 import pytest
 from lab import (
     Lab,
@@ -30,12 +36,13 @@ from vpnd.status import Status
 pytestmark = pytest.mark.root
 
 METRICS_PORT = 9586
+MAX_AGE_S = 0.05
 
 
 @pytest.fixture(scope="module")
 def pair() -> Iterator[tuple[Node, Node]]:
     def change(nodes: list[Node]) -> None:
-        nodes[0].config["metrics"] = {"listen": f"127.0.0.1:{METRICS_PORT}"}
+        nodes[0].config["metrics"] = {"listen": f"127.0.0.1:{METRICS_PORT}", "max_age": f"{MAX_AGE_S}s"}
 
     with running_nodes(change=change) as (a, b):
         yield a, b
@@ -160,16 +167,70 @@ def test_a_stranger_is_refused_and_counted() -> None:
         assert report["state"] != "connected" and "list this one" in report["last_error"]
 
 
-def scrape(node: Node) -> dict[str, float]:
-    """The samples of the Prometheus endpoint."""
+def get(node: Node, path: str) -> tuple[int, str]:
+    """Status and body of an answer of the Prometheus endpoint."""
     with socket_in(node.namespace, "127.0.0.1", socket.SOCK_STREAM) as sock:
+        sock.settimeout(10)
         sock.connect(("127.0.0.1", METRICS_PORT))
-        sock.sendall(b"GET /metrics HTTP/1.0\r\nHost: localhost\r\n\r\n")
+        sock.sendall(f"GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode())
         answer = b"".join(iter(lambda: sock.recv(65536), b"")).decode()
     head, _, body = answer.partition("\r\n\r\n")
-    assert " 200 " in head.splitlines()[0]
+    return int(head.split()[1]), body
+
+
+def scrape(node: Node) -> dict[str, float]:
+    """The samples of the Prometheus endpoint."""
+    code, body = get(node, "/metrics")
+    assert code == 200
     rows = re.findall(r"^(\w+(?:\{[^}]*\})?) (\S+)$", body, re.MULTILINE)
     return {name: float(value) for name, value in rows}
+
+
+def exporter(node: Node) -> psutil.Process:
+    """The process that answers HTTP."""
+    children = psutil.Process(node.ask()["supervisor"]["pid"]).children()
+    (found,) = [child for child in children if "vpnd.exporter" in child.cmdline()]
+    return found
+
+
+def test_http_is_answered_by_a_process_without_rights_that_comes_back(pair: tuple[Node, Node]) -> None:
+    a, _ = pair
+    process = exporter(a)
+    assert 0 not in process.uids() and 0 not in process.gids()
+    said = Path(f"/proc/{process.pid}/status").read_text()
+    capabilities = re.findall(r"^Cap(?:Inh|Prm|Eff|Bnd|Amb):\s(\w+)$", said, re.MULTILINE)
+    assert len(capabilities) == 5 and not any(int(each, 16) for each in capabilities)
+    process.kill()
+
+    def back() -> bool:
+        with contextlib.suppress(OSError, ValueError, psutil.Error):
+            return exporter(a).pid != process.pid and get(a, "/healthz")[0] == 200
+        return False
+
+    wait_until(back, 15, "another exporter")
+    assert a.status()["health"] == "healthy"
+
+
+def test_each_path_says_its_own_and_others_are_404(pair: tuple[Node, Node]) -> None:
+    a, _ = pair
+    assert get(a, "/healthz") == (200, "ok\n")
+    assert get(a, "/readyz") == (200, "healthy\n")
+    for path in ("/", "/metric", "/metrics/", "/../etc/passwd"):
+        assert get(a, path)[0] == 404
+
+
+def test_readyz_is_the_health_of_status(pair: tuple[Node, Node]) -> None:
+    a, _ = pair
+    shard = a.ask()["shards"][1]
+    os.kill(shard["pid"], signal.SIGSTOP)
+    try:
+        wait_until(lambda: get(a, "/readyz")[0] == 503, 20, "a shard that hangs makes the node ill")
+        done = a.vpnd("status", check=False)
+        assert done.returncode == 9 and "shard" in done.stdout
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(shard["pid"], signal.SIGCONT)
+    wait_until(lambda: get(a, "/readyz") == (200, "healthy\n"), 20, "it works again")
 
 
 def test_prometheus_is_told_the_same_as_status(pair: tuple[Node, Node]) -> None:
@@ -177,7 +238,9 @@ def test_prometheus_is_told_the_same_as_status(pair: tuple[Node, Node]) -> None:
     assert ping(a.lab, a.namespace, b.virtual_ip, count=3).loss == 0
 
     def agree() -> bool:
-        before, samples, after = settled(a), scrape(a), settled(a)
+        before = settled(a)
+        time.sleep(MAX_AGE_S)  # what an earlier scrape was answered with
+        samples, after = scrape(a), settled(a)
         if before["tun"] != after["tun"]:
             return False
         for name in ("packets_read", "packets_written", "bytes_read", "bytes_written"):
@@ -191,7 +254,10 @@ def test_prometheus_is_told_the_same_as_status(pair: tuple[Node, Node]) -> None:
         for name, count in after["control"]["counters"].items():
             kind = "" if name in GAUGES else "_total"
             assert samples[f"vpnd_control_{name}{kind}"] == count
-        assert samples["vpnd_ready"] == 1
+        assert samples["vpnd_ready"] == samples["vpnd_healthy"] == samples["vpnd_peers_connected"] == 1
+        (peer,) = after["peers"]
+        labels = f'{{peer="b",peer_id="{peer["peer_id"]}"}}'
+        assert samples[f"vpnd_peer_sent_bytes_total{labels}"] == peer["bytes_sent"]
         return True
 
     wait_until(agree, 10, "a moment without packets")

@@ -41,10 +41,13 @@ SUPERVISOR_TO_CONTROL = Way("supervisor", "control")
 SUPERVISOR_TO_SHARD = Way("supervisor", "shard")
 CONTROL_TO_SUPERVISOR = Way("control", "supervisor")
 SHARD_TO_SUPERVISOR = Way("shard", "supervisor")
+SUPERVISOR_TO_EXPORTER = Way("supervisor", "exporter")
+EXPORTER_TO_SUPERVISOR = Way("exporter", "supervisor")
 CONTROL_TO_SHARD = Way("control", "shard")
 SHARD_TO_CONTROL = Way("shard", "control")
 TO_CHILDREN = (SUPERVISOR_TO_CONTROL, SUPERVISOR_TO_SHARD)
-TO_SUPERVISOR = (CONTROL_TO_SUPERVISOR, SHARD_TO_SUPERVISOR)
+TO_ALL = (*TO_CHILDREN, SUPERVISOR_TO_EXPORTER)
+TO_SUPERVISOR = (CONTROL_TO_SUPERVISOR, SHARD_TO_SUPERVISOR, EXPORTER_TO_SUPERVISOR)
 
 
 class Descriptors(NamedTuple):
@@ -120,6 +123,14 @@ class ShardStart(Message, frozen=True):
     tun_offloads: int
 
 
+class ExporterStart(Message, frozen=True):
+    """Configuration of the Prometheus endpoint. Descriptor: the socket that listens on metrics.listen."""
+
+    rule = Rule((SUPERVISOR_TO_EXPORTER,), first=True, descriptors=Descriptors(1, 1, "listening socket"))
+
+    config: Config
+
+
 class Ready(Message, frozen=True):
     """The child works. `listen`: control's addresses, without the /p2p part; empty from shards. `own`: what the node is
     in its network; None from shards, and of a node whose peers are all configured by hand.
@@ -143,7 +154,7 @@ class Failed(Message, frozen=True):
 class Reconfigure(Message, frozen=True):
     """The configuration from now on; only what vpnd.config.changes names differs from the one before."""
 
-    rule = Rule(TO_CHILDREN, after=(Ready,))
+    rule = Rule(TO_ALL, after=(Ready,))
 
     config: Config
 
@@ -232,7 +243,7 @@ class Answer(Message, frozen=True):
 class Stop(Message, frozen=True):
     """End, cleanly. `drain` (shards only): the ring gets no more; first send what is in it and in the queues."""
 
-    rule = Rule(TO_CHILDREN, once=True)
+    rule = Rule(TO_ALL, once=True)
 
     drain: bool = False
 
@@ -314,6 +325,21 @@ class ProbeAnswer(Message, frozen=True):
     serial: int
     session: SessionProbe | None = None
     why: str = ""
+
+
+class StatusWanted(Message, frozen=True):
+    """The exporter asks for the status of the node. It asks again only when it has been told."""
+
+    rule = Rule((EXPORTER_TO_SUPERVISOR,), after=(Ready,))
+
+
+class StatusTold(Message, frozen=True):
+    """The next bytes of the status, JSON as `vpnd status --json` prints it. `more`: it goes on in the next one."""
+
+    rule = Rule((SUPERVISOR_TO_EXPORTER,), after=(StatusWanted,))
+
+    content: bytes
+    more: bool = False
 
 
 class OwnersAsked(Message, frozen=True):
@@ -432,7 +458,7 @@ ALL: tuple[type[Message], ...] = tuple(Message.__subclasses__())
 #: Way -> the messages one of which opens it; none where it has no such message.
 OPENERS: dict[Way, tuple[type[Message], ...]] = {
     way: tuple(kind for kind in ALL if kind.rule.first and way in kind.rule.ways)
-    for way in (*TO_CHILDREN, *TO_SUPERVISOR, CONTROL_TO_SHARD, SHARD_TO_CONTROL)
+    for way in (*TO_ALL, *TO_SUPERVISOR, CONTROL_TO_SHARD, SHARD_TO_CONTROL)
 }
 
 

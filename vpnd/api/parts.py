@@ -1,7 +1,7 @@
 """An answer in several messages, where one would be longer than a channel carries: a network has any number of members.
 
-All parts have the serial of the question, and all but the last say `more`. Rows of a status, and the bytes of what came
-of a command, keep their order.
+All parts have the serial of the question, if it has one, and all but the last say `more`. Rows and bytes keep their
+order.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from vpnd.api.messages import Answer, ControlStatus, ShardStatus
+from vpnd.api.messages import Answer, ControlStatus, ShardStatus, StatusTold
 
-Whole = TypeVar("Whole", ControlStatus, ShardStatus, Answer)
+Whole = TypeVar("Whole", ControlStatus, ShardStatus, Answer, StatusTold)
 
 #: Of what is in one message: so little that a socket of the kernel's default size takes it, and what is beside it.
 MAX_PART_BYTES = 1 << 17
@@ -24,6 +24,7 @@ _LONG: dict[type[Any], dict[str, Any]] = {
     ControlStatus: {"peers": ()},
     ShardStatus: {"sessions": (), "traffic": ()},
     Answer: {"result": b""},
+    StatusTold: {"content": b""},
 }
 _encoder = msgspec.msgpack.Encoder()
 

@@ -370,6 +370,10 @@ class Metrics(Table, frozen=True):
         "host:port of the endpoint; empty: none. Keep it on loopback.", essential=True, restart=True)
     interval: float = duration(0.25, 0.01, 60.0,
         "Interval at which a shard stores counts that do not change with every batch.")
+    per_peer: bool = switch(True, "Series for each peer of a status; false: of the node and its shards only.")
+    max_age: float = duration(1.0, 0.05, 60.0, "Scrapes within this time get one status, whatever their number.")
+    timeout: float = duration(5.0, 0.1, 300.0, "Time an HTTP client may take to ask, and to take the answer.")
+    max_clients: int = number(16, 1, 1024, "connections", "HTTP connections at once; one more is closed.")
 
 
 class Log(Table, frozen=True):

@@ -1,0 +1,344 @@
+"""exporter: the process that answers HTTP on metrics.listen, with what the supervisor tells it.
+
+    talks to     over                            what comes, and who serves it
+    -----------  ------------------------------  ---------------------------------------------------------
+    supervisor   channel (inherited descriptor)  main: ExporterStart; Told: Reconfigure, StatusTold, Stop
+    strangers    HTTP, the socket it is given    Handler: /metrics, /healthz, /readyz
+
+Rights kept after `privileges.drop`: the channel and the listening socket. A thread for each HTTP connection, at most
+metrics.max_clients; the first thread has the channel. All clients together cost the supervisor one status in
+metrics.max_age.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.server
+import logging
+import os
+import resource
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from select import select
+from typing import Any
+
+import msgspec
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+
+from vpnd import logs, metrics, privileges
+from vpnd.api import messages, parts
+from vpnd.api.channel import Channel, ChannelClosed, first_message
+from vpnd.config.schema import Config
+from vpnd.errors import VpndError, kind_of
+from vpnd.status import HEALTHY, Peer, Shard, Status
+
+log = logging.getLogger(__name__)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`python -m vpnd.exporter CHANNEL_FD`; returns the exit code."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the supervisor decides
+    parent_pid = os.getppid()
+    channel = Channel(socket.socket(fileno=int(arguments[1])), "exporter", "supervisor")
+    try:
+        start, (listening,) = first_message(channel, messages.ExporterStart)
+        logs.configure(start.config.log.level, "exporter")
+        # Below this line nothing is imported: the files of vpnd may be readable by root alone.
+        privileges.drop(start.config.process.user, parent_pid)
+        told = Told(channel, start.config)
+        server = Server(socket.socket(fileno=listening), told)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        told.serve()
+    except ChannelClosed:
+        return 0
+    except VpndError as error:
+        with contextlib.suppress(ChannelClosed):
+            channel.send(messages.Failed(kind=kind_of(error), error=str(error)))
+        return error.exit_code
+    return 0
+
+
+class Told:
+    """What the supervisor told last. `serve` is the first thread's, `status` any other's."""
+
+    def __init__(self, channel: Channel, config: Config) -> None:
+        self._channel = channel
+        self.config = config
+        self._news = threading.Condition()
+        self._asked = False
+        self._status: Status | None = None
+        self._at_s = 0.0
+
+    def status(self) -> Status | None:
+        """A status not older than metrics.max_age; None when the supervisor does not tell within status.timeout."""
+        with self._news:
+            if not self._fresh():
+                if not self._asked:
+                    self._asked = True
+                    self._channel.send(messages.StatusWanted())
+                self._news.wait_for(self._fresh, self.config.status.timeout)
+            return self._status if self._fresh() else None
+
+    def _fresh(self) -> bool:
+        return self._status is not None and time.monotonic() < self._at_s + self.config.metrics.max_age
+
+    def serve(self) -> None:
+        """Until Stop. Raises ChannelClosed when the supervisor is gone."""
+        said: list[messages.StatusTold] = []
+        self._channel.send(messages.Ready())
+        while True:
+            received = self._channel.receive()
+            if received is None:
+                select([self._channel.fileno()], [], [])
+                continue
+            match received[0]:
+                case messages.Stop():
+                    return
+                case messages.Reconfigure(config=config):
+                    self.config = config
+                    logs.set_level(config.log.level)
+                case messages.StatusTold() as part:
+                    said.append(part)
+                    if not part.more:
+                        status = msgspec.json.decode(parts.joined(said).content, type=Status)
+                        said = []
+                        with self._news:
+                            self._status, self._at_s, self._asked = status, time.monotonic(), False
+                            self._news.notify_all()
+
+
+# --- HTTP
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves on a socket that listens already."""
+
+    daemon_threads = True
+
+    def __init__(self, listening: socket.socket, told: Told) -> None:
+        super().__init__(listening.getsockname()[:2], Handler, bind_and_activate=False)
+        self.socket.close()
+        self.socket, self.told = listening, told
+        self._clients = threading.BoundedSemaphore(told.config.metrics.max_clients)
+
+    def process_request(self, request: object, client_address: object) -> None:
+        """A thread for it, while there are not too many."""
+        if self._clients.acquire(blocking=False):
+            super().process_request(request, client_address)  # type: ignore[arg-type]
+        else:
+            self.shutdown_request(request)  # type: ignore[arg-type]
+
+    def process_request_thread(self, request: object, client_address: object) -> None:
+        """In that thread."""
+        try:
+            super().process_request_thread(request, client_address)  # type: ignore[arg-type]
+        finally:
+            self._clients.release()
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that went away, or sent what is no HTTP, is none of ours."""
+        log.debug("%s: %s", client_address, sys.exc_info()[1])
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """One connection, one request."""
+
+    server: Server
+    server_version, sys_version = "vpnd", ""
+
+    def setup(self) -> None:
+        """See socketserver."""
+        super().setup()
+        self.connection.settimeout(self.server.told.config.metrics.timeout)
+
+    def do_GET(self) -> None:
+        """/metrics; /healthz: the daemon answers; /readyz: it is healthy, as `vpnd status` has it."""
+        path = self.path.partition("?")[0]
+        if path not in ("/metrics", "/healthz", "/readyz"):
+            self._answer(404, "there are /metrics, /healthz and /readyz\n")
+            return
+        status = self.server.told.status()
+        if status is None:
+            self._answer(503, "the daemon does not answer\n")
+        elif path == "/metrics":
+            registry = CollectorRegistry()
+            registry.register(Exposed(status, per_peer=self.server.told.config.metrics.per_peer))
+            encode, kind = choose_encoder(self.headers.get("Accept", ""))
+            self._answer(200, encode(registry), kind)
+        elif path == "/healthz":
+            self._answer(200, "ok\n")
+        else:
+            lines = [status.health, *(f"{ailment.what}: {ailment.remedy}" for ailment in status.ailments)]
+            self._answer(200 if status.health == HEALTHY else 503, "\n".join(lines) + "\n")
+
+    do_HEAD = do_GET
+
+    def _answer(self, code: int, body: str | bytes, kind: str = "text/plain; charset=utf-8") -> None:
+        content = body.encode() if isinstance(body, str) else body
+        self.send_response(code)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing: a scraper would fill the log."""
+
+
+# --- what a status is to Prometheus
+
+#: Field of status.tun -> metric.
+_TUN = {
+    "packets_read": metrics.Metric("Read from the TUN device, merged ones as one.", "records", False),
+    "packets_written": metrics.Metric("Written into the TUN device.", "records", False),
+    "bytes_read": metrics.Metric("Read from the TUN device.", "bytes", False),
+    "bytes_written": metrics.Metric("Written into the TUN device.", "bytes", False),
+    "reads": metrics.Metric("Reads of the TUN device that gave something.", "reads", False),
+    "merged": metrics.Metric("Datagrams merged into the one before them.", "datagrams", False),
+}
+
+
+class Exposed(Collector):
+    """One status as metrics. Shards that were scaled away are in it: no sum over shards ever shrinks."""
+
+    def __init__(self, status: Status, *, per_peer: bool) -> None:
+        self._status, self._per_peer = status, per_peer
+
+    def collect(self) -> Iterator[Metric]:
+        """See prometheus_client."""
+        status = self._status
+        yield from _node(status)
+        yield from _processes(status)
+        shards = (*status.shards, *status.retired)
+        for name, metric in metrics.SHARD_METRICS.items():
+            rows = {(str(shard.index),): getattr(shard, name) for shard in shards}
+            yield _family(f"vpnd_shard_{name}", metric, ("shard",), rows)
+        yield from _rings(status.shards)
+        for name, metric in metrics.CONTROL_METRICS.items():
+            yield _family(f"vpnd_control_{name}", metric, (), {(): status.control.counters.get(name, 0)})
+        for name, metric in _TUN.items():
+            yield _family(f"vpnd_tun_{name}", metric, (), {(): getattr(status.tun, name)})
+        drops = metrics.Metric("Dropped packets by reason; docs/status.md explains each.", "records", False)
+        rows = {(reason,): count for reason, count in status.dropped.items()}
+        yield _family("vpnd_dropped_packets", drops, ("reason",), rows)
+        if self._per_peer:
+            yield from _peers(status.peers)
+
+
+def _family(name: str, metric: metrics.Metric, labels: Sequence[str], rows: Mapping[Any, float]) -> Metric:
+    family = (GaugeMetricFamily if metric.gauge else CounterMetricFamily)(
+        name, f"{metric.meaning.removesuffix('.')} ({metric.unit}).", labels=labels
+    )
+    for values, value in rows.items():
+        family.add_metric(values, value)
+    return family
+
+
+def _gauge(name: str, meaning: str, unit: str, value: float) -> Metric:
+    return _family(name, metrics.Metric(meaning, unit, True), (), {(): value})
+
+
+def _node(status: Status) -> Iterator[Metric]:
+    build = metrics.Metric("Version of the daemon.", "always 1", True)
+    yield _family("vpnd_build_info", build, ("version",), {(status.version,): 1})
+    yield _gauge("vpnd_ready", "Whether all processes are up.", "0 or 1", int(status.ready))
+    yield _gauge("vpnd_healthy", "Whether the node is healthy.", "0 or 1", int(status.health == HEALTHY))
+    yield _gauge("vpnd_ailments", "Things that are wrong with the node.", "ailments", len(status.ailments))
+    yield _gauge("vpnd_uptime_seconds", "Since the start of the node.", "seconds", status.node.uptime_s)
+    yield _gauge("vpnd_shards", "Shards there are meant to be.", "shards", status.node.shards)
+    connected = sum(peer.state == "connected" for peer in status.peers)
+    yield _gauge("vpnd_peers", "Peers that status tells of.", "peers", len(status.peers))
+    yield _gauge("vpnd_peers_connected", "Peers with a session.", "peers", connected)
+    if status.network is not None:
+        network = status.network
+        yield _gauge("vpnd_members", "Members of the network.", "members", network.members)
+        yield _gauge(
+            "vpnd_membership_expires_seconds", "Until this membership expires.", "seconds", network.expires_s
+        )
+
+
+def _processes(status: Status) -> Iterator[Metric]:
+    shards = {(f"shard {shard.index}",): shard for shard in (*status.shards, *status.retired)}
+    restarts = metrics.Metric("Times a process was started again.", "times", False)
+    yield _family(
+        "vpnd_restarts",
+        restarts,
+        ("process",),
+        {("control",): status.control.restarts} | {name: shard.restarts for name, shard in shards.items()},
+    )
+    us = resource.getrusage(resource.RUSAGE_SELF)
+    cpu_s: dict[Any, float] = {("exporter",): us.ru_utime + us.ru_stime}
+    resident: dict[Any, float] = {}
+    rows: tuple[tuple[Any, Any], ...] = (
+        (("supervisor",), status.supervisor),
+        (("control",), status.control),
+        *(((f"shard {shard.index}",), shard) for shard in status.shards),
+    )
+    for name, row in rows:
+        cpu_s[name], resident[name] = row.cpu_s, row.rss_bytes
+    cpu = metrics.Metric("CPU that a process took since it began.", "seconds", False)
+    yield _family("vpnd_process_cpu_seconds", cpu, ("process",), cpu_s)
+    memory = metrics.Metric("Memory that a process has resident.", "bytes", True)
+    yield _family("vpnd_process_resident_memory_bytes", memory, ("process",), resident)
+
+
+def _rings(shards: Sequence[Shard]) -> Iterator[Metric]:
+    used = metrics.Metric("In the ring to a shard.", "bytes", True)
+    size = metrics.Metric("Size of the ring to a shard.", "bytes", True)
+    rows = {(str(shard.index),): shard.ring for shard in shards}
+    yield _family(
+        "vpnd_shard_ring_used_bytes", used, ("shard",), {key: ring.used for key, ring in rows.items()}
+    )
+    yield _family(
+        "vpnd_shard_ring_size_bytes", size, ("shard",), {key: ring.size for key, ring in rows.items()}
+    )
+
+
+#: Metric -> what it is, and its value of a peer; None where there is none.
+_PEER: dict[str, metrics.Metric] = {
+    "connected": metrics.Metric("Whether a session with the peer is up.", "0 or 1", True),
+    "sessions": metrics.Metric("Sessions with the peer.", "sessions", True),
+    "suspect_sessions": metrics.Metric("Sessions whose last probe failed.", "sessions", True),
+    "rtt_seconds": metrics.Metric("Round trip of its fastest session.", "seconds", True),
+    "queue_delay_seconds": metrics.Metric("How long the packet sent last waited.", "seconds", True),
+    "queued_bytes": metrics.Metric("Waits for its sessions.", "bytes", True),
+    "sent_bytes": metrics.Metric("Sent to the peer.", "bytes", False),
+    "received_bytes": metrics.Metric("Received from the peer.", "bytes", False),
+    "sent_packets": metrics.Metric("Sent to the peer.", "records", False),
+    "received_packets": metrics.Metric("Received from the peer.", "records", False),
+}
+
+
+def _peer(peer: Peer) -> tuple[float | None, ...]:
+    """In the order of _PEER."""
+    return (
+        int(peer.state == "connected"),
+        peer.sessions,
+        peer.suspect,
+        None if peer.rtt_ms is None else peer.rtt_ms / 1000,
+        peer.queue_delay_ms / 1000,
+        peer.queued_bytes,
+        peer.bytes_sent,
+        peer.bytes_received,
+        peer.packets_sent,
+        peer.packets_received,
+    )
+
+
+def _peers(peers: Sequence[Peer]) -> Iterator[Metric]:
+    values = {(peer.name, peer.peer_id): _peer(peer) for peer in peers}
+    for place, (name, metric) in enumerate(_PEER.items()):
+        rows = {labels: value for labels, row in values.items() if (value := row[place]) is not None}
+        yield _family(f"vpnd_peer_{name}", metric, ("peer", "peer_id"), rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
