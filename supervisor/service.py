@@ -263,8 +263,8 @@ def _network_lines(status: Status, network: NetworkPart) -> list[str]:
         f"  network    {network.name}, {network.members or 1} members; this one is {network.label}{role}",
         *(f"  note       {warning}" for warning in status.node.warnings),
     ]
-    if network.state in ("removed", "expired"):
-        lines.append(f"  next       this node is {network.state}; see `vpnd status`")
+    if network.state in ("removed", "expired", "early"):
+        lines.append(f"  next       the membership of this node is {network.state}; see `vpnd status`")
     elif network.authority and not status.peers:
         lines.append(
             "  next       `vpnd invite` prints a token; on the other machine: vpnd start --join TOKEN"

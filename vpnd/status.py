@@ -226,6 +226,11 @@ _OUT = {
         "This node could not renew its membership in time; it goes on trying. Does an authority run and can be "
         "reached, and are the clocks right?",
     ),
+    "early": (
+        "its membership is not yet valid in network {}",
+        "The membership begins in the future, by this machine's clock: is the clock right? Once it is set, nothing "
+        "else has to be done.",
+    ),
 }
 
 

@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -224,8 +225,10 @@ class ControlProcess:
         network: int | None = None,
         name: str = "test",
         token: str = "",
+        environment: Mapping[str, str] | None = None,
     ) -> None:
-        """`network`: descriptor of the directory of the node's network, which stays the caller's."""
+        """`network`: descriptor of the directory of the node's network, which stays the caller's. `environment`: beside
+        that of the test."""
         self.identity = identity
         self.page, page_fd = create_page(CONTROL_COUNTERS, "control")
         ours, theirs = pair()
@@ -235,6 +238,7 @@ class ControlProcess:
             pass_fds=[theirs.fileno()],
             cwd=root,
             stderr=subprocess.PIPE,
+            env={**os.environ, **(environment or {})},
         )
         theirs.close()
         identity_fd = identity.fd()

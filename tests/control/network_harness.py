@@ -41,6 +41,7 @@ class NetworkNode:
             membership=Membership(**{"gossip_interval": 0.5, "join_timeout": 2.0} | settings),
             network=Network(**of_network),
         )
+        self.environment: dict[str, str] = {}
         self.process: ControlProcess | None = None
         self.shard = FakeShard(0)
         self.peers: dict[str, messages.PeerKnown] = {}
@@ -63,7 +64,12 @@ class NetworkNode:
         network = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY)
         try:
             self.process = ControlProcess(
-                self.identity, self.config, network=network, name=self.name, token=token
+                self.identity,
+                self.config,
+                network=network,
+                name=self.name,
+                token=token,
+                environment=self.environment,
             )
         finally:
             os.close(network)

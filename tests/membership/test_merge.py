@@ -6,7 +6,7 @@ import random
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from membership_world import NETWORK, NOW, directory, key, membership, peer, presence, public
+from membership_world import NETWORK, NOW, SKEW, directory, key, membership, peer, presence, public
 
 from vpnd.membership.directory import Directory
 from vpnd.membership.statements import Grant, Removal, Revoke, Statement, parse_untrusted, sign
@@ -106,6 +106,30 @@ def test_what_is_kept_over_a_restart_is_enough(statements, seed):
     after.restore(before.statements(), LATER)
     assert after.members(LATER) == before.members(LATER)
     assert after.index.root() == before.index.root()
+
+
+@settings(max_examples=80)
+@given(st.lists(STATEMENTS, max_size=25), st.integers(0, 1 << 30), st.integers(NOW - SKEW - 9, NOW + 9))
+def test_a_clock_that_is_wrong_for_a_while_changes_nothing(statements, seed, wrong_ms):
+    held = directory(parse)
+    tell(held, BASE + statements, random.Random(seed))
+    before = (
+        held.members(LATER),
+        held.authorities(),
+        held.conflicts(),
+        held.index.root(),
+        sorted(held.statements()),
+    )
+    held.judge_anew(wrong_ms)
+    held.judge_anew(LATER)
+    after = (
+        held.members(LATER),
+        held.authorities(),
+        held.conflicts(),
+        held.index.root(),
+        sorted(held.statements()),
+    )
+    assert after == before and not held.early()
 
 
 @settings(max_examples=80)

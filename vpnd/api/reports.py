@@ -57,7 +57,12 @@ class NetworkReport(msgspec.Struct, frozen=True, kw_only=True):
 
     name: Annotated[str, told("Its name.")] = ""
     network_id: Annotated[str, told("Its identity.")] = ""
-    state: Annotated[str, told("What this node is in it: member, removed, expired or unknown.")] = "unknown"
+    state: Annotated[
+        str,
+        told(
+            "What this node is in it: member, removed, expired, early (valid in the future only) or unknown."
+        ),
+    ] = "unknown"
     authority: Annotated[bool, told("Whether this node may let others in.")] = False
     authorities: Annotated[int, told("Members that may let others in.", "members")] = 0
     members: Annotated[int, told("Members, this node among them.", "members")] = 0
@@ -66,6 +71,7 @@ class NetworkReport(msgspec.Struct, frozen=True, kw_only=True):
     conflicts: Annotated[
         tuple[str, ...], told("A line for each name or address that two members claim.")
     ] = ()
+    warnings: Annotated[tuple[str, ...], told("A line for each thing that is not as it should be.")] = ()
     neighbours: Annotated[int, told("Members that gossip with this node.", "members")] = 0
 
 

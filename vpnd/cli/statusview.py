@@ -88,6 +88,7 @@ def _network(network: NetworkPart) -> str:
     if network.state == "member":
         rows.append(("membership", f"valid for another {duration(network.expires_s)}, renewed before"))
     rows += [("conflict", text(conflict)) for conflict in network.conflicts]
+    rows += [("warning", text(warning)) for warning in network.warnings]
     return table([("", "")], rows)
 
 
@@ -126,7 +127,7 @@ def no_peers(status: Status) -> str:
     """What to do about having none."""
     if status.network is None:
         return "No peers: add [[peers]] entries to the configuration."
-    if status.network.state in ("removed", "expired"):
+    if status.network.state in ("removed", "expired", "early"):
         return "No peers: this node is not in the network."
     return "No other members: `vpnd invite`, on an authority, prints a token for the next one."
 

@@ -121,6 +121,10 @@ class Founding:
         for start in range(0, len(wires), RESTORE_CHUNK):
             own.directory.restore(wires[start : start + RESTORE_CHUNK], self._now_ms(), parse)
             await trio.lowlevel.checkpoint()
+        if ahead := own.signed_ahead(self._now_ms()):
+            self._merge(own, *(one.wire for one in own.signed_again(ahead, self._now_ms())))
+            own.directory.give_up(ahead)
+            self._store.save_statements(own.directory.statements())
         if own.authority is not None:
             self._renew_own(own, own.authority)
         log.info("in the network %s as %s", described.name, own.state(self._now_ms()))

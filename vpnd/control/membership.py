@@ -32,12 +32,16 @@ from vpnd.control.introducing import Introducing
 from vpnd.control.renewing import Renewing
 from vpnd.control.routes import Accept, Announced, announced
 from vpnd.control.saving import Saver
-from vpnd.control.state import EXPIRED, MEMBER, MILLISECONDS, REMOVED, OwnNetwork
+from vpnd.control.state import EARLY, EXPIRED, MEMBER, MILLISECONDS, REMOVED, OwnNetwork
 from vpnd.discovery.registry import CompositeRegistry, Member
 from vpnd.membership import enrolment, introduction, roster
 from vpnd.membership.gossip import Outcome
 from vpnd.membership.refusal import MembershipRefused
 from vpnd.membership.statements import Kind, Statement
+from vpnd.membership.store import StoreError
+
+#: The clock does not go that much faster or slower between two looks: it was set.
+STEP_MS = 1000
 
 #: Where a member of the registry is from.
 SOURCE = "membership"
@@ -79,6 +83,7 @@ class NetworkService:
         self._state = own.state(now_ms())
         self._conflicts: tuple[str, ...] = ()
         self._tick = trio.Event()
+        self._clock_ms = 0
         self.saver = Saver(own.store, own.directory.statements, live.config.membership.save_interval)
         self._gossiping = Gossiping(
             own,
@@ -139,7 +144,8 @@ class NetworkService:
             nursery.start_soon(self._keep_time)
 
     async def _keep_time(self) -> None:
-        """Memberships end, and directories are compared."""
+        """Memberships end, directories are compared, and the clock is looked at."""
+        self._clock_ms = self._now_ms() - round(trio.current_time() * MILLISECONDS)
         while True:
             self._tick = trio.Event()
             wait_s = (self.own.gossip.next_timer_ms() - self._now_ms()) / MILLISECONDS
@@ -147,9 +153,42 @@ class NetworkService:
             with trio.move_on_after(min(max(0.0, wait_s), self._live.config.membership.gossip_interval)):
                 await self._tick.wait()
             now_ms = self._now_ms()
+            step_ms = now_ms - round(trio.current_time() * MILLISECONDS) - self._clock_ms
+            if abs(step_ms) > STEP_MS:
+                self._clock_ms += step_ms
+                self._clock_set(step_ms, now_ms)
             if now_ms >= self.own.gossip.next_timer_ms():
                 self.act(self.own.gossip.tick(now_ms))
+            self._sign_again(now_ms)
             await trio.lowlevel.checkpoint()
+
+    def _clock_set(self, step_ms: int, now_ms: int) -> None:
+        """All that was judged by the clock is judged anew."""
+        log.warning("the clock was set by %+.0f s: everything is judged anew", step_ms / MILLISECONDS)
+        self._seen.clear()
+        self.act(self.own.gossip.clock_set(now_ms))
+        self._sign_again(now_ms)
+        self.say_where()
+        self._renewing.begin_anew()
+        self._introducing.begin_anew()
+        self._gossiping.begin_anew()
+
+    def _sign_again(self, now_ms: int) -> None:
+        """What this node signed as an authority while its clock was ahead, others refuse: make it good."""
+        ahead = self.own.signed_ahead(now_ms)
+        if not ahead:
+            return
+        try:
+            if again := self.own.signed_again(ahead, now_ms):
+                self.publish(again)
+                log.warning(
+                    "%d statements were signed while the clock was ahead, and are signed again", len(again)
+                )
+            self.own.directory.give_up(ahead)
+        except (MembershipRefused, StoreError) as error:
+            self._seldom.warn(
+                "signed ahead", f"what was signed while the clock was ahead is not signed again: {error}"
+            )
 
     # --- what happens
 
@@ -261,6 +300,8 @@ class NetworkService:
         if state != self._state:
             self._state = state
             self._say_state()
+            if state == MEMBER:
+                self.say_where()
         own = self.own.addresses(now_ms)
         if own != self._told_own:
             self._told_own = own
@@ -276,6 +317,8 @@ class NetworkService:
                 "this node was removed from the network %s; it has no peers until it joins again by a new token",
                 name,
             )
+        elif self._state == EARLY:
+            log.warning("the membership in the network %s begins in the future: is the clock right?", name)
         elif self._state == EXPIRED:
             log.warning("the membership in the network %s has ended and was not renewed", name)
         else:

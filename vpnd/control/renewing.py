@@ -17,12 +17,12 @@ import trio
 from vpnd.adapter.dial import DialError
 from vpnd.adapter.guards import Count
 from vpnd.config.live import Live
-from vpnd.control.state import MILLISECONDS, REMOVED, OwnNetwork
+from vpnd.control.state import EARLY, MILLISECONDS, REMOVED, OwnNetwork
 from vpnd.membership import enrolment
 from vpnd.membership.authority import renewal_ms
 from vpnd.membership.enrolment import MAX_ANSWER, Refusal, Renew
 from vpnd.membership.refusal import MembershipRefused
-from vpnd.membership.statements import Presence, Statement
+from vpnd.membership.statements import Grant, Statement
 from vpnd.membership.store import StoreError
 from vpnd.printable import printable
 from vpnd.resilience.backoff import Backoff
@@ -63,7 +63,7 @@ class Renewing:
         self._count = count
         self._now_ms = now_ms
         self._dice = dice
-        self._asked = trio.Event()
+        self._asked, self._anew = trio.Event(), trio.Event()
         self._drawn: tuple[int, int] = (-1, 0)  # (issue of a membership, when it is to be renewed)
         self._error = ""
         self._backoff = self._new_backoff()
@@ -81,6 +81,13 @@ class Renewing:
         """Something is wrong with the membership, or may be: ask an authority now."""
         self._asked.set()
 
+    def begin_anew(self) -> None:
+        """The clock was set: what came of it before is no measure for now."""
+        self._backoff.reset()
+        self._drawn = (-1, 0)
+        self._anew.set()
+        self._asked.set()
+
     async def run(self, host: Host) -> None:
         """Renew until cancelled."""
         asked = False
@@ -96,16 +103,19 @@ class Renewing:
             if await self._renew(host, suspicious=asked):
                 self._backoff.reset()
             pause_s = self._backoff.fail(trio.current_time()) - trio.current_time()
-            await trio.sleep(max(pause_s, self._live.config.retry.initial_interval))
+            with trio.move_on_after(max(pause_s, self._live.config.retry.initial_interval)):
+                await self._anew.wait()
+            self._anew = trio.Event()
             asked = False
 
     def _wait_s(self) -> float:
         """Until the membership is to be renewed; for ever once this node was removed."""
         now_ms = self._now_ms()
-        if self._own.state(now_ms) == REMOVED:
+        state = self._own.state(now_ms)
+        if state == REMOVED:
             return math.inf
         body = self._own.membership()
-        if body is None:
+        if body is None or state == EARLY:
             return 0.0
         member = self._own.directory.find(self._own.peer_id, now_ms)
         if member is not None and member.lost:
@@ -140,10 +150,11 @@ class Renewing:
         """
         own, directory = self._own, self._own.directory
         found: dict[str, tuple[str, ...]] = {}
-        for standing in directory.authorities():
-            held = directory.presence(standing.peer_id)
-            if not standing.revoked and held is not None and isinstance(held.body, Presence):
-                found[standing.peer_id] = held.body.addresses
+        early = (one.body for one in directory.early() if isinstance(one.body, Grant))
+        valid = (standing.peer_id for standing in directory.authorities() if not standing.revoked)
+        for peer_id in (*valid, *(grant.peer_id for grant in early)):
+            if addresses := directory.last_seen(peer_id):
+                found[peer_id] = addresses
         found.pop(own.peer_id, None)
         asked = list(found.items())
         if suspicious:

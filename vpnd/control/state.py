@@ -6,7 +6,7 @@ Nothing here waits, sends or logs. Times are milliseconds since 1970 and an argu
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -24,6 +24,7 @@ from vpnd.membership.roster import permitted
 from vpnd.membership.statements import (
     MAX_MULTIADDRS,
     MAX_ROUTES,
+    Kind,
     Membership,
     Presence,
     Statement,
@@ -34,7 +35,9 @@ from vpnd.membership.store import Store
 
 MILLISECONDS = 1000
 
-MEMBER, REMOVED, EXPIRED = "member", "removed", "expired"
+MEMBER, REMOVED, EXPIRED, EARLY = "member", "removed", "expired", "early"
+#: When this was written. A clock that is before it is wrong, whatever it says.
+WRITTEN_MS = 1_795_000_000_000
 
 
 class OwnNetwork:
@@ -88,20 +91,63 @@ class OwnNetwork:
         return next((one for one in self._authorities if one.valid), None)
 
     def state(self, now_ms: int) -> str:
-        """member; removed: put out, until it is let in again; expired: not renewed in time."""
+        """member; removed: put out, until it is let in again; early: signed in the future, by this machine's clock;
+        expired: not renewed in time."""
         if self.directory.find(self.peer_id, now_ms) is not None:
             return MEMBER
         if self.directory.newest(self.peer_id) is None and self.directory.removal(self.peer_id) is not None:
             return REMOVED
+        if self.directory.newest(self.peer_id) is None and self._early_memberships():
+            return EARLY
         return EXPIRED
+
+    def _early_memberships(self) -> list[Membership]:
+        bodies = (one.body for one in self.directory.early())
+        return [one for one in bodies if isinstance(one, Membership) and one.peer_id == self.peer_id]
+
+    def signed_ahead(self, now_ms: int) -> list[Statement]:
+        """What this node signed while its clock was ahead. Nobody else takes it as it is.
+
+        Nothing while it is this machine's clock that is behind, as far as that can be known: other authorities have
+        signed in its future. (Of a clock that is a little behind, what is signed again does no harm: whoever has what
+        it is to replace keeps that.)
+        """
+        keys = {
+            self._identity.public_key().public_bytes_raw(),
+            *(one.public_key for one in self._authorities),
+        }
+        early = [one for one in self.directory.early() if one.signer in keys or one.kind is not Kind.PRESENCE]
+        if now_ms < WRITTEN_MS or any(one.signer not in keys for one in early):
+            return []
+        return early
+
+    def signed_again(self, ahead: Sequence[Statement], now_ms: int) -> list[Statement]:
+        """Of `signed_ahead`, what is to be known all the same, signed anew."""
+        lasting = [one for one in ahead if one.kind is not Kind.PRESENCE]
+        return [
+            statement
+            for authority in self._authorities
+            for statement in authority.again(
+                [one for one in lasting if one.signer == authority.public_key], now_ms
+            )
+        ]
+
+    def clock(self, now_ms: int) -> str:
+        """What is wrong with this machine's clock, as far as others' statements show it; empty when nothing."""
+        early = [one.issued_ms for one in self.directory.early()]
+        if not early:
+            return ""
+        ahead_s = (max(early) - now_ms) / MILLISECONDS
+        return f"statements of the network are from up to {ahead_s:.0f} s ahead of this machine's clock: is it right?"
 
     def is_member(self, now_ms: int) -> bool:
         """Whether others take this node for one of them."""
         return self.directory.find(self.peer_id, now_ms) is not None
 
     def membership(self) -> Membership | None:
-        """The last membership of this node, be it void or over."""
-        return self.directory.newest(self.peer_id) or self.directory.void_membership(self.peer_id)
+        """The last membership of this node, be it void, over or early."""
+        held = self.directory.newest(self.peer_id) or self.directory.void_membership(self.peer_id)
+        return held or max(self._early_memberships(), key=lambda body: body.issued_ms, default=None)
 
     def addresses(self, now_ms: int) -> OwnAddresses:
         """What this node is, or was last when it is no member any more."""
@@ -177,6 +223,7 @@ class OwnNetwork:
             addresses=self.addresses(now_ms).addresses,
             expires_s=max(0.0, (body.expires_ms - now_ms) / MILLISECONDS) if body is not None else 0.0,
             conflicts=tuple(conflicts),
+            warnings=tuple(filter(None, [self.clock(now_ms)])),
             neighbours=neighbours,
         )
 

@@ -7,7 +7,7 @@ something is always issued after it, whatever the clock says.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -25,6 +25,7 @@ from vpnd.membership.statements import (
     Revoke,
     Statement,
     sign,
+    signed_ms,
 )
 
 
@@ -184,6 +185,35 @@ class Authority:
         if holder is not None and holder.peer_id and peerid.public_key_untrusted(holder.peer_id) == key:
             final.append(self.remove(holder.peer_id, now_ms))
         return Theft(again=again, final=final, lost=lost)
+
+    def again(self, signed: Sequence[Statement], now_ms: int) -> list[Statement]:
+        """What this authority signed while its clock was ahead, with right times: in the same order, the last now."""
+        late_ms = max((one.issued_ms for one in signed), default=now_ms) - now_ms
+
+        def at(then_ms: int) -> int:
+            return then_ms if then_ms <= now_ms else min(now_ms, then_ms - late_ms)
+
+        found = []
+        for body in (one.body for one in sorted(signed, key=lambda one: (one.kind, one.issued_ms))):
+            issued_ms = at(signed_ms(body))
+            if isinstance(body, Membership):
+                life_ms = body.expires_ms - body.issued_ms
+                body = msgspec.structs.replace(
+                    body,
+                    enrolled_ms=min(issued_ms, at(body.enrolled_ms)),
+                    issued_ms=issued_ms,
+                    expires_ms=issued_ms + life_ms,
+                )
+            elif isinstance(body, Grant):
+                body = msgspec.structs.replace(
+                    body, granted_ms=min(issued_ms, at(body.granted_ms)), issued_ms=issued_ms
+                )
+            elif isinstance(body, Revoke):
+                body = msgspec.structs.replace(body, since_ms=at(body.since_ms), issued_ms=issued_ms)
+            elif isinstance(body, Removal):
+                body = msgspec.structs.replace(body, issued_ms=issued_ms)
+            found.append(sign(self._key, body))
+        return found
 
     def _revoke(self, key: bytes, since_ms: int, now_ms: int) -> Statement:
         self._check_valid()

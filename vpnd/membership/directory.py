@@ -11,8 +11,11 @@ What is void because its authority was revoked, or its subject removed, is set a
 revocation or removal turn out to be void itself.
 
 Expired memberships are neither valid nor told to others, but known for a while longer: the member may still renew,
-and its addresses are not given away. Removals are kept for ever, or a removed member could come back by an authority
-that has not heard of them.
+and its addresses are not given away; those of authorities are known for ever, for it is they who are asked. Removals
+are kept for ever, or a removed member could come back by an authority that has not heard of them.
+
+What is held and seems to be from the future, after a start or when the clock was set, is *early*: it has no effect
+until its time comes, but is not forgotten, for it may be this machine's clock that is wrong (`judge_anew`).
 """
 
 from __future__ import annotations
@@ -71,6 +74,7 @@ class Directory:
         self._parse = parse
         self._digests: set[bytes] = set()
         self._aside: dict[bytes, Statement] = {}  # by digest
+        self._early: dict[bytes, Statement] = {}  # by digest
         self._charter = Charter(network.root)
         self._dossiers: dict[str, Dossier] = {}
         self._roster = Roster()
@@ -150,11 +154,25 @@ class Directory:
         dossier = self._dossiers.get(peer_id)
         return dossier.presence if dossier is not None else None
 
+    def last_seen(self, peer_id: str) -> tuple[str, ...]:
+        """Where a peer was last, to ask it something: by what has no effect, too."""
+        held = self.presence(peer_id)
+        bodies = [one.body for one in (*([held] if held else []), *self._early.values())]
+        said = [one for one in bodies if isinstance(one, Presence) and one.peer_id == peer_id]
+        return tuple(dict.fromkeys(text for one in said for text in one.addresses))
+
     def removal_proof(self, peer_id: str) -> list[bytes]:
-        """What shows anybody that a peer was removed, who may say so first; empty when it was not."""
+        """What shows anybody that a peer was removed, and is no authority any more, behind the grants of who says so;
+        empty when it was not."""
         dossier = self._dossiers.get(peer_id)
         held = dossier.removal() if dossier is not None else None
-        return [one.wire for one in (*self.vouching(held.signer), held)] if held is not None else []
+        if held is None:
+            return []
+        keys = {standing.key for standing in self.authorities() if standing.peer_id == peer_id}
+        charter = self._charter.effective.values()
+        proof = [held, *(one for one in charter if isinstance(one.body, Revoke) and one.body.key in keys)]
+        grants = (grant for one in proof for grant in self.vouching(one.signer))
+        return list(dict.fromkeys(one.wire for one in (*grants, *reversed(proof))))
 
     def taken(self) -> set[str]:
         """Every address and name somebody has or may have again: not to be given to others."""
@@ -181,7 +199,7 @@ class Directory:
     def statements(self) -> list[bytes]:
         """Everything to be kept over a restart, for `restore`."""
         held = [*self._charter, *(s for d in self._dossiers.values() for s in d)]
-        return [statement.wire for statement in _in_order([*held, *self._aside.values()])]
+        return [one.wire for one in _in_order([*held, *self._aside.values(), *self._early.values()])]
 
     def vouching(self, key: bytes) -> list[Statement]:
         """The grants that make a key an authority, from the root's on."""
@@ -190,6 +208,15 @@ class Directory:
     def charter(self) -> list[Statement]:
         """The grants and revocations that have effect."""
         return _in_order(self._charter.effective.values())
+
+    def early(self) -> tuple[Statement, ...]:
+        """What is held and was signed in the future, by this machine's clock."""
+        return tuple(self._early.values())
+
+    def give_up(self, early: Iterable[Statement]) -> None:
+        """Forget some of `early`: they were signed by a clock that was ahead, and are signed again."""
+        for statement in early:
+            self._early.pop(statement.digest, None)
 
     def knows(self, digest: bytes) -> bool:
         """Whether that very statement is held."""
@@ -205,8 +232,21 @@ class Directory:
         """Take in what `statements` gave before a restart: also the expired and the set aside. `parse`: see above."""
         return self._merge(wires, now_ms, parse or self._parse, restoring=True)
 
+    def judge_anew(self, now_ms: int) -> Changes:
+        """The clock was set: judge again, by that time, everything that is held."""
+        held = [*self._charter, *(one for dossier in self._dossiers.values() for one in dossier)]
+        everything = [*held, *self._aside.values(), *self._early.values()]
+        peer_ids = set(self._dossiers)
+        self.index = Index()
+        self._charter = Charter(self.network.root)
+        self._digests, self._aside, self._early, self._dossiers, self._due = set(), {}, {}, {}, []
+        _, dirty = self._take_in(everything, {}, now_ms, restoring=True)
+        return self._refresh(dirty | peer_ids, now_ms)
+
     def advance(self, now_ms: int) -> Changes:
-        """Let time pass: expired members go, the expired for long are forgotten."""
+        """Let time pass: expired members go, the expired for long are forgotten, what was early may not be any more."""
+        if self._early and self._early_until_ms() <= now_ms:
+            return self.judge_anew(now_ms)
         due = set()
         while self._due and self._due[0][0] < now_ms:
             due.add(heapq.heappop(self._due)[1])
@@ -214,7 +254,8 @@ class Directory:
 
     def next_expiry_ms(self) -> int | None:
         """When `advance` has something to do: the first millisecond in which something is no longer valid."""
-        return self._due[0][0] + 1 if self._due else None
+        due_ms = [self._due[0][0] + 1] if self._due else []
+        return min([*due_ms, self._early_until_ms()] if self._early else due_ms, default=None)
 
     # inside
 
@@ -231,8 +272,18 @@ class Directory:
                 refused[digest] = Refused(refusal.reason, digest)
         if not fresh:
             return Merged((), tuple(refused.values()), Changes())
+        accepted, dirty = self._take_in(fresh.values(), refused, now_ms, restoring=restoring)
+        return Merged(tuple(accepted), tuple(refused.values()), self._refresh(dirty, now_ms))
+
+    def _take_in(
+        self, statements: Iterable[Statement], refused: dict[bytes, Refused], now_ms: int, *, restoring: bool
+    ) -> tuple[list[Statement], set[str]]:
+        """What was taken, and the peer ids that are to be looked at for it."""
         dirty: set[str] = set()
         accepted: list[Statement] = []
+        if restoring:
+            self._early |= {one.digest: one for one in statements if self._is_early(one, now_ms)}
+            statements = [one for one in statements if one.digest not in self._early]
 
         def take(statement: Statement) -> bool:
             reason = self._admit(statement, now_ms, dirty, restoring)
@@ -241,10 +292,12 @@ class Directory:
                 return False
             refused.pop(statement.digest, None)
             self._digests.add(statement.digest)
+            if self._early and not restoring:  # its signer's clock was ahead when it said another
+                self.give_up([one for one in self.early() if one.slot == statement.slot])
             accepted.append(statement)
             return True
 
-        ordered = _in_order(fresh.values())
+        ordered = _in_order(statements)
         grants = [statement for statement in ordered if statement.kind in _CHARTER]
         if restoring:
             accepted += self._restore_charter(grants, refused, dirty)
@@ -255,18 +308,24 @@ class Directory:
         for statement in ordered:
             if statement.kind not in _CHARTER:
                 take(statement)
-        return Merged(tuple(accepted), tuple(refused.values()), self._refresh(dirty, now_ms))
+        return accepted, dirty
+
+    def _is_early(self, statement: Statement, now_ms: int) -> bool:
+        return statement.issued_ms > now_ms + self._skew_ms
+
+    def _early_until_ms(self) -> int:
+        return min(one.issued_ms for one in self._early.values()) - self._skew_ms
 
     def _admit(self, statement: Statement, now_ms: int, dirty: set[str], restoring: bool) -> str:
         """Take the statement, or say why not. The members it concerns are added to `dirty`."""
         body = statement.body
         if body.network != self._id:
             return "wrong_network"
-        if statement.issued_ms > now_ms + self._skew_ms:
+        if self._is_early(statement, now_ms):
             return "not_yet_valid"
         if isinstance(body, Membership):
             grace_ms = self._skew_ms + (self._forget_ms if restoring else 0)
-            if now_ms > body.expires_ms + grace_ms:
+            if now_ms > body.expires_ms + grace_ms and not (restoring and self._is_authority(body.peer_id)):
                 return "expired"
         reason = self._void(statement)
         if isinstance(body, Grant | Revoke):
@@ -296,6 +355,9 @@ class Directory:
         if isinstance(body, Membership):
             return "removed" if dossier is not None and body.enrolled_ms <= dossier.removed_ms else ""
         return "" if dossier is not None and dossier.newest() is not None else "not_member"
+
+    def _is_authority(self, peer_id: str) -> bool:
+        return any(one.peer_id == peer_id and not one.revoked for one in self._charter.table.values())
 
     def _admit_charter(self, statement: Statement, dirty: set[str]) -> str:
         before, shown = self._charter.table, self._charter.effective
@@ -398,7 +460,7 @@ class Directory:
                 due_ms.append(last_ms)
             elif now_ms <= last_ms + self._forget_ms:
                 due_ms.append(last_ms + self._forget_ms)
-            else:
+            elif not self._is_authority(peer_id):
                 self._drop(dossier, held)
         newest = dossier.newest()
         if dossier.presence is not None and (newest is None or newest.slot not in shared):

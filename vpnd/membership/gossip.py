@@ -121,6 +121,15 @@ class Gossip:
                 outcome.send += self._compare([chosen], now_ms).send
         return outcome
 
+    def clock_set(self, now_ms: int) -> Outcome:
+        """The clock was set: everything is judged anew, and what was refused as from the future asked for again."""
+        outcome = Outcome(changes=self._directory.judge_anew(now_ms))
+        self._asked.clear()
+        self._pushed_ms.clear()
+        self._next_ms = now_ms
+        outcome.send += self._compare(self._neighbours, now_ms).send
+        return outcome
+
     def next_timer_ms(self) -> int:
         """When `tick` is due."""
         expiry_ms = self._directory.next_expiry_ms()

@@ -182,7 +182,7 @@ class Statement(msgspec.Struct, frozen=True):
     @property
     def issued_ms(self) -> int:
         """When it was signed, by the signer's clock."""
-        return self.body.sequence_ms if isinstance(self.body, Presence) else self.body.issued_ms
+        return signed_ms(self.body)
 
     @property
     def rank(self) -> tuple[int | bytes, ...]:
@@ -200,6 +200,11 @@ class Statement(msgspec.Struct, frozen=True):
 def signer_of(body: AnyBody) -> bytes:
     """The key that has to sign a body."""
     return peerid.public_key_untrusted(body.peer_id) if isinstance(body, Presence) else body.signer
+
+
+def signed_ms(body: AnyBody) -> int:
+    """When a body was signed, by the signer's clock."""
+    return body.sequence_ms if isinstance(body, Presence) else body.issued_ms
 
 
 def sign(key: Ed25519PrivateKey, body: AnyBody) -> Statement:
