@@ -36,7 +36,8 @@ import msgspec
 from supervisor import probing, report, requests, statedir
 from supervisor.export import Exporter
 from supervisor.fleet import Fleet
-from supervisor.network import policy
+from supervisor.network import killswitch
+from supervisor.network.machine import Machine
 from supervisor.network.tun import Tun
 from supervisor.network.watch import Watch
 from supervisor.overlay import Overlay
@@ -62,6 +63,8 @@ log = logging.getLogger("supervisor")
 #: Why a node ends that does what it was told.
 STOPPED = "stopped by command"
 LEFT = "left the network by command"
+#: Told by a signal, or by the program it is part of.
+ENDED = "stopped"
 
 
 async def start_node(
@@ -87,12 +90,20 @@ async def start_node(
     try:
         undo.callback(os.close, statedir.lock(config))
         live = Live(config)
-        overlay = Overlay(live, mode, joining=bool(token))
+        machine = Machine(live, in_network=mode.in_network)
+        overlay = Overlay(live, mode, machine, joining=bool(token))
         overlay.check_before()
         # Below this line the machine is changed.
         network = config.network
         tun = Tun.open(network.interface, network.mtu, network.offloads)
         undo.callback(tun.close)
+
+        async def give_back_machine() -> None:
+            asked = stopped.done() and stopped.result() in (STOPPED, LEFT, ENDED)
+            await machine.close(deliberate=asked)
+
+        undo.push_async_callback(give_back_machine)
+        machine.hold()
         merging = network.coalesce_udp and Offload.USO4 in tun.offloads
         pump = Pump(tun.fd, live, UdpCoalescer() if merging else None)
         control = ControlSlot(live, identity.peer_id, token, in_network=overlay.in_network)
@@ -100,18 +111,20 @@ async def start_node(
         undo.callback(fleet.close)
         usage = report.Usage(live, fleet)
         undo.callback(usage.close)
-        node = Node(live, identity.peer_id, overlay, tun, pump, fleet, usage, reread, reloaded, stopped, undo)
+        node = Node(
+            live, identity.peer_id, machine, overlay, tun, pump, fleet, usage, reread, reloaded, stopped, undo
+        )
         server = StatusServer(
             str(Path(config.state_dir, config.status.socket)),
             live,
             {**node.commands(), **requests.handlers(node, live)},
-            policy.cleanup_commands(network.route_table, network.rule_priority),
+            killswitch.cleanup_commands(config, in_network=mode.in_network),
         )
         undo.push_async_callback(server.stop)
         await server.start()
         undo.push_async_callback(fleet.stop)
         await fleet.start()
-        undo.callback(Watch(tun.name, live, node.network_changed).close)
+        undo.callback(Watch(tun.name, live, node.network_changed, machine.own_changed).close)
         undo.push_async_callback(overlay.close)
         overlay.establish(tun.name, fleet.control.own)
         overlay.open_network()
@@ -140,6 +153,7 @@ class Node:
         self,
         live: Live,
         peer_id: str,
+        machine: Machine,
         overlay: Overlay,
         tun: Tun,
         pump: Pump,
@@ -150,7 +164,7 @@ class Node:
         stopped: asyncio.Future[str],
         undo: contextlib.AsyncExitStack,
     ) -> None:
-        self._live, self._peer_id = live, peer_id
+        self._live, self._peer_id, self._machine = live, peer_id, machine
         self._overlay, self.tun, self._pump, self._fleet = overlay, tun, pump, fleet
         self._usage = usage
         self._scaling = Scaling(fleet)
@@ -230,6 +244,7 @@ class Node:
                 f"{error}\nthis holds while the node is not restarted with its new {kept}"
             ) from None
         self._live.take(config)
+        self._machine.look()
         self._reloaded(config)
         log.info(
             "reloaded: %d settings changed, %d peers added, %d removed, %d settings need a restart",
@@ -254,7 +269,7 @@ class Node:
     def network_changed(self, reason: str, addresses: tuple[str, ...]) -> None:
         """See Watch."""
         log.info("the network changed: %s", reason)
-        self._overlay.look_again()
+        self._machine.look()
         self._fleet.broadcast(messages.NetworkChanged(reason=reason, addresses=addresses))
 
     # --- status and end
@@ -307,6 +322,7 @@ class Node:
             shard_statuses=shards,
             peers=peers,
             ready=self.ready,
+            ailments=self._machine.ailments,
         )
 
     def device_gone(self, reason: str) -> None:
@@ -321,7 +337,7 @@ class Node:
         """Take everything down in reverse order: TUN reading, addresses and routes, children, status socket,
         device, lock. Whoever sees the socket gone may start the next."""
         self.ready = False
-        self._end("stopped")
+        self._end(ENDED)
         await self._scaling.stop()
         await self._undo.aclose()
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import msgspec
 
-from supervisor.network import announced, overlap
-from supervisor.network.announced import AnnouncedRoutes
+from supervisor.network import overlap
 from supervisor.network.dns_sockets import Names, Send
+from supervisor.network.machine import Machine
 from supervisor.network.overlap import Claim
 from supervisor.network.routes import NetworkSetup
 from vpnd.api.messages import RoutesKnown
@@ -37,16 +37,14 @@ class Overlay:
     `own` is what the node is, complete; of a member not before `establish`.
     """
 
-    def __init__(self, live: Live, mode: Mode, *, joining: bool) -> None:
+    def __init__(self, live: Live, mode: Mode, machine: Machine, *, joining: bool) -> None:
         config = live.config
-        self._live, self._mode, self._joining = live, mode, joining
+        self._live, self._mode, self._machine, self._joining = live, mode, machine, joining
         self._setup = NetworkSetup(config.retry)
         live.watch(lambda config: config.retry, self._retry_changed)
         self._device = ""
         self._interfaces: list[str] = []
         self._names: Names | None = None
-        self._announced: AnnouncedRoutes | None = None
-        self._known = RoutesKnown(routes=())
         self.own = _configured(config)
         self._warnings: list[str] = []
         if mode.in_network and config.network.virtual_ip and not config.peers:
@@ -65,8 +63,8 @@ class Overlay:
     @property
     def warnings(self) -> list[str]:
         """What the operator should know, a line each."""
-        parts = (part for part in (self._names, self._announced) if part is not None)
-        return [*self._warnings, *(line for part in parts for line in part.warnings)]
+        names = self._names.warnings if self._names is not None else ()
+        return [*self._warnings, *names, *self._machine.warnings]
 
     def check_before(self) -> None:
         """What is known before anything is changed is judged then: raises ConfigError when the machine already
@@ -111,14 +109,12 @@ class Overlay:
         self._apply()
 
     def open_network(self) -> None:
-        """Serve names, and route what members announce. Raises MachineError."""
+        """Serve names, route what members announce, and keep the machine like that."""
         if self.in_network:
-            device = self._device
-            self._names = Names(device, self._live.config.dns)
-            self._announced = announced.open_for(device, self._live.config)
+            self._names = Names(self._device, self._live.config.dns)
             self._names.apply(self.own)
-            self._announced.apply(self._known)
-            self._announced.advertise(self.own.advertised)
+        self._machine.is_now(self.own.addresses, self.own.advertised)
+        self._machine.begin(self._setup.mend)
 
     def _apply(self) -> None:
         network = self._live.config.network
@@ -175,30 +171,20 @@ class Overlay:
         self.own = after
         if self._names is not None:
             self._names.apply(after)
-        if self._announced is not None:
-            self._announced.advertise(after.advertised)
+        self._machine.is_now(after.addresses, after.advertised)
         return True
 
     def route(self, known: RoutesKnown) -> None:
         """Members announce other networks from now on."""
-        self._known = known
-        if self._announced is not None:
-            self._announced.apply(known)
+        self._machine.routes_known(known)
 
     def give_names(self, send: Send) -> None:
         """Give control the sockets on which it answers DNS at our addresses."""
         if self._names is not None:
             self._names.give(send)
 
-    def look_again(self) -> None:
-        """The machine has other routes: networks of members may meet them, or do not any more."""
-        if self._announced is not None:
-            self._announced.look_again()
-
     async def close(self) -> None:
         """Take everything back; nothing is changed any more."""
-        if self._announced is not None:
-            await self._announced.close()
         if self._names is not None:
             await self._names.close()
         self.undo()

@@ -233,9 +233,11 @@ def build(
     shard_statuses: Mapping[int, ShardStatus | None],
     peers: tuple[status.Peer, ...],
     ready: bool,
+    ailments: tuple[status.Ailment, ...],
 ) -> status.Status:
     """The whole report. `shard_statuses` has who was asked, with None for who did not answer in time; when nobody was
     asked it is empty, and `control_status` None. `last_told` is what control answered last. `ready`: the node is.
+    `ailments`: what is not to be seen from the rest.
     """
     asked = bool(shard_statuses) or control_status is not None
     drops = dropped(pump, fleet.slots)
@@ -284,4 +286,4 @@ def build(
         dropped=drops,
         books=books(pump, fleet.slots, drops),
     )
-    return status.judged(report)
+    return status.judged(report, ailments)

@@ -2,28 +2,21 @@
 
 Control says what is announced and wanted (RoutesKnown). Here it is held against the machine: a network that meets a
 route of the machine is left aside with a warning, unless network.allow_overlap; the rest goes into a table of its own
-(`policy`). With an exit node a family it does not carry is unreachable rather than not tunneled. Changes are made in a
-thread, one at a time, the last wish wins; a new route of the machine makes everything be looked at again.
+(`policy`). With an exit node a family it does not carry is unreachable rather than not tunneled. A new route of the
+machine makes everything be looked at again (`reconcile`).
 """
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
 import logging
-import pwd
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from supervisor.network import overlap
-from supervisor.network.policy import Place, PolicyTable
+from supervisor.network.policy import EVERYTHING, IPNetwork, PolicyTable
 from vpnd.api.messages import RoutesKnown
-from vpnd.config.schema import Config
-from vpnd.errors import MachineError
 
-IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
-
-EVERYTHING = (ipaddress.ip_network("0.0.0.0/0"), ipaddress.ip_network("::/0"))
 #: sysctl -> what it is called for the user; 1 where packets are forwarded.
 FORWARDING = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}
 #: net.ipv4.conf.*.rp_filter: packets have to come in by the route their source has (RFC 3704 strict mode)
@@ -32,20 +25,11 @@ STRICT = 1
 log = logging.getLogger("supervisor")
 
 
-def open_for(interface: str, config: Config) -> AnnouncedRoutes:
-    """Those of a node; what one that was killed has left of its rules is taken away. Raises MachineError."""
-    network = config.network
-    try:
-        user = pwd.getpwnam(config.process.user).pw_uid
-        table = PolicyTable(Place(interface, network.route_table, network.rule_priority, user))
-        table.clear()
-    except (KeyError, OSError) as error:
-        raise MachineError(f"routing rules cannot be looked at: {error}") from error
-    return AnnouncedRoutes(interface, table, allow_overlap=network.allow_overlap)
-
-
 class AnnouncedRoutes:
-    """Owner: supervisor loop. `close` takes everything back, while the device is still there or later."""
+    """Owner: supervisor loop, but for `make_true` and `undo`: of one thread at a time.
+
+    `hold`: what is not routed is not to leave the machine (`killswitch`).
+    """
 
     def __init__(
         self,
@@ -53,95 +37,57 @@ class AnnouncedRoutes:
         table: PolicyTable,
         *,
         allow_overlap: bool,
+        hold: bool = False,
         proc_sys: Path = Path("/proc/sys"),
         in_use: Callable[[], list[overlap.Taken]] = overlap.in_use,
     ) -> None:
         """`table`, `proc_sys` and `in_use` are replaced by tests."""
-        self._interface, self._table, self._allow_overlap = interface, table, allow_overlap
+        self._interface, self._table, self._allow_overlap, self._hold = interface, table, allow_overlap, hold
         self._proc_sys, self._in_use = proc_sys, in_use
-        self._known = RoutesKnown(routes=())
-        self._advertised: tuple[str, ...] = ()
-        self._problems: list[str] = []
-        self._wanted = asyncio.Event()
-        self._worker: asyncio.Task[None] | None = None
-        self._working = self._closed = False
+        self.known = RoutesKnown(routes=())
+        self._left_aside: list[str] = []
+        #: what this node announces itself; looked at for `hints` only
+        self.advertised: tuple[str, ...] = ()
 
     @property
-    def busy(self) -> bool:
-        """Whether something is still to be made true."""
-        return self._working or self._wanted.is_set()
+    def hints(self) -> list[str]:
+        """One line each: what is left aside, does not forward or is filtered, and what the user can do about it."""
+        return [*self._left_aside, *self._forwarding_hints(), *self._filter_hints()]
 
-    @property
-    def warnings(self) -> list[str]:
-        """One line each: what is not routed, what does not forward, and what the user can do about it."""
-        return [*self._problems, *self._forwarding_hints(), *self._filter_hints()]
+    def undo(self, *, hold: bool) -> None:
+        """Take back all routes and rules, but for what `hold` leaves. Blocks for some milliseconds."""
+        for line in self._table.set([], hold=hold):
+            log.warning("%s", line)
 
-    def advertise(self, networks: Sequence[str]) -> None:
-        """What this node announces itself; looked at for `warnings` only."""
-        self._advertised = tuple(networks)
+    def make_true(self) -> list[str]:
+        """Route what is known now, and nothing else, comparing with what is routed. Blocks for some milliseconds.
 
-    def apply(self, known: RoutesKnown) -> None:
-        """Route this into the tunnel from now on, in the background, instead of what was routed before."""
-        if known != self._known:
-            self._known = known
-            self.look_again()
-
-    def look_again(self) -> None:
-        """The machine's routes may have changed."""
-        if self._closed or (not self._known.routes and self._worker is None):
-            return
-        self._wanted.set()
-        if self._worker is None:
-            self._worker = asyncio.get_running_loop().create_task(self._work())
-
-    async def close(self) -> None:
-        """Take back all routes and rules. Idempotent."""
-        if self._closed:
-            return
-        self._closed = True
-        self._known = RoutesKnown(routes=())
-        if self._worker is not None:
-            self._wanted.set()
-            await self._worker
-            self._worker = None
-
-    async def _work(self) -> None:
-        """Until it is closed: make what is wanted true, once for all wishes that came meanwhile."""
-        while True:
-            await self._wanted.wait()
-            self._wanted.clear()
-            self._working = True
-            problems = await asyncio.to_thread(self._make_true, self._known)
-            for line in problems:
-                if line not in self._problems:
-                    log.warning("%s", line)
-            self._problems = problems
-            self._working = False
-            if self._closed and not self._wanted.is_set():
-                return
-
-    def _make_true(self, known: RoutesKnown) -> list[str]:
-        """Blocks for some milliseconds. Returns what is to be told."""
+        Returns what the kernel refused, a line each.
+        """
+        known = self.known
         networks: list[IPNetwork] = [ipaddress.ip_network(text) for text in known.routes]
-        problems: list[str] = []
+        left_aside: list[str] = []
         if networks and not self._allow_overlap:
             try:
                 taken = self._in_use()
             except OSError as error:
                 return [f"announced networks are not routed: {error.strerror}"]
-            networks = [network for network in networks if self._free(network, taken, problems)]
-        exits = [network for network in EVERYTHING if network in networks]
-        blocked = (
-            [network for network in EVERYTHING if network not in exits] if known.exit_peer and exits else []
-        )
-        return problems + self._table.set(networks, blocked)
+            networks = [network for network in networks if self._free(network, taken, left_aside)]
+        for line in left_aside:
+            if line not in self._left_aside:
+                log.warning("%s", line)
+        self._left_aside = left_aside
+        exits = [network for network in EVERYTHING.values() if network in networks]
+        blocked = [network for network in EVERYTHING.values() if network not in exits]
+        carried_in_part = known.exit_peer and exits
+        return self._table.set(networks, blocked if carried_in_part else (), hold=self._hold)
 
-    def _free(self, network: IPNetwork, taken: list[overlap.Taken], problems: list[str]) -> bool:
+    def _free(self, network: IPNetwork, taken: list[overlap.Taken], left_aside: list[str]) -> bool:
         if not network.prefixlen:
             return True
         met = overlap.find_overlap([network], taken, self._interface)
         if met is not None:
-            problems.append(
+            left_aside.append(
                 f"the announced network {network} is not routed: it overlaps {met[1].what}; change one of the two, "
                 "or set network.allow_overlap = true"
             )
@@ -150,7 +96,7 @@ class AnnouncedRoutes:
     def _forwarding_hints(self) -> list[str]:
         hints = []
         for version, name in FORWARDING.items():
-            behind = [text for text in self._advertised if ipaddress.ip_network(text).version == version]
+            behind = [text for text in self.advertised if ipaddress.ip_network(text).version == version]
             if behind and self._sysctl(name) == 0:
                 hints.append(
                     f"this node announces {', '.join(behind)}, but the machine does not forward packets: "
@@ -160,7 +106,7 @@ class AnnouncedRoutes:
 
     def _filter_hints(self) -> list[str]:
         """A strict filter looks for the way back of the tunnel's own packets in the wrong table, and drops them."""
-        if not any(ipaddress.ip_network(text) == EVERYTHING[0] for text in self._known.routes):
+        if not any(ipaddress.ip_network(text) == EVERYTHING[4] for text in self.known.routes):
             return []
         strict = [
             path.parent.name

@@ -7,6 +7,7 @@ Formats: rtnetlink(7), netlink(7), Linux include/uapi/linux/rtnetlink.h; all in 
 
 from __future__ import annotations
 
+import enum
 import ipaddress
 import struct
 import sys
@@ -27,16 +28,19 @@ ALIGNMENT = 4
 RTM_NEWLINK, RTM_DELLINK = 16, 17
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_DELROUTE = 24, 25
+RTM_NEWRULE, RTM_DELRULE = 32, 33
 NLM_F_REQUEST, NLM_F_DUMP = 0x001, 0x300
 
 #: Multicast groups of a netlink socket that these messages come from, as bits of its address: LINK, IPV4_IFADDR,
-#: IPV4_ROUTE, IPV6_IFADDR, IPV6_ROUTE.
-GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400
+#: IPV4_ROUTE, IPV4_RULE, IPV6_IFADDR, IPV6_ROUTE, IPV6_RULE.
+GROUPS = 0x1 | 0x10 | 0x40 | 0x80 | 0x100 | 0x400 | 0x40000
+#: The group of nfnetlink that tells of nftables (NFNLGRP_NFTABLES), likewise; another family of netlink.
+NFT_GROUPS = 0x40
 
 IFA_ADDRESS, IFA_LOCAL, IFA_FLAGS = 1, 2, 8
 #: Not usable: duplicate address detection is under way, or has failed.
 UNUSABLE = 0x40 | 0x08  # IFA_F_TENTATIVE, IFA_F_DADFAILED
-RTA_OIF = 4
+RTA_OIF, RTA_TABLE = 4, 15
 RTM_F_CLONED = 0x200
 #: Routes of addresses of this machine; those come as addresses too.
 RT_TABLE_LOCAL = 255
@@ -45,6 +49,13 @@ CARRIES = 0x1 | 0x40 | 0x10000
 IFF_UP, IFF_RUNNING = 0x1, 0x40
 
 Address = tuple[int, str]
+
+
+class Of(enum.Enum):
+    """What a change is of: the machine, whose ways to others may be different now, or what this node has put on it."""
+
+    MACHINE = enum.auto()
+    OURS = enum.auto()
 
 
 def dump_addresses() -> bytes:
@@ -57,12 +68,13 @@ def dump_addresses() -> bytes:
 class NetworkState:
     """The machine's addresses and links, as far as told. Owner: supervisor loop.
 
-    `own`: index of our own device, of which nothing counts. `port`: the netlink port the answers to our own requests
-    carry (the notice of a change carries that of whoever made it). `name_of` gives a link's name by its index.
+    `own`: index of our own device, and `own_table` our routing table, changes of which are `Of.OURS`, as are those of
+    all rules. `port`: the netlink port the answers to our own requests carry (the notice of a change carries that of
+    whoever made it). `name_of` gives a link's name by its index.
     """
 
-    def __init__(self, own: int, port: int, name_of: Callable[[int], str]) -> None:
-        self._own, self._port, self._name_of = own, port, name_of
+    def __init__(self, own: int, own_table: int, port: int, name_of: Callable[[int], str]) -> None:
+        self._own, self._own_table, self._port, self._name_of = own, own_table, port, name_of
         self._usable: set[Address] = set()
         self._links: dict[int, int] = {}
 
@@ -76,58 +88,64 @@ class NetworkState:
         self._usable.clear()
         self._links.clear()
 
-    def take(self, data: bytes) -> Iterator[str]:
+    def take(self, data: bytes) -> Iterator[tuple[Of, str]]:
         """One datagram of the kernel: a reason for each thing that changed. Answers to our requests are taken over
         silently."""
         for kind, port, body in messages(data):
             if kind in (RTM_NEWLINK, RTM_DELLINK):
-                reason = self._link(kind, body)
+                of, reason = self._link(kind, body)
             elif kind in (RTM_NEWADDR, RTM_DELADDR):
-                reason = self._address(kind, body)
+                of, reason = self._address(kind, body)
             elif kind in (RTM_NEWROUTE, RTM_DELROUTE):
-                reason = self._route(kind, body)
+                of, reason = self._route(kind, body)
+            elif kind in (RTM_NEWRULE, RTM_DELRULE):
+                of, reason = Of.OURS, "a routing rule changed"
             else:
                 continue
             if reason and port != self._port:
-                yield reason
+                yield of, reason
 
-    def _link(self, kind: int, body: bytes) -> str:
+    def _link(self, kind: int, body: bytes) -> tuple[Of, str]:
         _, _, index, flags, _ = IFINFOMSG.unpack_from(body)
         if index == self._own:
-            return ""
+            return Of.OURS, "the device changed"
         before = self._links.pop(index, None)
         if kind == RTM_DELLINK:
-            return f"interface {index} is gone"
+            return Of.MACHINE, f"interface {index} is gone"
         now = self._links[index] = flags & CARRIES
         if now == before:
-            return ""
-        return f"{self._name_of(index)} is {'up' if now & IFF_UP and now & IFF_RUNNING else 'down'}"
+            return Of.MACHINE, ""
+        state = "up" if now & IFF_UP and now & IFF_RUNNING else "down"
+        return Of.MACHINE, f"{self._name_of(index)} is {state}"
 
-    def _address(self, kind: int, body: bytes) -> str:
+    def _address(self, kind: int, body: bytes) -> tuple[Of, str]:
         family, _, flags, _, index = IFADDRMSG.unpack_from(body)
         attributes = dict(attributes_of(body[IFADDRMSG.size :]))
         # IFA_ADDRESS is the other side's on a point-to-point link, IFA_LOCAL is always ours
         packed = attributes.get(IFA_LOCAL) or attributes.get(IFA_ADDRESS)
-        if packed is None or len(packed) not in (4, 16) or index == self._own:
-            return ""
+        if index == self._own:
+            return Of.OURS, "an address of the device changed"
+        if packed is None or len(packed) not in (4, 16):
+            return Of.MACHINE, ""
         if wide := attributes.get(IFA_FLAGS):
             flags = int.from_bytes(wide, sys.byteorder)
         address = index, str(ipaddress.ip_address(packed))
         known = address in self._usable
         if kind == RTM_DELADDR or flags & UNUSABLE:
             self._usable.discard(address)
-            return f"{address[1]} left {self._name_of(index)}" if known else ""
+            return Of.MACHINE, f"{address[1]} left {self._name_of(index)}" if known else ""
         self._usable.add(address)
-        return "" if known else f"{address[1]} came to {self._name_of(index)}"
+        return Of.MACHINE, "" if known else f"{address[1]} came to {self._name_of(index)}"
 
-    def _route(self, kind: int, body: bytes) -> str:
+    def _route(self, kind: int, body: bytes) -> tuple[Of, str]:
         _, _, _, _, table, _, _, _, flags = RTMSG.unpack_from(body)
+        attributes = dict(attributes_of(body[RTMSG.size :]))
+        out, wide = (int.from_bytes(attributes.get(key, b""), sys.byteorder) for key in (RTA_OIF, RTA_TABLE))
+        if out == self._own or wide == self._own_table:
+            return Of.OURS, "a route of the tunnel changed"
         if flags & RTM_F_CLONED or table == RT_TABLE_LOCAL:
-            return ""
-        out = dict(attributes_of(body[RTMSG.size :])).get(RTA_OIF)
-        if out is not None and int.from_bytes(out, sys.byteorder) == self._own:
-            return ""
-        return "a route came" if kind == RTM_NEWROUTE else "a route went"
+            return Of.MACHINE, ""
+        return Of.MACHINE, "a route came" if kind == RTM_NEWROUTE else "a route went"
 
 
 def messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:

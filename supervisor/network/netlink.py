@@ -14,7 +14,7 @@ from typing import TypeVar
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-__all__ = ["TABLE_LOCAL", "TABLE_MAIN", "IPRoute", "NetlinkError", "converse"]
+__all__ = ["TABLE_LOCAL", "TABLE_MAIN", "IPRoute", "NetlinkError", "converse", "number_of"]
 
 #: rtnetlink's RT_TABLE_MAIN and RT_TABLE_LOCAL
 TABLE_MAIN, TABLE_LOCAL = 254, 255
@@ -44,3 +44,8 @@ def converse(work: Callable[[IPRoute], Result]) -> Result:
     if failure:
         raise failure[0]
     return result[0]
+
+
+def number_of(error: NetlinkError | OSError) -> int:
+    """The errno the kernel answered with."""
+    return int(error.code if isinstance(error, NetlinkError) else error.errno or 0)

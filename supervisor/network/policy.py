@@ -8,8 +8,7 @@
                                                                  tunnel's own sockets (process.user, U): sessions
                                                                  must not go through the sessions they carry
 
-Rules and unreachable routes outlive the device after a kill -9. `clear` takes them away at the next start, the janitor
-at once (`cleanup_commands`). All blocks for some milliseconds, in the network namespace of the calling thread.
+Rules and unreachable routes outlive the device after a kill -9; `killswitch` says when they are to.
 """
 
 from __future__ import annotations
@@ -18,18 +17,30 @@ import errno
 import ipaddress
 import os
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from supervisor.network.netlink import IPRoute, NetlinkError, converse
-from supervisor.network.routes import RTPROT_STATIC
+from supervisor.network.netlink import TABLE_LOCAL, TABLE_MAIN, IPRoute, NetlinkError, converse, number_of
+from supervisor.network.routes import RTPROT_STATIC, network_of
 
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-#: rtnetlink's RT_TABLE_MAIN, RTN_UNREACHABLE and FIB_RULE_INVERT
-TABLE_MAIN = 254
+EVERYTHING: dict[int, IPNetwork] = {
+    4: ipaddress.ip_network("0.0.0.0/0"),
+    6: ipaddress.ip_network("::/0"),
+}
+#: rtnetlink's RTN_UNICAST, RTN_UNREACHABLE, FIB_RULE_INVERT, and what FRA_SUPPRESS_PREFIXLEN says for none
+RTN_UNICAST, RTN_UNREACHABLE = 1, 7
 UNREACHABLE = "unreachable"
+FOREIGN = -1
 FIB_RULE_INVERT = 2
+NO_SUPPRESSION = 0xFFFFFFFF
+#: linux/fib_rules.h: look into a table; and what makes a rule one of some packets only
+FR_ACT_TO_TBL = 1
+_CONDITIONS = ("FRA_FWMARK", "FRA_IIFNAME", "FRA_OIFNAME", "FRA_UID_RANGE", "FRA_IP_PROTO", "FRA_L3MDEV")
+#: The metric of IPv6 routes that are given none, and one that every other route comes before.
+IP6_RT_PRIO_USER = 1024
+LAST = 0xFFFFFFFE
 #: What is gone, or there, already is what was wanted.
 _GONE = frozenset({errno.ENOENT, errno.ESRCH, errno.ENODEV, errno.EAFNOSUPPORT})
 _THERE = frozenset({errno.EEXIST})
@@ -45,103 +56,202 @@ class Place(NamedTuple):
     user: int
 
 
+class _Route(NamedTuple):
+    """One route of the table. `metric` 0: the kernel's default; `link` 0: it leads nowhere; FOREIGN: it is of a kind
+    this node does not make."""
+
+    network: IPNetwork
+    metric: int
+    link: int
+
+
+class _Rule(NamedTuple):
+    """One routing rule. `users`: "U-U" whose sockets it is not for, "" for everybody's."""
+
+    priority: int
+    table: int
+    suppress: int | None
+    users: str
+
+
 class PolicyTable:
-    """The table and rules of one node. Owner: one thread at a time."""
+    """The table and rules of one node. Owner: one thread at a time. Blocks for some milliseconds."""
 
     def __init__(self, place: Place) -> None:
         self._place = place
-        self._routes: dict[IPNetwork, bool] = {}  # network -> whether it is reachable
-        self._families: set[int] = set()  # that have rules
 
-    def clear(self) -> None:
-        """Take away what a node that was killed has left. Raises OSError when netlink cannot be used."""
-        converse(self._clear)
+    def set(
+        self, networks: Iterable[IPNetwork], unreachable: Iterable[IPNetwork] = (), *, hold: bool = False
+    ) -> list[str]:
+        """Route these into the tunnel and those nowhere, and nothing else: what the kernel has is compared and mended.
 
-    def set(self, networks: Iterable[IPNetwork], unreachable: Iterable[IPNetwork] = ()) -> list[str]:
-        """Route these into the tunnel and those nowhere, instead of what there was. Without any there are no rules.
-
+        `hold`: whatever is not routed goes nowhere, the device there or not. Without routes there are no rules. What
+        is new comes before what is old goes, so nothing gets by in between.
         Returns what the kernel refused, a line each; the rest is done.
         """
-        wanted = dict.fromkeys(networks, True) | dict.fromkeys(unreachable, False)
-        if wanted == self._routes:
-            return []
         problems: list[str] = []
+
+        def work(netlink: IPRoute) -> None:
+            found = netlink.link_lookup(ifname=self._place.interface)
+            wanted: dict[tuple[IPNetwork, int], int] = {}
+            if hold:
+                wanted |= {(EVERYTHING[version], LAST): 0 for version in _families()}
+            if found:  # else the device has gone
+                for network in unreachable:
+                    wanted[network, _metric(network)] = 0
+                for network in networks:
+                    wanted[network, _metric(network)] = found[0]
+            for version in _families():
+                self._make_true(netlink, version, wanted, problems)
+                if any(network == EVERYTHING[version] for network, _ in wanted):
+                    problems.extend(self._passed_over(netlink, version))
+
         try:
-            converse(lambda netlink: self._set(netlink, wanted, problems))
-        except OSError as error:
-            problems.append(f"announced networks are not routed: {error.strerror}")
+            converse(work)
+        except (NetlinkError, OSError) as error:
+            problems.append(f"announced networks are not routed: {os.strerror(number_of(error))}")
         return problems
 
-    def _set(self, netlink: IPRoute, wanted: dict[IPNetwork, bool], problems: list[str]) -> None:
-        found = netlink.link_lookup(ifname=self._place.interface)
-        if not found:  # it has gone, and its routes with it; rules may still be there
-            wanted = {}
-        families = {network.version for network in wanted}
-        for network in [held for held, reachable in self._routes.items() if wanted.get(held) != reachable]:
-            route = self._route(network, self._routes.pop(network), found)
-            _attempt(problems, f"route {network} not undone", _GONE, netlink.route, "delete", **route)
-        for version in self._families - families:
-            self._families.discard(version)
-            for rule in reversed(self._rules(version)):
-                _attempt(problems, "rule not undone", _GONE, netlink.rule, "delete", **rule)
-        # routes first: with the rules comes what they are for
-        for network in [each for each in wanted if each not in self._routes]:
-            route = self._route(network, wanted[network], found)
-            if _attempt(problems, f"route {network}", _THERE, netlink.route, "add", **route):
-                self._routes[network] = wanted[network]
-        for version in families - self._families:
-            self._families.add(version)
-            for rule in self._rules(version):
-                _attempt(problems, "rule for announced networks", _THERE, netlink.rule, "add", **rule)
+    def holds(self) -> bool:
+        """Whether there is what `hold` leaves, this node's or one's that was killed. Raises OSError."""
+        return converse(
+            lambda netlink: any(
+                (each.network, each.metric) == (EVERYTHING[version], LAST)
+                for version in _families()
+                for each in self._routes(netlink, version)
+            )
+        )
 
-    def _clear(self, netlink: IPRoute) -> None:
-        self._routes.clear()
-        self._families.clear()
-        for version, family in _FAMILIES.items():
-            for rule in self._rules(version, any_user=True):
-                # one may be there for every time a node was killed
-                while _attempt([], "", frozenset(), netlink.rule, "delete", **rule):
-                    continue
-            for left in list(netlink.get_routes(family=family, table=self._place.table)):
-                target = left.get_attr("RTA_DST") or ("0.0.0.0" if version == 4 else "::")
-                network = ipaddress.ip_network(f"{target}/{left['dst_len']}")
-                route = self._route(network, False, [])
-                _attempt([], "", _GONE, netlink.route, "delete", **route)
-
-    def _rules(self, version: int, any_user: bool = False) -> list[dict[str, Any]]:
-        place, family = self._place, _FAMILIES[version]
-        users = {} if any_user else {"flags": FIB_RULE_INVERT, "FRA_UID_RANGE": f"{place.user}:{place.user}"}
+    def _passed_over(self, netlink: IPRoute, version: int) -> list[str]:
+        """Rules of others that send everything elsewhere before ours are asked."""
+        place = self._place
+        first = [
+            each.get_attr("FRA_PRIORITY") or 0
+            for each in netlink.get_rules(family=_FAMILIES[version])
+            if (each.get_attr("FRA_TABLE") or each["table"]) not in (TABLE_LOCAL, place.table)
+            and each["action"] == FR_ACT_TO_TBL
+            and each.get_attr("FRA_SUPPRESS_PREFIXLEN") in (None, NO_SUPPRESSION)
+            and not any((each["src_len"], each["dst_len"], each["tos"], *map(each.get_attr, _CONDITIONS)))
+        ]
         return [
-            {"family": family, "priority": place.priority, "table": TABLE_MAIN, "FRA_SUPPRESS_PREFIXLEN": 0},
-            {"family": family, "priority": place.priority + 1, "table": place.table, **users},
+            f"the routing rule with priority {priority} comes before those of the exit node: delete it "
+            f"(ip -{version} rule del priority {priority}), or set network.rule_priority to less than that"
+            for priority in first
+            if priority <= place.priority
         ]
 
-    def _route(self, network: IPNetwork, reachable: bool, interface: list[int]) -> dict[str, Any]:
-        route: dict[str, Any] = {
-            "dst": str(network),
-            "family": _FAMILIES[network.version],
-            "table": self._place.table,
-            "proto": RTPROT_STATIC,
+    def _make_true(
+        self,
+        netlink: IPRoute,
+        version: int,
+        wanted: Mapping[tuple[IPNetwork, int], int],
+        problems: list[str],
+    ) -> None:
+        routes = [_Route(*key, link) for key, link in wanted.items() if key[0].version == version]
+        rules = self._wanted_rules() if routes else []
+        old_routes, old_rules = self._routes(netlink, version), self._rules(netlink, version)
+        # routes first: with the rules comes what they are for
+        for route in routes:
+            if route not in old_routes:
+                what = f"route {route.network}"
+                _attempt(problems, what, _THERE, netlink.route, "replace", **self._route(route))
+        for rule in rules:
+            if rule not in old_rules:
+                what = "rule for announced networks"
+                _attempt(problems, what, _THERE, netlink.rule, "add", **_parameters(version, rule))
+        for rule in old_rules:
+            if rule not in rules:
+                _attempt(
+                    problems, "rule not undone", _GONE, netlink.rule, "delete", **_parameters(version, rule)
+                )
+        kept = {(route.network, route.metric) for route in routes}
+        for route, found in old_routes.items():
+            if (route.network, route.metric) not in kept:  # a replaced one is gone
+                what = f"route {route.network} not undone"
+                exactly = {key: found[key] for key in ("proto", "scope", "type")}
+                parameters = {**self._parameters(route), **exactly}
+                _attempt(problems, what, _GONE, netlink.route, "delete", **parameters)
+
+    def _routes(self, netlink: IPRoute, version: int) -> dict[_Route, Any]:
+        """What is in the table, with what the kernel says of it."""
+        return {
+            _Route(network_of(each), each.get_attr("RTA_PRIORITY") or 0, _link_of(each)): each
+            for each in netlink.get_routes(family=_FAMILIES[version], table=self._place.table)
         }
-        if not reachable:
-            return {**route, "type": UNREACHABLE}
-        if interface:
-            route["oif"] = interface[0]
-        return {**route, "scope": "link"} if network.version == 4 else route
+
+    def _rules(self, netlink: IPRoute, version: int) -> list[_Rule]:
+        """Those at our two priorities that lead where ours do; others' stay."""
+        place, found = self._place, []
+        for each in netlink.get_rules(family=_FAMILIES[version]):
+            suppress = each.get_attr("FRA_SUPPRESS_PREFIXLEN")
+            inverted = bool(each["flags"] & FIB_RULE_INVERT)
+            rule = _Rule(
+                each.get_attr("FRA_PRIORITY") or 0,
+                each.get_attr("FRA_TABLE") or each["table"],
+                None if suppress in (None, NO_SUPPRESSION) else suppress,
+                (each.get_attr("FRA_UID_RANGE") or "") if inverted else "",
+            )
+            ways = ((place.priority, TABLE_MAIN, 0), (place.priority + 1, place.table, None))
+            if rule[:3] in ways:
+                found.append(rule)
+        return found
+
+    def _wanted_rules(self) -> list[_Rule]:
+        place = self._place
+        return [
+            _Rule(place.priority, TABLE_MAIN, 0, ""),
+            _Rule(place.priority + 1, place.table, None, f"{place.user}:{place.user}"),
+        ]
+
+    def _parameters(self, route: _Route) -> dict[str, Any]:
+        parameters: dict[str, Any] = {
+            "dst": str(route.network),
+            "family": _FAMILIES[route.network.version],
+            "table": self._place.table,
+        }
+        if route.metric:
+            parameters["priority"] = route.metric
+        return parameters
+
+    def _route(self, route: _Route) -> dict[str, Any]:
+        parameters = {**self._parameters(route), "proto": RTPROT_STATIC}
+        if not route.link:
+            return {**parameters, "type": UNREACHABLE}
+        parameters["oif"] = route.link
+        return {**parameters, "scope": "link"} if route.network.version == 4 else parameters
 
 
-def cleanup_commands(table: int, priority: int) -> list[str]:
-    """What a shell does to take away rules and routes of a node that was killed; fails silently where nothing is."""
-    own = f"priority {priority} table main suppress_prefixlength 0"
-    return [
-        command
-        for family in ("-4", "-6")
-        for command in (
-            f"ip {family} rule del {own}",
-            f"ip {family} rule del priority {priority + 1} table {table}",
-            f"ip {family} route flush table {table}",
-        )
-    ]
+def _link_of(found: Any) -> int:
+    """See _Route."""
+    if found["type"] == RTN_UNREACHABLE:
+        return 0
+    straight = (
+        found["type"] == RTN_UNICAST and not found.get_attr("RTA_GATEWAY") and not found.get_attr("RTA_VIA")
+    )
+    return (found.get_attr("RTA_OIF") if straight else None) or FOREIGN
+
+
+def _families() -> tuple[int, ...]:
+    """Those the kernel has: asked for another, it answers with all."""
+    return (4, 6) if os.path.isdir("/proc/sys/net/ipv6") else (4,)
+
+
+def _metric(network: IPNetwork) -> int:
+    """What the kernel gives a route without one."""
+    return 0 if network.version == 4 else IP6_RT_PRIO_USER
+
+
+def _parameters(version: int, rule: _Rule) -> dict[str, Any]:
+    parameters: dict[str, Any] = {
+        "family": _FAMILIES[version],
+        "priority": rule.priority,
+        "table": rule.table,
+    }
+    if rule.suppress is not None:
+        parameters["FRA_SUPPRESS_PREFIXLEN"] = rule.suppress
+    if rule.users:
+        parameters |= {"flags": FIB_RULE_INVERT, "FRA_UID_RANGE": rule.users}
+    return parameters
 
 
 def _attempt(
@@ -151,8 +261,7 @@ def _attempt(
     try:
         call(*words, **parameters)
     except (NetlinkError, OSError) as error:
-        number = int(error.code if isinstance(error, NetlinkError) else error.errno or 0)
-        if number not in fine:
-            problems.append(f"{what}: {os.strerror(number)}")
+        if number_of(error) not in fine:
+            problems.append(f"{what}: {os.strerror(number_of(error))}")
             return False
     return True

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from supervisor.network.netlink import TABLE_LOCAL, TABLE_MAIN, IPRoute, NetlinkError, converse
+from supervisor.network.netlink import TABLE_LOCAL, TABLE_MAIN, IPRoute, NetlinkError, converse, number_of
 from vpnd.config.schema import Retry as RetrySettings
 from vpnd.errors import MachineError
 from vpnd.packet.offload.headers import UDP_MAX_SEGMENTS
@@ -158,7 +158,7 @@ class NetworkSetup:
             except MachineError as error:
                 problems.append(str(error))
             except (NetlinkError, OSError) as error:
-                problems.append(f"{wanted.name} cannot be looked at: {os.strerror(_number(error))}")
+                problems.append(f"{wanted.name} cannot be looked at: {os.strerror(number_of(error))}")
             return problems
 
     def undo(self) -> None:
@@ -183,8 +183,8 @@ class NetworkSetup:
         try:
             self._try(what, lambda: action(netlink))
         except (NetlinkError, OSError) as error:
-            if _number(error) not in _GONE:
-                log.warning("not undone: %s: %s", what, os.strerror(_number(error)))
+            if number_of(error) not in _GONE:
+                log.warning("not undone: %s: %s", what, os.strerror(number_of(error)))
 
     def _try(self, what: str, action: Callable[[], object]) -> None:
         """Do it, again and again while the error is a transient one and attempts are left."""
@@ -198,10 +198,10 @@ class NetworkSetup:
                 action()
                 return
             except (NetlinkError, OSError) as error:
-                wait_s = retry.fail(0.0) if _number(error) in _TRANSIENT else None
+                wait_s = retry.fail(0.0) if number_of(error) in _TRANSIENT else None
                 if wait_s is None:
                     raise
-                log.info("%s: %s; again in %.0f ms", what, os.strerror(_number(error)), wait_s * 1000)
+                log.info("%s: %s; again in %.0f ms", what, os.strerror(number_of(error)), wait_s * 1000)
                 self._wait(wait_s)
 
     def _do(self, what: str, action: Callable[[], object], undo: Undo | None) -> None:
@@ -391,7 +391,7 @@ def _ignore_gone(action: Callable[[], object]) -> None:
     try:
         action()
     except (NetlinkError, OSError) as error:
-        if _number(error) not in _GONE:
+        if number_of(error) not in _GONE:
             raise MachineError(f"the kernel refused to take an address back: {_reason(error)}") from error
 
 
@@ -406,14 +406,10 @@ def _lookup(netlink: IPRoute, name: str) -> int:
     return int(found[0])
 
 
-def _number(error: NetlinkError | OSError) -> int:
-    return int(error.code if isinstance(error, NetlinkError) else error.errno or 0)
-
-
 def _reason(error: NetlinkError | OSError) -> str:
-    if _number(error) == errno.EEXIST:
+    if number_of(error) == errno.EEXIST:
         return "another one like it exists already (see `ip route`, `ip address`)"
-    return os.strerror(_number(error))
+    return os.strerror(number_of(error))
 
 
 def _read(path: str) -> str:

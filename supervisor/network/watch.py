@@ -4,12 +4,16 @@ Sessions whose way has changed would be missed only when their probes fail; a ch
 once. One change is many messages of the kernel, so they are gathered (`Gatherer`); a machine whose routes never stop
 changing (a router) is told less and less often.
 
-The netlink socket is read on the supervisor's loop, never blocking: pyroute2's own would bring a loop of its own.
+What this node itself has put on the machine (its device, its table, routing rules, its nftables rules) is told apart,
+at once and each time: it has to be looked at before a packet goes astray.
+
+The netlink sockets are read on the supervisor's loop, never blocking: pyroute2's own would bring a loop of its own.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import socket
@@ -17,6 +21,7 @@ import time
 from collections.abc import Callable
 
 from supervisor.network import events
+from supervisor.network.filter import table_name
 from vpnd.config.live import Live
 from vpnd.errors import MachineError
 
@@ -28,6 +33,9 @@ DATAGRAM_BYTES = 1 << 16
 DATAGRAMS_AT_ONCE = 16
 #: Reasons in one log line; more of them say no more.
 REASONS_SHOWN = 4
+
+#: linux/netlink.h; the socket module has no name for it
+NETLINK_NETFILTER = 12
 
 Changed = Callable[[str, tuple[str, ...]], None]
 
@@ -77,31 +85,32 @@ class SuspendClock:
 
 
 class Watch:
-    """Tells `changed(reason, addresses)`. Owner: supervisor loop.
+    """Tells `changed(reason, addresses)`, and `ours(reason)` when it is the node's own. Owner: supervisor loop.
 
     `own_device` must exist. Raises MachineError when the kernel gives no netlink socket. Ends with `close`.
     """
 
-    def __init__(self, own_device: str, live: Live, changed: Changed) -> None:
+    def __init__(self, own_device: str, live: Live, changed: Changed, ours: Callable[[str], None]) -> None:
         self._live = live
-        self._changed = changed
+        self._changed, self._ours = changed, ours
+        self._own_nftables = table_name(own_device).encode() + b"\0"
         self._loop = asyncio.get_running_loop()
         self._gatherer = Gatherer()
         self._lost = False
         self._suspend = SuspendClock(*_clocks())
         try:
-            self._socket = socket.socket(
-                socket.AF_NETLINK,
-                socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC,
-                socket.NETLINK_ROUTE,
-            )
-            self._socket.bind((0, events.GROUPS))
+            self._socket = _netlink(socket.NETLINK_ROUTE, events.GROUPS)
             self._socket.send(events.dump_addresses())
             own = socket.if_nametoindex(own_device)
         except OSError as error:
             raise MachineError(f"the kernel tells nothing of network changes: {error.strerror}") from error
-        self._state = events.NetworkState(own, self._socket.getsockname()[0], _name_of)
+        own_table = live.config.network.route_table
+        self._state = events.NetworkState(own, own_table, self._socket.getsockname()[0], _name_of)
         self._loop.add_reader(self._socket.fileno(), self._readable)
+        self._nftables: socket.socket | None = None
+        with contextlib.suppress(OSError):  # a kernel without nftables has nothing to tell
+            self._nftables = _netlink(NETLINK_NETFILTER, events.NFT_GROUPS)
+            self._loop.add_reader(self._nftables.fileno(), self._nftables_readable, self._nftables)
         self._gathering: asyncio.TimerHandle | None = None
         self._checking = self._check_later()
         live.watch(lambda config: config.network.suspend_check, self._retime)
@@ -120,6 +129,9 @@ class Watch:
             return
         self._loop.remove_reader(self._socket.fileno())
         self._socket.close()
+        if self._nftables is not None:
+            self._loop.remove_reader(self._nftables.fileno())
+            self._nftables.close()
         self._checking.cancel()
         if self._gathering is not None:
             self._gathering.cancel()
@@ -147,11 +159,27 @@ class Watch:
                 self._lost = True
                 self._state.forget()
                 self._note("many changes at once")
+                self._ours("many changes at once")
                 continue
-            for reason in self._state.take(data):
-                self._note(reason)
+            for of, reason in self._state.take(data):
+                if of is events.Of.OURS:
+                    self._ours(reason)
+                else:
+                    self._note(reason)
         if self._lost:  # that may have been the last, and then nothing wakes us
             self._loop.call_soon(self._readable)
+
+    def _nftables_readable(self, nftables: socket.socket) -> None:
+        """Another program's rules, of which there may be many changes, are passed over by the name of the table."""
+        for _ in range(DATAGRAMS_AT_ONCE):
+            try:
+                told = self._own_nftables in nftables.recv(DATAGRAM_BYTES)
+            except BlockingIOError:
+                return
+            except OSError:  # more than there is room for
+                told = True
+            if told:
+                self._ours("nftables rules changed")
 
     def _ask_again(self) -> None:
         self._lost = False
@@ -176,6 +204,18 @@ class Watch:
             log.info("the machine was suspended for %.0f s", slept_s)
             self._changed("the machine was suspended", self.addresses())
         self._checking = self._check_later()
+
+
+def _netlink(family: int, groups: int) -> socket.socket:
+    """A socket that hears of what `groups` stand for. Raises OSError."""
+    kind = socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+    opened = socket.socket(socket.AF_NETLINK, kind, family)
+    try:
+        opened.bind((0, groups))
+    except OSError:
+        opened.close()
+        raise
+    return opened
 
 
 def _clocks() -> tuple[float, float]:

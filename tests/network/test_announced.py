@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import subprocess
 from collections.abc import Iterator
@@ -11,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.network import overlap, policy
-from supervisor.network.announced import AnnouncedRoutes, open_for
+from supervisor.network import killswitch
+from supervisor.network.announced import AnnouncedRoutes
 from supervisor.network.policy import Place, PolicyTable
 from supervisor.network.routes import NetworkSetup
 from supervisor.network.tun import Tun
 from vpnd.api.messages import RoutesKnown
-from vpnd.config.schema import Config, Network, Process
+from vpnd.config.schema import Config, Network
 
 pytestmark = pytest.mark.root
 
@@ -64,24 +63,21 @@ def table() -> PolicyTable:
 
 
 def routed(
-    known: RoutesKnown, *later: RoutesKnown, allow_overlap: bool = False, look=lambda: None, opened=None
+    known: RoutesKnown,
+    *later: RoutesKnown,
+    allow_overlap: bool = False,
+    hold: bool = False,
+    look=lambda: None,
 ) -> list[str]:
-    """Apply one after the other, look, close; the warnings there were then."""
-
-    async def run() -> list[str]:
-        routes = opened() if opened else AnnouncedRoutes("tn0", table(), allow_overlap=allow_overlap)
-        for each in (known, *later):
-            routes.apply(each)
-            for _ in range(500):
-                await asyncio.sleep(0.01)
-                if not routes.busy:
-                    break
-        warnings = routes.warnings
-        look()
-        await routes.close()
-        return warnings
-
-    return asyncio.run(run())
+    """Apply one after the other, look, take back; the warnings there were then."""
+    routes = AnnouncedRoutes("tn0", table(), allow_overlap=allow_overlap, hold=hold)
+    for each in (known, *later):
+        routes.known = each
+        problems = routes.make_true()
+    look()
+    warnings = [*problems, *routes.hints]
+    routes.undo(hold=False)
+    return warnings
 
 
 def test_an_announced_network_goes_into_the_tunnel_but_not_for_its_own_sockets(machine: str) -> None:
@@ -153,27 +149,27 @@ def test_a_family_that_the_exit_node_does_not_carry_goes_nowhere(machine: str) -
 
 
 def leave_behind(machine: str) -> None:
-    """As a node that was killed twice does."""
+    """As a node that was killed does, and one of another user before it."""
     wanted = [ip_network("0.0.0.0/0"), ip_network("10.9.0.0/24")]
-    for user in (USER, USER - 1):
-        left = PolicyTable(Place("tn0", TABLE, PRIORITY, user))
-        assert left.set(wanted, [ip_network("::/0")]) == []
-    assert len(rules(machine)) >= 6
+    assert table().set(wanted, [ip_network("::/0")]) == []
+    for family in ("-4", "-6"):
+        ip(machine, family, "rule", "add", "not", "uidrange", "1-1", "priority", "5301", "lookup", str(TABLE))
+    assert len(rules(machine)) == 6
 
 
 def test_what_a_killed_node_left_is_cleared_at_the_next_start(machine: str) -> None:
     leave_behind(machine)
-    table().clear()
+    assert table().set([]) == []
     assert rules(machine) == []
     assert device_to(machine, INTERNET) == "eth0"
     assert device_to(machine, "2001:db8:7::1") == "eth0"
-    table().clear()
+    assert table().set([]) == []
 
 
 def test_the_janitors_commands_take_away_what_one_node_left(machine: str) -> None:
     ip(machine, "rule", "add", "priority", "5302", "lookup", "main")
     assert table().set([ip_network("0.0.0.0/0")], [ip_network("::/0")]) == []
-    script = "\n".join(policy.cleanup_commands(TABLE, PRIORITY))
+    script = "\n".join(killswitch.cleanup_commands(Config(), in_network=True))
     subprocess.run(["ip", "netns", "exec", machine, "sh", "-c", script], check=False, capture_output=True)
     assert [rule.partition(":")[0] for rule in rules(machine)] == ["5302"], "another's rule stays"
     assert device_to(machine, INTERNET) == "eth0"
@@ -221,22 +217,10 @@ def test_what_keeps_it_from_working_is_said(
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text(f"{value}\n")
 
-    class NoTable(PolicyTable):
-        def set(self, networks, unreachable=()):
-            return []
-
-    async def run() -> list[str]:
-        place = Place("tn0", TABLE, PRIORITY, os.getuid())
-        routes = AnnouncedRoutes(
-            "tn0", NoTable(place), allow_overlap=False, proc_sys=tmp_path, in_use=list[overlap.Taken]
-        )
-        routes.advertise(ours)
-        routes.apply(RoutesKnown(routes=others))
-        warnings = routes.warnings
-        await routes.close()
-        return warnings
-
-    warnings = asyncio.run(run())
+    place = Place("tn0", TABLE, PRIORITY, os.getuid())
+    routes = AnnouncedRoutes("tn0", PolicyTable(place), allow_overlap=False, proc_sys=tmp_path)
+    routes.advertised, routes.known = ours, RoutesKnown(routes=others)
+    warnings = routes.hints
     assert len(warnings) == len(words)
     assert all(word in warning for word, warning in zip(words, warnings, strict=True))
 
@@ -253,14 +237,58 @@ def test_refused_rules_are_told(machine: str) -> None:
 
 @pytest.mark.setting("network.route_table", "network.rule_priority")
 def test_table_and_priority_are_those_of_the_settings(machine: str) -> None:
-    config = Config(network=Network(route_table=7700, rule_priority=6100), process=Process(user="nobody"))
+    network = Network(interface="tn0", route_table=7700, rule_priority=6100)
+    assert PolicyTable(killswitch.place(Config(network=network))).set([ip_network("10.9.0.0/24")]) == []
+    assert "10.9.0.0/24 dev tn0" in ip(machine, "route", "show", "table", "7700")
+    found = [line.split(":")[0] for line in ip(machine, "rule").splitlines()]
+    assert {"6100", "6101"} <= set(found)
 
-    def look() -> None:
-        assert "10.9.0.0/24 dev tn0" in ip(machine, "route", "show", "table", "7700")
-        found = [line.split(":")[0] for line in ip(machine, "rule").splitlines()]
-        assert {"6100", "6101"} <= set(found)
 
-    assert (
-        routed(RoutesKnown(routes=("10.9.0.0/24",)), look=look, opened=lambda: open_for("tn0", config)) == []
-    )
-    assert "6100" not in ip(machine, "rule")
+#: What another program does to the rules and routes of a running node.
+CHANGES = [
+    "ip rule del priority 5300",
+    "ip rule del priority 5301",
+    "ip rule flush; ip rule add priority 32766 lookup main",
+    "ip -6 rule flush; ip -6 rule add priority 32766 lookup main",
+    f"ip route flush table {TABLE}",
+    f"ip -6 route flush table {TABLE}",
+    f"ip route del default dev tn0 table {TABLE}",
+    f"ip route del unreachable default table {TABLE}",
+    f"ip route replace default via 192.168.4.1 table {TABLE}",
+    f"ip -6 route replace default via 2001:db8:4::1 table {TABLE}",
+    f"ip rule add not uidrange 7-7 priority 5301 lookup {TABLE}",
+    f"ip route add 203.0.113.0/24 via 192.168.4.1 table {TABLE}",
+    "ip link set tn0 down; ip link set tn0 up",
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_rules_and_routes_that_somebody_changed_are_mended(machine: str, change: str) -> None:
+    def shown() -> list[str]:
+        routes = [ip(machine, family, "route", "show", "table", str(TABLE)) for family in ("-4", "-6")]
+        return [*rules(machine), *(line for each in routes for line in sorted(each.splitlines()))]
+
+    wanted = [ip_network("0.0.0.0/0"), ip_network("10.9.0.0/24"), ip_network("2001:db8:9::/48")]
+    assert table().set(wanted, hold=True) == []
+    before = shown()
+    subprocess.run(["ip", "netns", "exec", machine, "sh", "-c", change], check=True)
+    assert shown() != before or "down" in change
+    assert table().set(wanted, hold=True) == []
+    assert shown() == before
+
+
+def test_a_kill_switch_needs_no_device(machine: str) -> None:
+    wanted = [ip_network("0.0.0.0/0")]
+    assert table().set(wanted, hold=True) == []
+    assert table().holds()
+    assert device_to(machine, INTERNET) == "tn0"
+    ip(machine, "link", "delete", "tn0")
+    for _ in range(2):
+        assert device_to(machine, INTERNET) == ""
+        assert device_to(machine, INTERNET, USER) == "eth0"
+        assert device_to(machine, "2001:db8:7::1") in ("", "lo")
+        assert device_to(machine, "192.168.4.9") == "eth0"
+        assert table().set(wanted, hold=True) == []
+    assert table().set([]) == []
+    assert not table().holds()
+    assert device_to(machine, INTERNET) == "eth0"

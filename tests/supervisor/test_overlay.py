@@ -10,6 +10,7 @@ import msgspec
 import pytest
 from lab import Lab, inside
 
+from supervisor.network.machine import Machine
 from supervisor.network.tun import Tun
 from supervisor.overlay import Overlay
 from vpnd.api.reports import OwnAddresses
@@ -52,8 +53,13 @@ def routes(lab: Lab) -> str:
     return shown
 
 
+def made(config: Config, mode: Mode, *, joining: bool = False) -> Overlay:
+    live = Live(config)
+    return Overlay(live, mode, Machine(live, in_network=mode.in_network), joining=joining)
+
+
 def established(config: Config, mode: Mode, own: OwnAddresses | None) -> Overlay:
-    overlay = Overlay(Live(config), mode, joining=False)
+    overlay = made(config, mode)
     overlay.check_before()
     overlay.establish("vpnd0", own)
     return overlay
@@ -135,16 +141,16 @@ OVERLAPS = [
 def test_an_overlap_is_refused_before_anything_is_made(what, config, mode, words, lab: Lab) -> None:
     with inside(lab.nodes[0]):
         with pytest.raises(ConfigError, match=words):
-            Overlay(Live(config), mode, joining=False).check_before()
+            made(config, mode).check_before()
         allowed = msgspec.structs.replace(
             config, network=msgspec.structs.replace(config.network, allow_overlap=True)
         )
-        Overlay(Live(allowed), mode, joining=False).check_before()
+        made(allowed, mode).check_before()
 
 
 def test_an_overlap_of_a_network_that_was_joined_says_that_it_was(lab: Lab, device: Tun) -> None:
     own = msgspec.structs.replace(OWN, addresses=("192.168.77.9",), subnets=("192.168.77.0/24",))
-    overlay = Overlay(Live(Config()), Mode.NEW, joining=True)
+    overlay = made(Config(), Mode.NEW, joining=True)
     overlay.check_before()
     with pytest.raises(ConfigError, match=r"network home: 192.168.77.0/24 overlaps .*without --join"):
         overlay.establish("vpnd0", own)

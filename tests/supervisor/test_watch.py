@@ -12,11 +12,15 @@ from hypothesis import strategies as st
 from lab import Lab, inside
 
 from supervisor.network import events, watch
-from supervisor.network.events import NetworkState
+from supervisor.network.events import NetworkState, Of
 from vpnd.config.live import Live
 from vpnd.config.schema import Config, Network
 
-OWN, PORT = 9, 4711
+OWN, OWN_TABLE, PORT = 9, 7669, 4711
+
+
+def nothing(reason: str) -> None:
+    """What the node itself has put on the machine is not looked at."""
 
 
 def live(network: Network) -> Live:
@@ -44,9 +48,14 @@ def address(
     return message(kind, body + attribute(events.IFA_ADDRESS, packed), port)
 
 
-def route(out: int = 2, kind: int = events.RTM_NEWROUTE, table: int = 254, flags: int = 0) -> bytes:
+def route(
+    out: int = 2, kind: int = events.RTM_NEWROUTE, table: int = 254, flags: int = 0, wide_table: int = 0
+) -> bytes:
     body = events.RTMSG.pack(2, 24, 0, 0, table, 4, 0, 1, flags)
-    return message(kind, body + attribute(events.RTA_OIF, out.to_bytes(4, "little")))
+    values = {events.RTA_OIF: out, events.RTA_TABLE: wide_table or table}
+    return message(
+        kind, body + b"".join(attribute(key, value.to_bytes(4, "little")) for key, value in values.items())
+    )
 
 
 UP = events.IFF_UP | events.IFF_RUNNING | 0x10000
@@ -57,7 +66,6 @@ NEWS = [
     ("a link comes up", [link(events.IFF_UP)], link(UP), ["eth2 is up"]),
     ("a link tells a scan", [link(UP)], link(UP | 0x100), []),
     ("a link is removed", [link(UP)], link(0, kind=events.RTM_DELLINK), ["interface 2 is gone"]),
-    ("our own device comes up", [], link(UP, index=OWN), []),
     ("an address comes", [], address("192.0.2.1"), ["192.0.2.1 came to eth2"]),
     ("an address is told again", [address("192.0.2.1")], address("192.0.2.1"), []),
     ("an address goes", [address("192.0.2.1")], address("192.0.2.1", GONE), ["192.0.2.1 left eth2"]),
@@ -65,12 +73,10 @@ NEWS = [
     ("an address is tried", [], address("2001:db8::1", flags=0x40), []),
     ("it may be used now", [address("2001:db8::1", flags=0x40)], address("2001:db8::1"),
      ["2001:db8::1 came to eth2"]),
-    ("our own address", [], address("10.86.0.1", index=OWN), []),
     ("an answer to us", [], address("192.0.2.1", port=PORT), []),
     ("what somebody else did", [], address("192.0.2.1", port=99), ["192.0.2.1 came to eth2"]),
     ("a route comes", [], route(), ["a route came"]),
     ("a route goes", [], route(kind=events.RTM_DELROUTE), ["a route went"]),
-    ("a route into our device", [], route(out=OWN), []),
     ("the kernel's own route of an address", [], route(table=events.RT_TABLE_LOCAL), []),
     ("a cached route", [], route(flags=events.RTM_F_CLONED), []),
     ("two things in one datagram", [], address("192.0.2.1") + route(),
@@ -81,14 +87,33 @@ NEWS = [
 
 @pytest.mark.parametrize(("what", "before", "now", "told"), NEWS, ids=[row[0] for row in NEWS])
 def test_only_news_of_others_counts(what, before, now, told):
-    state = NetworkState(OWN, PORT, lambda index: f"eth{index}")
+    state = NetworkState(OWN, OWN_TABLE, PORT, lambda index: f"eth{index}")
     for each in before:
         list(state.take(each))
-    assert list(state.take(now)) == told
+    assert list(state.take(now)) == [(Of.MACHINE, reason) for reason in told]
+
+
+OURS = [
+    link(UP, index=OWN),
+    link(0, index=OWN, kind=events.RTM_DELLINK),
+    address("10.86.0.1", index=OWN),
+    address("10.86.0.1", GONE, index=OWN),
+    route(out=OWN),
+    route(out=OWN, table=events.RT_TABLE_LOCAL, kind=events.RTM_DELROUTE),
+    route(wide_table=OWN_TABLE, kind=events.RTM_DELROUTE),
+    message(events.RTM_DELRULE, bytes(12)),
+]
+
+
+@pytest.mark.parametrize("now", OURS)
+def test_what_the_node_put_on_the_machine_is_told_apart(now: bytes):
+    state = NetworkState(OWN, OWN_TABLE, PORT, str)
+    for _ in range(2):  # each time, for it may be gone again
+        assert [of for of, _ in state.take(now)] == [Of.OURS]
 
 
 def test_addresses_are_those_another_machine_could_use():
-    state = NetworkState(OWN, PORT, str)
+    state = NetworkState(OWN, OWN_TABLE, PORT, str)
     for each in (
         address("127.0.0.1", index=1), address("192.0.2.7", port=PORT), address("10.86.0.1", index=OWN),
         address("2001:db8::1", flags=0x08), address("fe80::1", index=3),
@@ -163,7 +188,7 @@ def test_windows_are_as_long_as_set_and_double_up_to_the_longest():
 
     async def watched() -> list[float]:
         settings = Network(change_settle=0.5, change_settle_max=1.0)
-        watching = watch.Watch("lo", live(settings), lambda reason, _: told.append(reason))
+        watching = watch.Watch("lo", live(settings), lambda reason, _: told.append(reason), nothing)
         waits = []
         for _ in range(4):
             watching._note("a route came")
@@ -189,7 +214,9 @@ def test_the_kernels_own_words_in_a_namespace():
 
     async def watched(lab: Lab, *steps: tuple[str, ...]) -> None:
         namespace = lab.nodes[0]
-        watching = watch.Watch("own0", live(Network(change_settle=0.05)), lambda *each: told.append(each))
+        watching = watch.Watch(
+            "own0", live(Network(change_settle=0.05)), lambda *each: told.append(each), nothing
+        )
         await asyncio.sleep(0.1)
         assert told == [] and routable(watching.addresses()) == {namespace.address}
         for step in steps:
@@ -216,7 +243,9 @@ def test_more_than_the_socket_can_hold_is_a_change_and_the_addresses_are_asked_f
     many = [f"10.{n // 250}.{n % 250}.1" for n in range(1000)]
 
     async def watched(lab: Lab) -> None:
-        watching = watch.Watch("lo", live(Network(change_settle=0.2)), lambda *each: told.append(each))
+        watching = watch.Watch(
+            "lo", live(Network(change_settle=0.2)), lambda *each: told.append(each), nothing
+        )
         batch = lab.directory / "batch"
         batch.write_text("".join(f"addr add {each}/32 dev eth0\n" for each in many))
         lab.ip(lab.nodes[0], "-batch", str(batch))  # the loop reads nothing meanwhile
@@ -238,7 +267,7 @@ def test_a_machine_is_looked_after_as_often_as_set_now(monkeypatch: pytest.Monke
 
     async def watched() -> None:
         settings = live(Network(suspend_check=60.0))
-        watching = watch.Watch("lo", settings, lambda reason, _: told.append(reason))
+        watching = watch.Watch("lo", settings, lambda reason, _: told.append(reason), nothing)
         watching._suspend = watch.SuspendClock(0.0, 1000.0)
         settings.take(Config(network=Network(suspend_check=0.02)))
         async with asyncio.timeout(5.0):
@@ -258,7 +287,7 @@ def test_a_machine_that_slept_is_told_of_it(monkeypatch: pytest.MonkeyPatch):
     async def watched() -> None:
         nonlocal asleep_s
         settings = Network(suspend_check=0.02)
-        watching = watch.Watch("lo", live(settings), lambda reason, _: told.append(reason))
+        watching = watch.Watch("lo", live(settings), lambda reason, _: told.append(reason), nothing)
         await asyncio.sleep(0.05)
         asleep_s += 0.01
         await asyncio.sleep(0.05)

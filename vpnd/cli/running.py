@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from vpnd.cli.options import ConfigOption, StateDirOption, load_tables, where
 from vpnd.config import paths
+from vpnd.errors import NotRunningError
 from vpnd.printable import printable
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Everything, as JSON.")]
@@ -20,14 +23,28 @@ def add_to(app: typer.Typer) -> None:
 
 
 def stop(context: typer.Context, config: ConfigOption = None, state_dir: StateDirOption = None) -> None:
-    """Stop the node; returns when it is gone."""
+    """Stop the node; returns when it is gone. Of a node that was killed the kill switch is undone."""
     settings = load_tables(where(context, config, state_dir), "status", "process").config
     from vpnd import statusclient
 
     # shards end first, then control; each is killed after process.stop_timeout
     gone_within_s = 2 * settings.process.stop_timeout + settings.status.timeout
     socket_path = paths.status_socket(settings)
-    statusclient.stop(socket_path, settings.status.timeout, gone_within_s, settings.status.poll_interval)
+    try:
+        statusclient.stop(socket_path, settings.status.timeout, gone_within_s, settings.status.poll_interval)
+    except NotRunningError:
+        if os.geteuid() != 0 or not _release(context, config, state_dir):
+            raise
+
+
+def _release(context: typer.Context, config: Path | None, state_dir: Path | None) -> bool:
+    """A daemon that was killed left its kill switch: take it away, and say so. False when there is none."""
+    from supervisor.network import killswitch
+
+    released = killswitch.release(load_tables(where(context, config, state_dir), "network", "process").config)
+    if released:
+        typer.echo("no daemon was running; what kept traffic from leaving past the exit node is undone")
+    return released
 
 
 def status(

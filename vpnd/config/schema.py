@@ -46,6 +46,13 @@ class Network(Table, frozen=True):
         "Route networks announced by members into the TUN device.", essential=True, restart=True)
     exit_node: str = text("", "name",
         "Member that carries all other traffic; it must announce 0.0.0.0/0 or ::/0.", essential=True, restart=True)
+    exit_kill_switch: bool = switch(True,
+        "With exit_node set, block traffic that would leave past it: while the exit node is unknown or away, and after "
+        "the daemon was killed. Only `vpnd stop` lifts the block. Off: traffic leaves in the clear then.",
+        essential=True, restart=True)
+    nftables: bool = switch(True,
+        "An nftables table of the node's own: virtual addresses are reached through the VPN only, and the kill switch "
+        "holds while other programs change routing rules.", restart=True)
     route_table: int = number(7669, 256, 2147483647, "table",
         "Routing table for announced networks. No other program may use it: vpnd removes what it does not know "
         "there.", restart=True)
@@ -55,6 +62,9 @@ class Network(Table, frozen=True):
         "Quiet time after which changes of the machine's addresses and routes are acted on together.")
     change_settle_max: float = duration(5.0, 0.0, 600.0,
         "Upper limit of change_settle, which doubles while changes continue.")
+    reconcile_interval: float = duration(10.0, 0.1, 3600.0,
+        "Interval of comparing device, routes, rules and nftables with what they have to be. It is done at every "
+        "change the kernel reports, too.")
     suspend_check: float = duration(1.0, 0.1, 60.0,
         "Suspend-detection poll interval, and the shortest suspension that is detected.")
     queue_length: int = number(500, 1, 100_000, "packets",

@@ -1,0 +1,172 @@
+"""A table of nftables rules of the node's own: what may come to its addresses, and what may leave past an exit node.
+
+    chain     what it drops                                               why
+    --------  ----------------------------------------------------------  ---------------------------------------------
+    arriving  for our addresses, from another device than the tunnel and  a neighbour on a LAN is no member, whatever
+              from another machine                                        source address it writes
+    leaving   of a program, past the tunnel, to none of the machine's     the routing rules say so too (`policy`), until
+              own networks; but not of process.user's                     another program changes them: nothing leaks in
+    through   the same of what is forwarded                               the time it takes to mend them
+
+The last two are there while the kill switch is (`killswitch`). The kernel's own packets and those of closed sockets,
+which belong to no user any more, are left to the routing rules: sessions would not end in order otherwise.
+
+The nft program changes the table as a whole in one transaction, and prints it for comparison. Without it, or in a
+kernel without nftables, there is a problem to be told and the node works all the same.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from supervisor.network.netlink import TABLE_LOCAL, IPRoute, NetlinkError, converse, number_of
+from supervisor.network.policy import RTN_UNICAST, IPNetwork
+from supervisor.network.routes import network_of
+
+log = logging.getLogger("supervisor")
+
+#: Where nft is when PATH, perhaps of a service, does not say.
+PROGRAMS = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"))
+#: Never further than the next router: multicast, broadcast, IPv6's link-local addresses.
+NEIGHBOURHOOD = ("224.0.0.0/4", "255.255.255.255/32", "fe80::/10", "ff00::/8")
+_RTM_F_CLONED = 0x200
+
+
+class KillSwitch(NamedTuple):
+    """Who may leave past the tunnel: `user`, a uid. `table` is the one of the tunnel's own routes."""
+
+    user: int
+    table: int
+
+
+class Filter:
+    """The nftables table of one node. Owner: one thread at a time; all blocks for some milliseconds.
+
+    `own` is what the node's addresses are, and may be replaced at any time.
+    """
+
+    def __init__(self, interface: str, kill_switch: KillSwitch | None) -> None:
+        self._interface, self._kill_switch = interface, kill_switch
+        self.own: tuple[str, ...] = ()
+        self._asked = self._printed = ""
+
+    @property
+    def table(self) -> str:
+        """Its name, which is that of no other node's."""
+        return table_name(self._interface)
+
+    def mend(self) -> list[str]:
+        """Make the table what it is to be, if it is not; a line for what hinders it."""
+        try:
+            near = converse(self._near) if self._kill_switch else ()
+            text = ruleset(self._interface, self.own, self._kill_switch, near)
+            if text == self._asked and self._printed and self._printed == self._print():
+                return []
+            if text == self._asked and self._printed:
+                log.warning("somebody changed the machine; again: the nftables table %s", self.table)
+            _nft("-f", "-", stdin=text)
+            self._asked, self._printed = text, self._print()
+        except (NetlinkError, OSError) as error:
+            return [f"nftables rules are not set: {os.strerror(number_of(error))}"]
+        except NftError as error:
+            return [f"nftables rules are not set, so {self._missed()}: {error}"]
+        return []
+
+    def remove(self) -> bool:
+        """Take the table away. False when there was none, or there is no nft."""
+        self._asked = self._printed = ""
+        try:
+            _nft("delete", "table", "inet", self.table)
+        except NftError:
+            return False
+        return True
+
+    def _print(self) -> str:
+        try:
+            return _nft("--stateless", "--numeric", "list", "table", "inet", self.table)
+        except NftError:  # gone
+            return ""
+
+    def _missed(self) -> str:
+        if self._kill_switch:
+            return "only routing rules keep traffic from leaving past the exit node"
+        return "neighbours on other networks can send to this node's addresses in the VPN"
+
+    def _near(self, netlink: IPRoute) -> tuple[IPNetwork, ...]:
+        """The networks the machine itself routes, in whatever table, but for default routes and the tunnel's."""
+        assert self._kill_switch is not None
+        own = netlink.link_lookup(ifname=self._interface)
+        near = []
+        for family in (socket.AF_INET, socket.AF_INET6):
+            for route in netlink.get_routes(family=family):
+                table = route.get_attr("RTA_TABLE") or route["table"]
+                foreign = table not in (TABLE_LOCAL, self._kill_switch.table)
+                plain = route["type"] == RTN_UNICAST and not route["flags"] & _RTM_F_CLONED
+                if foreign and plain and route["dst_len"] and route.get_attr("RTA_OIF") not in own:
+                    near.append(network_of(route))
+        return tuple(near)
+
+
+class NftError(Exception):
+    """What nft said, and a remedy if there is one."""
+
+
+def table_name(interface: str) -> str:
+    """Of the node that has `interface`; nft allows few characters in it."""
+    plain = "".join(c if c.isalnum() or c in "_.-" else f"_{ord(c):02x}" for c in interface)
+    return f"vpnd_{plain}"
+
+
+def ruleset(
+    interface: str, own: Sequence[str], kill_switch: KillSwitch | None, near: Iterable[IPNetwork]
+) -> str:
+    """The whole table, for nft -f: it takes the place of the one before in one transaction."""
+    device = f'"{interface}"'.replace("*", r"\*")
+    table = f"table inet {table_name(interface)}"
+    lines = [table, f"delete {table}", f"{table} {{"]
+    lines += ["chain arriving { type filter hook prerouting priority raw; policy accept;"]
+    for word, version in (("ip", 4), ("ip6", 6)):
+        addresses = [text for text in own if ipaddress.ip_address(text).version == version]
+        if addresses:
+            foreign = f'iifname != {{ {device}, "lo" }} fib saddr type != local'
+            lines.append(f"{foreign} {word} daddr {{ {', '.join(addresses)} }} counter drop")
+    lines.append("}")
+    if kill_switch is not None:
+        allowed = [f'oifname {{ {device}, "lo" }} accept', *_near_rules(near)]
+        lines += ["chain leaving { type filter hook output priority 300; policy accept;", *allowed]
+        lines += [f"meta skuid != {kill_switch.user} counter drop", "}"]
+        lines += ["chain through { type filter hook forward priority 300; policy accept;", *allowed]
+        lines += ["counter drop", "}"]
+    return "\n".join([*lines, "}", ""])
+
+
+def _near_rules(near: Iterable[IPNetwork]) -> list[str]:
+    known = [*near, *map(ipaddress.ip_network, NEIGHBOURHOOD)]
+    four = ipaddress.collapse_addresses(net for net in known if isinstance(net, ipaddress.IPv4Network))
+    six = ipaddress.collapse_addresses(net for net in known if isinstance(net, ipaddress.IPv6Network))
+    return [
+        f"ip daddr {{ {', '.join(map(str, four))} }} accept",
+        f"ip6 daddr {{ {', '.join(map(str, six))} }} accept",
+    ]
+
+
+def _nft(*words: str, stdin: str = "") -> str:
+    """Run nft; what it prints. Raises NftError."""
+    program = shutil.which("nft", path=PROGRAMS)
+    if program is None:
+        raise NftError("there is no nft; install it (apt-get install nftables)")
+    try:
+        done = subprocess.run([program, *words], input=stdin, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise NftError(f"{program}: {error.strerror}") from None
+    if done.returncode != 0:
+        said = done.stderr.strip().splitlines() or [f"{program} ended with {done.returncode}"]
+        raise NftError(said[0])
+    return done.stdout

@@ -1,0 +1,181 @@
+"""Keeping the machine as the node needs it: what is wanted is compared with what the kernel has, and mended.
+
+    part               what it wants                                           looked after by
+    -----------------  ------------------------------------------------------  ------------------------------------
+    device             name, MTU, queue, addresses, routes; no IPv6 by itself  NetworkSetup.mend, given to `begin`
+    announced          the table of what members announce, and its rules       AnnouncedRoutes.make_true
+    filter             nftables rules                                          Filter.mend
+
+All is looked at whenever something may have changed (`look`: netlink, control, a reload) and every
+network.reconcile_interval, for not everything is told. The first look comes at once. Another program that undoes what
+is mended is met less and less often: pauses double from network.change_settle to network.change_settle_max.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+
+from supervisor.network import killswitch
+from supervisor.network.announced import AnnouncedRoutes
+from supervisor.network.policy import PolicyTable
+from vpnd.api.messages import RoutesKnown
+from vpnd.config.live import Live
+from vpnd.errors import MachineError
+from vpnd.status import Ailment
+
+log = logging.getLogger("supervisor")
+
+#: Makes a part of the machine what it is to be. Blocks; returns what could not be done, a line each: "what: remedy".
+Part = Callable[[], list[str]]
+
+
+class Reconciler:
+    """Looks after `parts`, in their order, in a thread, one pass at a time. Owner: supervisor loop; end with `close`.
+
+    `problems`: what the last pass could not do, a line each.
+    """
+
+    def __init__(self, live: Live, parts: Sequence[Part]) -> None:
+        self._live, self._parts = live, parts
+        self.problems: list[str] = []
+        self._wanted, self._closing = asyncio.Event(), asyncio.Event()
+        self._working = False
+        self._worker = asyncio.get_running_loop().create_task(self._work())
+
+    @property
+    def busy(self) -> bool:
+        """Whether a pass is under way or asked for."""
+        return self._working or self._wanted.is_set()
+
+    def look(self) -> None:
+        """Something may have changed."""
+        self._wanted.set()
+
+    async def close(self) -> None:
+        """Look no more; a pass under way is finished. Idempotent."""
+        self._closing.set()
+        self._wanted.set()
+        await asyncio.wait({self._worker})
+
+    async def _work(self) -> None:
+        pause_s = 0.0
+        self._wanted.set()
+        while True:
+            await _within(self._live.config.network.reconcile_interval, self._wanted)
+            if self._closing.is_set():
+                return
+            self._working = True
+            self._wanted.clear()
+            problems = await asyncio.to_thread(self._pass)
+            self._working = False
+            for line in problems:
+                if line not in self.problems:
+                    log.warning("%s", line)
+            self.problems = problems
+            network = self._live.config.network
+            if await _within(network.change_settle_max, self._wanted):
+                pause_s = min(max(2 * pause_s, network.change_settle), network.change_settle_max)
+                await _within(pause_s, self._closing)
+            else:
+                pause_s = 0.0
+
+    def _pass(self) -> list[str]:
+        return [line for part in self._parts for line in part()]
+
+
+async def _within(time_s: float, event: asyncio.Event) -> bool:
+    """Whether it is set before so long."""
+    try:
+        await asyncio.wait_for(event.wait(), time_s)
+    except TimeoutError:
+        return False
+    return True
+
+
+class Machine:
+    """All that a node keeps in the network stack but its device. Owner: supervisor loop.
+
+    `hold`, `begin` when the device is set up, `close` in the end; nothing of the machine is touched before. Raises
+    PrivilegeError for a process.user that is not there.
+    """
+
+    def __init__(self, live: Live, *, in_network: bool) -> None:
+        self._live = live
+        network = live.config.network
+        self._hold = killswitch.is_on(live.config, in_network=in_network)
+        table = PolicyTable(killswitch.place(live.config))
+        self._announced = AnnouncedRoutes(
+            network.interface, table, allow_overlap=network.allow_overlap, hold=self._hold
+        )
+        self._filter = killswitch.filter_of(live.config, in_network=in_network)
+        self._table = table
+        self._held_before = False
+        self._reconciler: Reconciler | None = None
+
+    def hold(self) -> None:
+        """The kill switch, before children are started: one that a killed daemon left is never open in between. What
+        else that left is taken away. Blocks for some milliseconds; raises MachineError."""
+        try:
+            self._held_before = self._table.holds()
+        except OSError as error:
+            raise MachineError(f"routing rules cannot be looked at: {error.strerror}") from error
+        parts = self._parts if self._hold else [self._announced.make_true]
+        for line in [line for part in parts for line in part()]:
+            log.warning("%s", line)
+
+    def begin(self, device: Part) -> None:
+        """Look after everything from now on, `device` first."""
+        self._reconciler = Reconciler(self._live, [device, *self._parts])
+
+    @property
+    def _parts(self) -> list[Part]:
+        filters = [self._filter.mend] if self._live.config.network.nftables else []
+        return [self._announced.make_true, *filters]
+
+    @property
+    def warnings(self) -> list[str]:
+        """One line each: what hinders, and what the user can do about it."""
+        return self._announced.hints
+
+    @property
+    def ailments(self) -> tuple[Ailment, ...]:
+        """What is not as it has to be and could not be mended."""
+        problems = self._reconciler.problems if self._reconciler is not None else []
+        parted = (line.partition(": ") for line in problems)
+        return tuple(Ailment(what=what, remedy=remedy) for what, _, remedy in parted)
+
+    def look(self) -> None:
+        """The machine may have changed."""
+        if self._reconciler is not None:
+            self._reconciler.look()
+
+    def own_changed(self, reason: str) -> None:
+        """See Watch."""
+        log.debug("looking after the machine: %s", reason)
+        self.look()
+
+    def is_now(self, addresses: tuple[str, ...], advertised: tuple[str, ...]) -> None:
+        """What the node's addresses are, and which networks it announces."""
+        self._filter.own, self._announced.advertised = addresses, advertised
+        self.look()
+
+    def routes_known(self, known: RoutesKnown) -> None:
+        """What members announce; routed from now on, in the background, instead of what was before."""
+        if known != self._announced.known:
+            self._announced.known = known
+            self.look()
+
+    async def close(self, *, deliberate: bool) -> None:
+        """Take everything back. The kill switch only at a `deliberate` end; a start that failed leaves it as it was."""
+        started = self._reconciler is not None
+        if self._reconciler is not None:
+            await self._reconciler.close()
+        keep = self._hold and not deliberate and (started or self._held_before)
+        await asyncio.to_thread(self._undo, keep)
+
+    def _undo(self, keep: bool) -> None:
+        self._announced.undo(hold=keep)
+        if not keep:
+            self._filter.remove()
