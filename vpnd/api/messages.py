@@ -79,12 +79,11 @@ class Message(msgspec.Struct, frozen=True, tag=True, kw_only=True):
 
 
 class ControlStart(Message, frozen=True):
-    """Configuration and privileges of control.
+    """Configuration and privileged descriptors of control.
 
-    Descriptors: identity file (read only), counter page, and where the node is in a network, or is to make or
-    join one, the directory of what it keeps of it, which belongs to process.user. `virtual_ip` is empty then: it
-    comes with Ready.
-    `token`: of `start --join`, used once, when the directory is empty.
+    The identity file is read only. The network directory, which belongs to process.user, comes with a node that is in a
+    network, or is to make or join one; `virtual_ip` is empty then, for the address comes with Ready. `token`: of
+    `start --join`, used once, when that directory is empty.
     """
 
     rule = Rule(
@@ -106,9 +105,8 @@ class ControlStart(Message, frozen=True):
 class ShardStart(Message, frozen=True):
     """Configuration of one shard.
 
-    Descriptors, in order: memory of the ring to the shard, its wake-up eventfd, the counter page, the TUN (only to be
-    written to). `own` are the prefixes packets from peers may be addressed to. `tun_offloads` are the `Offload` bits of
-    this node's TUN, announced to peers.
+    The ring is the one to the shard; the TUN is only written to. `own`: prefixes that peers may address packets to.
+    `tun_offloads`: the `Offload` bits of this node's TUN, announced to peers.
     """
 
     rule = Rule(
@@ -172,7 +170,7 @@ class NetworkChanged(Message, frozen=True):
 
 
 class OwnChanged(Message, frozen=True):
-    """The node has other virtual addresses, or may announce other networks, from now on."""
+    """From now on the node has these virtual addresses and may announce these networks."""
 
     rule = Rule((CONTROL_TO_SUPERVISOR,), after=(Ready,))
 
@@ -180,7 +178,7 @@ class OwnChanged(Message, frozen=True):
 
 
 class OwnPrefixes(Message, frozen=True):
-    """Packets from peers may be addressed to these, and to nothing else, from now on."""
+    """From now on packets from peers may be addressed to these prefixes and to nothing else."""
 
     rule = Rule((SUPERVISOR_TO_SHARD,), after=(Ready,))
 
@@ -188,7 +186,7 @@ class OwnPrefixes(Message, frozen=True):
 
 
 class RoutesKnown(Message, frozen=True):
-    """Networks that members announce and this node wants: to be routed into the TUN, instead of those before.
+    """Networks that members announce and this node accepts, to be routed into the TUN instead of those before.
 
     `exit_peer`: the member all other traffic goes through, by network.exit_node; empty: none.
     """
@@ -200,7 +198,7 @@ class RoutesKnown(Message, frozen=True):
 
 
 class NameSockets(Message, frozen=True):
-    """DNS is to be answered on these bound sockets. Descriptors: `udp` UDP sockets, then as many TCP ones."""
+    """Answer DNS on these bound sockets. Descriptors: `udp` UDP sockets, then as many TCP ones."""
 
     rule = Rule(
         (SUPERVISOR_TO_CONTROL,),
@@ -212,7 +210,7 @@ class NameSockets(Message, frozen=True):
 
 
 class Request(Message, frozen=True):
-    """A command of the user that control carries out: invite, members, remove … (vpnd/control/requests.py)."""
+    """A user's command for control: invite, members, remove … (vpnd/control/requests.py)."""
 
     rule = Rule((SUPERVISOR_TO_CONTROL,), after=(Ready,))
 
@@ -225,7 +223,7 @@ class Request(Message, frozen=True):
 
 
 class Answer(Message, frozen=True):
-    """What came of a Request: JSON for the command line; or `error`, a line for the user, and the VpndError
+    """The result of a Request: JSON for the command line; or `error`, a line for the user, and the VpndError
     class `kind`. `more`: as in ControlStatus."""
 
     rule = Rule((CONTROL_TO_SUPERVISOR,), after=(Request,))
@@ -273,7 +271,7 @@ class ControlArrived(Message, frozen=True):
 
 
 class StatusRequest(Message, frozen=True):
-    """Tell how you are; `serial` comes back in the answer."""
+    """Ask for a status. The answer carries the same `serial`."""
 
     rule = Rule(TO_CHILDREN, after=(Ready,))
 
@@ -317,7 +315,7 @@ class ProbeRequest(Message, frozen=True):
 
 
 class ProbeAnswer(Message, frozen=True):
-    """What came of a ProbeRequest, at the latest after health.timeout. `session` None: none carries that flow; `why`
+    """The result of a ProbeRequest, at the latest after health.timeout. `session` None: none carries that flow; `why`
     says so, or why the session was not measured, in one line."""
 
     rule = Rule((SHARD_TO_SUPERVISOR,), after=(ProbeRequest,))
@@ -343,8 +341,8 @@ class StatusTold(Message, frozen=True):
 
 
 class OwnersAsked(Message, frozen=True):
-    """Of these networks single addresses have owners, and nobody has what is in them because of a network around it.
-    Who owns an address that no peer has may be asked for (OwnerWanted)."""
+    """In these networks single addresses have owners, and a peer's wider prefix does not own what lies in them. The
+    owner of an address that no peer has may be asked for (OwnerWanted)."""
 
     rule = Rule((CONTROL_TO_SHARD,), once=True)
 
@@ -362,7 +360,7 @@ class PeerKnown(Message, frozen=True):
 
 
 class PeerCircuit(Message, frozen=True):
-    """The peer's circuit breaker is `state` now: closed, open or half_open; closed is what it is until told."""
+    """The peer's circuit breaker is now `state`: closed (as at first), open or half_open."""
 
     rule = Rule((CONTROL_TO_SHARD,), after=(PeerKnown,))
 
@@ -371,13 +369,13 @@ class PeerCircuit(Message, frozen=True):
 
 
 class PeersComplete(Message, frozen=True):
-    """All peers have been told: what was known before this channel and not told again is forgotten."""
+    """All peers have been told. A shard forgets those it knew before and was not told again."""
 
     rule = Rule((CONTROL_TO_SHARD,), once=True)
 
 
 class PeerForgotten(Message, frozen=True):
-    """No longer a peer: close its sessions, drop its packets."""
+    """This is no longer a peer: close its sessions, drop its packets."""
 
     rule = Rule((CONTROL_TO_SHARD,), after=(PeersComplete,))
 
@@ -385,7 +383,7 @@ class PeerForgotten(Message, frozen=True):
 
 
 class PeerDialed(Message, frozen=True):
-    """The peer made a session, which another shard has got: perhaps those it had are gone. Look after them."""
+    """The peer dialed, and another shard got the session. The peer may have lost those it had: probe them."""
 
     rule = Rule((CONTROL_TO_SHARD,), after=(PeersComplete,))
 
@@ -393,7 +391,7 @@ class PeerDialed(Message, frozen=True):
 
 
 class SessionsHeld(Message, frozen=True):
-    """(session id, peer id, initiator) of every session the shard has, told to a new control."""
+    """Every session the shard has, for a new control: session id, peer id, initiator."""
 
     rule = Rule((SHARD_TO_CONTROL,), first=True)
 
@@ -432,7 +430,7 @@ class SessionDown(Message, frozen=True):
 
 
 class SessionWanted(Message, frozen=True):
-    """This shard wants to have `sessions` sessions with the peer, from now until it says another number.
+    """The shard wants `sessions` sessions with the peer, until it says another number.
 
     `urgent`: packets wait, so no backoff holds up the dial.
     """
@@ -445,7 +443,7 @@ class SessionWanted(Message, frozen=True):
 
 
 class OwnerWanted(Message, frozen=True):
-    """Packets are for an IPv4 address that no peer has; `address` is its number. A PeerKnown may come of it."""
+    """Packets are for an IPv4 address, given as a number, that no peer has. A PeerKnown may follow."""
 
     rule = Rule((SHARD_TO_CONTROL,), after=(OwnersAsked,))
 
@@ -475,9 +473,11 @@ def table() -> str:
 def _when(rule: Rule) -> str:
     if rule.first:
         return "first"
-    before = rule.after or tuple(dict.fromkeys(opener for way in rule.ways for opener in OPENERS[way]))
-    words = ["once"] if rule.once else []
-    words += ["after " + " and ".join(kind.__name__ for kind in before)] if before else []
+    openers = dict.fromkeys(opener for way in rule.ways for opener in OPENERS[way])
+    before = " and ".join(kind.__name__ for kind in rule.after) or " or ".join(
+        kind.__name__ for kind in openers
+    )
+    words = [*(["once"] if rule.once else []), *([f"after {before}"] if before else [])]
     return ", ".join(words) or "any time"
 
 
