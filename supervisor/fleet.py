@@ -17,6 +17,7 @@ from supervisor.overlay import Overlay
 from supervisor.priority import Priorities
 from supervisor.pump import Pump
 from supervisor.questions import Questions
+from supervisor.relaying import RelayChild
 from supervisor.slots import ControlSlot, ShardSlot
 from vpnd.api import channel, messages
 from vpnd.config.live import Live
@@ -41,6 +42,7 @@ class Fleet:
         self.control = Child(
             control_slot, live, self.priorities, self._control_up, self._control_down, self._control_said
         )
+        self.relay = RelayChild(live, self.priorities, self.control)
         self.shards: list[Child[ShardSlot]] = []
         self.count = live.config.worker.shards or min(len(os.sched_getaffinity(0)), MOST_AUTOMATIC_SHARDS)
         self.make_shards(self.count)
@@ -54,6 +56,7 @@ class Fleet:
     async def stop(self) -> None:
         """Shards first, so that their last words reach control."""
         await asyncio.gather(*(shard.stop() for shard in self.shards))
+        await self.relay.stop()
         await self.control.stop()
 
     def close(self) -> None:
@@ -104,6 +107,7 @@ class Fleet:
         for shard in self.shards:
             if shard.state is State.UP:
                 self._introduce(shard)
+        self.relay.introduce()
         if control.own is not None and self._overlay.change(control.own):
             self.tell_own()
 
@@ -117,6 +121,8 @@ class Fleet:
                 control.own = own
                 if self._overlay.change(own):
                     self.tell_own()
+            case messages.RelayWanted():
+                self.relay.want()
             case messages.RoutesKnown():
                 self._overlay.route(message)
             case _:
@@ -194,6 +200,7 @@ class Fleet:
     def _reconfigured(self) -> None:
         """Children that are starting get the configuration when they are up."""
         self.broadcast(messages.Reconfigure(config=self._live.config))
+        self.relay.reconfigured()
         for _, shard in self.present:
             self.priorities.carries_packets(shard.pid)
 

@@ -19,6 +19,7 @@ from typing import Annotated, NamedTuple, get_type_hints
 import msgspec
 
 from vpnd.membership.refusal import REASONS
+from vpnd.nat.messages import REFUSALS
 
 
 class Stage(enum.Enum):
@@ -199,6 +200,16 @@ class ControlCounters(msgspec.Struct, frozen=True, kw_only=True):
     mdns_sent: Annotated[int, told("mDNS messages sent.", "messages")] = 0
     mdns_received: Annotated[int, told("mDNS messages received.", "messages")] = 0
     mdns_refused: Annotated[int, told("mDNS messages not ours to read, or too many.", "messages")] = 0
+    meetings: Annotated[int, told("Meetings with members that cannot be dialed.", "meetings")] = 0
+    meetings_refused: Annotated[int, told("Meetings that a relay refused.", "meetings")] = 0
+    calls_followed: Annotated[int, told("Meetings that other members asked for.", "meetings")] = 0
+    calls_refused: Annotated[int, told("Meetings refused to other members.", "meetings")] = 0
+    punches: Annotated[int, told("Meetings after which a direct connection was tried.", "meetings")] = 0
+    punches_won: Annotated[int, told("Direct connections that came of it.", "sessions")] = 0
+    meets: Annotated[int, told("Meetings of other members at this relay.", "meetings")] = 0
+    relay_pairs: Annotated[int, gauge("Sessions of other members relayed here.", "sessions")] = 0
+    relay_pairs_joined: Annotated[int, told("Sessions relayed here so far.", "sessions")] = 0
+    relay_bytes: Annotated[int, told("Relayed here, both directions.", "bytes")] = 0
     registry_lookups: Annotated[int, told("Questions put to the contract.", "look-ups")] = 0
     registry_failures: Annotated[int, told("Questions without a usable answer.", "look-ups")] = 0
     registry_wanted: Annotated[
@@ -236,10 +247,17 @@ def _metrics(page: type[msgspec.Struct]) -> dict[str, Metric]:
 
 
 SHARD_METRICS = _metrics(ShardCounters)
-CONTROL_METRICS = _metrics(ControlCounters) | {
-    f"refused_{reason}": Metric(f"Statements, tokens and questions refused: {reason}.", "refusals", False)
-    for reason in REASONS
-}
+CONTROL_METRICS = (
+    _metrics(ControlCounters)
+    | {
+        f"refused_{reason}": Metric(f"Statements, tokens and questions refused: {reason}.", "refusals", False)
+        for reason in REASONS
+    }
+    | {
+        f"meets_refused_{reason}": Metric(f"Meetings refused at this relay: {reason}.", "refusals", False)
+        for reason in REFUSALS
+    }
+)
 #: The names of a page, in the order of its counters.
 SHARD_COUNTERS = (*SHARD_METRICS, *(f"dropped_{reason}" for reason in DROP_REASONS))
 CONTROL_COUNTERS = tuple(CONTROL_METRICS)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from vpnd.nat.paths import Path
+
 #: Ciphers of a session's Noise transport messages. Both have keys of 32 bytes.
 CHACHAPOLY = "chachapoly"
 AESGCM = "aesgcm"
@@ -14,7 +16,8 @@ class Established(msgspec.Struct, frozen=True, kw_only=True):
     """A session after Noise handshake and muxer negotiation; its TCP socket goes beside it.
 
     `initiator`: this node dialed, which decides the parity of stream ids. Keys of `KEY_BYTES`; nonces are the next ones
-    to use. `leftover`: plaintext received behind the negotiation, to be parsed first.
+    to use. `leftover`: plaintext received behind the negotiation, to be parsed first. `path`: how it
+    reaches the peer.
     """
 
     peer_id: str
@@ -25,6 +28,7 @@ class Established(msgspec.Struct, frozen=True, kw_only=True):
     receive_key: bytes
     receive_nonce: int
     leftover: bytes
+    path: Path = Path()
 
     def __repr__(self) -> str:  # keys never reach a log or a traceback
         return f"Established(peer_id={self.peer_id!r}, initiator={self.initiator}, cipher={self.cipher!r})"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -11,9 +13,14 @@ import trio
 import trio.testing
 from planner_node import Node, member, settings
 
+from vpnd.adapter.dial import DialError
+from vpnd.adapter.handoff import Detached
 from vpnd.config.live import Live
-from vpnd.config.schema import P2P, Config
+from vpnd.config.schema import P2P, Config, Nat
 from vpnd.control.dialer import Dialer
+from vpnd.discovery.registry import Member
+from vpnd.nat.paths import DIRECT, PUNCHED, RELAYED, Path
+from vpnd.session import Established
 
 
 class SilentHost:
@@ -28,42 +35,108 @@ class SilentHost:
         await trio.sleep_forever()
 
 
-class Taker:
-    """Takes whatever session there is."""
+class RefusingHost(SilentHost):
+    """Nobody is there."""
 
-    def keeps_up(self, shard: int) -> bool:
+    async def dial(self, address: str, peer_id: str) -> Any:
+        raise DialError(f"{address}: connection refused")
+
+
+class AnsweringHost(SilentHost):
+    """Everybody is there."""
+
+    async def dial(self, address: str, peer_id: str) -> Any:
+        return session(peer_id, Path(kind=DIRECT))
+
+
+class Relays:
+    """A relay at which every peer can be met, or none; each meeting brings what `brings` gives, in turn."""
+
+    def __init__(self, *brings: str | None) -> None:
+        self.brings = list(brings)
+        self.begun: list[tuple[float, str]] = []
+        self._since_s: float | None = None
+
+    def can_meet(self, peer_id: str) -> bool:
+        return bool(self.brings)
+
+    def may_answer(self, address: str) -> bool:
         return True
 
-    def dialed(self, session: Any, shard: int) -> bool:
-        return True
+    async def meet(self, member: Member, mode: str, deliver: Callable[[Detached], bool]) -> None:
+        if self._since_s is None:
+            self._since_s = trio.current_time()
+        self.begun.append((round(trio.current_time() - self._since_s, 3), mode))
+        kind = self.brings.pop(0) if len(self.brings) > 1 else self.brings[0]
+        if kind is not None:
+            deliver(session(member.peer_id, Path(kind=kind)))
 
-    def announce(self) -> None:
-        """Nobody listens."""
+
+def session(peer_id: str, path: Path) -> Detached:
+    established = Established(
+        peer_id=peer_id, initiator=True, cipher="aesgcm", send_key=bytes(32), send_nonce=0, receive_key=bytes(32),
+        receive_nonce=0, leftover=b"", path=path,
+    )  # fmt: skip
+    return Detached(established, os.open("/dev/null", os.O_RDONLY))
 
 
 def with_p2p(**p2p: Any) -> Config:
     return msgspec.structs.replace(settings(), p2p=P2P(**p2p))
 
 
-def played(config: Config, node: Node, then: Callable[[Live, SilentHost], Any]) -> None:
-    """A dialer of `node` that has run for ten seconds; then what the test does."""
+class Taker:
+    """Takes whatever session there is for a node, and enters it into its book."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self.paths: list[str] = []
+
+    def keeps_up(self, shard: int) -> bool:
+        return True
+
+    def dialed(self, detached: Detached, shard: int) -> bool:
+        session, book = detached.session, self._node.book
+        self.paths.append(session.path.kind)
+        book.add(book.new_id(), session.peer_id, shard, True, 0.0, path=session.path)
+        return True
+
+    def relayed(self, peer_id: str, shard: int) -> bool:
+        return self._node.book.relayed(peer_id, shard)
+
+    def announce(self) -> None:
+        """Nobody listens."""
+
+
+def played(
+    config: Config,
+    node: Node,
+    then: Callable[[Live, SilentHost, Dialer], Any],
+    relays: Relays | None = None,
+    *,
+    seconds: float = 10.0,
+    host_of: type[SilentHost] = SilentHost,
+) -> list[str]:
+    """A dialer of `node` that has run for so long; then what the test does. The paths of the sessions it made."""
+    taker = Taker(node)
 
     async def main() -> None:
         live = Live(config)
-        host, begun_s = SilentHost(), trio.current_time()
+        host, begun_s = host_of(), trio.current_time()
         dialer = Dialer(
             node.planner,
             live,
+            relays or Relays(),
             count=lambda name: None,
             now_s=lambda: trio.current_time() - begun_s,
         )
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(dialer.run, host, Taker())
-            await trio.sleep(10.0)
-            await then(live, host)
+            nursery.start_soon(dialer.run, host, taker)
+            await trio.sleep(seconds)
+            await then(live, host, dialer)
             nursery.cancel_scope.cancel()
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+    return taker.paths
 
 
 @pytest.mark.setting("p2p.max_dials")
@@ -72,7 +145,7 @@ def test_so_many_dials_are_under_way_and_other_settings_hold_at_once() -> None:
     node = Node("a", *(member(f"m{number}") for number in range(5)), config=config)
     node.planner.shard_ready(0, 0.0)
 
-    async def then(live: Live, host: SilentHost) -> None:
+    async def then(live: Live, host: SilentHost, dialer: Dialer) -> None:
         assert len(host.begun) == 2
         live.take(with_p2p(max_dials=4))
         await trio.sleep(1.0)
@@ -89,7 +162,72 @@ def test_the_next_address_is_tried_when_the_one_before_had_its_head_start(stagge
     node = Node("a", member("m", addresses=addresses), config=config)
     node.planner.shard_ready(0, 0.0)
 
-    async def then(live: Live, host: SilentHost) -> None:
+    async def then(live: Live, host: SilentHost, dialer: Dialer) -> None:
         assert host.begun == [(place * stagger_s, address) for place, address in enumerate(addresses)]
 
     played(config, node, then)
+
+
+def hidden(config: Config, **settings: Any) -> tuple[Config, Node]:
+    """A node with one peer, whose only address does not answer."""
+    config = msgspec.structs.replace(config, nat=Nat(**settings))
+    node = Node("a", member("m", addresses=("/ip4/192.0.2.1/tcp/4001",)), config=config)
+    node.planner.shard_ready(0, 0.0)
+    return config, node
+
+
+@pytest.mark.setting("nat.meet_delay")
+@pytest.mark.parametrize("delay_s", [0.0, 2.0])
+def test_a_relay_is_asked_when_addresses_had_their_head_start(delay_s: float) -> None:
+    config, node = hidden(settings(), meet_delay=delay_s)
+    relays = Relays(PUNCHED)
+
+    async def until(live: Live, host: SilentHost, dialer: Dialer) -> None:
+        assert relays.begun == []
+        await trio.sleep(0.2)
+        assert relays.begun
+
+    async def at_once(live: Live, host: SilentHost, dialer: Dialer) -> None:
+        assert relays.begun
+
+    then = until if delay_s else at_once
+    assert played(config, node, then, relays, seconds=max(0.1, delay_s - 0.1)) == [PUNCHED]
+
+
+def test_a_relayed_session_comes_first_and_a_direct_one_replaces_it() -> None:
+    config, node = hidden(settings())
+    relays = Relays(RELAYED, None, PUNCHED)
+
+    async def then(live: Live, host: SilentHost, dialer: Dialer) -> None:
+        assert [mode for _, mode in relays.begun] == ["both", "punch", "punch"]
+
+    assert played(config, node, then, relays, seconds=1000.0, host_of=RefusingHost) == [RELAYED, PUNCHED]
+
+
+@pytest.mark.setting("nat.upgrade_interval", "nat.upgrade_max_interval")
+def test_a_direct_connection_is_tried_again_later_and_later_and_at_once_from_another_network() -> None:
+    config, node = hidden(settings(), upgrade_interval=5.0, upgrade_max_interval=15.0, meet_delay=0.0)
+    relays = Relays(RELAYED, None)
+
+    async def then(live: Live, host: SilentHost, dialer: Dialer) -> None:
+        waits = [later - sooner for (sooner, _), (later, _) in itertools.pairwise(relays.begun)]
+        assert waits == pytest.approx([5.0, 10.0, 15.0, 15.0], abs=0.5)
+        state = dialer.improving("m", 0)
+        assert state is not None and state.tries == 5
+        before = len(relays.begun)
+        dialer.network_changed()
+        await trio.sleep(0.1)
+        assert len(relays.begun) == before + 1
+
+    assert played(config, node, then, relays, seconds=50.0, host_of=RefusingHost) == [RELAYED]
+
+
+def test_a_direct_session_ends_the_meeting() -> None:
+    config, node = hidden(settings())
+
+    relays = Relays(PUNCHED)
+
+    async def then(live: Live, host: SilentHost, dialer: Dialer) -> None:
+        assert relays.begun == []
+
+    assert played(config, node, then, relays, host_of=AnsweringHost) == [DIRECT]

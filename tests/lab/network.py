@@ -105,6 +105,11 @@ class Lab:
             # A link-local address that is ready a second late would be a change of the network to every node
             run_command("ip", "netns", "exec", namespace.name, "sh", "-c", NO_WAITING_FOR_DUPLICATES)
             self.ip(namespace, "link", "set", "lo", "up")
+        self._connect()
+        wait_until(self._take_stock, CARRIER_S, "every link has a carrier")
+
+    def _connect(self) -> None:
+        """Links and addresses between the namespaces."""
         if self._switch:
             self.ip(self._switch, "link", "add", "br0", "type", "bridge")
             self.ip(self._switch, "link", "set", "br0", "up")
@@ -120,7 +125,6 @@ class Lab:
                 self.ip(namespace, "link", "set", DEVICE, "mtu", str(self._link_mtu), "up")
                 if self._netem:
                     self.impair(namespace, self._netem)
-        wait_until(self._take_stock, CARRIER_S, "every link has a carrier")
 
     def _take_stock(self) -> bool:
         """What is there at first. False while the kernel has not noticed yet that a link's other end is up: a route

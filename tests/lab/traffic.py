@@ -71,10 +71,13 @@ def parse_ping(output: str, count: int) -> Ping:
     return Ping(ordered[0], sum(ordered) / len(ordered), p99, ordered[-1], loss)
 
 
-def wait_for_answer(lab: Lab, source: Namespace, ip: str, timeout_s: float) -> float:
-    """Ping until the first answer; the seconds it took. Raises LabError after `timeout_s`."""
+def wait_for_answer(
+    lab: Lab, source: Namespace, ip: str, timeout_s: float, *, probe_wait_s: float = PROBE_WAIT_S
+) -> float:
+    """Ping until the first answer; the seconds it took. Raises LabError after `timeout_s`. `probe_wait_s`: longer than
+    a round trip."""
     start = time.monotonic()
-    probe = ("ping", "-n", "-q", "-c", "1", "-W", str(PROBE_WAIT_S), ip)
+    probe = ("ping", "-n", "-q", "-c", "1", "-W", str(probe_wait_s), ip)
     wait_until(lambda: lab.run(source, *probe, check=False).returncode == 0, timeout_s, f"answer from {ip}")
     return time.monotonic() - start
 

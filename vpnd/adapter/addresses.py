@@ -5,33 +5,17 @@ from __future__ import annotations
 import ipaddress
 import socket
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 import psutil
 import trio
 
 from vpnd.config import multiaddrs
+from vpnd.endpoint import Endpoint
 from vpnd.errors import ConfigError
 
 #: Protocol name in a multiaddr -> address family to look a host name up in.
 NAME_FAMILIES = {"dns": socket.AF_UNSPEC, "dns4": socket.AF_INET, "dns6": socket.AF_INET6}
 FAMILIES = {"ip4": socket.AF_INET, "ip6": socket.AF_INET6}
-
-
-class Endpoint(NamedTuple):
-    """One IP address and TCP port; port 0 lets the kernel choose."""
-
-    ip: ipaddress.IPv4Address | ipaddress.IPv6Address
-    port: int
-
-    @property
-    def family(self) -> socket.AddressFamily:
-        """AF_INET or AF_INET6."""
-        return socket.AF_INET if self.ip.version == 4 else socket.AF_INET6
-
-    def multiaddr(self) -> str:
-        """As /ip4/…/tcp/… or /ip6/…/tcp/…."""
-        return f"/ip{self.ip.version}/{self.ip}/tcp/{self.port}"
 
 
 def parse_endpoint(text: str) -> Endpoint:

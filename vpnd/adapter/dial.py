@@ -68,9 +68,9 @@ async def dial_session(
         return detach(session, muxers[chosen])
 
     async def use(raw: Any) -> Detached:
-        return await _secured(raw, upgrader, peer_id, list(muxers), patience.dial_s, take_out)
+        return await secured(raw, upgrader, peer_id, list(muxers), patience.dial_s, take_out)
 
-    return await _dial(tcp, address, patience, use)
+    return await dial_raw(tcp, address, patience, use)
 
 
 async def ask(
@@ -91,9 +91,9 @@ async def ask(
         return await read_message_untrusted(session, max_answer)
 
     async def use(raw: Any) -> bytes:
-        return await _secured(raw, upgrader, peer_id, [question], patience.dial_s, exchange)
+        return await secured(raw, upgrader, peer_id, [question], patience.dial_s, exchange)
 
-    return await _dial(tcp, address, patience, use)
+    return await dial_raw(tcp, address, patience, use)
 
 
 async def connect(tcp: WatchfulTcp, swarm: Any, address: str, peer_id: ID, patience: Patience) -> Any:
@@ -108,10 +108,10 @@ async def connect(tcp: WatchfulTcp, swarm: Any, address: str, peer_id: ID, patie
                 raise ConnectionAbortedError(_NOT_ADMITTED) from error
             raise
 
-    return await _dial(tcp, address, patience, use)
+    return await dial_raw(tcp, address, patience, use)
 
 
-async def _dial(
+async def dial_raw(
     tcp: WatchfulTcp, address: str, patience: Patience, use: Callable[[Any], Awaitable[Result]]
 ) -> Result:
     """What `use` makes of a TCP connection, which it owns. Raises DialError for whatever goes wrong."""
@@ -205,7 +205,7 @@ async def first(dial: Callable[[str], Awaitable[Result]], addresses: Sequence[st
     raise NotAdmitted(text) if refused else DialError(text)
 
 
-async def _secured(
+async def secured(
     raw: Any,
     upgrader: TransportUpgrader,
     peer_id: ID,

@@ -14,7 +14,7 @@ milliseconds.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
 import trio
@@ -32,6 +32,10 @@ from vpnd.adapter.noise import UnknownPeer
 ENROL = "/vpnd/enrol/1.0.0"
 INTRODUCE = "/vpnd/introduce/1.0.0"
 QUESTIONS = (ENROL, INTRODUCE)
+
+
+#: What is done with the secured connection of a member; it is closed afterwards.
+Service = Callable[[Any, str], Awaitable[None]]
 
 
 class Question(NamedTuple):
@@ -70,11 +74,16 @@ class Desk:
         self._timeout_s = timeout_s
         self._count = count
         self._questions: tuple[Question, ...] = ()
+        self._services: dict[str, Service] = {}
         self._guests: dict[trio.CancelScope, None] = {}  # the first one longest here
 
     def open(self, *questions: Question) -> None:
         """From now on these are answered."""
         self._questions = questions
+
+    def serve(self, protocol: str, service: Service) -> None:
+        """Members that choose `protocol` in the place of a muxer get `service`."""
+        self._services[protocol] = service
 
     def lets_in(self, peer_id: str) -> bool:
         """Whether the handshake with that peer may end well."""
@@ -119,6 +128,9 @@ class Desk:
             raise UnknownPeer(f"{peer_id} is not a member") from error
 
     async def _serve_untrusted(self, conn: Any, peer_id: str, protocol: str) -> None:
+        if (service := self._services.get(protocol)) is not None:
+            await service(conn, peer_id)
+            return
         question = next((one for one in self._questions if one.protocol == protocol), None)
         if question is None:
             return

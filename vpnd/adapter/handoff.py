@@ -18,7 +18,9 @@ import os
 from typing import Any, NamedTuple
 
 from vpnd.adapter.cipher import derive
+from vpnd.endpoint import of_socket_address
 from vpnd.errors import VpndError
+from vpnd.nat.paths import Path
 from vpnd.session import AESGCM, KEY_BYTES, Established
 
 
@@ -50,7 +52,8 @@ def detach(session: Any, cipher: str) -> Detached:
         send_key, receive_key = bytes(sending.k), bytes(receiving.k)
         send_nonce, receive_nonce = int(sending.n), int(receiving.n)
         leftover = bytes(session.buf.getvalue()[session.low_watermark : session.high_watermark])
-        fileno = session.conn.read_writer.read_write_closer.stream.stream.socket.fileno()
+        stream = session.conn.read_writer.read_write_closer.stream
+        fileno = stream.stream.socket.fileno()
         peer_id, initiator = str(session.get_remote_peer()), bool(session.is_initiator)
     except (AttributeError, TypeError) as error:
         raise NotDetachable(f"not a session over a socket: {error}") from error
@@ -70,5 +73,17 @@ def detach(session: Any, cipher: str) -> Detached:
         receive_key=receive_key,
         receive_nonce=receive_nonce,
         leftover=leftover,
+        path=_path(stream),
     )
     return Detached(established, os.dup(fileno))
+
+
+def _path(stream: Any) -> Path:
+    """How it came about, if by a meeting; otherwise it was dialed."""
+    path = getattr(stream, "path", None)
+    if isinstance(path, Path):
+        return path
+    try:
+        return Path(address=str(of_socket_address(stream.stream.socket.getpeername())))
+    except OSError:  # it has ended
+        return Path()

@@ -49,12 +49,15 @@ from vpnd.adapter.guards import Count, HandedOver, InboundGate, StreamHandler, c
 from vpnd.adapter.guests import ENROL, QUESTIONS, Asking, Desk
 from vpnd.adapter.handoff import Detached, NotDetachable, detach
 from vpnd.adapter.logs import Seldom
+from vpnd.adapter.meeting import Ends
 from vpnd.adapter.muxer import bound_all, limit_negotiation
-from vpnd.adapter.noise import MembersOnlyNoise, ed25519_only
+from vpnd.adapter.noise import MembersOnlyNoise, UnknownPeer, ed25519_only
 from vpnd.adapter.notifee import Notifee
+from vpnd.adapter.punch import WayStream
 from vpnd.adapter.transport import WatchfulTcp, close_now, raw_of
 from vpnd.config.live import Live
 from vpnd.errors import VpndError
+from vpnd.nat.messages import MEET
 
 Result = TypeVar("Result")
 
@@ -141,6 +144,7 @@ class Host:
             lambda why: seldom.warn("connection", why),
         )
         self.desk.install(self.swarm)
+        self.ends = Ends(self.swarm, self._ciphers, config.session.user_timeout, p2p.keepalive_interval)
         self.swarm.register_notifee(_Gauge(lambda: connections(self.connections())))
         self._contain_handlers()
 
@@ -330,14 +334,17 @@ class Host:
             TProtocol(SESSION_MUXERS[cipher]): functools.partial(self._session_muxer, cipher)
             for cipher in self._ciphers
         }
-        questions = {TProtocol(one): functools.partial(Asking, one) for one in QUESTIONS}
+        questions = {TProtocol(one): functools.partial(Asking, one) for one in (*QUESTIONS, MEET)}
         return {**sessions, **questions}
 
     def _session_muxer(self, cipher: str, connection: Any, peer_id: ID) -> Any:
         """Called by libp2p where it would build a muxer: takes the session out and ends libp2p's part."""
+        stream = raw_of(connection).stream
         try:
+            if isinstance(stream, WayStream):
+                stream.take(str(peer_id))
             session = detach(connection, cipher)
-        except NotDetachable as error:
+        except (NotDetachable, UnknownPeer) as error:
             self._seldom.warn("detach", f"refused a session of {peer_id}: {error}")
             raise
         try:

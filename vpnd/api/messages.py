@@ -45,9 +45,14 @@ SUPERVISOR_TO_EXPORTER = Way("supervisor", "exporter")
 EXPORTER_TO_SUPERVISOR = Way("exporter", "supervisor")
 CONTROL_TO_SHARD = Way("control", "shard")
 SHARD_TO_CONTROL = Way("shard", "control")
+SUPERVISOR_TO_RELAY = Way("supervisor", "relay")
+RELAY_TO_SUPERVISOR = Way("relay", "supervisor")
+CONTROL_TO_RELAY = Way("control", "relay")
+RELAY_TO_CONTROL = Way("relay", "control")
 TO_CHILDREN = (SUPERVISOR_TO_CONTROL, SUPERVISOR_TO_SHARD)
-TO_ALL = (*TO_CHILDREN, SUPERVISOR_TO_EXPORTER)
-TO_SUPERVISOR = (CONTROL_TO_SUPERVISOR, SHARD_TO_SUPERVISOR, EXPORTER_TO_SUPERVISOR)
+TO_ALL = (*TO_CHILDREN, SUPERVISOR_TO_RELAY, SUPERVISOR_TO_EXPORTER)
+TO_SUPERVISOR = (CONTROL_TO_SUPERVISOR, SHARD_TO_SUPERVISOR, RELAY_TO_SUPERVISOR, EXPORTER_TO_SUPERVISOR)
+OF_CONTROL = (CONTROL_TO_SHARD, SHARD_TO_CONTROL, CONTROL_TO_RELAY, RELAY_TO_CONTROL)
 
 
 class Descriptors(NamedTuple):
@@ -265,9 +270,13 @@ class ShardLeft(Message, frozen=True):
 
 
 class ControlArrived(Message, frozen=True):
-    """Control is there (again). Descriptor: the shard's end of its channel."""
+    """Control is there (again). Descriptor: the receiver's end of its channel."""
 
-    rule = Rule((SUPERVISOR_TO_SHARD,), after=(Ready,), descriptors=Descriptors(1, 1, "channel to control"))
+    rule = Rule(
+        (SUPERVISOR_TO_SHARD, SUPERVISOR_TO_RELAY),
+        after=(Ready,),
+        descriptors=Descriptors(1, 1, "channel to control"),
+    )
 
 
 class StatusRequest(Message, frozen=True):
@@ -450,13 +459,77 @@ class OwnerWanted(Message, frozen=True):
     address: int
 
 
+class RelayStart(Message, frozen=True):
+    """Configuration of the relay process, and its privileges."""
+
+    rule = Rule((SUPERVISOR_TO_RELAY,), first=True)
+
+    config: Config
+
+
+class RelayWanted(Message, frozen=True):
+    """Members wait for calls here, so sessions may have to be relayed: start the relay process, if there is none."""
+
+    rule = Rule((CONTROL_TO_SUPERVISOR,), after=(Ready,))
+
+
+class RelayArrived(Message, frozen=True):
+    """The relay process is there (again). Descriptor: control's end of its channel."""
+
+    rule = Rule(
+        (SUPERVISOR_TO_CONTROL,), after=(Ready,), descriptors=Descriptors(1, 1, "channel to the relay")
+    )
+
+
+class RelayHeld(Message, frozen=True):
+    """(number, member, member) of every pair the relay process has, told to a new control."""
+
+    rule = Rule((RELAY_TO_CONTROL,), first=True)
+
+    pairs: tuple[tuple[int, str, str], ...]
+
+
+class RelayPair(Message, frozen=True):
+    """Join two sockets until one ends. `members`: whose they are, in the order of the descriptors."""
+
+    rule = Rule((CONTROL_TO_RELAY,), descriptors=Descriptors(2, 2, "two TCP sockets"))
+
+    number: int
+    members: tuple[str, str]
+
+
+class RelayLeave(Message, frozen=True):
+    """That pair is not to be relayed any more."""
+
+    rule = Rule((CONTROL_TO_RELAY,))
+
+    number: int
+
+
+class RelayPairEnded(Message, frozen=True):
+    """The pair is no more; `reason` is one line."""
+
+    rule = Rule((RELAY_TO_CONTROL,))
+
+    number: int
+    reason: str
+
+
+class RelayMoved(Message, frozen=True):
+    """So many bytes were relayed since it was said last, all pairs and both directions together."""
+
+    rule = Rule((RELAY_TO_CONTROL,))
+
+    bytes: int
+
+
 #: Every message, in the order of this module.
 ALL: tuple[type[Message], ...] = tuple(Message.__subclasses__())
 
 #: Way -> the messages one of which opens it; none where it has no such message.
 OPENERS: dict[Way, tuple[type[Message], ...]] = {
     way: tuple(kind for kind in ALL if kind.rule.first and way in kind.rule.ways)
-    for way in (*TO_ALL, *TO_SUPERVISOR, CONTROL_TO_SHARD, SHARD_TO_CONTROL)
+    for way in (*TO_ALL, *TO_SUPERVISOR, *OF_CONTROL)
 }
 
 

@@ -165,6 +165,55 @@ class P2P(Table, frozen=True):
     max_sessions_per_peer: int = number(64, 1, 4096, "sessions", "Data sessions of one peer with this node.")
 
 
+class Nat(Table, frozen=True):
+    """Reaching members that cannot be dialed, and being reached by them."""
+
+    enabled: bool = switch(
+        True, "Meet members that cannot be dialed at a relay, and be called there by others.", essential=True,
+        restart=True
+    )
+    relays: int = number(
+        2, 1, 3, "relays", "Relays a node stays connected to, so that members that cannot dial it can call it there."
+    )
+    relay_retry: float = duration(30.0, 0.1, 86400.0, "Wait before a member that was no relay is asked again.")
+    meet_delay: float = duration(
+        0.3, 0.0, 60.0, "Head start of a peer's own addresses before a meeting at a relay is tried beside them."
+    )
+    meet_timeout: float = duration(5.0, 0.1, 60.0, "Deadline for both members to come to a meeting.")
+    punch_timeout: float = duration(4.0, 0.1, 60.0, "Deadline of a direct connection after a meeting.")
+    punch_interval: float = duration(
+        0.02, 0.001, 5.0, "Wait before a connection that a gateway reset is tried again."
+    )
+    upgrade_interval: float = duration(
+        30.0, 0.1, 86400.0,
+        "Wait before a relayed peer is tried directly again; it doubles with each failure."
+    )
+    upgrade_max_interval: float = duration(1800.0, 0.1, 604800.0, "Upper limit of that wait.")
+    max_calls: int = number(
+        120, 1, 100_000, "calls", "Calls of one peer that are followed within a minute; others are refused."
+    )
+
+
+class Relay(Table, frozen=True):
+    """Relaying sessions of members that cannot reach each other. A relay cannot read them."""
+
+    serve: bool = switch(True, "Be a relay for other members.", essential=True)
+    max_members: int = number(512, 1, 100_000, "members", "Members that may wait for calls here.")
+    max_sessions: int = number(256, 1, 100_000, "sessions", "Sessions relayed at once.")
+    max_sessions_per_member: int = number(64, 1, 100_000, "sessions", "Sessions of one member relayed at once.")
+    max_meets: int = number(240, 1, 1_000_000, "meetings", "Meetings one member may ask for within a minute.")
+    bytes_per_s: int = size(
+        0, 0, 1 << 40, "Bytes a second of one session in one direction; 0: no limit.", essential=True
+    )
+    total_bytes_per_s: int = size(
+        0, 0, 1 << 40, "Bytes a second of all sessions together, shared equally; 0: no limit.", essential=True
+    )
+    idle_timeout: float = duration(120.0, 1.0, 86400.0, "Silence after which a relayed session is ended.")
+    report_interval: float = duration(
+        1.0, 0.05, 60.0, "Interval of counting relayed bytes and of looking for silent sessions."
+    )
+
+
 class Retry(Table, frozen=True):
     """Exponential backoff with full jitter, of dials, stream opens, and changes of addresses and routes."""
 
@@ -405,6 +454,8 @@ class Config(Table, frozen=True):
     membership: Membership = Membership()
     discovery: Discovery = Discovery()
     p2p: P2P = P2P()
+    nat: Nat = Nat()
+    relay: Relay = Relay()
     retry: Retry = Retry()
     peers: tuple[Peer, ...] = ()
     worker: Worker = Worker()

@@ -12,6 +12,11 @@ from typing import TypeVar
 
 import msgspec
 
+from vpnd.nat.paths import RELAYED, Path
+
+#: What a session is taken for of which nothing else is known.
+DIRECTLY = Path()
+
 _Key = TypeVar("_Key", bound=Hashable)
 
 #: A control starts giving out session ids at a random multiple of 2**16 and counts up. 48 bits in all: readers
@@ -23,7 +28,7 @@ ID_COUNT_BITS = 16
 class Held(msgspec.Struct, kw_only=True):
     """One session. `up`: a stream of it is open, packets flow; before that it is on trial.
 
-    `since_s`: when it was entered.
+    `since_s`: when it was entered. `path`: how it reaches the peer, as far as this control made it.
     """
 
     session_id: int
@@ -32,6 +37,7 @@ class Held(msgspec.Struct, kw_only=True):
     initiator: bool
     since_s: float
     up: bool = False
+    path: Path = Path()
 
 
 class SessionBook:
@@ -53,12 +59,26 @@ class SessionBook:
         return self._next_id
 
     def add(
-        self, session_id: int, peer_id: str, shard: int, initiator: bool, now_s: float, *, up: bool = False
+        self,
+        session_id: int,
+        peer_id: str,
+        shard: int,
+        initiator: bool,
+        now_s: float,
+        *,
+        up: bool = False,
+        path: Path = DIRECTLY,
     ) -> None:
         """Enter a session. An id that is held already is replaced."""
         self._remove(session_id)
         held = Held(
-            session_id=session_id, peer_id=peer_id, shard=shard, initiator=initiator, since_s=now_s, up=up
+            session_id=session_id,
+            peer_id=peer_id,
+            shard=shard,
+            initiator=initiator,
+            since_s=now_s,
+            up=up,
+            path=path,
         )
         self._held[session_id] = held
         self._per_peer[peer_id] += 1
@@ -105,13 +125,28 @@ class SessionBook:
         """The other shards that have sessions with the peer."""
         return {index for (who, index), held in self._per_pair.items() if held and who == peer_id} - {shard}
 
-    def shard_for(self, peer_id: str, wanted: Mapping[int, int]) -> int | None:
+    def relayed(self, peer_id: str, shard: int) -> bool:
+        """Whether the shard reaches the peer, but by a relay only."""
+        paths = [
+            held.path.kind for held in self._held.values() if held.peer_id == peer_id and held.shard == shard
+        ]
+        return bool(paths) and all(kind == RELAYED for kind in paths)
+
+    def shard_for(self, peer_id: str, wanted: Mapping[int, int], path: Path = DIRECTLY) -> int | None:
         """Of the shards in `wanted`, which says how many sessions with the peer each wants, the one that lacks
-        most; among equals the one with the fewest, then the lowest index."""
+        most; among equals the one with the fewest, then the lowest index. For a session by another `path` than a relay
+        a relayed one does not count: it is what this one replaces."""
+        relayed: Counter[int] = Counter()
+        if path.kind != RELAYED:
+            relayed.update(
+                held.shard
+                for held in self._held.values()
+                if held.peer_id == peer_id and held.path.kind == RELAYED
+            )
 
         def order(shard: int) -> tuple[int, int, int]:
-            held = self._per_pair[peer_id, shard]
-            return held - wanted[shard], held, shard
+            held = self._per_pair[peer_id, shard] - relayed[shard]
+            return held - wanted[shard], held - relayed[shard], shard
 
         return min(wanted, key=order, default=None)
 

@@ -9,14 +9,16 @@ import trio
 
 from vpnd.adapter.host import Host
 from vpnd.api import messages, parts
-from vpnd.api.channel import ChannelClosed
+from vpnd.api.channel import Channel, ChannelClosed
 from vpnd.config.live import Live
 from vpnd.control.channels import TrioChannel
 from vpnd.control.discovering import Discovering
 from vpnd.control.membership import NetworkService
 from vpnd.control.owning import Owning
+from vpnd.control.relaying import Relaying
 from vpnd.control.requests import Requests
 from vpnd.control.sessions import Sessions
+from vpnd.control.traversal import Traversal
 from vpnd.discovery.registry import Change, CompositeRegistry
 from vpnd.errors import ProtocolViolation
 from vpnd.metrics import CounterPage
@@ -40,6 +42,8 @@ class Control:
         supervisor: TrioChannel,
         nursery: trio.Nursery,
         sessions: Sessions,
+        traversal: Traversal,
+        relaying: Relaying,
         requests: Requests,
         network: NetworkService | None,
         discovering: Discovering | None,
@@ -48,6 +52,7 @@ class Control:
         self._live, self._registry, self._page = live, registry, page
         self._host, self._supervisor, self._nursery = host, supervisor, nursery
         self._sessions, self._requests = sessions, requests
+        self._traversal, self._relaying = traversal, relaying
         self._network, self._discovering, self._owning = network, discovering, owning
         self._stop = trio.Event()
         registry.subscribe(self._members_changed)
@@ -58,6 +63,7 @@ class Control:
         """Serve until the supervisor says Stop or is gone; what runs in the nursery is the caller's to end."""
         self._nursery.start_soon(self._serve_supervisor)
         self._nursery.start_soon(self._sessions.run, self._host)
+        self._nursery.start_soon(self._traversal.run)
         if self._network is not None:
             self._nursery.start_soon(self._network.run)
         if self._discovering is not None:
@@ -84,6 +90,9 @@ class Control:
                 self._nursery.start_soon(self._sessions.serve_shard, link)
             case messages.ShardLeft(index=index):
                 self._sessions.shard_left(index)
+            case messages.RelayArrived():
+                channel = Channel(socket.socket(fileno=descriptors.pop()), "control", "relay")
+                self._nursery.start_soon(self._relaying.serve, channel)
             case messages.NetworkChanged(reason=reason):
                 self._network_changed(reason)
             case messages.Reconfigure(config=config):
@@ -124,6 +133,7 @@ class Control:
         if self._discovering is not None:
             self._discovering.network_changed()
         self._sessions.network_changed()
+        self._traversal.network_changed()
 
     def _other_peers(self) -> None:
         self._registry.replace(self._live.config.peers)
@@ -132,6 +142,8 @@ class Control:
         logging.getLogger().setLevel(self._live.config.log.level.upper())
 
     def _members_changed(self, change: Change) -> None:
+        self._traversal.members_changed()
+        self._relaying.members_changed()
         for member in change.removed:
             self._nursery.start_soon(self._part, member.peer_id)
 

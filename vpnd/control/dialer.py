@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 from typing import Protocol
@@ -13,7 +14,10 @@ from vpnd.adapter.handoff import Detached
 from vpnd.config.live import Live
 from vpnd.control.dialstate import NEVER, Dial
 from vpnd.control.planner import Planner
+from vpnd.discovery.registry import Member
 from vpnd.errors import VpndError
+from vpnd.nat.messages import BOTH, PUNCH
+from vpnd.nat.paths import RELAYED
 
 log = logging.getLogger(__name__)
 
@@ -41,26 +45,65 @@ class Taker(Protocol):
         """Pass a session on, which is closed afterwards; False when nobody takes it, which is nobody's failure."""
         ...
 
+    def relayed(self, peer_id: str, shard: int) -> bool:
+        """Whether the shard reaches that peer by a relay only."""
+        ...
+
     def announce(self) -> None:
         """The planner may have changed a circuit."""
         ...
 
 
+class Traversal(Protocol):
+    """What is needed of vpnd.control.traversal.Traversal."""
+
+    def can_meet(self, peer_id: str) -> bool:
+        """Whether there is a relay to meet at."""
+        ...
+
+    def may_answer(self, address: str) -> bool:
+        """Whether an address is likely to be where its owner says, seen from here."""
+        ...
+
+    async def meet(self, member: Member, mode: str, deliver: Callable[[Detached], bool]) -> None:
+        """Deliver sessions with a member, the better one last. Raises DialError."""
+        ...
+
+
+class _Attempt:
+    """A dial under way. `over`: the planner has been told how it ended."""
+
+    def __init__(self, dial: Dial) -> None:
+        self.dial, self.scope = dial, trio.CancelScope()
+        self.over = False
+
+
 class Dialer:
-    """Runs the dials that are due, and cancels those that the planner has forgotten. Owner: control's loop.
+    """Runs the dials that are due. Owner: control's loop.
+
+    A dial is over with the first session it gets. It goes on, beside that, as long as a better one may come: behind a
+    relayed session a direct one. Later that is tried again, by who dialed, every nat.upgrade_interval, doubling.
 
     `count` counts under names of vpnd.metrics.
     """
 
     def __init__(
-        self, planner: Planner, live: Live, *, count: Callable[[str], None], now_s: Callable[[], float]
+        self,
+        planner: Planner,
+        live: Live,
+        traversal: Traversal,
+        *,
+        count: Callable[[str], None],
+        now_s: Callable[[], float],
     ) -> None:
-        self._planner, self._live = planner, live
+        self._planner, self._live, self._traversal = planner, live, traversal
         self._count, self._now_s = count, now_s
-        self._scopes: dict[Dial, trio.CancelScope] = {}
+        self._attempts: dict[Dial, _Attempt] = {}
         self._slots = trio.CapacityLimiter(live.config.p2p.max_dials)
         live.watch(lambda config: config.p2p.max_dials, self._other_limit)
         self._changed = trio.Event()
+        self._elsewhere = trio.Event()
+        self._improving: dict[tuple[str, int], Improving] = {}
 
     def _other_limit(self) -> None:
         self._slots.total_tokens = self._live.config.p2p.max_dials
@@ -69,28 +112,37 @@ class Dialer:
         """Look at the plan again: it may be another one."""
         self._changed.set()
 
+    def network_changed(self) -> None:
+        """What could not be had directly may be had from here: it is tried at once."""
+        self._elsewhere.set()
+        self._elsewhere = trio.Event()
+
+    def improving(self, peer_id: str, shard: int) -> Improving | None:
+        """What is being done about a relayed session of the shard with that peer, if this node dialed it."""
+        return self._improving.get((peer_id, shard))
+
     async def run(self, host: Host, taker: Taker) -> None:
         """Dial for ever."""
         async with trio.open_nursery() as nursery:
             while True:
                 self._changed = trio.Event()
-                for dial, scope in self._scopes.items():
-                    if not self._planner.expects(dial):
-                        scope.cancel()
+                for dial, attempt in self._attempts.items():
+                    if not attempt.over and not self._planner.expects(dial):
+                        attempt.scope.cancel()
                 for dial in self._planner.take_due(self._now_s()):
-                    scope = self._scopes[dial] = trio.CancelScope()
-                    nursery.start_soon(self._dial, host, taker, dial, scope)
+                    attempt = self._attempts[dial] = _Attempt(dial)
+                    nursery.start_soon(self._dial, host, taker, attempt)
                 taker.announce()
                 wait_s = self._planner.next_due_s() - self._now_s()
                 with trio.move_on_after(max(0.0, wait_s) if wait_s < NEVER else NEVER):
                     await self._changed.wait()
 
-    async def _dial(self, host: Host, taker: Taker, dial: Dial, scope: trio.CancelScope) -> None:
-        """One dial, from plan to session or failure. Whatever goes wrong stays in here."""
-        error, blame = "", True
+    async def _dial(self, host: Host, taker: Taker, attempt: _Attempt) -> None:
+        """One dial, from plan to session or failure, and what comes after. Whatever goes wrong stays in here."""
+        dial, error, blame = attempt.dial, "", True
         try:
-            with scope:
-                await self._try(host, taker, dial)
+            with attempt.scope:
+                await self._try(host, taker, attempt)
         except DialError as failure:
             error = str(failure)
         except ShardBusy as failure:
@@ -99,28 +151,134 @@ class Dialer:
             log.exception("dialing %s failed in an unforeseen way", dial.member.name)
             error = f"{type(failure).__name__}: {failure}"
         finally:
-            del self._scopes[dial]
+            del self._attempts[dial]
+        self._over(taker, attempt, error, blame=blame)
+        await self._improve(host, taker, dial)
+
+    def _over(self, taker: Taker, attempt: _Attempt, error: str = "", *, blame: bool = True) -> None:
+        if attempt.over:
+            return
+        attempt.over = True
         if error:
             self._count("dial_failures")
-        if self._planner.dial_ended(dial, error, self._now_s(), blame=blame):
-            log.info("no session with %s: %s", dial.member.name, error)
+        if self._planner.dial_ended(attempt.dial, error, self._now_s(), blame=blame):
+            log.info("no session with %s: %s", attempt.dial.member.name, error)
         taker.announce()
         self.replan()
 
-    async def _try(self, host: Host, taker: Taker, dial: Dial) -> None:
-        peer_id = dial.member.peer_id
-        async with self._slots:
+    async def _try(self, host: Host, taker: Taker, attempt: _Attempt) -> None:
+        dial = attempt.dial
+        await self._slots.acquire_on_behalf_of(attempt)
+        try:
             if not taker.keeps_up(dial.shard):
                 raise ShardBusy(f"shard {dial.shard} does not keep up with its messages")
             self._count("dials")
             if dial.retry:
                 self._count("retries")
-            stagger_s = self._live.config.p2p.address_stagger
-            session = await dial_any(
-                lambda address: host.dial(address, peer_id), dial.member.addresses, stagger_s
-            )
-        try:
-            if self._planner.expects(dial) and taker.dialed(session, dial.shard):
-                self._count("sessions_dialed")
+
+            def deliver(detached: Detached) -> bool:
+                taken = self._deliver(detached, taker, dial, attempt.over or self._planner.expects(dial))
+                self._over(taker, attempt)
+                if self._slots_held(attempt):
+                    self._slots.release_on_behalf_of(attempt)
+                return taken
+
+            await self._by_all_ways(host, dial.member, BOTH, deliver)
         finally:
-            session.close()
+            if self._slots_held(attempt):
+                self._slots.release_on_behalf_of(attempt)
+
+    def _slots_held(self, attempt: _Attempt) -> bool:
+        return attempt in self._slots.statistics().borrowers
+
+    def _deliver(self, detached: Detached, taker: Taker, dial: Dial, wanted: bool) -> bool:
+        try:
+            taken = wanted and taker.dialed(detached, dial.shard)
+        finally:
+            detached.close()
+        if taken:
+            self._count("sessions_dialed")
+        return taken
+
+    async def _by_all_ways(
+        self, host: Host, member: Member, mode: str, deliver: Callable[[Detached], bool]
+    ) -> None:
+        """Deliver what can be had: from an address of the peer, which has nat.meet_delay for it, and from a meeting
+        beside. A direct session ends it. Raises DialError when there was nothing."""
+        settings = self._live.config
+        errors: list[str] = []
+        got = False
+        failed = trio.Event()
+
+        def take(detached: Detached) -> bool:
+            nonlocal got
+            got = True
+            taken = deliver(detached)
+            if detached.session.path.kind != RELAYED:
+                nursery.cancel_scope.cancel()
+            return taken
+
+        async def dial() -> None:
+            try:
+                take(
+                    await dial_any(
+                        lambda address: host.dial(address, member.peer_id),
+                        member.addresses,
+                        settings.p2p.address_stagger,
+                    )
+                )
+            except DialError as error:
+                errors.append(str(error))
+                failed.set()
+
+        async def meet() -> None:
+            if any(map(self._traversal.may_answer, member.addresses)):
+                with trio.move_on_after(settings.nat.meet_delay):
+                    await failed.wait()
+            try:
+                await self._traversal.meet(member, mode, take)
+            except DialError as error:
+                errors.append(str(error))
+
+        async with trio.open_nursery() as nursery:
+            if member.addresses:
+                nursery.start_soon(dial)
+            if self._traversal.can_meet(member.peer_id):
+                nursery.start_soon(meet)
+        if not got:
+            raise DialError("; ".join(errors) or "no address is known, and no relay")
+
+    async def _improve(self, host: Host, taker: Taker, dial: Dial) -> None:
+        """Behind a relayed session: try for a direct one until there is one, or no session any more."""
+        key = dial.member.peer_id, dial.shard
+        if key in self._improving or not taker.relayed(*key):
+            return
+        settings = self._live.config.nat
+        state = self._improving[key] = Improving(1, "no direct connection came about", 0.0)
+        wait_s = settings.upgrade_interval
+        try:
+            while True:
+                state.next_s = self._now_s() + wait_s
+                elsewhere = self._elsewhere
+                with trio.move_on_after(wait_s):
+                    await elsewhere.wait()
+                if not taker.relayed(*key):
+                    return
+                with contextlib.suppress(DialError):
+                    await self._by_all_ways(
+                        host, dial.member, PUNCH, lambda detached: self._deliver(detached, taker, dial, True)
+                    )
+                state.tries += 1
+                wait_s = settings.upgrade_interval if elsewhere.is_set() else wait_s * 2
+                wait_s = min(wait_s, settings.upgrade_max_interval)
+        except Exception:
+            log.exception("a better way to %s failed in an unforeseen way", dial.member.name)
+        finally:
+            del self._improving[key]
+
+
+class Improving:
+    """`tries` so far for a direct connection, `why` they came to nothing, and when the next one is due."""
+
+    def __init__(self, tries: int, why: str, next_s: float) -> None:
+        self.tries, self.why, self.next_s = tries, why, next_s

@@ -140,10 +140,14 @@ class PeerDials:
 
     def begin_anew(self) -> None:
         """The circumstances are new: no wait, no turn and no failure from before counts, and no dial either."""
-        self.retry.reset()
-        self.not_before_s = self._counted_s = -NEVER
+        self.wait_no_more()
         self.turn_s.clear()
         self.under_way.clear()
+
+    def wait_no_more(self) -> None:
+        """There is another way: no wait and no failure from before counts."""
+        self.retry.reset()
+        self.not_before_s = self._counted_s = -NEVER
         self.breaker.wait_no_more()
 
     def shard_left(self, shard: int) -> None:

@@ -22,11 +22,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import random
 import signal
 import socket
 import time
+from collections.abc import Sequence
 
 import trio
 from libp2p.crypto.keys import KeyPair
@@ -48,12 +50,15 @@ from vpnd.control.discovering import Discovering
 from vpnd.control.founding import Founding
 from vpnd.control.membership import NetworkService
 from vpnd.control.owning import Contract, Owning
+from vpnd.control.relaying import Relaying
 from vpnd.control.requests import Requests
 from vpnd.control.sessions import Sessions
+from vpnd.control.traversal import Traversal
 from vpnd.discovery.registry import CompositeRegistry
 from vpnd.errors import ConfigError, VpndError, kind_of
 from vpnd.membership.store import Store
 from vpnd.metrics import CONTROL_COUNTERS, CounterPage
+from vpnd.nat.messages import MEET, NAT
 
 NANOSECONDS_PER_MS = 1_000_000
 
@@ -216,7 +221,29 @@ def _complete(
     owning: Owning | None,
 ) -> Control:
     """Control, with what it is made of, around the members there are."""
-    sessions = Sessions(live, start.peer_id, registry, page, seldom, trio.current_time, owning)
+    relaying = Relaying(
+        live, registry, page, trio.current_time, lambda: supervisor.tell(messages.RelayWanted())
+    )
+    host.serve(NAT, relaying.rendezvous.serve_stream, math.inf)
+    host.desk.serve(MEET, relaying.rendezvous.serve_leg_untrusted)
+
+    def own_networks() -> Sequence[str]:
+        if network is not None:
+            return network.own.addresses(_wall_clock_ms()).subnets
+        settings = live.config.network
+        return (f"{settings.virtual_ip}/{settings.subnet}", *settings.routes)
+
+    traversal = Traversal(
+        start.peer_id,
+        live,
+        registry,
+        host,
+        nursery,
+        without=own_networks,
+        count=page.add,
+        now_s=trio.current_time,
+    )
+    sessions = Sessions(live, start.peer_id, registry, page, seldom, trio.current_time, owning, traversal)
     owner = owning.contract.owner if owning is not None else None
     discovering = None
     if network is not None:
@@ -240,8 +267,9 @@ def _complete(
         owner=owner,
     )
     return Control(
-        live, registry, page, host, supervisor, nursery, sessions, requests, network, discovering, owning
-    )
+        live, registry, page, host, supervisor, nursery, sessions, traversal, relaying, requests, network,
+        discovering, owning,
+    )  # fmt: skip
 
 
 def _wall_clock_ms() -> int:

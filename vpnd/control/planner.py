@@ -20,7 +20,7 @@ What a failure is, and when it counts, is in `dialstate`.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from vpnd.api.reports import PeerReport
 from vpnd.config.live import Live
@@ -47,7 +47,10 @@ class Planner:
         book: SessionBook,
         live: Live,
         uniform: Uniform,
+        can_meet: Callable[[str], bool] = lambda peer_id: False,
     ) -> None:
+        """`can_meet`: whether a peer could be met at a relay, without an address of its own."""
+        self._can_meet = can_meet
         self._own_id = own_id
         self._book = book
         self._live = live
@@ -75,6 +78,13 @@ class Planner:
         """Addresses or routes of the machine changed: every peer is tried at once, dials under way are forgotten."""
         for peer in self._peers.values():
             peer.begin_anew()
+            self._reschedule(peer)
+
+    def relays_changed(self) -> None:
+        """Peers can be met at other relays than before: those there is no session with are tried at once."""
+        for peer in self._peers.values():
+            if not self._book.count(peer.member.peer_id):
+                peer.wait_no_more()
             self._reschedule(peer)
 
     def member_added(self, member: Member, now_s: float) -> None:
@@ -300,9 +310,9 @@ class Planner:
 
     def _candidates(self, peer: PeerDials) -> list[int]:
         """Shards to dial the peer for, sooner or later."""
-        if not peer.member.addresses or self._room(peer) <= 0:
-            return []
         peer_id = peer.member.peer_id
+        if not (peer.member.addresses or self._can_meet(peer_id)) or self._room(peer) <= 0:
+            return []
         busy = {dial.shard for dial in peer.under_way}
         return [
             shard

@@ -26,6 +26,7 @@ from vpnd.control.links import ShardLink, ShardLinks, greeting, news
 from vpnd.control.membership import SOURCE
 from vpnd.control.owning import Owning
 from vpnd.control.planner import Planner
+from vpnd.control.traversal import Traversal
 from vpnd.discovery.registry import Change, CompositeRegistry
 from vpnd.errors import ProtocolViolation
 from vpnd.metrics import CounterPage
@@ -49,15 +50,17 @@ class Sessions:
         seldom: Seldom,
         now_s: Callable[[], float],
         owning: Owning | None,
+        traversal: Traversal,
     ) -> None:
         self._live, self._registry, self._page, self._seldom = live, registry, page, seldom
         self._now_s, self._owning = now_s, owning
         self._book = SessionBook(secrets.randbits)
         uniform = random.SystemRandom().uniform
-        self._planner = Planner(own_id, registry.members(), self._book, live, uniform)
+        self._planner = Planner(own_id, registry.members(), self._book, live, uniform, traversal.can_meet)
         self._links = ShardLinks()
-        self._dialer = Dialer(self._planner, live, count=page.add, now_s=now_s)
+        self._dialer = Dialer(self._planner, live, traversal, count=page.add, now_s=now_s)
         self._show_circuits()
+        traversal.subscribe(self._relays_changed)
         registry.subscribe(self._members_changed)
 
     async def run(self, host: Host) -> None:
@@ -100,6 +103,12 @@ class Sessions:
     def network_changed(self) -> None:
         """The machine has other addresses or routes: dialing begins anew. Sessions are looked after by their shards."""
         self._planner.network_changed()
+        self._dialer.network_changed()
+        self.settle()
+
+    def _relays_changed(self) -> None:
+        """There is another way to peers that cannot be dialed."""
+        self._planner.relays_changed()
         self.settle()
 
     def settle(self) -> None:
@@ -192,7 +201,9 @@ class Sessions:
             return
         ready = self._links.taking_sessions()
         shard = self._book.shard_for(
-            peer_id, {shard: self._planner.wanted_by(peer_id, shard) for shard in ready}
+            peer_id,
+            {shard: self._planner.wanted_by(peer_id, shard) for shard in ready},
+            detached.session.path,
         )
         if shard is not None and self._hand_over(detached, shard):
             self._page.add("sessions_accepted")
@@ -209,6 +220,10 @@ class Sessions:
         """See dialer.Taker. False when inbound sessions have taken its place meanwhile, or the shard cannot take it."""
         return self._room(detached.session.peer_id) and self._hand_over(detached, shard)
 
+    def relayed(self, peer_id: str, shard: int) -> bool:
+        """See dialer.Taker."""
+        return self._book.relayed(peer_id, shard)
+
     def _room(self, peer_id: str) -> bool:
         return self._book.count(peer_id) < self._live.config.p2p.max_sessions_per_peer
 
@@ -224,7 +239,9 @@ class Sessions:
         except ChannelClosed:
             self.shard_left(shard)
             return False
-        self._book.add(session_id, session.peer_id, shard, session.initiator, self._now_s())
+        self._book.add(
+            session_id, session.peer_id, shard, session.initiator, self._now_s(), path=session.path
+        )
         self._planner.session_added(session.peer_id)
         self.settle()
         return True

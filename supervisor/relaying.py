@@ -1,0 +1,72 @@
+"""The relay process: started when control first says that members wait for calls here."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from supervisor.children import Child, State
+from supervisor.priority import Priorities
+from supervisor.slots import ControlSlot
+from vpnd.api import channel, messages
+from vpnd.config.live import Live
+from vpnd.errors import VpndError
+
+log = logging.getLogger("supervisor")
+
+
+class RelaySlot:
+    """The relay process, seen from the supervisor. Nothing of it outlives it."""
+
+    title, role, module, more_time_s = "relay", "relay", "relay", 0.0
+
+    def __init__(self, live: Live) -> None:
+        self._live = live
+
+    def begin(self) -> tuple[messages.Message, tuple[int, ...]]:
+        """See children.Slot."""
+        return messages.RelayStart(config=self._live.config), ()
+
+
+class RelayChild:
+    """Owner: supervisor loop."""
+
+    def __init__(self, live: Live, priorities: Priorities, control: Child[ControlSlot]) -> None:
+        self._live, self._control = live, control
+        self._starting: asyncio.Task[None] | None = None
+        self.child = Child(
+            RelaySlot(live), live, priorities, lambda _: self.introduce(), lambda _: None, lambda *_: None
+        )
+
+    def want(self) -> None:
+        """Start it, unless it is there or on its way."""
+        if self.child.state is State.STOPPED and self._starting is None:
+            self._starting = asyncio.get_running_loop().create_task(self._start())
+
+    async def _start(self) -> None:
+        try:
+            await self.child.start()
+        except VpndError as error:
+            log.error("no sessions of other members are relayed: %s", error)
+        finally:
+            self._starting = None
+
+    def introduce(self) -> None:
+        """Give it and control, as far as both are there, the two ends of a channel of their own."""
+        if self.child.state is not State.UP or self._control.state is not State.UP:
+            return
+        controls, relays = channel.pair()
+        with controls, relays:
+            self._control.send(messages.RelayArrived(), (controls.fileno(),))
+            self.child.send(messages.ControlArrived(), (relays.fileno(),))
+
+    def reconfigured(self) -> None:
+        """The configuration is another one."""
+        if self.child.state is State.UP:
+            self.child.send(messages.Reconfigure(config=self._live.config))
+
+    async def stop(self) -> None:
+        """End it; its pairs end with it."""
+        if self._starting is not None:
+            self._starting.cancel()
+        await self.child.stop()

@@ -1,0 +1,224 @@
+"""What a node does to be called, and what it refuses; and what a relay permits. Without any socket."""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from vpnd import peerid
+from vpnd.adapter.dial import DialError
+from vpnd.config.live import Live
+from vpnd.config.schema import Config, Nat, Relay
+from vpnd.control import relaying as relaying_module
+from vpnd.control.relaying import Rate, Relaying
+from vpnd.control.traversal import Traversal
+from vpnd.discovery.registry import Member
+from vpnd.endpoint import parse
+from vpnd.metrics import CONTROL_COUNTERS, CounterPage, create_page
+from vpnd.nat import messages
+from vpnd.nat.messages import Call
+
+PEERS = [peerid.from_public_key(bytes([number]) * 32) for number in range(6)]
+OWN, OTHERS = PEERS[0], PEERS[1:]
+TOKEN = bytes(16)
+SEEN = parse("203.0.113.2:40001")
+
+
+class Registry:
+    """All others are members, at addresses nobody answers at."""
+
+    def __init__(self, *peer_ids: str) -> None:
+        self.peer_ids = list(peer_ids)
+
+    def members(self) -> list[Member]:
+        return [
+            Member(peer_id=peer_id, name=peer_id[-4:], prefixes=(), addresses=("/ip4/203.0.113.2/tcp/4001",))
+            for peer_id in self.peer_ids
+        ]
+
+    def find(self, peer_id: str) -> Member | None:
+        return next((member for member in self.members() if member.peer_id == peer_id), None)
+
+
+class Nobody:
+    """A host that reaches nobody; whom it tried when is kept."""
+
+    ends: Any = None
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[float, str]] = []
+
+    async def open_stream(self, addresses: Any, peer_id: str, protocol: str) -> Any:
+        self.asked.append((trio.current_time(), peer_id))
+        await trio.sleep(0.01)
+        raise DialError("nobody is there")
+
+
+def traversal(
+    config: Config, registry: Registry, host: Nobody, nursery: trio.Nursery, own: str = OWN
+) -> Traversal:
+    return Traversal(
+        own,
+        Live(config),
+        registry,
+        host,
+        nursery,
+        without=tuple,
+        count=Counter[str]().update,
+        now_s=trio.current_time,
+    )
+
+
+def asked(nat: Nat, registry: Registry, seconds: float) -> list[tuple[float, str]]:
+    """Who is asked to be a relay within so long."""
+
+    async def main() -> list[tuple[float, str]]:
+        host, begun_s = Nobody(), trio.current_time()
+        with trio.move_on_after(seconds):
+            async with trio.open_nursery() as nursery:
+                await traversal(Config(nat=nat), registry, host, nursery).run()
+        return [(at_s - begun_s, peer_id) for at_s, peer_id in host.asked]
+
+    return trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def test_everybody_is_asked_in_one_order_few_at_a_time() -> None:
+    found = [peer_id for _, peer_id in asked(Nat(relays=1), Registry(*OTHERS), 1.0)]
+    assert sorted(found) == sorted(OTHERS)
+    assert found == [peer_id for _, peer_id in asked(Nat(relays=1), Registry(*reversed(OTHERS)), 1.0)]
+
+
+@pytest.mark.setting("nat.relays")
+def test_so_many_are_asked_at_once() -> None:
+    at_first = [peer_id for at_s, peer_id in asked(Nat(relays=3), Registry(*OTHERS), 1.0) if at_s == 0.0]
+    assert len(at_first) == 3
+
+
+@pytest.mark.setting("nat.relay_retry")
+def test_who_was_no_relay_is_asked_again() -> None:
+    times = [
+        at_s
+        for at_s, peer_id in asked(Nat(relay_retry=7.0), Registry(*OTHERS[:2]), 20.0)
+        if peer_id == OTHERS[0]
+    ]
+    assert times == pytest.approx([0.0, 7.0, 14.0], abs=0.2)
+
+
+@pytest.mark.setting("nat.enabled")
+def test_who_does_not_want_it_asks_nobody() -> None:
+    assert asked(Nat(enabled=False), Registry(*OTHERS), 100.0) == []
+
+
+def test_between_two_there_is_nobody_to_relay_for() -> None:
+    assert asked(Nat(), Registry(OTHERS[0]), 100.0) == []
+
+
+def in_trio(test: Callable[[trio.Nursery], None]) -> None:
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            test(nursery)
+
+    trio.run(main)
+
+
+@pytest.mark.setting("nat.max_calls")
+def test_a_member_calls_so_often_and_a_stranger_not_at_all() -> None:
+    def calls(nursery: trio.Nursery) -> None:
+        here = traversal(Config(nat=Nat(max_calls=3)), Registry(*OTHERS[:2]), Nobody(), nursery)
+        said = [here._follows(Call(TOKEN, OTHERS[0])) for _ in range(5)]
+        assert said == ["", "", "", messages.TOO_OFTEN, messages.TOO_OFTEN]
+        assert here._follows(Call(TOKEN, OTHERS[1])) == ""
+        assert here._follows(Call(TOKEN, OTHERS[2])) == messages.NOT_MEMBER
+
+    in_trio(calls)
+
+
+def test_of_two_calls_at_once_that_of_the_smaller_peer_id_stands() -> None:
+    def glare(nursery: trio.Nursery) -> None:
+        smaller, larger = sorted(OTHERS[:2])
+        for own, other, refused in ((smaller, larger, messages.ABSENT), (larger, smaller, "")):
+            here = traversal(Config(), Registry(other), Nobody(), nursery, own)
+            scope = trio.CancelScope()
+            here._calling[other] = {scope}
+            assert here._follows(Call(TOKEN, other)) == refused
+            assert scope.cancel_called == (not refused)
+
+    in_trio(glare)
+
+
+# --- the relay's side
+
+
+def relaying(relay: Relay, registry: Registry) -> tuple[Relaying, CounterPage]:
+    page, _ = create_page(CONTROL_COUNTERS, "test")
+    return Relaying(Live(Config(relay=relay)), registry, page, lambda: 0.0, lambda: None), page
+
+
+@pytest.mark.setting("relay.serve")
+def test_who_declines_is_no_relay() -> None:
+    here, _ = relaying(Relay(serve=False), Registry(*OTHERS))
+    assert here.stays(OTHERS[0], SEEN, 0) == messages.NOT_SERVING
+    assert here.meets(OTHERS[0], OTHERS[1]) == messages.NOT_SERVING
+
+
+@pytest.mark.setting("relay.max_members")
+def test_so_many_wait_here_and_strangers_never() -> None:
+    here, _ = relaying(Relay(max_members=3), Registry(*OTHERS[:2]))
+    assert here.stays(OTHERS[0], SEEN, 2) == ""
+    assert here.stays(OTHERS[0], SEEN, 3) == messages.FULL
+    assert here.stays(OTHERS[2], SEEN, 0) == messages.NOT_MEMBER
+
+
+def test_who_is_seen_at_its_own_address_of_this_local_network_needs_no_relay(monkeypatch: Any) -> None:
+    here, _ = relaying(Relay(), Registry(*OTHERS))
+    monkeypatch.setattr(relaying_module, "local_networks", lambda: [ipaddress.ip_network("203.0.113.0/24")])
+    assert here.stays(OTHERS[0], SEEN, 0) == messages.NOT_SERVING
+    # a NAT in the same network: it has another address than it says
+    assert here.stays(OTHERS[0], parse("203.0.113.7:1"), 0) == ""
+
+
+@pytest.mark.setting("relay.max_meets")
+def test_a_member_may_meet_so_often() -> None:
+    here, _ = relaying(Relay(max_meets=3), Registry(*OTHERS))
+    said = [here.meets(OTHERS[0], OTHERS[1]) for _ in range(4)]
+    assert said == ["", "", "", messages.TOO_OFTEN]
+    assert here.meets(OTHERS[1], OTHERS[0]) == ""
+    assert here.meets(OTHERS[1], OWN) == messages.NOT_MEMBER == here.meets(OTHERS[1], OTHERS[1])
+
+
+@pytest.mark.setting("relay.max_sessions", "relay.max_sessions_per_member")
+def test_sessions_are_relayed_within_limits() -> None:
+    async def main() -> None:
+        here, page = relaying(Relay(max_sessions=3, max_sessions_per_member=2), Registry(*OTHERS))
+        here._channel = object()  # type: ignore[assignment]
+        here._send = lambda *_: None  # type: ignore[method-assign]
+        a, b, c, d, _ = OTHERS
+        for pair in ((a, b), (a, c)):
+            assert await here.room(*pair)
+            here.join(*pair, (0, 0))
+        assert not await here.room(a, d), "two of a already"
+        assert await here.room(b, c)
+        here.join(b, c, (0, 0))
+        assert not await here.room(d, OWN), "three already"
+        assert page.read()["relay_pairs"] == 3
+
+    trio.run(main)
+
+
+def test_a_rate_forgets_what_is_a_minute_ago() -> None:
+    now_s = 0.0
+    rate = Rate(lambda: now_s)
+    assert [rate.allows("a", 2) for _ in range(3)] == [True, True, False]
+    now_s = 59.0
+    assert not rate.allows("a", 2)
+    now_s = 61.0
+    assert rate.allows("a", 2) and rate.allows("b", 2)
+    now_s = math.inf
+    assert rate.allows("c", 1) and len(rate._times) == 1

@@ -1,0 +1,161 @@
+"""A lab with an Internet in it: public machines, and machines behind gateways with a NAT or a firewall of some kind.
+
+    r 203.0.113.10 ─┐                       ┌─ gateway 1, 203.0.113.1 ── a 10.1.0.2, c 10.1.0.3
+    s 203.0.113.11 ─┴─ delay line, 40 ms ───┴─ gateway 2, 203.0.113.2 ── b 10.2.0.2
+
+Kinds of gateways:
+
+    masq    keeps ports, lets in what answers (nftables masquerade)
+    eim     another port outside, the same for every destination; lets in what answers
+    cone    as eim, and anybody may come in by that port
+    fully   another port for each destination ("symmetric"); lets in what answers
+    fw      no NAT; lets in what answers
+    block   as masq, and nothing but TCP to ports 443 and 4001 of public machines goes out
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from .network import DEVICE, Lab, LabError, Namespace, run_command
+
+KINDS = ("masq", "eim", "cone", "fully", "fw", "block")
+#: What machines behind a gateway connect from: few, so that a table of them fits into a rule.
+PORTS = range(40000, 40400)
+LISTENING = 4001
+OUTSIDE = 20000
+
+
+class NatLab(Lab):
+    """`public`: how many public machines (r, s, …). `hidden`: how many behind each gateway. `nodes`: the public ones,
+    those behind gateway 1, those behind gateway 2 …"""
+
+    def __init__(self, *, public: int = 1, hidden: tuple[int, ...] = (1, 1), rtt_ms: float = 40.0) -> None:
+        super().__init__(0)
+        self._rtt_ms = rtt_ms
+        labels = iter("abcdefghijklmnopq")
+        self.public = [
+            Namespace(f"lab-{self.token}-{label}", label, f"203.0.113.{10 + place}")
+            for place, label in zip(range(public), "rstuvw", strict=False)
+        ]
+        self.gateways = [
+            Namespace(f"lab-{self.token}-g{place}", f"g{place}", f"203.0.113.{place}")
+            for place in range(1, len(hidden) + 1)
+        ]
+        self.behind = [
+            [
+                Namespace(f"lab-{self.token}-{label}", label, f"10.{gateway}.0.{2 + place}")
+                for place, label in zip(range(count), labels, strict=False)
+            ]
+            for gateway, count in enumerate(hidden, start=1)
+        ]
+        self.nodes = [*self.public, *(machine for machines in self.behind for machine in machines)]
+
+    def _all(self) -> list[Namespace]:
+        return [*self.nodes, *self.gateways]
+
+    def _connect(self) -> None:
+        outside = [*self.public, *self.gateways]
+        ends = [f"{each.name}={each.address}/32" for each in self.public]
+        ends += [f"{each.name}={each.address}/32,10.{n}.0.0/24" for n, each in enumerate(self.gateways, 1)]
+        line = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("delay_line.py")), str(self._rtt_ms), *ends],
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        self._processes.append(line)
+        assert line.stdout is not None
+        if line.stdout.readline() != "up\n":
+            raise LabError("the delay line did not come up")
+        for each in outside:
+            self.ip(each, "addr", "add", f"{each.address}/32", "dev", "wan")
+            self.ip(each, "link", "set", "wan", "mtu", "1500", "txqueuelen", "5000", "up")
+            self.ip(each, "route", "add", "default", "dev", "wan", "src", each.address)
+        for number, (gateway, machines) in enumerate(zip(self.gateways, self.behind, strict=True), 1):
+            self._sysctl(gateway, "net.ipv4.ip_forward=1")
+            self.ip(gateway, "link", "add", "lan", "type", "bridge")
+            self.ip(gateway, "addr", "add", f"10.{number}.0.1/24", "dev", "lan")
+            self.ip(gateway, "link", "set", "lan", "up")
+            for machine in machines:
+                self._join(machine, gateway, f"to-{machine.label}")
+                self.ip(gateway, "link", "set", f"to-{machine.label}", "master", "lan", "up")
+                self.ip(machine, "addr", "add", f"{machine.address}/24", "dev", DEVICE)
+                self.ip(machine, "link", "set", DEVICE, "up")
+                self.ip(machine, "route", "add", "default", "via", f"10.{number}.0.1")
+                self._sysctl(machine, f"net.ipv4.ip_local_port_range={PORTS[0]} {PORTS[-1]}")
+            self.nat(number, "masq")
+
+    def _sysctl(self, namespace: Namespace, setting: str) -> None:
+        run_command("ip", "netns", "exec", namespace.name, "sysctl", "-qw", setting)
+
+    def nat(self, gateway: int, kind: str, *, reset: bool = False) -> None:
+        """Make gateway 1, 2 … of that kind. `reset`: it answers unasked SYNs to itself with a reset, instead of
+        dropping them. What it had translated before goes on until its connections end."""
+        rules = _rules(gateway, kind, [machine.address for machine in self.behind[gateway - 1]], reset)
+        name = self.gateways[gateway - 1].name
+        done = subprocess.run(
+            ["ip", "netns", "exec", name, "nft", "-f", "-"], input=rules, text=True, capture_output=True
+        )
+        if done.returncode:
+            raise LabError(done.stderr)
+
+
+def _rules(gateway: int, kind: str, hosts: list[str], reset: bool) -> str:
+    if kind not in KINDS:
+        raise LabError(f"no gateway is {kind!r}")
+    outward, inward = [], []
+    if kind in ("eim", "cone"):
+        for place, host in enumerate(hosts):
+            shift = OUTSIDE - 1000 * place
+            ports = [*PORTS, LISTENING]
+            there = ", ".join(f"{port} : {port + shift}" for port in ports)
+            back = ", ".join(f"{port + shift} : {port}" for port in ports)
+            outward.append(
+                f"oifname wan ip saddr {host} meta l4proto tcp "
+                f"snat to 203.0.113.{gateway} : tcp sport map {{ {there} }}"
+            )
+            if kind == "cone":
+                inward.append(
+                    f"iifname wan tcp dport {{ {_keys(back)} }} dnat to {host} : tcp dport map {{ {back} }}"
+                )
+    if kind != "fw":
+        outward.append(f"oifname wan masquerade {'fully-random' if kind == 'fully' else ''}")
+    forward = ["ct state established,related accept", "ct status dnat accept"]
+    if kind == "block":
+        forward += [
+            "iifname lan meta l4proto udp drop",
+            "iifname lan ip daddr != 203.0.113.10-203.0.113.20 drop",
+        ]
+        forward.append(f"iifname lan tcp dport != {{ 443, {LISTENING} }} drop")
+    forward.append("iifname wan drop")
+    newline = "\n"
+    return f"""flush ruleset
+table ip n {{
+ chain post {{
+  type nat hook postrouting priority 100;
+  {newline.join(outward)}
+ }}
+ chain pre {{
+  type nat hook prerouting priority -100;
+  {newline.join(inward)}
+ }}
+}}
+table ip f {{
+ chain through {{
+  type filter hook forward priority 0;
+  {newline.join(forward)}
+ }}
+ chain to_itself {{
+  type filter hook input priority 0;
+  ct state established,related accept
+  iifname wan {"accept" if reset else "drop"}
+ }}
+}}
+"""
+
+
+def _keys(pairs: str) -> str:
+    return ", ".join(pair.partition(" : ")[0] for pair in pairs.split(", "))

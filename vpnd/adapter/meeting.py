@@ -1,0 +1,115 @@
+"""A member's side of meetings: its leg to the relay, and sessions over what comes of it.
+
+The leg is a TCP connection of its own, so the relay sees which outside port it has; the direct connection is then tried
+from that port. When the relay joins two legs, each end leaves the Noise it has with the relay: from there on the socket
+is the other member's, and a session is made on it as on any other, by who called as the one that dials.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+from typing import Any
+
+import trio
+from libp2p.network.connection.raw_connection import RawConnection
+from libp2p.peer.id import ID
+
+from vpnd.adapter.cipher import SESSION_MUXERS
+from vpnd.adapter.dial import DialError, Patience, dial_raw, secured
+from vpnd.adapter.framing import read_message_untrusted, write_message
+from vpnd.adapter.handoff import Detached, detach
+from vpnd.adapter.punch import FreshTcp, way
+from vpnd.adapter.transport import raw_of, socket_of
+from vpnd.endpoint import Endpoint, of_socket_address
+from vpnd.nat import messages
+from vpnd.nat.messages import Meet, Met, Refused
+from vpnd.nat.paths import RELAYED, Path
+
+
+class MeetingRefused(DialError):
+    """The relay did not let two meet; `reason` is one of vpnd.nat.messages.REFUSALS."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the relay refused: {reason}")
+        self.reason = reason
+
+
+class Leg:
+    """One leg after Met. `local`: our end of it. Close it."""
+
+    def __init__(self, met: Met, sock: socket.socket) -> None:
+        self.met = met
+        self.local: Endpoint = of_socket_address(sock.getsockname())
+        self.relay: Endpoint = of_socket_address(sock.getpeername())
+        self._sock: socket.socket | None = sock
+
+    def take(self, relay_id: str) -> tuple[socket.socket, Path]:
+        """The socket on which the other member is, where the relay joins legs; once, and the caller's then."""
+        sock, self._sock = self._sock, None
+        assert sock is not None
+        return sock, Path(kind=RELAYED, address=str(self.relay), relay=relay_id)
+
+    def close(self) -> None:
+        """Idempotent."""
+        if self._sock is not None:
+            self._sock.close()
+            self._sock = None
+
+
+class Ends:
+    """Makes legs and sessions. Owner: the host's trio loop."""
+
+    def __init__(self, swarm: Any, ciphers: Sequence[str], user_timeout_s: float, keepalive_s: float) -> None:
+        self._swarm = swarm
+        self._muxers = {SESSION_MUXERS[cipher]: cipher for cipher in ciphers}
+        self._tcp = FreshTcp(user_timeout_s, keepalive_s)
+
+    async def meet(self, address: str, relay_id: str, request: Meet, patience: Patience) -> Leg:
+        """Meet at the relay that listens at `address`. Raises MeetingRefused, DialError."""
+
+        async def exchange(session: Any, _: str) -> Leg | str:
+            await write_message(session, messages.encode(request))
+            data = await read_message_untrusted(session, messages.MAX_MESSAGE)
+            answer = messages.parse_untrusted(data, Met, Refused)
+            if isinstance(answer, Refused):
+                return answer.reason
+            assert isinstance(answer, Met)
+            if session.high_watermark > session.low_watermark:
+                raise DialError("the relay said something behind Met")
+            fd = os.dup(socket_of(raw_of(session)).socket.fileno())
+            return Leg(answer, socket.socket(fileno=fd))
+
+        async def use(raw: Any) -> Leg | str:
+            target = ID.from_string(relay_id)
+            upgrader = self._swarm.upgrader
+            return await secured(raw, upgrader, target, [messages.MEET], patience.dial_s, exchange)
+
+        got = await dial_raw(self._tcp, address, patience, use)
+        if isinstance(got, str):
+            raise MeetingRefused(got)
+        return got
+
+    async def initiate(self, sock: socket.socket, path: Path, peer_id: str, timeout_s: float) -> Detached:
+        """A session with `peer_id`, which waits for it at the other end of `sock`. Owns the socket. Raises DialError,
+        or whatever libp2p raises."""
+
+        async def take_out(session: Any, chosen: str) -> Detached:
+            return detach(session, self._muxers[chosen])
+
+        stream = way(sock, path, peer_id)
+        self._tcp.watch(stream.stream)
+        raw = RawConnection(stream, True)
+        target = ID.from_string(peer_id)
+        with trio.move_on_after(timeout_s):
+            return await secured(raw, self._swarm.upgrader, target, list(self._muxers), timeout_s, take_out)
+        raise DialError(f"no session within {timeout_s:g} s")
+
+    async def respond(self, sock: socket.socket, path: Path, peer_id: str) -> bool:
+        """Wait for the session that `peer_id` makes on `sock`; it is handed over as inbound ones are. Owns the socket.
+        Whether there was one."""
+        stream = way(sock, path, peer_id)
+        self._tcp.watch(stream.stream)
+        await self._swarm._do_handle_inbound_connection(stream, None, None)
+        return stream.taken

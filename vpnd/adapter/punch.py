@@ -1,0 +1,157 @@
+"""TCP connections that two machines behind NATs open to each other at the same time.
+
+Each NAT lets in what answers to something that went out. So both connect from the port of their leg, whose outside
+address the relay has seen, to where the other was seen: the SYNs cross, which makes one connection (RFC 9293, 3.5). A
+NAT that answers the early one with a reset ends that try; the next one follows. The port listens as well, for a peer
+whose NAT takes another port for each destination.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+
+import trio
+from libp2p.abc import IRawConnection
+from libp2p.io.trio import TrioTCPStream
+from libp2p.network.connection.raw_connection import RawConnection
+from multiaddr import Multiaddr
+
+from vpnd.adapter.noise import UnknownPeer
+from vpnd.adapter.transport import WatchfulTcp
+from vpnd.config import multiaddrs
+from vpnd.endpoint import Endpoint
+from vpnd.nat.paths import Path
+
+#: Connections that wait to be accepted while punching: one is the peer's.
+BACKLOG = 4
+
+
+class WayStream(TrioTCPStream):
+    """A stream that came about by a meeting. `path`: how; `peer_id`: who has to be at the other end; `taken`: whether a
+    session was made of it."""
+
+    def __init__(self, stream: trio.SocketStream, path: Path, peer_id: str) -> None:
+        super().__init__(stream)
+        self.path, self.taken = path, False
+        self._peer_id = peer_id
+
+    def take(self, peer_id: str) -> None:
+        """A session with `peer_id` is made of it. Raises UnknownPeer when it is for another one."""
+        if peer_id != self._peer_id:
+            raise UnknownPeer(f"{peer_id} came to a meeting with {self._peer_id}")
+        self.taken = True
+
+
+def way(sock: socket.socket, path: Path, peer_id: str) -> WayStream:
+    """The stream on a connected socket, which it owns."""
+    sock.setblocking(False)
+    return WayStream(trio.SocketStream(trio.socket.from_stdlib_socket(sock)), path, peer_id)
+
+
+class FreshTcp(WatchfulTcp):
+    """Dials from a port that nothing else has, and that may be connected from again meanwhile."""
+
+    async def dial(self, maddr: Multiaddr) -> IRawConnection:
+        """See TCP. Raises OSError, too."""
+        target = multiaddrs.parse(str(maddr))
+        family = socket.AF_INET6 if target.kind == "ip6" else socket.AF_INET
+        # Reusable only when it is bound: the kernel would choose a port that another leg has.
+        sock = trio.socket.socket(family, socket.SOCK_STREAM)
+        try:
+            await sock.bind(("", 0))
+            _share_port(sock)
+            await sock.connect((target.host, target.port))
+        except BaseException:
+            sock.close()
+            raise
+        stream = trio.SocketStream(sock)
+        self.watch(stream)
+        return RawConnection(TrioTCPStream(stream), True)
+
+
+async def punch(
+    local: Endpoint,
+    targets: Sequence[Endpoint],
+    interval_s: float,
+    use: Callable[[socket.socket], Awaitable[bool]],
+) -> bool:
+    """Connect from the port of `local` to all of `targets`, and listen there, until `use` is content with a connection,
+    which it owns. Has no deadline of its own."""
+    done = False
+
+    async def use_one(sock: socket.socket) -> None:
+        nonlocal done
+        if await use(sock):
+            done = True
+            nursery.cancel_scope.cancel()
+
+    async def connect(target: Endpoint) -> None:
+        while True:
+            try:
+                sock = _reserve(local, target.family)
+            except OSError:  # the machine has no such addresses
+                return
+            try:
+                await sock.connect((str(target.ip), target.port))
+            except OSError as error:
+                sock.close()
+                if error.errno in _HOPELESS:
+                    return
+                await trio.sleep(interval_s)
+                continue
+            except BaseException:
+                sock.close()
+                raise
+            await use_one(_stdlib(sock))
+            return
+
+    async def listen() -> None:
+        try:
+            listening = _reserve(local, local.family)
+        except OSError:  # the address has gone meanwhile
+            return
+        with listening, contextlib.suppress(OSError):
+            listening.listen(BACKLOG)
+            while True:
+                accepted, _ = await listening.accept()
+                nursery.start_soon(use_one, _stdlib(accepted))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(listen)
+        for target in targets:
+            nursery.start_soon(connect, target)
+    return done
+
+
+#: No try from here will reach there.
+_HOPELESS = {errno.EAFNOSUPPORT, errno.EACCES, errno.EPERM, errno.EINVAL}
+
+
+def _reserve(local: Endpoint, family: socket.AddressFamily) -> trio.socket.SocketType:
+    """A socket on the leg's port. Of the other family too: the port is as good there."""
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        _share_port(sock)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind((str(local.ip) if family == local.family else "", local.port))
+    except BaseException:
+        sock.close()
+        raise
+    return trio.socket.from_stdlib_socket(sock)
+
+
+def _share_port(sock: socket.socket | trio.socket.SocketType) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+
+
+def _stdlib(sock: trio.socket.SocketType) -> socket.socket:
+    """The same connection as a socket of the standard library, the only owner."""
+    plain = socket.socket(fileno=sock.detach())
+    with contextlib.suppress(OSError):
+        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return plain

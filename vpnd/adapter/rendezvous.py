@@ -1,0 +1,199 @@
+"""A relay's side of meetings: who may be called here, and legs that come in twos.
+
+    a member keeps a stream of NAT open      it may be called
+    a leg with a new token                   its callee is called, and has nat.meet_timeout to come with a leg
+    a leg with a token that waits            both are told where the other was seen; where the relay has room, both
+                                             sockets go to the process that joins them
+
+Legs and streams come from members only: a muxer was offered to nobody else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import trio
+
+from vpnd.adapter.framing import read_message_untrusted, write_message
+from vpnd.adapter.transport import raw_of, socket_of
+from vpnd.config.live import Live
+from vpnd.endpoint import Endpoint, of_socket_address
+from vpnd.errors import RemoteProtocolError
+from vpnd.nat import messages
+from vpnd.nat.messages import BOTH, NOT_SERVING, Call, Gone, Hello, Meet, Met, Refused, Welcome
+
+
+class Serving(Protocol):
+    """What is decided elsewhere. See vpnd.control.relaying."""
+
+    def stays(self, peer_id: str, seen: Endpoint, waiting: int) -> str:
+        """Whether a member that dialed this node from `seen` may wait for calls beside `waiting` others: empty, or the
+        reason it may not."""
+        ...
+
+    def meets(self, caller: str, callee: str) -> str:
+        """Whether the caller may meet the callee: empty, or the reason it may not."""
+        ...
+
+    async def room(self, caller: str, callee: str) -> bool:
+        """Whether a session of the two can be relayed now."""
+        ...
+
+    def join(self, caller: str, callee: str, sockets: tuple[int, int]) -> None:
+        """Relay between two sockets, of which the receiver gets duplicates."""
+        ...
+
+
+class _Leg:
+    """`done`: nothing more is said on it from here."""
+
+    def __init__(self, peer_id: str, connection: Any, request: Meet) -> None:
+        self.peer_id, self.connection, self.request = peer_id, connection, request
+        self.done = trio.Event()
+
+    @property
+    def fd(self) -> int:
+        """Of its socket, which stays libp2p's."""
+        return int(socket_of(raw_of(self.connection)).socket.fileno())
+
+    def seen(self) -> Endpoint:
+        """Where it comes from. Raises OSError when it has ended."""
+        return of_socket_address(socket_of(raw_of(self.connection)).socket.getpeername())
+
+    def quiet(self) -> bool:
+        """Whether nothing was said behind the request, as it has to be."""
+        return bool(self.connection.high_watermark <= self.connection.low_watermark)
+
+
+class _Waiting:
+    """A caller whose callee has been called. `leg`: the callee's; `gone`: why there will be none."""
+
+    def __init__(self, caller: str, callee: str) -> None:
+        self.caller, self.callee = caller, callee
+        self.leg: _Leg | None = None
+        self.gone = ""
+        self.answered = trio.Event()
+
+
+class Rendezvous:
+    """Owner: the host's trio loop. `count` counts under names of vpnd.metrics."""
+
+    def __init__(self, live: Live, serving: Serving, count: Callable[[str], None]) -> None:
+        self._live, self._serving, self._count = live, serving, count
+        self._streams: dict[str, Any] = {}
+        self._waiting: dict[bytes, _Waiting] = {}
+
+    def waiting_here(self) -> tuple[str, ...]:
+        """Peer ids of those that may be called."""
+        return tuple(self._streams)
+
+    # --- streams of those that may be called
+
+    async def serve_stream(self, stream: Any) -> None:
+        """A member's NAT stream, for as long as it lasts. It takes the place of one it had before."""
+        peer_id = str(stream.muxed_conn.peer_id)
+        data = await read_message_untrusted(stream, messages.MAX_MESSAGE)
+        messages.parse_untrusted(data, Hello)
+        muxed = stream.muxed_conn
+        seen = of_socket_address(socket_of(raw_of(muxed.secured_conn)).socket.getpeername())
+        # Where this node has dialed, nothing shows that it can be dialed itself.
+        refused = NOT_SERVING
+        if not muxed.is_initiator:
+            refused = self._serving.stays(peer_id, seen, len(self._streams.keys() - {peer_id}))
+        await write_message(stream, messages.encode(Welcome(str(seen), refused)))
+        if refused:
+            await stream.close()
+            return
+        self._streams[peer_id] = stream
+        try:
+            while True:
+                data = await read_message_untrusted(stream, messages.MAX_MESSAGE)
+                gone = messages.parse_untrusted(data, Gone)
+                assert isinstance(gone, Gone)
+                waiting = self._waiting.get(gone.token)
+                if waiting is not None and waiting.callee == peer_id:
+                    waiting.gone = gone.reason or messages.ABSENT
+                    waiting.answered.set()
+        finally:
+            if self._streams.get(peer_id) is stream:
+                del self._streams[peer_id]
+
+    # --- legs
+
+    async def serve_leg_untrusted(self, connection: Any, peer_id: str) -> None:
+        """A member's leg. When this returns the caller closes the connection; a duplicate of its socket may live on.
+        Raises RemoteProtocolError, and what libp2p raises."""
+        live = self._live.config
+        with trio.fail_after(live.p2p.handshake_timeout):
+            data = await read_message_untrusted(connection, messages.MAX_MESSAGE)
+        request = messages.parse_untrusted(data, Meet)
+        assert isinstance(request, Meet)
+        leg = _Leg(peer_id, connection, request)
+        waiting = self._waiting.get(request.token)
+        if waiting is None:
+            refused = await self._call(leg)
+        elif (waiting.caller, waiting.callee) == (request.to, peer_id) and not waiting.answered.is_set():
+            waiting.leg = leg
+            waiting.answered.set()
+            await leg.done.wait()
+            return
+        else:
+            refused = messages.NOT_YOURS
+        if refused:
+            self._count(f"meets_refused_{refused}")
+            await write_message(connection, messages.encode(Refused(refused)))
+
+    async def _call(self, leg: _Leg) -> str:
+        """Get the callee, and introduce both. Why not, if not."""
+        caller, request, live = leg.peer_id, leg.request, self._live.config
+        stream = self._streams.get(request.to)
+        refused = self._serving.meets(caller, request.to) or (messages.NOT_HERE if stream is None else "")
+        if refused:
+            return refused
+        waiting = self._waiting[request.token] = _Waiting(caller, request.to)
+        try:
+            with trio.move_on_after(live.nat.meet_timeout):
+                await write_message(stream, messages.encode(Call(request.token, caller, request.mode)))
+                await waiting.answered.wait()
+        finally:
+            del self._waiting[request.token]
+        if waiting.leg is None:
+            return waiting.gone if waiting.gone in messages.REFUSALS else messages.ABSENT
+        try:
+            await self._introduce(leg, waiting.leg)
+        finally:
+            waiting.leg.done.set()
+        return ""
+
+    async def _introduce(self, leg: _Leg, other: _Leg) -> None:
+        if not (leg.quiet() and other.quiet()):
+            raise RemoteProtocolError("something was said on a leg before Met")
+        names = leg.peer_id, other.peer_id
+        both = leg.request.mode == other.request.mode == BOTH
+        relayed = both and await self._serving.room(*names)
+        # The callee first: it has to be there when the caller begins.
+        for here, there in ((other, leg), (leg, other)):
+            met = Met(
+                str(here.seen()),
+                str(there.seen()),
+                there.request.candidates,
+                there.request.mapping,
+                relayed,
+                self._live.config.relay.bytes_per_s,
+            )
+            await write_message(here.connection, messages.encode(met))
+        self._count("meets")
+        if relayed:
+            self._serving.join(*names, (leg.fd, other.fd))
+        else:
+            # While a leg is open its NAT keeps the outside port for it; it is closed by who needs it no more.
+            with trio.move_on_after(self._live.config.nat.punch_timeout):
+                async with trio.open_nursery() as nursery:
+                    for fd in (leg.fd, other.fd):
+                        nursery.start_soon(_until_readable, fd, nursery.cancel_scope)
+
+
+async def _until_readable(fd: int, scope: trio.CancelScope) -> None:
+    await trio.lowlevel.wait_readable(fd)
+    scope.cancel()

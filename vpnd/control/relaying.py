@@ -1,0 +1,190 @@
+"""Being a relay: who may meet here, and the link to the process that joins two sockets.
+
+That process is started with the first member that waits for calls. Limits on pairs are kept here, on bytes there.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+from collections import Counter, deque
+from collections.abc import Callable
+
+import psutil
+import trio
+
+from vpnd.adapter.rendezvous import Rendezvous
+from vpnd.api import messages
+from vpnd.api.channel import Channel, ChannelClosed
+from vpnd.config.live import Live
+from vpnd.control.channels import TrioChannel
+from vpnd.discovery.registry import Registry
+from vpnd.endpoint import Endpoint
+from vpnd.errors import ProtocolViolation
+from vpnd.metrics import CounterPage
+from vpnd.nat.messages import FULL, NOT_MEMBER, NOT_SERVING, TOO_OFTEN
+
+MINUTE_S = 60.0
+
+log = logging.getLogger(__name__)
+
+
+class Rate:
+    """At most `most` a minute of each member. Forgets who has not come for a minute."""
+
+    def __init__(self, now_s: Callable[[], float]) -> None:
+        self._now_s = now_s
+        self._times: dict[str, deque[float]] = {}
+
+    def allows(self, peer_id: str, most: int) -> bool:
+        """Whether one more may be; it is counted then."""
+        since_s = self._now_s() - MINUTE_S
+        for known in [known for known, times in self._times.items() if times[-1] < since_s]:
+            del self._times[known]
+        times = self._times.setdefault(peer_id, deque())
+        while times and times[0] < since_s:
+            times.popleft()
+        if len(times) >= most:
+            return False
+        times.append(self._now_s())
+        return True
+
+
+class Relaying:
+    """Owner: control's loop. It is the `Serving` of a Rendezvous. `want_process`: ask the supervisor to start the relay
+    process, which comes by `arrived`."""
+
+    def __init__(
+        self,
+        live: Live,
+        registry: Registry,
+        page: CounterPage,
+        now_s: Callable[[], float],
+        want_process: Callable[[], None],
+    ) -> None:
+        self._live, self._registry, self._page, self._want_process = live, registry, page, want_process
+        self._rate = Rate(now_s)
+        self._pairs: dict[int, tuple[str, str]] = {}
+        self._next = 0
+        self._channel: TrioChannel | None = None
+        self._here = trio.Event()
+        self.rendezvous = Rendezvous(live, self, page.add)
+        page.set("relay_pairs", 0)
+
+    # --- the process
+
+    async def serve(self, channel: Channel) -> None:
+        """A relay process is there: hear what it says, until it is gone."""
+        link = self._channel = TrioChannel(channel)
+        self._here.set()
+        try:
+            await link.run(self._on_relay)
+        except* ChannelClosed:
+            log.debug("the relay process is gone")
+        except* ProtocolViolation as group:
+            log.error("the relay process is cut off: %s", group.exceptions[0])
+        link.close()
+        if self._channel is link:
+            self._channel = None
+            self._here = trio.Event()
+            self._pairs.clear()
+            self._show()
+
+    def _on_relay(self, message: messages.Message, _: list[int]) -> None:
+        match message:
+            case messages.RelayHeld(pairs=pairs):
+                # From before a restart of control. Who is no member any more is not relayed.
+                self._pairs = {number: (first, second) for number, first, second in pairs}
+                self._next = max([self._next, *self._pairs])
+                self.members_changed()
+            case messages.RelayPairEnded(number=number, reason=reason):
+                if self._pairs.pop(number, None) is not None:
+                    log.debug("a relayed session has ended: %s", reason)
+            case messages.RelayMoved(bytes=moved):
+                self._page.add("relay_bytes", moved)
+        self._show()
+
+    def _show(self) -> None:
+        self._page.set("relay_pairs", len(self._pairs))
+
+    def members_changed(self) -> None:
+        """Sessions of those that are no members any more are not relayed."""
+        for number, pair in self._pairs.items():
+            if any(self._registry.find(peer_id) is None for peer_id in pair):
+                self._send(messages.RelayLeave(number=number))
+
+    def _send(self, message: messages.Message, descriptors: tuple[int, ...] = ()) -> None:
+        if self._channel is not None:
+            try:
+                self._channel.send(message, descriptors)
+            except ChannelClosed:
+                log.debug("the relay process is going")
+
+    # --- what is permitted; see vpnd.adapter.rendezvous.Serving
+
+    def stays(self, peer_id: str, seen: Endpoint, waiting: int) -> str:
+        """See Serving. A member of the same local network needs no relay here: who could reach this node could reach it
+        as well."""
+        settings = self._live.config.relay
+        member = self._registry.find(peer_id)
+        if member is None:
+            return NOT_MEMBER
+        told = any(f"/{seen.ip}/" in address for address in member.addresses)
+        if not settings.serve or (told and any(seen.ip in network for network in local_networks())):
+            return NOT_SERVING
+        if waiting >= settings.max_members:
+            return FULL
+        if self._channel is None:
+            self._want_process()
+        return ""
+
+    def meets(self, caller: str, callee: str) -> str:
+        """See Serving."""
+        settings = self._live.config.relay
+        if self._registry.find(callee) is None or caller == callee:
+            return NOT_MEMBER
+        if not settings.serve:
+            return NOT_SERVING
+        return "" if self._rate.allows(caller, settings.max_meets) else TOO_OFTEN
+
+    async def room(self, caller: str, callee: str) -> bool:
+        """See Serving."""
+        settings = self._live.config.relay
+        load = Counter(peer_id for pair in self._pairs.values() for peer_id in pair)
+        if len(self._pairs) >= settings.max_sessions:
+            return False
+        if max(load[caller], load[callee]) >= settings.max_sessions_per_member:
+            return False
+        if self._channel is None:
+            self._want_process()
+            with trio.move_on_after(self._live.config.nat.meet_timeout):
+                await self._here.wait()
+        return self._channel is not None
+
+    def join(self, caller: str, callee: str, sockets: tuple[int, int]) -> None:
+        """See Serving."""
+        self._next += 1
+        self._pairs[self._next] = (caller, callee)
+        self._send(messages.RelayPair(number=self._next, members=(caller, callee)), sockets)
+        self._page.add("relay_pairs_joined")
+        self._show()
+
+
+def local_networks() -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
+    """The networks this machine has an address in."""
+    found = []
+    for entries in psutil.net_if_addrs().values():
+        for entry in entries:
+            try:
+                address = entry.address.partition("%")[0]
+                found.append(ipaddress.ip_interface(f"{address}/{_bits(entry.netmask)}").network)
+            except ValueError:  # a hardware address
+                continue
+    return found
+
+
+def _bits(netmask: str | None) -> int | str:
+    """A prefix length of what psutil gives: 255.255.255.0, or an IPv6 mask."""
+    if netmask is None:
+        raise ValueError("no mask")
+    return netmask if ":" not in netmask else int(ipaddress.IPv6Address(netmask)).bit_count()

@@ -1,0 +1,328 @@
+"""Reaching members that cannot be dialed, and being reached: relays that call this node, and meetings there.
+
+    relays     nat.relays members that this node can dial, and that say they relay, are kept a stream to; each such
+               member is asked, in an order that all nodes have, so that two of them have a relay in common
+    meeting    a leg to a relay both know; over it a relayed session at once, and beside that a direct connection is
+               tried (`vpnd.adapter.punch`); what comes first is handed over, and what is better later
+    called     as for a meeting, from the other end: the session comes as inbound ones do
+
+Of two that call each other at once, the call of the smaller peer id stands.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import logging
+import math
+import secrets
+import socket
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import trio
+
+from vpnd.adapter.dial import DialError, Patience
+from vpnd.adapter.framing import read_message_untrusted, write_message
+from vpnd.adapter.handoff import Detached
+from vpnd.adapter.meeting import Ends, Leg, MeetingRefused
+from vpnd.adapter.punch import punch
+from vpnd.config import multiaddrs
+from vpnd.config.live import Live
+from vpnd.control.relaying import Rate, local_networks
+from vpnd.discovery.registry import Member, Registry
+from vpnd.endpoint import Endpoint, of_socket_address
+from vpnd.endpoint import parse as parse_endpoint
+from vpnd.errors import RemoteProtocolError
+from vpnd.nat import messages, paths
+from vpnd.nat.messages import BOTH, NAT, TOKEN_BYTES, Call, Gone, Hello, Meet, Welcome
+from vpnd.nat.paths import Path
+
+log = logging.getLogger(__name__)
+
+#: Gets a session, which it closes; False when it is not wanted.
+Deliver = Callable[[Detached], bool]
+
+
+class Host(Protocol):
+    """What is needed of vpnd.adapter.host.Host."""
+
+    ends: Ends
+
+    async def open_stream(self, addresses: Sequence[str], peer_id: str, protocol: str) -> Any:
+        """A new stream. Raises DialError."""
+        ...
+
+
+class _Relay:
+    """A relay that may call this node. `you`: where it sees this node."""
+
+    def __init__(self, member: Member, stream: Any, you: Endpoint) -> None:
+        self.member, self.stream, self.you = member, stream, you
+
+
+class Traversal:
+    """Owner: control's loop; `run` once, with what it starts in `nursery`. `without()`: the networks that lead into the
+    VPN."""
+
+    def __init__(
+        self,
+        own_id: str,
+        live: Live,
+        registry: Registry,
+        host: Host,
+        nursery: trio.Nursery,
+        *,
+        without: Callable[[], Sequence[str]],
+        count: Callable[[str], None],
+        now_s: Callable[[], float],
+    ) -> None:
+        self._own_id, self._live, self._registry = own_id, live, registry
+        self._host, self._nursery = host, nursery
+        self._without, self._count, self._now_s = without, count, now_s
+        self._subscribers: list[Callable[[], None]] = []
+        self._relays: dict[str, _Relay] = {}
+        self._asking: set[str] = set()
+        self._rests: dict[str, float] = {}
+        self._calls = Rate(now_s)
+        #: meetings of our own that no relay has answered yet, by whom they are with
+        self._calling: dict[str, set[trio.CancelScope]] = {}
+        self._changed = trio.Event()
+
+    def relays(self) -> tuple[Member, ...]:
+        """Those that may call this node."""
+        return tuple(relay.member for relay in self._relays.values())
+
+    def seen_as(self) -> tuple[Endpoint, ...]:
+        """Where they see this node."""
+        return tuple(relay.you for relay in self._relays.values())
+
+    def subscribe(self, told: Callable[[], None]) -> None:
+        """Call `told` whenever there is one more to meet others at."""
+        self._subscribers.append(told)
+
+    def members_changed(self) -> None:
+        """Others may be relays."""
+        self._changed.set()
+
+    def network_changed(self) -> None:
+        """Whoever was no relay may be one from here."""
+        self._rests.clear()
+        self._changed.set()
+
+    # --- relays
+
+    async def run(self) -> None:
+        """Keep relays until cancelled."""
+        while True:
+            self._changed = trio.Event()
+            chosen, again_s = self._choose()
+            for member in chosen:
+                self._asking.add(member.peer_id)
+                self._nursery.start_soon(self._ask, member)
+            with trio.move_on_at(again_s):
+                await self._changed.wait()
+
+    def _choose(self) -> tuple[list[Member], float]:
+        """Whom to ask now, and when to look again."""
+        settings, now_s = self._live.config.nat, self._now_s()
+        members = self._registry.members()
+        lacking = settings.relays - len(self._relays) - len(self._asking)
+        # A relay for two that are this node and the relay itself is none.
+        if not settings.enabled or len(members) < 2 or lacking <= 0:
+            return [], math.inf
+        known = {member.peer_id for member in members}
+        self._rests = {peer_id: until_s for peer_id, until_s in self._rests.items() if peer_id in known}
+        asked = self._relays.keys() | self._asking
+        others = [member for member in members if member.addresses and member.peer_id not in asked]
+        ready = [member for member in others if self._rests.get(member.peer_id, 0.0) <= now_s]
+        again_s = min((until_s for until_s in self._rests.values() if until_s > now_s), default=math.inf)
+        return sorted(ready, key=_order)[:lacking], again_s
+
+    async def _ask(self, member: Member) -> None:
+        """One relay, from the question to its end. Whatever goes wrong stays in here."""
+        peer_id, rest_s = member.peer_id, self._live.config.nat.relay_retry
+        try:
+            stream = await self._host.open_stream(member.addresses, peer_id, NAT)
+            with trio.fail_after(self._live.config.p2p.dial_timeout):
+                await write_message(stream, messages.encode(Hello()))
+                data = await read_message_untrusted(stream, messages.MAX_MESSAGE)
+            welcome = messages.parse_untrusted(data, Welcome)
+            assert isinstance(welcome, Welcome)
+            if welcome.refused:
+                log.debug("%s is no relay for this node: %s", member.name, welcome.refused)
+                await stream.close()
+                return
+            self._relays[peer_id] = _Relay(member, stream, parse_endpoint(welcome.you))
+            self._asking.discard(peer_id)
+            log.info("%s is a relay of this node, which it sees at %s", member.name, welcome.you)
+            rest_s = self._live.config.retry.initial_interval
+            self._changed.set()
+            for told in self._subscribers:
+                told()
+            await self._listen(stream, member)
+        except (DialError, RemoteProtocolError, trio.TooSlowError) as error:
+            log.debug("%s is no relay for this node: %s", member.name, error)
+        except Exception as error:  # of libp2p, in great variety: the stream is over
+            log.debug("the relay %s is gone: %r", member.name, error)
+        finally:
+            self._relays.pop(peer_id, None)
+            self._asking.discard(peer_id)
+            self._rests[peer_id] = self._now_s() + rest_s
+            self._changed.set()
+
+    async def _listen(self, stream: Any, member: Member) -> None:
+        while True:
+            data = await read_message_untrusted(stream, messages.MAX_MESSAGE)
+            call = messages.parse_untrusted(data, Call)
+            assert isinstance(call, Call)
+            refused = self._follows(call)
+            if refused:
+                self._count("calls_refused")
+                await write_message(stream, messages.encode(Gone(call.token, refused)))
+            else:
+                self._nursery.start_soon(self._come, member, call)
+
+    def _follows(self, call: Call) -> str:
+        """Empty, or why the call is not followed."""
+        if self._registry.find(call.caller) is None:
+            return messages.NOT_MEMBER
+        if not self._calls.allows(call.caller, self._live.config.nat.max_calls):
+            return messages.TOO_OFTEN
+        calling = self._calling.get(call.caller)
+        if calling and call.mode == BOTH:
+            if self._own_id < call.caller:
+                return messages.ABSENT
+            for scope in calling:
+                scope.cancel()
+        return ""
+
+    # --- meetings
+
+    def can_meet(self, peer_id: str) -> bool:
+        """See vpnd.control.dialer.Traversal."""
+        return any(relay != peer_id for relay in self._relays)
+
+    def may_answer(self, address: str) -> bool:
+        """See vpnd.control.dialer.Traversal. A private address of another network is not."""
+        try:
+            ip = ipaddress.ip_address(multiaddrs.parse(address).host)
+        except ValueError:  # a name
+            return True
+        return not paths.is_private(ip) or any(ip in network for network in local_networks())
+
+    async def meet(self, member: Member, mode: str, deliver: Deliver) -> None:
+        """Meet a member at one relay after another until one lets us, and deliver what comes of it: with BOTH a relayed
+        session and then, if it can be had, a direct one; with PUNCH only that. Returns when there is nothing more to
+        come. Raises DialError when no relay lets us."""
+        leg, relay_id = await self._leg(member, mode)
+        self._count("meetings")
+        await self._conclude(leg, relay_id, member.peer_id, deliver)
+
+    async def _leg(self, member: Member, mode: str) -> tuple[Leg, str]:
+        errors = []
+        for relay in list(self._relays.values()):
+            if relay.member.peer_id == member.peer_id:
+                continue
+            request = Meet(secrets.token_bytes(TOKEN_BYTES), member.peer_id, mode, self._candidates())
+            with trio.CancelScope() as scope:
+                calling = self._calling.setdefault(member.peer_id, set())
+                calling.add(scope)
+                try:
+                    return await self._at(relay.member, request), relay.member.peer_id
+                except DialError as error:
+                    if isinstance(error, MeetingRefused):
+                        self._count("meetings_refused")
+                    errors.append(f"{relay.member.name}: {error}")
+                finally:
+                    calling.discard(scope)
+                    if not calling:
+                        self._calling.pop(member.peer_id, None)
+            if scope.cancelled_caught:
+                raise DialError(f"{member.name} calls at the same moment")
+        raise DialError("; ".join(errors) or "no relay is known")
+
+    async def _at(self, relay: Member, request: Meet) -> Leg:
+        """A leg to a relay, at the first of its addresses that answers. Raises DialError."""
+        p2p, nat = self._live.config.p2p, self._live.config.nat
+        patience = Patience(p2p.dial_timeout + nat.meet_timeout, p2p.connect_timeout)
+        errors: list[str] = []
+        for address in relay.addresses:
+            try:
+                return await self._host.ends.meet(address, relay.peer_id, request, patience)
+            except MeetingRefused:
+                raise
+            except DialError as error:
+                errors.append(str(error))
+        raise DialError("; ".join(errors) or "it has no address")
+
+    def _candidates(self) -> tuple[str, ...]:
+        """Where else this node could be reached: filled in by what knows ports, not legs."""
+        return ()
+
+    async def _come(self, relay: Member, call: Call) -> None:
+        """Follow a call. Whatever goes wrong stays in here."""
+        try:
+            leg = await self._at(relay, Meet(call.token, call.caller, call.mode, self._candidates()))
+            self._count("calls_followed")
+            await self._conclude(leg, relay.peer_id, call.caller, None)
+        except DialError as error:
+            log.debug("no meeting with %s at %s: %s", call.caller, relay.name, error)
+        except Exception:
+            log.exception("a meeting with %s failed in an unforeseen way", call.caller)
+
+    async def _conclude(self, leg: Leg, relay_id: str, peer_id: str, deliver: Deliver | None) -> None:
+        """Make what sessions can be made after Met. `deliver`: of who called; the other end's are inbound ones."""
+        settings = self._live.config.nat
+        relaying = trio.CancelScope()
+
+        async def relayed() -> None:
+            sock, path = leg.take(relay_id)
+            if deliver is None:
+                await self._host.ends.respond(sock, path, peer_id)
+                return
+            with relaying:
+                detached = await self._initiated(sock, path, peer_id)
+                if detached is not None:
+                    deliver(detached)
+
+        async def use(sock: socket.socket) -> bool:
+            path = Path(kind=paths.PUNCHED, address=str(of_socket_address(sock.getpeername())))
+            if deliver is None:
+                won = await self._host.ends.respond(sock, path, peer_id)
+                if won:
+                    self._count("punches_won")
+                return won
+            detached = await self._initiated(sock, path, peer_id)
+            if detached is None:
+                return False
+            relaying.cancel()  # if it is not there yet, it need not come any more
+            self._count("punches_won")
+            deliver(detached)
+            return True
+
+        you, peer = parse_endpoint(leg.met.you), parse_endpoint(leg.met.peer)
+        candidates = [parse_endpoint(text) for text in leg.met.candidates]
+        without = [ipaddress.ip_network(text, strict=False) for text in self._without()]
+        targets = paths.to_punch(you, peer, candidates, local_networks(), without)
+        try:
+            async with trio.open_nursery() as nursery:
+                if leg.met.relayed:
+                    nursery.start_soon(relayed)
+                self._count("punches")
+                with trio.move_on_after(settings.punch_timeout):
+                    await punch(leg.local, targets, settings.punch_interval, use)
+        finally:
+            leg.close()
+
+    async def _initiated(self, sock: socket.socket, path: Path, peer_id: str) -> Detached | None:
+        try:
+            return await self._host.ends.initiate(sock, path, peer_id, self._live.config.p2p.dial_timeout)
+        except Exception as error:  # of libp2p, in great variety: this connection came to nothing
+            log.debug("no %s session with %s: %r", path.kind, peer_id, error)
+            return None
+
+
+def _order(member: Member) -> bytes:
+    """The same order at every node."""
+    return hashlib.sha256(member.peer_id.encode()).digest()

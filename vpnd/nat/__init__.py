@@ -1,0 +1,1 @@
+"""Reaching members behind NATs and firewalls: the words and the rules, without any I/O."""

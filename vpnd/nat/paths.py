@@ -1,0 +1,85 @@
+"""The ways by which a session may reach its peer, which of two is better, and which addresses may be tried."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from vpnd.endpoint import IP, Endpoint
+
+DIRECT, PUNCHED, RELAYED = "direct", "punched", "relayed"
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+#: Of a relayed session; those of the others are below it.
+RELAYED_RANK = 5
+#: Addresses that mean another machine in every network: RFC 1918, RFC 6598 (carrier-grade NAT), RFC 4193.
+_OWN_USE = tuple(
+    map(ipaddress.ip_network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7"))
+)
+#: IPv6 endpoints of a peer's own word that are tried in one meeting: nobody has seen it there.
+MAX_UNSEEN = 2
+
+
+class Path(msgspec.Struct, frozen=True, kw_only=True):
+    """How a session reaches its peer. `address`: the other end of its TCP connection, which where `kind` is relayed
+    is the relay's; `relay`: the relay's peer id."""
+
+    kind: str = DIRECT
+    address: str = ""
+    relay: str = ""
+
+
+def rank_of(path: Path, ip: IP | None) -> int:
+    """The lower, the better: the own network 0, public IPv6 1, public IPv4 2, punched 4, relayed 5. `ip`: the other
+    end's, as far as it is known."""
+    if path.kind == RELAYED:
+        return RELAYED_RANK
+    if path.kind == PUNCHED:
+        return 4
+    if ip is not None and is_private(ip):
+        return 0
+    return 1 if ip is not None and ip.version == 6 else 2
+
+
+def is_private(ip: IP) -> bool:
+    """Whether the address means something within one network only."""
+    return any(ip in network for network in _OWN_USE)
+
+
+def to_punch(
+    you: Endpoint,
+    peer: Endpoint,
+    candidates: Iterable[Endpoint],
+    local: Sequence[Network],
+    without: Sequence[Network],
+) -> list[Endpoint]:
+    """Where to look for a peer after a meeting: where the relay saw it, and those of its `candidates` that could be
+    its own. So a member cannot have others dialed.
+
+    `you`: where the relay saw this node. `local`: the networks of this machine's interfaces. `without`: networks that
+    lead into the VPN.
+    """
+    found = {peer: None} if _means_one_machine(peer, without) else {}
+    unseen = 0
+    for candidate in candidates:
+        if not _means_one_machine(candidate, without):
+            continue
+        if is_private(candidate.ip):
+            near = you.ip == peer.ip or any(candidate.ip in network for network in local)
+        elif candidate.ip.version == 6 and candidate.ip != peer.ip:
+            unseen += 1
+            near = unseen <= MAX_UNSEEN
+        else:
+            near = candidate.ip == peer.ip
+        if near:
+            found[candidate] = None
+    return list(found)
+
+
+def _means_one_machine(endpoint: Endpoint, without: Sequence[Network]) -> bool:
+    ip = endpoint.ip
+    nowhere = ip.is_loopback or ip.is_link_local or ip.is_multicast or ip.is_unspecified
+    return bool(endpoint.port) and not nowhere and not any(ip in network for network in without)
