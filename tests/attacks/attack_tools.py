@@ -10,15 +10,17 @@ Long variants run with VPND_LONG_TESTS=1.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from lab import Lab, Namespace, Node, Ping, check_logs, mesh_of_nodes, ping, socket_in, wait_connected
+from lab import Lab, Namespace, Node, Ping, check_logs, inside, mesh_of_nodes, ping, socket_in, wait_connected
 from lab.node import P2P_PORT
 from lab.stranger import NOISE, Payload, Plain, Secured, honest
 
@@ -27,7 +29,10 @@ LONG = bool(os.environ.get("VPND_LONG_TESTS"))
 ATTACK_S = 20.0 if LONG else 3.0
 #: By how much honest members' round trips may grow on average while somebody attacks.
 SLOWER_MS = 2.0
+#: Who is not let in for so long is kept out.
+KEPT_OUT_S = 10.0
 PING_INTERVAL_S = 0.01
+FIRST_WORD = b"\x13/multistream/1.0.0\n"
 
 
 @contextlib.contextmanager
@@ -113,4 +118,67 @@ def knock(source: Namespace, node: Node, key: Ed25519PrivateKey | None = None) -
                 pass
         except ConnectionError:
             pass
+    return time.monotonic() - start
+
+
+@contextlib.contextmanager
+def connect_flood(source: Namespace, node: Node, rate_hz: int, open_at_once: int = 2000) -> Iterator[None]:
+    """Connections to a node, so many a second, that say nothing or no more than their first word."""
+    over = threading.Event()
+
+    def run() -> None:
+        held: deque[socket.socket] = deque()
+        behind = rate_hz // 10  # those have been accepted by now
+        start = time.monotonic()
+        with inside(source):
+            for number in itertools.count():
+                if over.is_set():
+                    break
+                sock = socket.socket()
+                sock.setblocking(False)
+                sock.connect_ex((node.namespace.address, P2P_PORT))
+                held.append(sock)
+                if number % 2 and len(held) > behind:
+                    with contextlib.suppress(OSError):
+                        held[-behind].send(FIRST_WORD)
+                if len(held) > open_at_once:
+                    held.popleft().close()
+                time.sleep(max(0.0, start + number / rate_hz - time.monotonic()))
+        for sock in held:
+            sock.close()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+class Far(socket.socket):
+    """A connection whose answers are on their way for `round_trip_s`, where the kernel cannot delay packets."""
+
+    round_trip_s = 0.0
+    _asked = False
+
+    def sendall(self, data: Any, flags: int = 0) -> None:
+        super().sendall(data, flags)
+        self._asked = True
+
+    def recv(self, count: int, flags: int = 0) -> bytes:
+        if self._asked:
+            time.sleep(self.round_trip_s)
+            self._asked = False
+        return super().recv(count, flags)
+
+
+def come_in(source: Namespace, node: Node, key: Ed25519PrivateKey, round_trip_s: float = 0.0) -> float:
+    """The seconds it takes a member, so far away, to get a connection with streams. Raises Refused."""
+    start = time.monotonic()
+    with Far(fileno=dialed(source, node).detach()) as sock:
+        sock.settimeout(KEPT_OUT_S)
+        sock.round_trip_s = round_trip_s
+        Plain(sock).select(NOISE)
+        Secured(sock, honest(key), initiator=True).select("/yamux/1.0.0")
     return time.monotonic() - start

@@ -11,6 +11,8 @@ from attack_tools import (
     arena,
     assert_unharmed,
     beside,
+    come_in,
+    connect_flood,
     counter,
     knock,
     stranger_of,
@@ -19,21 +21,28 @@ from attack_tools import (
 from lab import Node
 from lab.stranger import RSA, rsa_bomb, with_key
 
-pytestmark = pytest.mark.root
+from vpnd import identity
+
+pytestmark = [pytest.mark.root, pytest.mark.alone]  # round trips are compared
 
 #: How long control may keep anybody waiting while strangers do their worst.
 KNOCK_S = 0.5
+#: Connections a second; the round trip to a member that dials meanwhile, and how long it may take to get in, which is
+#: half of what a dial has by default.
+FLOOD_HZ = 1000
+ROUND_TRIP_S = 0.15
+FAR_S = 5.0
 
 
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[list[Node]]:
-    with arena(2) as nodes:
+    with arena(3) as nodes:
         yield nodes
 
 
 @pytest.mark.parametrize("length", [16_000, 64_000])
 def test_a_key_that_takes_long_to_decode_costs_nothing(nodes: list[Node], length: int) -> None:
-    a, b = nodes
+    a, b, _ = nodes
     source = stranger_of(a)
     bomb = with_key(RSA, rsa_bomb(length))
     waits, failures = [], counter(b, "handshake_failures")
@@ -44,4 +53,17 @@ def test_a_key_that_takes_long_to_decode_costs_nothing(nodes: list[Node], length
                 waits.append(knock(source, b))
     assert max(waits) < KNOCK_S
     assert counter(b, "handshake_failures") - failures == len(waits)
+    assert_unharmed(during)
+
+
+def test_a_connect_flood_keeps_nobody_out_who_is_far_away(nodes: list[Node]) -> None:
+    """The flood is faster than a member's handshake by some hundred times the places there are."""
+    a, b, c = nodes
+    source, refused = stranger_of(a), counter(b, "refused_handshake_limit")
+    key = identity.read_private(c.state_dir / "identity.pem")
+    c.stop()
+    with connect_flood(source, b, FLOOD_HZ), beside(a, b) as during:
+        waits = [come_in(c.namespace, b, key, ROUND_TRIP_S) for _ in range(5)]
+    assert counter(b, "refused_handshake_limit") - refused > FLOOD_HZ
+    assert max(waits) < FAR_S
     assert_unharmed(during)

@@ -44,6 +44,7 @@ class Node:
         self.peer_id = peer_id_of(keys)
         self.id = ID.from_string(self.peer_id)
         self.members = members  # None: everybody
+        self.known: list[str] = []  # where members are
         self.counts: Counter[str] = Counter()
         self.connections = 0
         self.taken: list[Established] = []
@@ -60,6 +61,7 @@ class Node:
             keys,
             self.live,
             is_member=lambda peer_id: self.members is None or peer_id in self.members,
+            member_addresses=lambda: self.known,
             count=lambda name: self.counts.update((name,)),
             connections=self._told,
             seldom=Seldom(logging.getLogger("test"), self.live, trio.current_time),

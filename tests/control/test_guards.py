@@ -268,6 +268,23 @@ def test_refused_connections_do_not_use_up_the_host(guarded: bool, monkeypatch: 
     trio.run(main)
 
 
+def test_a_member_may_reconnect_as_often_as_it_likes() -> None:
+    """A connection that has ended does not count, though libp2p lists it a while longer."""
+    rounds, limit = 40, 3
+
+    async def main() -> None:
+        a, b = Node(), Node(max_connections_per_peer=limit)
+        async with running(a, b), trio.open_nursery() as nursery:
+            for _ in range(rounds):
+                connection = await a.connect(b)
+                assert await PingService(a.host.libp2p).ping(b.id, 1)
+                nursery.start_soon(connection.close)
+                await trio.sleep(0.01)
+            assert b.counts["refused_connection_limit"] == 0
+
+    trio.run(main)
+
+
 def test_libp2p_dials_nobody_by_itself() -> None:
     async def main() -> None:
         node = Node()

@@ -11,8 +11,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import trio
-from libp2p.network.connection.raw_connection import RawConnection
 
+from vpnd.adapter.arrivals import Arrival, Places
 from vpnd.adapter.logs import Seldom
 from vpnd.adapter.noise import UnknownPeer
 from vpnd.adapter.transport import close_now
@@ -28,8 +28,7 @@ class HandedOver(Exception):
 class InboundGate:
     """Accepts connections for a swarm: bounded handshakes, released slots, bounded connections per peer.
 
-    When more than `max_handshakes` are under way the oldest is closed: an honest one takes milliseconds, so
-    a flood of silent connections cannot keep a member out. Counts under names of vpnd.metrics.
+    `places`: whose handshakes go on when more are under way than may be. Counts under names of vpnd.metrics.
     Owner: the swarm's trio loop.
     """
 
@@ -37,18 +36,16 @@ class InboundGate:
         self,
         swarm: Any,
         *,
-        max_handshakes: int,
+        places: Places,
         max_connections_per_peer: int,
         count: Count,
         seldom: Seldom,
     ) -> None:
         self._swarm = swarm
-        self._max_handshakes = max_handshakes
+        self._places = places
         self._max_per_peer = max_connections_per_peer
         self._count = count
         self._seldom = seldom
-        #: Under way, oldest first.
-        self._handshakes: dict[RawConnection, None] = {}
 
     def install(self) -> None:
         """Put the gate into its swarm. Before the swarm listens."""
@@ -56,16 +53,12 @@ class InboundGate:
 
     async def handle(self, stream: Any, maddr: Any, failure_event: Any) -> None:
         """The life of one accepted connection. Returns when it has ended or has been handed over."""
-        raw = RawConnection(stream, False)
-        if len(self._handshakes) >= self._max_handshakes:
+        raw = Arrival(stream)
+        gone = self._places.enter(raw)
+        if gone is not None:
             self._count("refused_handshake_limit")
-            self._seldom.warn(
-                "handshakes", f"more than {self._max_handshakes} handshakes under way: closed the oldest"
-            )
-            oldest = next(iter(self._handshakes))
-            del self._handshakes[oldest]
-            close_now(oldest)
-        self._handshakes[raw] = None
+            self._seldom.warn("handshakes", f"too many handshakes under way: closed one from {gone.source}")
+            close_now(gone)
         try:
             muxed = await self._swarm.upgrade_inbound_raw_conn(raw, maddr)
         except HandedOver:
@@ -77,12 +70,18 @@ class InboundGate:
                 self._count("handshake_failures")
             return
         finally:
-            self._handshakes.pop(raw, None)
+            self._places.leave(raw)
         await self._live(raw, muxed)
 
-    async def _live(self, raw: RawConnection, muxed: Any) -> None:
+    async def _live(self, raw: Arrival, muxed: Any) -> None:
+        self._places.member_from(raw.source)
         try:
-            if len(self._swarm.get_connections(muxed.peer_id)) > self._max_per_peer:
+            # The swarm lists a connection for a while after its end.
+            connections = self._swarm.get_connections(muxed.peer_id)
+            if (
+                sum(not each.muxed_conn.event_shutting_down.is_set() for each in connections)
+                > self._max_per_peer
+            ):
                 self._count("refused_connection_limit")
                 await muxed.close()
             await muxed.event_closed.wait()

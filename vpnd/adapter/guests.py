@@ -8,8 +8,7 @@ a bounded time. Members ask in the same way.
     ENROL       let me in, or renew my membership     where somebody may be let in, or has to be told that it is out
     INTRODUCE   this shows that I am a member         at every member
 
-More guests than membership.max_guests: the one that came first has to go, as with handshakes, for an honest one takes
-milliseconds.
+More guests than membership.max_guests: who has to go is decided as with handshakes (`vpnd.adapter.arrivals`).
 """
 
 from __future__ import annotations
@@ -25,9 +24,11 @@ from libp2p.protocol_muxer.exceptions import MultiselectError
 from libp2p.protocol_muxer.multiselect import Multiselect
 from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
 
+from vpnd.adapter.arrivals import Arrival, Places
 from vpnd.adapter.framing import read_message_untrusted, write_message
 from vpnd.adapter.guards import Count, HandedOver
 from vpnd.adapter.noise import UnknownPeer
+from vpnd.adapter.transport import raw_of
 
 ENROL = "/vpnd/enrol/1.0.0"
 INTRODUCE = "/vpnd/introduce/1.0.0"
@@ -63,19 +64,19 @@ class Desk:
         is_member: Callable[[str], bool],
         refused: Callable[[str], None],
         *,
-        max_guests: int,
+        places: Places,
         timeout_s: float,
         count: Count,
     ) -> None:
         """`refused` is told the peer id of a stranger that wanted something else."""
         self._is_member = is_member
         self._refused = refused
-        self._max_guests = max_guests
+        self._places = places
         self._timeout_s = timeout_s
         self._count = count
         self._questions: tuple[Question, ...] = ()
         self._services: dict[str, Service] = {}
-        self._guests: dict[trio.CancelScope, None] = {}  # the first one longest here
+        self._guests: dict[Arrival, trio.CancelScope] = {}
 
     def open(self, *questions: Question) -> None:
         """From now on these are answered."""
@@ -134,18 +135,19 @@ class Desk:
         question = next((one for one in self._questions if one.protocol == protocol), None)
         if question is None:
             return
-        if len(self._guests) >= self._max_guests:
-            oldest = next(iter(self._guests))
-            del self._guests[oldest]
-            oldest.cancel()
+        arrival = raw_of(conn)
+        gone = self._places.enter(arrival)
+        if gone is not None:
+            self._guests[gone].cancel()
             self._count("refused_guest_limit")
         with trio.move_on_after(self._timeout_s) as scope:
-            self._guests[scope] = None
+            self._guests[arrival] = scope
             try:
                 request = await read_message_untrusted(conn, question.max_request)
                 await write_message(conn, question.answer(peer_id, request))
             finally:
-                self._guests.pop(scope, None)
+                del self._guests[arrival]
+                self._places.leave(arrival)
 
 
 class Asking:

@@ -10,6 +10,7 @@ What stock libp2p 0.8 would do, and what keeps it from that here (each has a tes
     not notice a vanished peer                          transport.WatchfulTcp
     run on without a bound address, or share a port     binding.probe and binding.check
     announce 0.0.0.0                                    addresses.expand_wildcards
+    let 128 connections wait to be accepted             Host._lengthen_backlog
     leak a slot per refused connection                  a resource manager without limits; they are in guards
     dial whomever it hears of                           the auto-connector is stopped
     decode any kind of key, of anybody                  noise.MembersOnlyNoise, noise.ed25519_only
@@ -23,7 +24,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import trio
@@ -42,6 +43,7 @@ from multiaddr import Multiaddr
 
 from vpnd.adapter import binding
 from vpnd.adapter.addresses import Endpoint, expand_wildcards, parse_endpoint
+from vpnd.adapter.arrivals import Places
 from vpnd.adapter.cipher import SESSION_MUXERS, offered
 from vpnd.adapter.dial import DialError, NotAdmitted, Patience, ask, connect, dial_session, first
 from vpnd.adapter.echo import measure
@@ -69,13 +71,15 @@ TakeSession = Callable[[Detached], None]
 
 #: "No limit" where libp2p insists on a number: its own bookkeeping of refusals leaks, ours does not.
 UNLIMITED = 10**9
+#: Connections that may wait to be accepted, for each that may be shaking hands.
+BACKLOG_SHARE = 4
 
 
 class Host:
     """One libp2p host. Use inside `running`; the rest is valid only there.
 
-    `count` counts under names of vpnd.metrics, `connections` is told how many libp2p connections there are when one
-    comes or goes.
+    `member_addresses()`: multiaddrs at which members are. `count` counts under names of vpnd.metrics, `connections` is
+    told how many libp2p connections there are when one comes or goes.
     Owner: control's trio loop.
     """
 
@@ -85,6 +89,7 @@ class Host:
         live: Live,
         *,
         is_member: Callable[[str], bool],
+        member_addresses: Callable[[], Iterable[str]],
         count: Count,
         connections: Callable[[int], None],
         seldom: Seldom,
@@ -102,10 +107,19 @@ class Host:
         self._requested = [parse_endpoint(text) for text in p2p.listen]
         self._introduce: Introduce | None = None
         membership = config.membership
+        # What one member may hold is what may be under way from where members are.
+        places = functools.partial(
+            Places,
+            reserved=p2p.max_sessions_per_peer + p2p.max_connections_per_peer,
+            members=member_addresses,
+            fresh_s=p2p.handshake_timeout,
+            now_s=trio.current_time,
+        )
+        self._handshakes = places(p2p.max_inbound_handshakes)
         self.desk = Desk(
             is_member,
             self._refused,
-            max_guests=membership.max_guests,
+            places=places(membership.max_guests),
             timeout_s=membership.guest_timeout,
             count=count,
         )
@@ -132,7 +146,7 @@ class Host:
         self.swarm: Any = self.libp2p.get_network()
         InboundGate(
             self.swarm,
-            max_handshakes=p2p.max_inbound_handshakes,
+            places=self._handshakes,
             max_connections_per_peer=p2p.max_connections_per_peer,
             count=count,
             seldom=seldom,
@@ -203,6 +217,7 @@ class Host:
                 await self.swarm.auto_connector.stop()
                 try:
                     binding.check(self._requested, self._bound(), self._inodes())
+                    self._lengthen_backlog()
                 except VpndError as error:
                     refused = error
                 else:
@@ -310,11 +325,15 @@ class Host:
         return sorted(bound, key=lambda endpoint: (order.get(endpoint.ip, len(order)), endpoint.port))
 
     def _inodes(self) -> set[int]:
-        return {
-            binding.inode(listener.socket.fileno())
-            for group in self.swarm.listeners.values()
-            for listener in group.listeners
-        }
+        return {binding.inode(each.fileno()) for each in self._listening()}
+
+    def _listening(self) -> list[Any]:
+        return [each.socket for group in self.swarm.listeners.values() for each in group.listeners]
+
+    def _lengthen_backlog(self) -> None:
+        """The kernel drops what finds the queue full, of members and of a flood alike; libp2p asks for 128."""
+        for each in self._listening():
+            each.listen(BACKLOG_SHARE * self._live.config.p2p.max_inbound_handshakes)
 
     def _expanded(self, bound: Sequence[Endpoint]) -> list[Endpoint]:
         network = self._live.config.network
@@ -347,6 +366,7 @@ class Host:
         except (NotDetachable, UnknownPeer) as error:
             self._seldom.warn("detach", f"refused a session of {peer_id}: {error}")
             raise
+        self._handshakes.member_from(raw_of(connection).source)
         try:
             if self._take_session is not None:
                 self._take_session(session)

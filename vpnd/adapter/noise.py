@@ -37,6 +37,7 @@ from noise.connection import Keypair, NoiseConnection
 from noise.exceptions import NoiseHandshakeError, NoiseInvalidMessage, NoiseValueError
 
 from vpnd import peerid
+from vpnd.adapter.arrivals import Arrival, Progress
 
 NOISE_PROTOCOL = b"Noise_XX_25519_ChaChaPoly_SHA256"
 SIGNATURE_BYTES = 64
@@ -78,12 +79,14 @@ class MembersOnlyNoise(ISecureTransport):
 
     async def secure_inbound(self, conn: IRawConnection) -> ISecureConn:
         """See ISecureTransport. Raises UnknownPeer, the connection closed; BadHandshake."""
+        _came_to(conn, Progress.AGREED)
         session = await self._shake_hands_untrusted(conn, None)
         peer_id = str(session.get_remote_peer())
         if not self._lets_in(peer_id):
             self._refused(peer_id)
             await session.close()
             raise UnknownPeer(f"{peer_id} is not a member")
+        _came_to(conn, Progress.PROVEN)
         return session
 
     async def secure_outbound(self, conn: IRawConnection, peer_id: ID) -> ISecureConn:
@@ -133,6 +136,11 @@ class MembersOnlyNoise(ISecureTransport):
         return NoiseHandshakePayload(
             identity_key=self._keys.public_key.serialize(), identity_sig=signature
         ).SerializeToString()
+
+
+def _came_to(conn: IRawConnection, progress: Progress) -> None:
+    if isinstance(conn, Arrival):
+        conn.progress = progress
 
 
 async def _send(conn: IRawConnection, noise: NoiseConnection, payload: bytes) -> None:

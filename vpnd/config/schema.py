@@ -146,7 +146,7 @@ class P2P(Table, frozen=True):
         "Time the node with the larger peer id waits for the other's dial, so that one session is made.")
     handshake_timeout: float = duration(10.0, 0.1, 300.0, "Deadline of an inbound handshake.", restart=True)
     max_inbound_handshakes: int = number(256, 1, 100_000, "connections",
-        "Concurrent inbound handshakes; beyond that the oldest is closed.", restart=True)
+        "Concurrent inbound handshakes; beyond that one is closed, of the source with most of them.", restart=True)
     max_connections_per_peer: int = number(8, 1, 4096, "connections",
         "libp2p connections of one peer with this node; data sessions do not count.", restart=True)
     max_streams_per_connection: int = number(1024, 16, 1_000_000, "streams",

@@ -143,6 +143,7 @@ async def _run(
         keys,
         live,
         is_member=lambda peer_id: registry.find(peer_id) is not None,
+        member_addresses=lambda: (address for member in registry.members() for address in member.addresses),
         count=page.add,
         connections=lambda number: page.set("connections", number),
         seldom=seldom,
