@@ -20,8 +20,8 @@ from vpnd import logs
 from vpnd.config import load, reference
 from vpnd.config.schema import Config
 from vpnd.errors import AlreadyRunningError, PrivilegeError, VpndError
-from vpnd.identity import Identity, load_or_create
-from vpnd.mode import Mode, decide
+from vpnd.identity import Identity
+from vpnd.mode import Mode, decide, identity_of
 from vpnd.printable import printable
 from vpnd.status import NetworkPart, Status
 
@@ -76,7 +76,7 @@ class VPNService:
         if os.geteuid() != 0:
             raise PrivilegeError("starting a node needs root: run it with sudo")
         config = self._config
-        identity = self._identity or load_or_create(Path(config.state_dir, config.p2p.identity_file))
+        identity = self._identity or identity_of(config)
         self._identity = identity
         self._mode = decide(config, joining=bool(self._join))
         stopped: asyncio.Future[str] = asyncio.get_running_loop().create_future()

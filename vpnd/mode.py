@@ -1,4 +1,4 @@
-"""How a node knows who its peers are; decided once, when it starts.
+"""Who a node is, and how it knows who its peers are; decided once, when it starts.
 
 STATIC   the configuration names them, or this node's own address: nothing is made, asked or joined
 MEMBER   the state directory holds a network: it is started again in it, configured peers count beside it
@@ -11,7 +11,21 @@ import enum
 
 from vpnd.config import paths
 from vpnd.config.schema import Config
+from vpnd.errors import ConfigError
+from vpnd.identity import Identity, load_or_create
 from vpnd.membership.store import NETWORK
+
+
+def identity_of(config: Config) -> Identity:
+    """The identity of the node, made when it is new. Raises what `load_or_create` does, and ConfigError when it is lost
+    while there is a network: with another identity the node would be a stranger there."""
+    path = paths.identity_file(config)
+    if not path.exists() and (paths.network_dir(config) / NETWORK).exists():
+        raise ConfigError(
+            f"{path}: is missing, and the network in {config.state_dir} knows this node by it; put it back, or leave "
+            "the network (vpnd leave) and join again by a new token"
+        )
+    return load_or_create(path)
 
 
 class Mode(enum.Enum):

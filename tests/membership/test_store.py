@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
+from pathlib import Path
 
 import pytest
 from membership_world import NETWORK, NOW, World, directory, key, peer
@@ -57,8 +59,9 @@ def test_nobody_else_may_read_any_of_it(held, tmp_path):
     held.save_key(key("root"))
     held.save_statements([b"x"])
     held.save_invitations(())
+    held.save_statements([b"y"])
     files = list((tmp_path / "network").iterdir())
-    assert len(files) == 4
+    assert len(files) == 7
     assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
     assert stat.S_IMODE((tmp_path / "network").stat().st_mode) == 0o700
 
@@ -127,17 +130,73 @@ def _fails(wire: bytes) -> Statement:
     raise AssertionError("it is verified again")
 
 
-@pytest.mark.parametrize("name", [store.NETWORK, store.KEY, store.INVITATIONS])
-@pytest.mark.parametrize("data", [b"", b"junk", b"vpnd invitations 1\n\x91\x01"])
+@pytest.mark.parametrize("name", [store.NETWORK, store.KEY])
+@pytest.mark.parametrize("data", [b"", b"junk"])
 def test_other_damage_is_an_error_that_names_the_file(held, tmp_path, name, data):
     (tmp_path / "network" / name).write_bytes(data)
     load = {
         store.NETWORK: held.load_network,
         store.KEY: held.load_key,
-        store.INVITATIONS: held.load_invitations,
     }
     with pytest.raises(StoreError, match=name):
         load[name]()
+
+
+@pytest.mark.parametrize("data", [b"", b"junk", b"vpnd invitations 1\n\x91\x01"])
+def test_of_a_damaged_file_the_generation_before_is_used_and_not_lost(held, tmp_path, world, data):
+    invitations = Invitations()
+    invitations.add(bytes(16), world.directory, NOW, lifetime_ms=1000, name="x")
+    held.save_network(NETWORK)
+    held.save_invitations(invitations.all())
+    held.save_invitations(())
+    held.save_statements(world.directory.statements())
+    held.save_statements(world.directory.statements()[:1])
+    for name in (store.NETWORK, store.INVITATIONS, store.DIRECTORY):
+        (tmp_path / "network" / name).write_bytes(data)
+    for _ in range(2):
+        again = Store(tmp_path / "network")
+        assert again.load_network() == NETWORK
+        assert again.load_invitations() == invitations.all()
+        assert again.load_statements() == (world.directory.statements(), False)
+        again.close()
+    again = Store(tmp_path / "network")
+    again.load_statements()
+    again.save_statements([b"new"])
+    (tmp_path / "network" / store.DIRECTORY).unlink()
+    assert again.load_statements()[0] == world.directory.statements(), "what was damaged is no generation"
+
+
+def test_invitations_that_are_lost_keep_nobody_from_starting(held, tmp_path):
+    for name in (store.INVITATIONS, store.INVITATIONS + store.OLD):
+        (tmp_path / "network" / name).write_bytes(b"")
+    assert held.load_invitations() == ()
+
+
+def test_the_files_of_the_first_version_are_read_and_brought_up_to_date(tmp_path):
+    shutil.copytree(Path(__file__).with_name("state-0.1.0"), tmp_path / "network")
+    held = Store(tmp_path / "network")
+    held.upgrade()
+    assert (
+        held.load_network() == NETWORK
+        and held.load_key().private_bytes_raw() == key("root").private_bytes_raw()
+    )
+    assert [one.name for one in held.load_invitations()] == ["x"]
+    wires, verified = held.load_statements()
+    restored = directory()
+    assert verified and not restored.restore(wires, NOW + 1).refused
+    assert [one.name for one in restored.members(NOW + 1)] == ["b"] and restored.removal(peer("c"))
+    assert [one.peer_id for one in restored.authorities()] == [peer("root"), peer("second")]
+    (tmp_path / "network" / store.NETWORK).write_bytes(b"")
+    assert held.load_network() == NETWORK, "there is a second copy from now on"
+    held.upgrade()
+    held.close()
+
+
+def test_the_files_of_a_newer_version_are_left_alone(held, tmp_path):
+    held.save_network(NETWORK)
+    (tmp_path / "network" / store.FORMAT).write_text("99")
+    with pytest.raises(StoreError, match="newer"):
+        held.upgrade()
 
 
 def test_a_failed_save_leaves_the_old_file_and_nothing_beside_it(held, tmp_path, monkeypatch):
@@ -150,13 +209,15 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_beside_it(held, tmp_path,
     with pytest.raises(StoreError, match="No space"):
         held.save_network(NETWORK)
     monkeypatch.undo()
-    assert os.listdir(tmp_path / "network") == [store.NETWORK] and held.load_network() == NETWORK
+    files = {store.NETWORK, store.NETWORK + store.OLD, store.FORMAT}
+    assert set(os.listdir(tmp_path / "network")) == files and held.load_network() == NETWORK
 
 
 def test_leaving_forgets_everything(held, tmp_path):
     held.save_network(NETWORK)
     held.save_key(key("root"))
     held.save_statements([b"x"])
+    held.save_statements([b"y"])
     held.forget()
     held.forget()
     assert os.listdir(tmp_path / "network") == []

@@ -12,7 +12,7 @@ import typer
 from vpnd import __version__
 from vpnd.cli import configuration, membership, pinging, running
 from vpnd.cli.options import ConfigOption, StateDirOption, Where, load_tables, where
-from vpnd.config import load, paths
+from vpnd.config import load
 from vpnd.config.schema import Config
 from vpnd.errors import PrivilegeError
 
@@ -84,13 +84,12 @@ def start(
 
     loaded = read()
     from vpnd.cli import launch
-    from vpnd.identity import load_or_create
-    from vpnd.mode import decide
+    from vpnd.mode import decide, identity_of
 
     token = launch.read_token(join) if join else ""
 
     launch.make_state_dir(loaded.config)
-    identity = load_or_create(paths.identity_file(loaded.config))
+    identity = identity_of(loaded.config)
     in_network = decide(loaded.config, joining=bool(token)).in_network
 
     def complete(loaded: load.Loaded) -> Config:
@@ -114,9 +113,9 @@ pinging.add_to(app)
 def show_id(context: typer.Context, config: ConfigOption = None, state_dir: StateDirOption = None) -> None:
     """Print the peer id of this node; makes its identity when there is none."""
     settings = load_tables(where(context, config, state_dir), "p2p").config
-    from vpnd.identity import load_or_create
+    from vpnd.mode import identity_of
 
-    typer.echo(load_or_create(paths.identity_file(settings)).peer_id)
+    typer.echo(identity_of(settings).peer_id)
 
 
 @app.command()

@@ -75,6 +75,7 @@ class Founding:
         """The network this node is in from now on. Raises RefusedError or ConfigError, nothing of a new one kept."""
         try:
             parsed = tokens.parse_untrusted(token) if token else None
+            self._store.upgrade()
             held = self._store.load_network()
             if held is None:
                 return self._make() if parsed is None else await self._join(host, parsed, None)

@@ -17,6 +17,7 @@ import math
 import random
 from collections.abc import Callable, Iterable, Sequence
 
+import msgspec
 import trio
 
 from vpnd.adapter.guards import Count
@@ -84,7 +85,12 @@ class NetworkService:
         self._conflicts: tuple[str, ...] = ()
         self._tick = trio.Event()
         self._clock_ms = 0
-        self.saver = Saver(own.store, own.directory.statements, live.config.membership.save_interval)
+        self.saver = Saver(
+            own.store,
+            own.directory.statements,
+            live.config.membership.save_interval,
+            live.config.retry.max_interval,
+        )
         self._gossiping = Gossiping(
             own,
             live,
@@ -263,7 +269,11 @@ class NetworkService:
 
     def report(self) -> NetworkReport:
         """The network for status."""
-        return self.own.report(self._now_ms(), len(self._gossiping.neighbours()))
+        report = self.own.report(self._now_ms(), len(self._gossiping.neighbours()))
+        if not self.saver.problem:
+            return report
+        warning = f"{self.saver.problem}; what changes now is forgotten at the next start"
+        return msgspec.structs.replace(report, warnings=(*report.warnings, warning))
 
     # --- what follows
 

@@ -45,6 +45,7 @@ from vpnd.membership.authority import EVERYBODY, Authority
 from vpnd.membership.charter import Standing
 from vpnd.membership.refusal import MembershipRefused
 from vpnd.membership.statements import Membership, Statement
+from vpnd.membership.store import StoreError
 from vpnd.membership.token import SECRET_BYTES, Token
 
 
@@ -136,7 +137,7 @@ class Requests:
         ip = _text(arguments, "ip")
         secret = secrets.token_bytes(SECRET_BYTES)
         own.invitations.prune(now_ms - milliseconds(self._live.config.membership.forget_after))
-        own.invitations.add(
+        made = own.invitations.add(
             secret,
             own.directory,
             now_ms,
@@ -147,11 +148,15 @@ class Requests:
             routes=_list(arguments, "routes"),
             groups=_list(arguments, "groups"),
         )
-        own.store.save_invitations(own.invitations.all())
-        made = Token(
+        try:
+            own.store.save_invitations(own.invitations.all())
+        except StoreError:
+            own.invitations.withdraw(made.id)
+            raise
+        printed = Token(
             network=own.network.id[: token.HINT_BYTES], peer_id=own.peer_id, addresses=listen, secret=secret
         )
-        return {"token": token.encode(made), "uses": uses, "expires_s": lifetime_s}
+        return {"token": token.encode(printed), "uses": uses, "expires_s": lifetime_s}
 
     async def _members(self, arguments: Arguments) -> Result:
         own, now_ms = self._own(), self._now_ms()

@@ -19,12 +19,20 @@ log = logging.getLogger(__name__)
 
 
 class Saver:
-    """Writes what `statements` gives into the store, at most once in `interval_s`. Owner: control; `run` once."""
+    """Writes what `statements` gives into the store, at most once in `interval_s`; what could not be written, again
+    after `retry_s`. Owner: control; `run` once.
 
-    def __init__(self, store: Store, statements: Callable[[], list[bytes]], interval_s: float) -> None:
+    `problem`: why what is known is not on disk; empty when it is.
+    """
+
+    def __init__(
+        self, store: Store, statements: Callable[[], list[bytes]], interval_s: float, retry_s: float
+    ) -> None:
         self._store = store
         self._statements = statements
         self._interval_s = interval_s
+        self._retry_s = retry_s
+        self.problem = ""
         self._dirty = trio.Event()
         self._urgent = trio.Event()
         self._off = False
@@ -57,6 +65,10 @@ class Saver:
                 if not self._off:
                     # a thread, because the disk may take its time; it is waited for even when this is cancelled
                     await trio.to_thread.run_sync(self._save, self._statements())
+                if self.problem:
+                    self._dirty.set()
+                    with trio.move_on_after(self._retry_s):
+                        await self._urgent.wait()
         finally:
             if self._dirty.is_set() and not self._off:
                 self._save(self._statements())
@@ -65,4 +77,8 @@ class Saver:
         try:
             self._store.save_statements(wires)
         except StoreError as error:
-            log.error("%s", error)
+            if str(error) != self.problem:
+                log.error("%s; it is tried again, and forgotten should the node end before", error)
+            self.problem = str(error)
+        else:
+            self.problem = ""

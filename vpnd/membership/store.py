@@ -1,13 +1,18 @@
-"""What a node keeps of its network over a restart: four files in one directory, each readable by its owner only.
+"""What a node keeps of its network over a restart: files in one directory, each readable by its owner only.
 
     network.bin      the description of the network          also what says that there is one
     authority.key    the authority key, PKCS#8 in PEM        only on authorities
     directory.bin    statements                              head, then for each: u16 length, bytes; seal
     invitations.bin  invitations, with hashes of secrets     only on authorities; head, then msgpack
+    state_format     the number of this format               missing: 1, which has no previous generations
 
 A file is replaced whole (written beside, fsync, renamed, directory fsync): a kill or a power cut leaves the old or the
-new. Should a file be damaged all the same, of directory.bin everything that can be read is used (each statement proves
-itself, and the rest comes by gossip), the others are an error that names the file.
+new. The one before it is kept as NAME.old (of the key there is but one), for disks that lose what they said they wrote:
+
+    network.bin      the other copy is used
+    directory.bin    everything that can be read of both is used: each statement proves itself, the rest comes by gossip
+    invitations.bin  the one before is used; when that is damaged too, there are none
+    authority.key    is an error that names the file
 
 The statements of a directory were verified when they came, and are not once more when they are read from a file whose
 seal is good, for that is what made a node with 10,000 members wait. The seal, a zero length and a SHA-256 of all before
@@ -18,11 +23,15 @@ network.bin, whose root key every statement is verified against, and sign what i
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import logging
 import os
 import secrets
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -40,12 +49,21 @@ NETWORK = "network.bin"
 KEY = "authority.key"
 DIRECTORY = "directory.bin"
 INVITATIONS = "invitations.bin"
+FORMAT = "state_format"
+#: Added to the name of a file: what it was before.
+OLD = ".old"
+FORMAT_NUMBER = 2
 
 _DIRECTORY_HEAD = b"vpnd directory 1\n"
 #: Part of what is sealed. To be changed whenever `statements` refuses what it took before.
 _RULES = b"verified by rules 1\n"
 _INVITATIONS_HEAD = b"vpnd invitations 1\n"
 _LENGTH_BYTES = 2
+
+Found = TypeVar("Found")
+
+
+log = logging.getLogger(__name__)
 
 
 class StoreError(ConfigError):
@@ -68,6 +86,24 @@ class Store:
             self._fd = fd
         except OSError as error:
             raise StoreError(f"{path}: cannot be used ({error.strerror}); give another --state-dir") from None
+        self._writing = threading.Lock()
+        self._damaged: set[str] = set()  # names of files that are not to become the generation before
+
+    def upgrade(self) -> None:
+        """Bring the files of an older version to this format. Raises StoreError for those of a newer one."""
+        data = self._read(FORMAT)
+        try:
+            number = 1 if data is None else int(data)
+        except ValueError:
+            number = FORMAT_NUMBER  # damaged; whatever it said, this program wrote it
+        if number > FORMAT_NUMBER:
+            raise StoreError(
+                f"{self._path}: was written by a newer vpnd (format {number}, this one knows {FORMAT_NUMBER}); use that"
+            )
+        network = self._read(NETWORK)
+        if number == 1 and network is not None:
+            self._replace(NETWORK + OLD, network)
+            self._replace(FORMAT, str(FORMAT_NUMBER).encode())
 
     def close(self) -> None:
         """Close the descriptor; nothing is lost, for every save is complete when it returns."""
@@ -75,17 +111,16 @@ class Store:
 
     def load_network(self) -> Network | None:
         """The network this node is in, if any."""
-        data = self._read(NETWORK)
-        if data is None:
-            return None
-        try:
-            return network_format.parse_untrusted(data)
-        except MembershipRefused as refusal:
-            raise self._damaged(NETWORK, str(refusal)) from None
+        found, why = self._first_good(NETWORK, network_format.parse_untrusted)
+        if found is None and why:
+            raise self._lost(NETWORK, why)
+        return found
 
     def save_network(self, network: Network) -> None:
         """From now on this node is in that network."""
-        self._write(NETWORK, network.encode())
+        self._replace(FORMAT, str(FORMAT_NUMBER).encode())
+        self._replace(NETWORK + OLD, network.encode())
+        self._replace(NETWORK, network.encode())
 
     def load_key(self) -> Ed25519PrivateKey | None:
         """The authority key, if this node has one."""
@@ -97,14 +132,14 @@ class Store:
         except (ValueError, TypeError, UnsupportedAlgorithm):
             key = None
         if not isinstance(key, Ed25519PrivateKey):
-            raise self._damaged(KEY, "it is not an ed25519 key in PEM without password")
+            raise self._lost(KEY, "is damaged (it is not an ed25519 key in PEM without password)")
         return key
 
     def save_key(self, key: Ed25519PrivateKey) -> None:
         """Keep an authority key. One that is there is never overwritten: raises StoreError."""
         if self._read(KEY) is not None:
             raise StoreError(f"{self._path / KEY}: there is an authority key already; move it away first")
-        self._write(
+        self._replace(
             KEY,
             key.private_bytes(
                 serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
@@ -114,23 +149,14 @@ class Store:
     def load_statements(self) -> tuple[list[bytes], bool]:
         """The statements of the directory (`Directory.restore`), and whether all are as they were when this program
         verified and saved them."""
-        data = self._read(DIRECTORY)
-        if data is None:
+        data, before = self._read(DIRECTORY), self._read(DIRECTORY + OLD)
+        if data is None and before is None:
             return [], True
-        if not data.startswith(_DIRECTORY_HEAD):
-            return [], False
-        found: list[bytes] = []
-        place = len(_DIRECTORY_HEAD)
-        while place < len(data):
-            start = place + _LENGTH_BYTES
-            length = int.from_bytes(data[place:start])
-            if length == 0:
-                return found, data[place:] == _seal(data[:place])
-            place = start + length
-            if place > len(data) or length > MAX_STATEMENT:
-                return found, False
-            found.append(data[start:place])
-        return found, False
+        found, sealed = _statements(data or b"")
+        if sealed:
+            return found, True
+        self._damaged.add(DIRECTORY)
+        return list(dict.fromkeys([*found, *_statements(before or b"")[0]])), False
 
     def save_statements(self, wires: Iterable[bytes]) -> None:
         """Keep the statements `Directory.statements` gives, verified all of them, instead of those before."""
@@ -140,15 +166,10 @@ class Store:
 
     def load_invitations(self) -> tuple[Invitation, ...]:
         """The invitations given out."""
-        data = self._read(INVITATIONS)
-        if data is None:
-            return ()
-        try:
-            if not data.startswith(_INVITATIONS_HEAD):
-                raise ValueError("it does not begin as it should")
-            return msgspec.msgpack.decode(data[len(_INVITATIONS_HEAD) :], type=tuple[Invitation, ...])
-        except (msgspec.MsgspecError, ValueError) as error:
-            raise self._damaged(INVITATIONS, str(error)) from None
+        found, why = self._first_good(INVITATIONS, _invitations)
+        if found is None and why:
+            log.error("%s: %s; tokens given out are void, members are not", self._path / INVITATIONS, why)
+        return found or ()
 
     def save_invitations(self, invitations: tuple[Invitation, ...]) -> None:
         """Keep these, instead of those before."""
@@ -156,7 +177,8 @@ class Store:
 
     def forget(self) -> None:
         """Leave the network: everything of it goes, the authority key too. What says that there is one goes last."""
-        for name in (INVITATIONS, DIRECTORY, KEY, NETWORK):
+        files = (INVITATIONS, DIRECTORY, KEY, NETWORK)
+        for name in (*(name + OLD for name in files), FORMAT, *files):
             try:
                 os.unlink(name, dir_fd=self._fd)
             except FileNotFoundError:
@@ -175,7 +197,39 @@ class Store:
         except OSError as error:
             raise StoreError(f"{self._path / name}: cannot be read ({error.strerror})") from None
 
+    def _first_good(self, name: str, parse: Callable[[bytes], Found]) -> tuple[Found | None, str]:
+        """What is in a file, or else in the generation before it; and why nothing, when there is one but none is
+        good."""
+        why = ""
+        for candidate in (name, name + OLD):
+            data = self._read(candidate)
+            if data is None:
+                continue
+            try:
+                found = parse(data)
+            except (MembershipRefused, msgspec.MsgspecError, ValueError) as error:
+                self._damaged.add(candidate)
+                why = why or f"is damaged ({error})"
+                continue
+            if why:
+                log.warning("%s: %s; the one before it is used", self._path / name, why)
+            return found, ""
+        return None, why
+
     def _write(self, name: str, data: bytes) -> None:
+        """Replace a file; the one there was is kept, unless it is damaged."""
+        with self._writing:
+            self._replace(name, data, keep=name not in self._damaged)
+            self._damaged.discard(name)
+
+    def _keep_before(self, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name + OLD, dir_fd=self._fd)
+        # a file system without links has no generation before
+        with contextlib.suppress(OSError):
+            os.link(name, name + OLD, src_dir_fd=self._fd, dst_dir_fd=self._fd)
+
+    def _replace(self, name: str, data: bytes, *, keep: bool = False) -> None:
         beside = f".{name}.{secrets.token_hex(8)}"
         try:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -185,6 +239,8 @@ class Store:
                     file.write(data)
                     file.flush()
                     os.fsync(file.fileno())
+                if keep:
+                    self._keep_before(name)
                 os.rename(beside, name, src_dir_fd=self._fd, dst_dir_fd=self._fd)
             except BaseException:
                 os.unlink(beside, dir_fd=self._fd)
@@ -193,9 +249,35 @@ class Store:
         except OSError as error:
             raise StoreError(f"{self._path / name}: cannot be written ({error.strerror})") from None
 
-    def _damaged(self, name: str, why: str) -> StoreError:
-        remedy = "put a good copy back, or leave the network (vpnd leave) and join again"
-        return StoreError(f"{self._path / name}: is damaged ({why}); {remedy}")
+    def _lost(self, name: str, why: str) -> StoreError:
+        remedy = (
+            "put a good copy back; without one only `vpnd leave` is left, and of the only authority this ends"
+        )
+        return StoreError(f"{self._path / name}: {why}; {remedy} the network")
+
+
+def _statements(data: bytes) -> tuple[list[bytes], bool]:
+    """Those that are whole, and whether that is all that was saved."""
+    if not data.startswith(_DIRECTORY_HEAD):
+        return [], False
+    found: list[bytes] = []
+    place = len(_DIRECTORY_HEAD)
+    while place < len(data):
+        start = place + _LENGTH_BYTES
+        length = int.from_bytes(data[place:start])
+        if length == 0:
+            return found, data[place:] == _seal(data[:place])
+        place = start + length
+        if place > len(data) or length > MAX_STATEMENT:
+            return found, False
+        found.append(data[start:place])
+    return found, False
+
+
+def _invitations(data: bytes) -> tuple[Invitation, ...]:
+    if not data.startswith(_INVITATIONS_HEAD):
+        raise ValueError("it does not begin as it should")
+    return msgspec.msgpack.decode(data[len(_INVITATIONS_HEAD) :], type=tuple[Invitation, ...])
 
 
 def _seal(data: bytes) -> bytes:
