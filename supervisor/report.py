@@ -187,9 +187,9 @@ def network_part(
     )
 
 
-def dropped(pump: Pump, slots: list[ShardSlot]) -> dict[str, int]:
+def dropped(tun: Tun, pump: Pump, slots: list[ShardSlot]) -> dict[str, int]:
     """Drops by reason, of all processes; every reason is there."""
-    total = dict(pump.dropped)
+    total = {**pump.dropped, "tun_queue_full": tun.queue_drops()}
     for slot in slots:
         counts = slot.page.read()
         for reason in DROP_REASONS:
@@ -202,17 +202,19 @@ def books(pump: Pump, slots: list[ShardSlot], drops: dict[str, int]) -> status.B
     counts = [slot.page.read() for slot in slots]
     sent = sum(count["packets_sent"] for count in counts)
     in_flight = sum(count["packets_queued"] for count in counts) + sum(slot.in_ring() for slot in slots)
+    offered = pump.packets_read + drops["tun_queue_full"]
     lost_out = sum(drops[reason] for reason in (*reasons(Stage.LOCAL), *reasons(Stage.OUTBOUND)))
     received = sum(count["packets_received"] for count in counts)
     written = sum(count["packets_to_tun"] for count in counts)
     lost_in = sum(drops[reason] for reason in reasons(Stage.INBOUND))
     return status.Books(
         out=status.BookOut(
+            offered=offered,
             read=pump.packets_read,
             sent=sent,
             dropped=lost_out,
             in_flight=in_flight,
-            difference=pump.packets_read - sent - lost_out - in_flight,
+            difference=offered - sent - lost_out - in_flight,
         ),
         into=status.BookIn(
             received=received, written=written, dropped=lost_in, difference=received - written - lost_in
@@ -240,7 +242,7 @@ def build(
     `ailments`: what is not to be seen from the rest.
     """
     asked = bool(shard_statuses) or control_status is not None
-    drops = dropped(pump, fleet.slots)
+    drops = dropped(tun, pump, fleet.slots)
     rows = tuple(
         shard_row(
             slot,

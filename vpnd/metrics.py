@@ -39,6 +39,9 @@ class Drop(NamedTuple):
 
 #: Why a packet was dropped. Every drop, in any process, counts under one of these.
 DROPS = {
+    "tun_queue_full": Drop(
+        Stage.LOCAL, "this machine sends faster than it is read: network.queue_length, or a slower sender"
+    ),
     "malformed_local": Drop(
         Stage.LOCAL, "from this machine: not IPv4 or IPv6, or shorter than its header says"
     ),

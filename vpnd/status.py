@@ -162,8 +162,9 @@ class TunPart(Part, frozen=True):
 
 
 class BookOut(Part, frozen=True):
-    """The way out: what was read is what was sent, dropped, and on its way."""
+    """The way out: what this machine offered is what was sent, dropped, and on its way."""
 
+    offered: Annotated[int, told("Read from the TUN, or dropped in its queue.", "records")] = 0
     read: Annotated[int, told("Read from the TUN.", "records")] = 0
     sent: Annotated[int, told("Sent by shards.", "records")] = 0
     dropped: Annotated[int, told("Dropped on the way out.", "records")] = 0

@@ -16,6 +16,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import socket
 import struct
 from types import TracebackType
 
@@ -39,6 +40,16 @@ IFF_TUN_EXCL = 0x8000
 # struct ifreq: name[16], flags u16, filled up to 40 bytes; native byte order.
 _IFREQ = struct.Struct("16sH22x")
 _INT = struct.Struct("i")
+
+# Linux include/uapi/linux/rtnetlink.h, if_link.h, netlink.h
+RTM_NEWSTATS, RTM_GETSTATS = 92, 94
+NLM_F_REQUEST = 1
+#: struct nlmsghdr (length, type, flags, sequence, port) and if_stats_msg (family, index, filter_mask) after it.
+_STATS_REQUEST = struct.Struct("=IHHIIB3xII")
+#: Of the answer: the header's type, and behind if_stats_msg and the head of the one attribute, IFLA_STATS_LINK_64, the
+#: eighth counter of struct rtnl_link_stats64, tx_dropped.
+_TX_DROPPED = struct.Struct("=4xH10x12x4x56xQ")
+_STATS_BYTES = 1024
 
 #: Asked for in this order until the kernel grants one. Older kernels know no USO (before Linux 6.2), and take
 #: USO4 and USO6 only together; TSO and USO need CSUM.
@@ -92,6 +103,25 @@ class Tun:
         fd, self.fd = self.fd, -1
         if fd >= 0:
             os.close(fd)
+
+    def queue_drops(self) -> int:
+        """Packets that the kernel dropped because the device's queue was full, since it was opened; 0 when the kernel
+        does not say. A superpacket counts as one."""
+        try:
+            with socket.socket(
+                socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
+            ) as sock:
+                sock.setblocking(False)  # the kernel answers while it takes the question
+                index = socket.if_nametoindex(self.name)
+                sock.send(
+                    _STATS_REQUEST.pack(_STATS_REQUEST.size, RTM_GETSTATS, NLM_F_REQUEST, 0, 0, 0, index, 1)
+                )
+                answer = sock.recv(_STATS_BYTES)
+        except OSError:
+            return 0
+        if len(answer) < _TX_DROPPED.size or _TX_DROPPED.unpack_from(answer)[0] != RTM_NEWSTATS:
+            return 0
+        return int(_TX_DROPPED.unpack_from(answer)[1])
 
     def __enter__(self) -> Tun:
         return self

@@ -129,6 +129,26 @@ def test_what_is_not_for_us_is_not_let_in(pair: tuple[Node, Node]) -> None:
         wait_until(lambda: dropped(a, "destination_not_ours") == 5, 5, "five packets for somebody else")
 
 
+def test_what_the_queue_of_the_device_drops_is_in_the_books(pair: tuple[Node, Node]) -> None:
+    """More packets than the queue takes while nobody reads it: what the kernel dropped is told, and adds up."""
+    a, b = pair
+    before = settled(a)
+    supervisor = before["supervisor"]["pid"]
+    os.kill(supervisor, signal.SIGSTOP)
+    try:
+        with socket_in(a.namespace, b.virtual_ip, socket.SOCK_DGRAM) as sock:
+            for _ in range(3000):
+                sock.sendto(bytes(100), (b.virtual_ip, 9))
+    finally:
+        os.kill(supervisor, signal.SIGCONT)
+    after = settled(a)
+    link = json.loads(a.lab.ip(a.namespace, "-s", "-j", "link", "show", "dev", "vpnd0"))[0]["stats64"]["tx"]
+    assert after["dropped"]["tun_queue_full"] == link["dropped"] > before["dropped"]["tun_queue_full"] + 1000
+    read = after["tun"]["reads"] - before["tun"]["reads"]
+    assert read + after["dropped"]["tun_queue_full"] - before["dropped"]["tun_queue_full"] >= 3000
+    assert after["tun"]["reads"] == link["packets"]
+
+
 def test_what_is_no_ip_packet_is_malformed(pair: tuple[Node, Node]) -> None:
     a, _ = pair
     before = dropped(a, "malformed_local")
