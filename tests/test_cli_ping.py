@@ -14,7 +14,7 @@ import pytest
 from fake_daemon import daemon
 
 from vpnd import errors, status
-from vpnd.cli import main, pingview
+from vpnd.cli import main, pinging, pingview
 
 ROOT = Path(__file__).resolve().parent.parent
 #: linux/prctl.h, linux/capability.h
@@ -284,10 +284,34 @@ def test_without_a_session_its_daemon_is_tried(sentence, answer, said, tmp_path,
 
 
 @pytest.mark.root
-def test_a_reply_is_waited_for_as_long_as_the_setting_says(tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("VPND_HEALTH_TIMEOUT", "30ms")
-    nowhere = {**PEERS[1], "virtual_ips": ["192.0.2.4"]}  # out of loopback, and in again to nobody
-    assert ping(tmp_path, "four", "-c", "2", peers=[nowhere]) == 1
-    shown = capsys.readouterr().out
-    assert shown.count("no answer within 0.03 s   session 0.00 ms") == 2
-    assert "the session to four answers, 192.0.2.4 does not" in shown
+def test_a_route_past_the_tunnel_is_told(tmp_path, capsys):
+    """No socket is bound to anything: what is measured is what programs get."""
+    assert ping(tmp_path, "b", "-c", "1", node={**NODE, "addresses": ["127.0.0.9"]}) == 0
+    assert capsys.readouterr().out.startswith(
+        "note: this machine sends to 127.0.0.2 from 127.0.0.1, not through lo: see ip route get 127.0.0.2\n"
+    )
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("words", [["-s", "1000"], ["--size", "60000"], ["-6", "-s", "2000"]])
+def test_requests_are_as_large_as_wanted(words, tmp_path, capsys):
+    assert ping(tmp_path, "b", "-c", "1", "--json", *words) == 0
+    assert json.loads(capsys.readouterr().out)["received"] == 1
+
+
+@pytest.mark.root
+def test_a_sweep_ends_with_what_comes_through(tmp_path, capsys):
+    assert ping(tmp_path, "b", "--sweep", tun={"interface": "lo", "mtu": 1400}) == 0
+    assert capsys.readouterr().out == "packets to b come through up to the MTU of the VPN, 1400 bytes\n"
+
+
+@pytest.mark.parametrize("largest", [0, 44, 45, 1199, 1200, 1399, 1400])
+def test_the_largest_that_passes_is_found_in_a_few_tries(largest):
+    tried = []
+
+    def passes(size: int) -> bool:
+        tried.append(size)
+        return size <= largest
+
+    assert pinging.largest_that(passes, 44, 1400) == largest
+    assert len(tried) <= 13

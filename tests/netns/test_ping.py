@@ -76,6 +76,32 @@ def past_a_firewall(a: Node, b: Node) -> None:
     )
 
 
+def past_a_middle_that_drops_large_packets(a: Node, b: Node) -> None:
+    """Small packets come through, which alone says nothing; the sweep says which do not."""
+    rule = DROP_PINGS.replace("meta l4proto icmp", "iifname vpnd0 ip length > 1200")
+    b.lab.run(b.namespace, "nft", rule)
+    try:
+        assert a.vpnd("ping", "b", "-c", "1").returncode == 0
+        done = a.vpnd("ping", "b", "--sweep", check=False)
+    finally:
+        b.lab.run(b.namespace, "nft", "delete table inet lab_ping")
+    assert done.returncode == 1
+    assert done.stdout.startswith("packets to b of 1200 bytes come through, larger ones do not")
+    assert "up to the MTU of the VPN" in a.vpnd("ping", "b", "--sweep").stdout
+
+
+def past_the_tunnel(a: Node, b: Node) -> None:
+    """Another route of this machine takes the packets: nothing comes back, and that is why."""
+    a.lab.ip(a.namespace, "route", "add", f"{b.virtual_ip}/32", "via", b.namespace.address)
+    try:
+        done = a.vpnd("ping", "b", "-c", "1", check=False)
+    finally:
+        a.lab.ip(a.namespace, "route", "del", f"{b.virtual_ip}/32")
+    assert done.stdout.startswith(
+        f"note: this machine sends to {b.virtual_ip} from {a.namespace.address}, not through vpnd0"
+    )
+
+
 def down(a: Node, b: Node) -> None:
     """A peer that is gone: no session, its state and last error, no daemon."""
     b.kill(signal.SIGKILL)
@@ -97,4 +123,6 @@ def test_ping_tells_what_the_tunnel_does_and_why_it_does_not() -> None:
         through_the_tunnel(a, b)
         broken_off(a)
         past_a_firewall(a, b)
+        past_a_middle_that_drops_large_packets(a, b)
+        past_the_tunnel(a, b)
         down(a, b)

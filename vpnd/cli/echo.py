@@ -1,11 +1,11 @@
-"""Echo requests through the TUN device, from one of this node's virtual addresses to one of a peer's.
+"""Echo requests to a peer's virtual address, sent as any program sends.
 
-They go the way of every packet: TUN, supervisor, ring, shard, session, the peer's shard, its TUN and kernel, and back.
+They go the way of every packet: route, TUN, supervisor, ring, shard, session, the peer's shard, its TUN and kernel, and
+back; unless this machine has another route, which is then what is to be found.
 """
 
 from __future__ import annotations
 
-import errno
 import ipaddress
 import secrets
 import socket
@@ -22,8 +22,14 @@ _ICMPV6_FILTER = 1
 #: In each request, so that nobody else's reply is taken for ours.
 _NONCE_BYTES = 16
 _MAX_SEQUENCE = 0xFFFF
+#: What a request has behind its ICMP header, at least and at most.
+LEAST_BYTES, MOST_BYTES = _NONCE_BYTES, 65_000
+#: IP and ICMP headers of a request, by IP version.
+HEADER_BYTES = {4: 28, 6: 48}
+#: Linux include/uapi/linux/in.h, in6.h: never cut a packet up, whatever is known of the path.
+_IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _PMTUDISC_PROBE = 10, 23, 3
 #: More than any reply to a request of ours.
-_READ_BYTES = 2048
+_READ_BYTES = 1 << 16
 
 
 class Echo(NamedTuple):
@@ -34,14 +40,39 @@ class Echo(NamedTuple):
     sent: bool = True
 
 
-class EchoSocket:
-    """A raw socket bound to the TUN device and to `own`, for requests to `target` of the same IP version.
+def source_of(target: str, interface: str, own: tuple[str, ...], daemon_pid: int) -> str:
+    """The address from which this machine's programs send to `target`: the kernel's choice of a route.
 
-    Raises PrivilegeError without the right to have one, MachineError when device or address are not here, most
-    likely because the daemon, whose pid is `daemon_pid`, runs in another network namespace.
+    Raises MachineError when `own`, the node's addresses, or its device `interface` are not here, most likely because
+    the daemon, whose pid is `daemon_pid`, runs in another network namespace; or when there is no route.
+    """
+    family = socket.AF_INET if ipaddress.ip_address(target).version == 4 else socket.AF_INET6
+    try:
+        socket.if_nametoindex(interface)
+        for address in own:
+            with socket.socket(family, socket.SOCK_DGRAM) as sock:
+                sock.bind((address, 0))
+    except OSError:
+        raise MachineError(
+            f"{interface} with {' '.join(own)} is not here; if the daemon runs in another network namespace: "
+            f"sudo nsenter -n -t {daemon_pid} vpnd ping …"
+        ) from None
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as sock:
+            sock.connect((target, 9))  # sends nothing
+            return str(sock.getsockname()[0])
+    except OSError as error:
+        raise MachineError(f"{target}: {error.strerror}; see: ip route get {target}") from error
+
+
+class EchoSocket:
+    """A raw socket for requests to `target`, sent as programs send: by whatever route the kernel takes.
+
+    `whole`: no packet is cut up on its way; one that is too large is lost, or refused. Raises PrivilegeError without
+    the right to have a raw socket.
     """
 
-    def __init__(self, interface: str, own: str, target: str, timeout_s: float, daemon_pid: int) -> None:
+    def __init__(self, target: str, timeout_s: float, *, whole: bool = False) -> None:
         self._target, self._timeout_s = ipaddress.ip_address(target), timeout_s
         self._identifier = secrets.randbits(16)
         version = self._target.version
@@ -56,18 +87,14 @@ class EchoSocket:
             raise PrivilegeError(
                 "pings need a raw socket, which this user may not have (CAP_NET_RAW); run it as root: sudo vpnd ping"
             ) from None
-        try:
-            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode())
-            self._sock.bind((own, 0))
-            self._let_in_replies_only(version)
-        except OSError as error:
-            self._sock.close()
-            if error.errno in (errno.ENODEV, errno.EADDRNOTAVAIL):
-                raise MachineError(
-                    f"{interface} with {own} is not here; if the daemon runs in another network namespace: "
-                    f"sudo nsenter -n -t {daemon_pid} vpnd ping …"
-                ) from None
-            raise MachineError(f"{interface}, {own}: {error.strerror}") from error
+        self._let_in_replies_only(version)
+        if whole:
+            level, option = (
+                (socket.IPPROTO_IP, _IP_MTU_DISCOVER)
+                if version == 4
+                else (socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER)
+            )
+            self._sock.setsockopt(level, option, _PMTUDISC_PROBE)
 
     def __enter__(self) -> EchoSocket:
         return self
@@ -86,10 +113,10 @@ class EchoSocket:
             words[word] &= ~(1 << bit)
             self._sock.setsockopt(socket.IPPROTO_ICMPV6, _ICMPV6_FILTER, struct.pack("=8I", *words))
 
-    def measure(self, sequence: int) -> Echo:
-        """Send one request and wait for its reply."""
+    def measure(self, sequence: int, size: int = LEAST_BYTES) -> Echo:
+        """Send one request, `size` bytes behind its ICMP header, and wait for its reply."""
         sequence &= _MAX_SEQUENCE
-        nonce = secrets.token_bytes(_NONCE_BYTES)
+        nonce = secrets.token_bytes(_NONCE_BYTES).ljust(size, b"\0")
         packet = icmp.request(self._target.version, self._identifier, sequence, nonce)
         expected = icmp.Reply(self._identifier, sequence, nonce)
         begun_s = time.monotonic()

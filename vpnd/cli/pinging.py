@@ -8,12 +8,14 @@ kernels. Without a session that answers, the controls' libp2p connection tells w
 from __future__ import annotations
 
 import ipaddress
+import itertools
 import time
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn
 
 import typer
 
+from vpnd.cli.echo import HEADER_BYTES, LEAST_BYTES, MOST_BYTES, Echo, EchoSocket, source_of
 from vpnd.cli.membership import WhoArgument, ask
 from vpnd.cli.options import ConfigOption, StateDirOption, Where, load_tables, where
 from vpnd.cli.running import JsonOption, echo_json
@@ -22,21 +24,20 @@ from vpnd.config.schema import Config
 from vpnd.errors import ConfigError, VpndError
 
 if TYPE_CHECKING:
-    from vpnd.cli.echo import Echo
     from vpnd.status import Peer, Status
 
 Fields = dict[str, Any]
 
 
 class Target(NamedTuple):
-    """Whom, at which of its virtual addresses, from which of ours, by which device of which daemon."""
+    """Whom, at which of its virtual addresses; `elsewhere` says so where this machine's packets to it do not go through
+    the device of the VPN. `mtu`: that device's."""
 
     name: str
     peer_id: str
     address: str
-    own: str
-    interface: str
-    daemon_pid: int
+    mtu: int
+    elsewhere: str
 
 
 def add_to(app: typer.Typer) -> None:
@@ -51,6 +52,20 @@ def ping(
     interval: Annotated[
         float, typer.Option("--interval", "-i", metavar="S", min=0.0, help="Seconds from one to the next.")
     ] = 1.0,
+    size: Annotated[
+        int,
+        typer.Option(
+            "--size",
+            "-s",
+            metavar="BYTES",
+            min=LEAST_BYTES,
+            max=MOST_BYTES,
+            help="Data in each, as of ping -s.",
+        ),
+    ] = 56,
+    sweep: Annotated[
+        bool, typer.Option("--sweep", help="Find the largest packet that comes through whole.")
+    ] = False,
     ipv6: Annotated[
         bool, typer.Option("--ipv6", "-6", help="The peer's IPv6 address, not its IPv4.")
     ] = False,
@@ -60,20 +75,25 @@ def ping(
 ) -> None:
     """Measure the round trip to a node through the tunnel, and which part of it is the session's.
 
-    The first number is an ICMP echo to its virtual IP and back: both kernels, both nodes, the network. The session's is
-    from this node's shard to that node's and back: the network and two processes. The difference is what both nodes
-    take. Without a session it says why, and whether the other daemon answers. Each answer may take health.timeout;
-    Ctrl-C ends it with what there is. Needs root. Exit code 1 when no echo came back.
+    The first number is an ICMP echo to its virtual IP and back, sent as any program sends: both kernels, both nodes and
+    the network. The session's is from this node's shard to that node's and back: the network and two processes. The
+    difference is what both nodes take. Without a session it says why, and whether the other daemon answers. Each answer
+    may take health.timeout; Ctrl-C ends it with what there is. Needs root. Exit code 1 when no echo came back, or, with
+    --sweep, when not all packets that the VPN takes come through.
     """
     place = where(context, config, state_dir)
     settings = load_tables(place, "status", "health").config
     from vpnd.cli import pingview
 
     target = _target(place, settings, who, ipv6)
+    if sweep:
+        _sweep(target, settings.health.timeout, as_json=as_json)
     trips: list[Fields] = []
     besides: Fields = {}
     try:
-        for trip in _measured(settings, target, count, interval):
+        if target.elsewhere and not as_json:
+            typer.echo(f"note: {target.elsewhere}")
+        for trip in _measured(settings, target, count, interval, size):
             if not as_json:
                 typer.echo(pingview.trip(target.name, target.address, trip, trips[-1] if trips else None))
             trips.append(trip)
@@ -81,7 +101,12 @@ def ping(
             besides = _elsewhere(place, settings, target)
     except KeyboardInterrupt:
         pass  # what there is until now is summed up
-    who_it_is = {"name": target.name, "peer_id": target.peer_id, "address": target.address}
+    who_it_is = {
+        "name": target.name,
+        "peer_id": target.peer_id,
+        "address": target.address,
+        "elsewhere": target.elsewhere,
+    }
     result: Fields = {**who_it_is, **pingview.sums(trips), "pings": trips, **besides}
     if as_json:
         echo_json(result)
@@ -90,20 +115,54 @@ def ping(
     raise typer.Exit(0 if result["received"] else 1)
 
 
-def _measured(settings: Config, target: Target, count: int, interval_s: float) -> Iterator[Fields]:
+def _sweep(target: Target, timeout_s: float, *, as_json: bool) -> NoReturn:
+    """Print the largest packet that comes back, and end: exit code 0 when it is as large as the device takes."""
+    from vpnd.cli import pingview
+
+    headers = HEADER_BYTES[ipaddress.ip_address(target.address).version]
+    tries = itertools.count(1)
+    with EchoSocket(target.address, timeout_s, whole=True) as sock:
+
+        def passes(packet: int) -> bool:
+            # twice: one may be lost for other reasons
+            return any(sock.measure(next(tries), packet - headers).rtt_ms is not None for _ in range(2))
+
+        largest = largest_that(passes, headers + LEAST_BYTES, target.mtu)
+    if as_json:
+        echo_json({"name": target.name, "address": target.address, "largest": largest, "mtu": target.mtu})
+    else:
+        typer.echo(pingview.swept(target.name, largest, target.mtu))
+    raise typer.Exit(0 if largest == target.mtu else 1)
+
+
+def largest_that(passes: Callable[[int], bool], least: int, most: int) -> int:
+    """The largest number from `least` to `most` that passes, if all below it do; 0 when not even `least` does."""
+    if not passes(least):
+        return 0
+    if passes(most):
+        return most
+    while most - least > 1:
+        middle = (least + most) // 2
+        if passes(middle):
+            least = middle
+        else:
+            most = middle
+    return least
+
+
+def _measured(settings: Config, target: Target, count: int, interval_s: float, size: int) -> Iterator[Fields]:
     """One after another; a trip is what pingview shows."""
     from vpnd import statusclient
-    from vpnd.cli.echo import EchoSocket
 
     path, timeout_s = paths.status_socket(settings), settings.status.timeout
     echo_s = settings.health.timeout
     # the shard takes up to health.timeout, the supervisor waits status.timeout longer for it
     patience_s = echo_s + 2 * timeout_s
     request = {"command": "probe", "address": target.address}
-    with EchoSocket(target.interface, target.own, target.address, echo_s, target.daemon_pid) as sock:
+    with EchoSocket(target.address, echo_s) as sock:
         for seq in range(1, count + 1):
             begun_s = time.monotonic()
-            echo = sock.measure(seq)
+            echo = sock.measure(seq, size)
             probe = statusclient.ask(path, request, timeout_s, patience_s)
             yield _trip(seq, echo, probe)
             if seq < count:
@@ -145,16 +204,24 @@ def _target(place: Where, settings: Config, who: str, ipv6: bool) -> Target:
     if not fitting:
         raise ConfigError(f"{who} has no {'IPv6 ' if ipv6 else ''}address in the VPN; see vpnd peers")
     address = fitting[0]
-    own = next((each for each in ours if (":" in each) == (":" in address)), "")
+    own = tuple(each for each in ours if (":" in each) == (":" in address))
     if not own:
         raise ConfigError(f"{address} cannot be reached from {' '.join(ours)}: this node has no such address")
+    interface = status.tun.interface
+    source = source_of(address, interface, own, status.supervisor.pid)
+    elsewhere = (
+        ""
+        if source in own
+        else (
+            f"this machine sends to {address} from {source}, not through {interface}: see ip route get {address}"
+        )
+    )
     return Target(
         name=peer.name or peer.peer_id,
         peer_id=peer.peer_id,
         address=address,
-        own=own,
-        interface=status.tun.interface,
-        daemon_pid=status.supervisor.pid,
+        mtu=status.tun.mtu,
+        elsewhere=elsewhere,
     )
 
 

@@ -69,6 +69,20 @@ def summary(result: Fields) -> str:
     return "\n".join(map(printable, lines))
 
 
+def swept(name: str, largest: int, mtu: int) -> str:
+    """What `--sweep` found: the largest IP packet in bytes, 0 for none, of a device that takes `mtu`."""
+    if largest == mtu:
+        said = f"packets to {name} come through up to the MTU of the VPN, {mtu} bytes"
+    elif largest:
+        said = (
+            f"packets to {name} of {largest} bytes come through, larger ones do not, though the VPN's MTU is {mtu}: "
+            "what is between drops them; set network.mtu lower, here and there"
+        )
+    else:
+        said = f"{name} does not answer even the smallest packet; see vpnd ping {name}"
+    return printable(said)
+
+
 def _daemon(control: Fields) -> str:
     if control.get("rtt_ms") is not None:
         return f"its daemon answers: {milliseconds(control['rtt_ms'])} by a libp2p connection between the controls"
