@@ -37,7 +37,8 @@ class Counts:
         self.packets_sent = self.bytes_sent = self.packets_received = self.bytes_received = 0
         self.flows_created = self.flows_reaped = self.flows_moved = 0
         self.streams_opened = self.streams_closed = self.streams_failed = self.streams_acquired = 0
-        self.sessions_opened = self.sessions_closed = self.sessions_rotated = self.session_errors = 0
+        self.sessions_opened = self.sessions_closed = self.sessions_rotated = 0
+        self.session_errors = self.session_floods = 0
         self.health_probes = self.health_failures = self.health_deaths = 0
 
 

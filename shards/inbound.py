@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from shards.budget import Budget
 from shards.counters import Counts
 from shards.flow.prefixes import Prefixes
 from vpnd.errors import BadPacket, RemoteProtocolError
@@ -32,13 +33,25 @@ _MOST = MAX_RECORD_BYTES - LENGTH_BYTES
 
 class Reassembly:
     """The beginning of a record whose rest has not come yet, and what came before; one for each stream of a
-    session."""
+    session. `budget`: the peer's."""
 
-    __slots__ = ("bytes", "packets", "partial")
+    __slots__ = ("_budget", "bytes", "packets", "partial")
 
-    def __init__(self) -> None:
+    def __init__(self, budget: Budget) -> None:
         self.partial = bytearray()
         self.packets = self.bytes = 0
+        self._budget = budget
+
+    def keep(self, part: memoryview) -> None:
+        """More of a record that is not whole yet. Raises FloodError: the peer leaves too many unfinished."""
+        self._budget.hold(len(part))
+        self.partial += part
+
+    def take(self) -> bytearray:
+        """What was kept, which is not kept any more."""
+        partial, self.partial = self.partial, bytearray()
+        self._budget.hold(-len(partial))
+        return partial
 
 
 class Inbound:
@@ -51,8 +64,11 @@ class Inbound:
     def __init__(self, write: Callable[[memoryview], object], local: Prefixes[bool], counts: Counts) -> None:
         self._write, self.local, self._counts = write, local, counts
 
-    def deliver_untrusted(self, sources: Prefixes[bool], reassembly: Reassembly, view: memoryview) -> None:
-        """Take payload bytes of a stream: whole records go into the TUN, the rest is kept for the next call.
+    def deliver_untrusted(
+        self, sources: Prefixes[bool], reassembly: Reassembly, view: memoryview, most: int
+    ) -> tuple[int, int]:
+        """Take payload bytes of a stream: whole records go into the TUN, the rest is kept for the
+        next call. After `most` records it stops, or one more: how far it has got, and how many records there were.
 
         `sources` are what the peer may use. borrowed: `view`, until this returns.
         Raises RemoteProtocolError when a record's length is impossible: nothing behind it can be read.
@@ -61,15 +77,13 @@ class Inbound:
         position = 0
         if reassembly.partial:
             position = self._complete_untrusted(sources, reassembly, view)
-            if position < 0:
-                return
         length_at, write, inspect = LENGTH.unpack_from, self._write, inspect_untrusted
         counts, local = self._counts, self.local.find
         drops = counts.drops
         allowed = sources.find
         begun = position
         packets = good = good_bytes = 0
-        while position + LENGTH_BYTES <= end:
+        while position + LENGTH_BYTES <= end and packets < most:
             (count,) = length_at(view, position)
             if not _LEAST <= count <= _MOST:
                 raise RemoteProtocolError(f"a record of {count} bytes")
@@ -104,27 +118,23 @@ class Inbound:
         counts.bytes_to_tun += good_bytes - good * VNET_BYTES
         reassembly.packets += packets
         reassembly.bytes += size
-        if position < end:
-            reassembly.partial += view[position:end]
+        if position < end and packets < most:
+            reassembly.keep(view[position:end])
+            position = end
+        return position, packets
 
     def _complete_untrusted(self, sources: Prefixes[bool], reassembly: Reassembly, view: memoryview) -> int:
-        """Finish the record begun earlier: how many bytes of `view` that took, -1 when it is still not
-        whole."""
-        partial = reassembly.partial
-        used = 0
-        if len(partial) < LENGTH_BYTES:
-            used = min(LENGTH_BYTES - len(partial), len(view))
-            partial += view[:used]
-            if len(partial) < LENGTH_BYTES:
-                return -1
-        (count,) = LENGTH.unpack_from(partial)
+        """Finish the record begun earlier: how many bytes of `view` that took, all when it is still not whole."""
+        used = min(max(LENGTH_BYTES - len(reassembly.partial), 0), len(view))
+        reassembly.keep(view[:used])
+        if len(reassembly.partial) < LENGTH_BYTES:
+            return used
+        (count,) = LENGTH.unpack_from(reassembly.partial)
         if not _LEAST <= count <= _MOST:
             raise RemoteProtocolError(f"a record of {count} bytes")
-        wanted = LENGTH_BYTES + count - len(partial)
-        partial += view[used : used + wanted]
-        if len(view) - used < wanted:
-            return -1
-        reassembly.partial = bytearray()
-        with memoryview(partial) as whole:
-            self.deliver_untrusted(sources, reassembly, whole)
-        return used + wanted
+        wanted = LENGTH_BYTES + count - len(reassembly.partial)
+        reassembly.keep(view[used : used + wanted])
+        if len(view) - used >= wanted:
+            with memoryview(reassembly.take()) as whole:
+                self.deliver_untrusted(sources, reassembly, whole, 1)
+        return min(used + wanted, len(view))

@@ -59,6 +59,10 @@ class RemoteProtocolError(VpndError):
     """The peer sent bytes the protocol does not allow. The session that raised this is dead."""
 
 
+class FloodError(RemoteProtocolError):
+    """The peer asks for more work or memory than any honest one does."""
+
+
 class BadPacket(VpndError):
     """The only error a parser of untrusted packet bytes (`*_untrusted` in vpnd.packet) raises.
 

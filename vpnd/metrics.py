@@ -134,7 +134,16 @@ class ShardCounters(msgspec.Struct, frozen=True, kw_only=True):
     sessions_rotated: Annotated[
         int, told("Sessions replaced because of session.max_age or session.max_bytes.", "sessions")
     ] = 0
-    session_errors: Annotated[int, told("Sessions that ended by an error.", "sessions")] = 0
+    session_errors: Annotated[
+        int, told("Sessions ended because the peer broke the protocol.", "sessions")
+    ] = 0
+    session_floods: Annotated[
+        int,
+        told(
+            "Of those: the peer sent more control frames, or left more unfinished packets, than it may.",
+            "sessions",
+        ),
+    ] = 0
     health_probes: Annotated[int, told("Health probes sent.", "probes")] = 0
     health_failures: Annotated[int, told("Health probes without an answer in time.", "probes")] = 0
     health_deaths: Annotated[int, told("Sessions ended because their probes failed.", "sessions")] = 0

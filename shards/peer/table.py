@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
+from shards.budget import Budget
 from shards.counters import Traffic
 from shards.flow.flows import Discard, Flow, Sink, unpin
 from shards.flow.prefixes import Prefixes, set_of
@@ -48,12 +49,14 @@ class Sources(Prefixes[bool]):
 
 
 class Peer:
-    """One peer. `sources`: the addresses it may send from, and by which it is reached (cryptokey routing)."""
+    """One peer. `sources`: the addresses it may send from, and by which it is reached (cryptokey routing).
+    `budget`: what its sessions may use together."""
 
     def __init__(self, peer_id: str, name: str, live: Live, host: PeerHost) -> None:
         self.peer_id, self.name = peer_id, name
         self.prefixes: tuple[str, ...] = ()
         self.sources = Sources()
+        self.budget = Budget(live, host.now)
         self.circuit = CLOSED
         drops = host.counts.drops
         self.pending = Pending(live, drops, host.now, lambda: host.want_now(self))

@@ -23,6 +23,7 @@ import os
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
+from shards.budget import Budget
 from shards.counters import Counts, Traffic
 from shards.flow.fair import FairQueue
 from shards.flow.flows import STAY, Chunk, Flow
@@ -31,11 +32,11 @@ from shards.inbound import Inbound, Reassembly
 from shards.outbound import Outbound
 from shards.session.health import HealthTimer, Verdict
 from shards.session.transport import Transport
-from shards.stream.events import Data, GoneAway, Pong, StreamClosed, StreamReady, WindowOpened
+from shards.stream.events import Data, Event, GoneAway, Pong, StreamClosed, StreamReady, WindowOpened
 from shards.stream.session import Session
 from shards.stream.yamux import Stream
 from vpnd.config.live import Live
-from vpnd.errors import LocalProtocolError, RemoteProtocolError
+from vpnd.errors import FloodError, LocalProtocolError, RemoteProtocolError
 from vpnd.packet.capability import Capabilities
 from vpnd.packet.flow import key_of
 from vpnd.packet.offload import fit_span
@@ -43,10 +44,12 @@ from vpnd.packet.record import LENGTH, LENGTH_BYTES, PACKET_OFFSET, VNET_BYTES
 
 
 class Remote(Protocol):
-    """What a session needs of the peer at its other end. `sources`: the addresses it may send from."""
+    """What a session needs of the peer at its other end. `sources`: the addresses it may send from. `budget`: what its
+    sessions may use together."""
 
     peer_id: str
     name: str
+    budget: Budget
 
     @property
     def sources(self) -> Prefixes[bool]: ...
@@ -116,7 +119,7 @@ class StreamLane:
         self.carrier, self.stream, self.adapt_to = link, stream, adapt_to
         self.flows: set[Flow] = set()
         self.movable_before_s = STAY
-        self.reassembly = Reassembly()
+        self.reassembly = Reassembly(link.peer.budget)
         self.closed = self.leaving = self.holding = False
         self.packets_sent = self.seen_packets = 0
         self.active_s = now_s  # when `idle_since` last saw traffic
@@ -172,6 +175,10 @@ class Link:
         self._hello, self._batch_done = common.hello, common.batch_done
         self._opening: set[Stream] = set()
         self._barriers: dict[int, tuple[float, Callable[[float], None]]] = {}
+        self._undelivered: Data | None = (
+            None  # what was too much for a turn: the engine gives nothing before it is done
+        )
+        self._behind = False  # there is more than the peer may use of one turn
         self._full = False  # the transport takes no more for now, or, once closed, for ever
         self._unchecked = 0
         self._most_unsent = common.live.config.session.not_sent_lowat_bytes
@@ -300,7 +307,9 @@ class Link:
     # --- in: stage 5
 
     def _read(self) -> None:
-        """One read, and everything that is whole in it."""
+        """One read, and everything that is whole in it, as far as the peer's turn goes."""
+        if self._behind:
+            return
         session = self._session
         try:
             count = self._transport.recv_into(session.receive_buffer())
@@ -319,21 +328,36 @@ class Link:
             self.health.check()
 
     def _take_events(self) -> None:
-        session = self._session
+        session, budget = self._session, self.peer.budget
         next_event, deliver, sources = session.next_event, self._inbound.deliver_untrusted, self.peer.sources
         self.heard_s = now_s = self.now()
-        while (event := next_event(now_s)) is not None:
+        session.budget = budget.turn(now_s)
+        event: Event | None
+        while (event := self._undelivered or next_event(now_s)) is not None:
             if type(event) is Data:
-                stream = event.stream
-                deliver(sources, stream.context, event.view)
-                session.consumed(stream, len(event.view))
+                stream, view = event.stream, event.view
+                reached, records = deliver(sources, stream.context, view, session.budget)
+                session.budget -= records
+                session.consumed(stream, reached)
+                if reached < len(view):
+                    self._undelivered = Data(stream, view[reached:])
+                    break
+                self._undelivered = None
             else:
                 self._on_event(event)
                 if self.closed:
                     return
+        budget.left = session.budget
+        if session.budget <= 0 and not self._behind:
+            self._behind = True
+            budget.wait(functools.partial(self._run, self._go_on))
         self._batch_done()
         self.flush()
         self._arm(now_s)
+
+    def _go_on(self) -> None:
+        self._behind = False
+        self._take_events()
 
     def _on_event(self, event: object) -> None:
         match event:
@@ -363,6 +387,7 @@ class Link:
                 lane_of.closed = True
                 self._ended_packets += lane_of.reassembly.packets
                 self._ended_bytes += lane_of.reassembly.bytes
+                lane_of.reassembly.take()
                 self._events.lane_closed(lane_of)
             case GoneAway() if fault := event.fault():
                 self.close(f"the peer gives up: {fault}")
@@ -420,6 +445,7 @@ class Link:
             step()
         except RemoteProtocolError as error:
             self._counts.session_errors += 1
+            self._counts.session_floods += isinstance(error, FloodError)
             self._send_last_words()  # a go-away that says so
             self.close(f"protocol error: {error}")
 
@@ -489,6 +515,9 @@ class Link:
         # Nobody is within a call of it any more: its buffers, a megabyte, go now. The link refers to itself by its
         # lanes, and waits for the garbage collector, which does not know how large it is.
         del self._session
+        self._undelivered = None
+        for lane in self.lanes:
+            lane.reassembly.take()
         self._events.link_closed(self, reason, failed)
 
     # --- what others look at

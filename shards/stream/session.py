@@ -14,6 +14,8 @@ in (receive buffer → plaintext).
 
 from __future__ import annotations
 
+import sys
+
 from shards.stream import spec
 from shards.stream.events import Data, Event
 from shards.stream.negotiate import encode_hello
@@ -23,6 +25,7 @@ from shards.stream.yamux import Stream, StreamState
 from vpnd.config.schema import Session as Settings
 from vpnd.errors import RemoteProtocolError
 from vpnd.packet.capability import Capabilities
+from vpnd.packet.record import MIN_RECORD_BYTES
 from vpnd.session import Established
 
 _READY = StreamState.READY
@@ -30,6 +33,7 @@ _NEGOTIATING = StreamState.NEGOTIATING
 _CLOSED = StreamState.CLOSED
 _HEADER_BYTES = spec.HEADER_BYTES
 _PLAIN_DATA = spec.PLAIN_DATA
+_LEAST_PACKET_BYTES = spec.HEADER_BYTES + MIN_RECORD_BYTES
 _words = spec.HEADER_WORDS.unpack_from
 _fields = spec.HEADER.unpack_from
 
@@ -68,6 +72,8 @@ class Session:
         )
         self._events = self._table.events
         self._streams = self._table.streams
+        #: messages and frames next_event() may still take before it returns None with more to come; the caller's to set
+        self.budget = sys.maxsize
         self._failure: RemoteProtocolError | None = None
         # The opened plaintext, and how much of it is used.
         self._plain = self._opener.plain
@@ -94,7 +100,8 @@ class Session:
         self._opener.received(count)
 
     def next_event(self, now_s: float) -> Event | None:
-        """The next event; None when more bytes are needed. Call until None after every received().
+        """The next event; None when more bytes are needed, or `budget` is used up. Call until None after every
+        received(), and do not receive more before it was None with some of the budget left.
 
         Ends the life of the last Data event's view, and of data_to_send()'s: answers may be sealed.
         Raises RemoteProtocolError: the session is dead.
@@ -115,11 +122,14 @@ class Session:
             if self._payload_fin and not self._payload_left:
                 self._end_payload()
             elif self._position == self._limit:
+                if self.budget <= 0:
+                    return None
                 limit = self._opener.open_untrusted()
                 if limit < 0:
                     return None
+                self.budget -= 1
                 # Fast path: one plain data frame of a ready stream and nothing else: what our sealer makes.
-                if limit > _HEADER_BYTES and not self._payload_left and not self._header:
+                if limit >= _LEAST_PACKET_BYTES and not self._payload_left and not self._header:
                     word, stream_id, length = _words(self._plain)
                     if word == _PLAIN_DATA and length == limit - _HEADER_BYTES:
                         stream = self._streams.get(stream_id)
@@ -127,13 +137,18 @@ class Session:
                             stream.receive_window -= length
                             self._position = self._limit = limit
                             return Data(stream, self._plain[_HEADER_BYTES:limit])
+                elif self._limit == spec.MAX_PLAINTEXT_BYTES:
+                    self._table.credit += 1  # it may be the end of a span that filled the message before
                 self._position = 0
                 self._limit = limit
             elif self._payload_left:
                 event = self._take_payload_untrusted()
                 if event is not None:
                     return event
+            elif self.budget <= 0:
+                return None
             else:
+                self.budget -= 1
                 self._take_header_untrusted()
 
     def _take_header_untrusted(self) -> None:
@@ -208,6 +223,7 @@ class Session:
             self._fail(error)
             raise
         stream.send_window -= size
+        self._table.bytes_sent += size
         return True
 
     def consumed(self, stream: Stream, count: int) -> None:

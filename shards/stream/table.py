@@ -5,9 +5,12 @@ the sealer. Who made us send a frame decides what happens when even the reserve 
 an answer to the peer is then the peer's fault (it asks and does not read) and the session dies; a window
 update waits with its stream; anything else the caller asked for waits in line until data_sent().
 
-Two rules are narrower than Yamux leaves them. Ids of new streams rise, so "was it ever open" needs one number
-and not a set; frames of a stream that was are dropped in silence, for they may have crossed our FIN or RST.
-And no frame may be longer than a whole window.
+A peer pays for its control frames, and for data frames too short for a packet, out of a credit (session.control_rate):
+they cost more than they carry.
+
+Three rules are narrower than Yamux leaves them. Only a ping that was sent is answered, once. Ids of new streams rise,
+so "was it ever open" needs one number and not a set; frames of a stream that was are dropped in silence, for they may
+have crossed our FIN or RST. And no frame may be longer than a whole window.
 """
 
 from __future__ import annotations
@@ -20,7 +23,8 @@ from shards.stream.negotiate import Negotiation, Outcome
 from shards.stream.noise import Sealer
 from shards.stream.yamux import Stream, StreamEvent, StreamState
 from vpnd.config.schema import Session as Settings
-from vpnd.errors import LocalProtocolError, RemoteProtocolError
+from vpnd.errors import FloodError, LocalProtocolError, RemoteProtocolError
+from vpnd.packet.record import MIN_RECORD_BYTES
 
 
 class StreamTable:
@@ -54,6 +58,11 @@ class StreamTable:
         self._leaving = False
         self._peer_leaving = False
         self._dead = False
+        #: payload sent, which the peer answers with window updates
+        self.bytes_sent = 0
+        #: control frames the peer may send until it is looked at what it has earned meanwhile
+        self.credit = settings.control_burst
+        self._renewed_s, self._renewed_bytes = now_s, 0
 
     # --- asked for by the caller
 
@@ -153,6 +162,10 @@ class StreamTable:
         """
         if version != spec.VERSION:
             raise RemoteProtocolError(f"Yamux version {version}")
+        if kind != spec.TYPE_DATA or length < MIN_RECORD_BYTES:
+            self.credit -= 1
+            if self.credit < 0:
+                self._renew_credit_untrusted()
         if kind == spec.TYPE_DATA or kind == spec.TYPE_WINDOW_UPDATE:
             return self._take_stream_frame_untrusted(kind, flags, stream_id, length)
         if stream_id != spec.SESSION_ID:
@@ -160,7 +173,10 @@ class StreamTable:
         if kind == spec.TYPE_PING:
             if flags & spec.FLAG_SYN:
                 self._answer(yamux.ping(length, spec.FLAG_ACK))
-            elif flags & spec.FLAG_ACK and (sent_s := self._pings.pop(length, None)) is not None:
+            elif flags & spec.FLAG_ACK:
+                if (sent_s := self._pings.pop(length, None)) is None:
+                    raise RemoteProtocolError("an answer to a ping that was not sent")
+                self.credit += 1  # we asked for it
                 self.events.append(Pong(length, max(self.now_s - sent_s, 0.0)))
         elif kind == spec.TYPE_GO_AWAY:
             self._peer_leaving = True
@@ -168,6 +184,16 @@ class StreamTable:
         else:
             raise RemoteProtocolError(f"Yamux frame of type {kind}")
         return None
+
+    def _renew_credit_untrusted(self) -> None:
+        """The peer has sent all the control frames it may: what has it earned meanwhile? Raises FloodError."""
+        settings = self._settings
+        earned = (self.now_s - self._renewed_s) * settings.control_rate
+        earned += (self.bytes_sent - self._renewed_bytes) * 2 / spec.INITIAL_WINDOW_BYTES
+        self._renewed_s, self._renewed_bytes = self.now_s, self.bytes_sent
+        self.credit += min(settings.control_burst, int(earned))
+        if self.credit < 0:
+            raise FloodError(f"more than {settings.control_burst} control frames at once")
 
     def _take_stream_frame_untrusted(
         self, kind: int, flags: int, stream_id: int, length: int
@@ -317,4 +343,4 @@ class StreamTable:
     def _answer(self, frame: bytes) -> None:
         # May overtake what is postponed: no answer is about a stream that waits there for its SYN.
         if not self._sealer.seal_control(frame):
-            raise RemoteProtocolError("the peer asks for more answers than it reads")
+            raise FloodError("the peer asks for more answers than it reads")

@@ -109,13 +109,16 @@ class VirtualLoop(asyncio.AbstractEventLoop):
 
     def run_until(self, until_s: float) -> None:
         """Everything that is due up to a moment, which is then now."""
-        due = self._due
-        while due and due[0][0] <= until_s:
-            when, _, handle = heapq.heappop(due)
-            if not handle.cancelled:
-                self.now_s = max(self.now_s, when)
-                handle.callback(*handle.args)
+        while self._due and self._due[0][0] <= until_s:
+            self.run_one()
         self.now_s = until_s
+
+    def run_one(self) -> None:
+        """What is due next."""
+        when, _, handle = heapq.heappop(self._due)
+        if not handle.cancelled:
+            self.now_s = max(self.now_s, when)
+            handle.callback(*handle.args)
 
     @contextmanager
     def running(self) -> Iterator[None]:

@@ -57,14 +57,14 @@ class Node:
         """Know of each packet on which connection it came."""
         take = self.plane.inbound.deliver_untrusted
 
-        def deliver(sources: object, reassembly: object, view: memoryview) -> None:
+        def deliver(sources: object, reassembly: object, *rest: object) -> object:
             connection = None
             for link in self.plane.links.values():
                 if any(lane.reassembly is reassembly for lane in link.lanes):
                     connection = self.connections[link.session_id]
             assert connection is not None, "payload of a stream that is not there"
             self._arriving_on = connection
-            take(sources, reassembly, view)  # type: ignore[arg-type]
+            return take(sources, reassembly, *rest)  # type: ignore[arg-type]
 
         self.plane.inbound.deliver_untrusted = deliver  # type: ignore[method-assign,assignment]
 

@@ -22,6 +22,24 @@ HELLO_B = Capabilities(offloads=0x01, max_record=1_600, mtu=1280)
 OPENING = MULTISTREAM_ITEM + PROTOCOL_ITEM + encode_hello(HELLO_A)
 SMALL = Settings(window_bytes=1 << 18, send_buffer_bytes=1 << 17, receive_buffer_bytes=1 << 17)
 
+#: A record of 50,000 bytes.
+_SLOW_PACKET = (50_000).to_bytes(4, "big") + bytes(50_000)
+#: Frames that cost more than they carry, on streams from 3 on; stream 1 is ready.
+FLOODS = {
+    "pings": lambda n: yamux.ping(n, spec.FLAG_SYN),
+    "streams over the limit": lambda n: yamux.window_update(2 * n + 3, 0, spec.FLAG_SYN),
+    "streams opened and dropped": lambda n: (
+        yamux.window_update(2 * n + 3, 0, spec.FLAG_SYN) + yamux.window_update(2 * n + 3, 0, spec.FLAG_RST)
+    ),
+    "go-aways": lambda n: yamux.go_away(spec.GO_AWAY_NORMAL),
+    "window updates": lambda n: yamux.window_update(1, 1),
+    "window updates of nothing": lambda n: yamux.window_update(1, 0),
+    "acknowledgments": lambda n: yamux.window_update(1, 0, spec.FLAG_ACK),
+    "data without data": lambda n: yamux.data_frame(1, b""),
+    "a packet byte by byte": lambda n: yamux.data_frame(1, _SLOW_PACKET[n : n + 1]),
+    "ends of streams that were": lambda n: yamux.window_update(1, 0, spec.FLAG_RST),
+}
+
 
 def engine(initiator: bool, settings: Settings | None = None, **changes: Any) -> Session:
     """One side; the other is engine(not initiator). Nonces start at different values on purpose."""

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from shards.stream import spec, yamux
-from shards.stream.events import (
-    Pong,
-    StreamClosed,
-    StreamReady,
-)
+from shards.stream.events import Pong, StreamClosed, StreamReady
 from shards.stream.session import Session
-from shards.stream.yamux import Stream
-from stream.pair import OPENING, SMALL, Pair, Peer, feed, reset, send, sendable, streams, take
+from shards.stream.yamux import Stream, StreamState
+from stream.pair import FLOODS, OPENING, SMALL, Pair, Peer, drain, feed, reset, send, sendable, streams, take
 from vpnd.config.schema import Session as Settings
-from vpnd.errors import LocalProtocolError, RemoteProtocolError
+from vpnd.errors import FloodError, LocalProtocolError, RemoteProtocolError
 
 # --- a full send buffer
 
@@ -97,24 +94,87 @@ def test_a_window_update_waits_for_room() -> None:
     assert at_b.owed == 0 and len(pair.b.data_to_send()) == 30
 
 
-FLOODS = {
-    "pings": lambda n: yamux.ping(n, spec.FLAG_SYN),
-    "streams over the limit": lambda n: yamux.window_update(2 * n + 1, 0, spec.FLAG_SYN),
-    "streams opened and dropped": lambda n: (
-        yamux.window_update(2 * n + 1, 0, spec.FLAG_SYN) + yamux.window_update(2 * n + 1, 0, spec.FLAG_RST)
-    ),
-}
+ANSWERED = ("pings", "streams over the limit", "streams opened and dropped")
 
 
-@pytest.mark.parametrize("flood", FLOODS)
+@pytest.mark.parametrize("flood", ANSWERED)
 def test_a_peer_that_asks_and_does_not_read_is_cut_off(flood: str) -> None:
-    peer = Peer(SMALL)
+    settings = msgspec.structs.replace(SMALL, control_burst=1 << 20)
+    peer = Peer(settings)
+    peer.open()
     with pytest.raises(RemoteProtocolError, match="answers"):
         for n in range(20_000):
             peer.say(FLOODS[flood](n))
-            assert len(peer.session.data_to_send()) <= SMALL.send_buffer_bytes
+            assert len(peer.session.data_to_send()) <= settings.send_buffer_bytes
             if n % 500 == 0:
-                assert len(streams(peer.session)) <= SMALL.max_streams
+                assert len(streams(peer.session)) <= settings.max_streams
+
+
+@pytest.mark.setting("session.control_burst")
+@pytest.mark.parametrize("burst", [256, 2048])
+@pytest.mark.parametrize("flood", FLOODS)
+def test_a_flood_of_control_frames_ends_the_session(flood: str, burst: int) -> None:
+    peer = Peer(msgspec.structs.replace(SMALL, control_burst=burst))
+    peer.open()
+    said = 0
+    with pytest.raises(FloodError):
+        while said < 2 * burst:
+            peer.say(FLOODS[flood](said))
+            peer.hear()
+            said += 1
+    assert burst // 2 - 10 <= said <= burst
+
+
+@pytest.mark.setting("session.control_rate")
+@pytest.mark.parametrize(("rate", "survives"), [(100.0, True), (50.0, False)])
+def test_control_frames_at_their_rate_may_go_on_for_ever(rate: float, survives: bool) -> None:
+    peer = Peer(msgspec.structs.replace(SMALL, control_burst=256, control_rate=rate))
+    try:
+        for n in range(5000):
+            peer.say(yamux.ping(n, spec.FLAG_SYN), now_s=n / 99)
+            peer.hear()
+    except FloodError:
+        assert not survives
+    else:
+        assert survives
+
+
+def test_window_updates_for_what_was_sent_are_no_flood() -> None:
+    pair = Pair(msgspec.structs.replace(SMALL, control_burst=256, control_rate=1.0))
+    at_a, _ = pair.open()
+    for _ in range(800):  # half a window each: 800 window updates
+        size = min(sendable(pair.a, at_a), 1 << 17)
+        send(pair.a, at_a, bytes(size))
+        pair.shuttle()
+    assert at_a.state is StreamState.READY
+
+
+def test_packets_whose_last_bytes_take_a_message_of_their_own_are_no_flood() -> None:
+    pair = Pair(msgspec.structs.replace(SMALL, control_burst=256, control_rate=1))
+    at_a, _ = pair.open()
+    for _ in range(600):
+        assert send(pair.a, at_a, bytes(spec.MAX_FRAME_PAYLOAD_BYTES + 5))
+        pair.shuttle()
+    assert at_a.state is StreamState.READY
+
+
+@pytest.mark.parametrize("budget", [16, 5000])
+def test_a_turn_ends_with_its_budget_and_the_next_one_goes_on(budget: int) -> None:
+    peer = Peer(msgspec.structs.replace(SMALL, control_burst=1 << 20))
+    stream = peer.open()
+    peer.session.budget = 0
+    record = bytes(34)
+    assert peer.say(*[yamux.data_frame(1, record) * 100 for _ in range(20)]) == []
+    got = turns = 0
+    while True:
+        peer.session.budget = budget
+        now = drain(peer.session)
+        assert len(now) <= budget
+        got += sum(data == record and of is stream for of, data in now)
+        turns += 1
+        if peer.session.budget > 0:
+            break
+    assert got == 2000 and abs(turns - 2020 / budget) <= 1
 
 
 def test_streams_over_the_limit_are_refused_and_their_frames_skipped() -> None:

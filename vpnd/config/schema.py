@@ -276,6 +276,25 @@ class Session(Table, frozen=True):
     ack_delay_max: float = duration(0.005, 0.001, 0.2,
         "TCP_DELACK_MAX_US (Linux 6.15): longest delay of an acknowledgement.")
     max_streams: int = number(64, 1, 65536, "streams", "Streams one peer may open in a session.")
+    turn_records: int = number(
+        128, 16, 1 << 20, "records", "Packets and frames taken from one peer's sessions before others have their turn."
+    )
+    turn_interval: float = duration(
+        0.001, 0.0001, 1.0, "After so long a peer may use turn_records anew, also where nobody waits for a turn."
+    )
+    control_rate: int = number(
+        200,
+        1,
+        1 << 20,
+        "frames a second",
+        "Control frames a peer may send in a session, besides one for each 128 KB sent to it; more end the session.",
+    )
+    control_burst: int = number(
+        2048, 256, 1 << 20, "frames", "Control frames a peer may send at once in a session; more end the session."
+    )
+    partial_bytes: int = size(
+        1 << 22, 1 << 17, 1 << 30, "Unfinished packets of one peer in each shard; more end the session they come in."
+    )
     negotiate_timeout: float = duration(10.0, 0.1, 300.0, "Deadline of opening a stream.")
     close_timeout: float = duration(10.0, 0.1, 300.0, "Deadline of a peer to close its side of a stream.")
     quantum_bytes: int = size(1 << 16, 1 << 10, 1 << 20,
