@@ -11,21 +11,12 @@ import typer
 
 from vpnd import __version__
 from vpnd.cli import configuration, membership, pinging, running
-from vpnd.cli.options import ConfigOption, StateDirOption, Where, load_tables, where
+from vpnd.cli.command import Where, command, group
 from vpnd.config import load
 from vpnd.config.schema import Config
 from vpnd.errors import PrivilegeError
 
-# Plain help and plain errors: the decorated ones load another library for longer than most commands run
-app = typer.Typer(
-    name="vpnd",
-    help="A peer-to-peer mesh VPN.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-)
-app.add_typer(configuration.app, name="config")
+app = group("A peer-to-peer mesh VPN.")
 
 
 def run(arguments: list[str]) -> int:
@@ -37,15 +28,9 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-@app.callback()
-def root(context: typer.Context, config: ConfigOption = None, state_dir: StateDirOption = None) -> None:
-    """A peer-to-peer mesh VPN."""
-    context.obj = Where(config, state_dir)
-
-
-@app.command()
+@command(app)
 def start(
-    context: typer.Context,
+    place: Where,
     shards: Annotated[int | None, typer.Option("--shards", metavar="N", help="Number of shards.")] = None,
     interface: Annotated[str | None, typer.Option("--interface", metavar="NAME", help="TUN device.")] = None,
     log_level: Annotated[
@@ -58,8 +43,6 @@ def start(
             "--join", metavar="TOKEN", help="Join the network of this token; -: read it from standard input."
         ),
     ] = "",
-    config: ConfigOption = None,
-    state_dir: StateDirOption = None,
 ) -> None:
     """Run a node until it is stopped; needs root.
 
@@ -71,7 +54,7 @@ def start(
         raise PrivilegeError(
             "starting a node makes a TUN device and routes, which needs root; run: sudo vpnd start"
         )
-    place = where(context, config, state_dir).absolute()
+    place = place.absolute()
     overrides: dict[str, object] = {
         "worker.shards": shards,
         "network.interface": interface,
@@ -104,21 +87,21 @@ def start(
     raise typer.Exit(launch.foreground(completed, identity, token, lambda: complete(read())))
 
 
-running.add_to(app)
-membership.add_to(app)
-pinging.add_to(app)
-
-
-@app.command("id")
-def show_id(context: typer.Context, config: ConfigOption = None, state_dir: StateDirOption = None) -> None:
+@command(app, "id")
+def show_id(place: Where) -> None:
     """Print the peer id of this node; makes its identity when there is none."""
-    settings = load_tables(where(context, config, state_dir), "p2p").config
+    settings = place.load("p2p").config
     from vpnd.mode import identity_of
 
     typer.echo(identity_of(settings).peer_id)
 
 
-@app.command()
-def version(config: ConfigOption = None, state_dir: StateDirOption = None) -> None:
+@command(app)
+def version(place: Where) -> None:
     """Print the version."""
     typer.echo(f"vpnd {__version__}")
+
+
+for module in (running, membership, pinging):
+    app.add_typer(module.app)
+app.add_typer(configuration.app, name="config")

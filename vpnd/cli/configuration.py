@@ -7,49 +7,32 @@ from typing import Annotated, Any
 
 import typer
 
-from vpnd.cli.options import ConfigOption, StateDirOption, Where, where
+from vpnd.cli.command import Where, command, group, json_of
 from vpnd.config import load, paths
 from vpnd.config.fields import PEERS, tables
 from vpnd.config.reference import as_toml, json_schema, template
 from vpnd.config.reference import reference as reference_text
 from vpnd.errors import ConfigError, PrivilegeError
 
-app = typer.Typer(help="Check, show and make configurations.", no_args_is_help=True, rich_markup_mode=None)
+app = group("Check, show and make configurations.")
 
 
-@app.callback()
-def root(context: typer.Context, config: ConfigOption = None, state_dir: StateDirOption = None) -> None:
-    """Check, show and make configurations."""
-    context.obj = where(context, config, state_dir)
-
-
-def _load(place: Where) -> load.Loaded:
-    return load.load_with_origins(place.config_file, place.state_dir, {}, os.environ)
-
-
-@app.command()
-def check(context: typer.Context, config: ConfigOption = None, state_dir: StateDirOption = None) -> None:
+@command(app)
+def check(place: Where) -> None:
     """Say what is wrong with the configuration; exit code 2 when anything is."""
-    loaded = _load(where(context, config, state_dir))
+    loaded = place.load()
     file = loaded.places.config_file
     typer.echo(f"{file}: good" if file.exists() else f"{file}: no such file, the defaults are used; good")
 
 
-@app.command()
+@command(app)
 def show(
-    context: typer.Context,
+    place: Where,
     as_json: Annotated[bool, typer.Option("--json", help="With the origin of each value.")] = False,
-    config: ConfigOption = None,
-    state_dir: StateDirOption = None,
 ) -> None:
     """Print every setting with the value in force."""
-    loaded = _load(where(context, config, state_dir))
-    if not as_json:
-        typer.echo(as_toml(loaded.config), nl=False)
-        return
-    import orjson
-
-    typer.echo(orjson.dumps(_with_origins(loaded), option=orjson.OPT_INDENT_2).decode())
+    loaded = place.load()
+    typer.echo(json_of(_with_origins(loaded)) if as_json else as_toml(loaded.config), nl=as_json)
 
 
 def _with_origins(loaded: load.Loaded) -> dict[str, Any]:
@@ -75,25 +58,22 @@ def _entry(loaded: load.Loaded, path: str, held: object, keys: Any) -> dict[str,
     return {key: {"value": getattr(held, key), "origin": origin(key)} for key in keys}
 
 
-@app.command()
-def schema(config: ConfigOption = None, state_dir: StateDirOption = None) -> None:
+@command(app)
+def schema(place: Where) -> None:
     """Print a JSON Schema of the configuration file."""
-    import orjson
-
-    typer.echo(orjson.dumps(json_schema(), option=orjson.OPT_INDENT_2).decode())
+    typer.echo(json_of(json_schema()))
 
 
-@app.command()
-def reference(config: ConfigOption = None, state_dir: StateDirOption = None) -> None:
+@command(app)
+def reference(place: Where) -> None:
     """Print docs/configuration.md."""
     typer.echo(reference_text(), nl=False)
 
 
-@app.command()
-def init(context: typer.Context, config: ConfigOption = None, state_dir: StateDirOption = None) -> None:
+@command(app)
+def init(place: Where) -> None:
     """Write a commented configuration that says nothing yet; never overwrites one."""
-    place = where(context, config, state_dir)
-    file = paths.places(place.config_file, place.state_dir, os.environ).config_file
+    file = paths.places(*place, os.environ).config_file
     try:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with open(file, "x", encoding="utf-8") as stream:

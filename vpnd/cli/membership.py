@@ -7,42 +7,34 @@ it on standard error.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated, Any
+import os
+from typing import Annotated
 
 import typer
 
-from vpnd.cli.options import ConfigOption, StateDirOption, Where, load_tables, where
-from vpnd.cli.running import JsonOption, echo_json
-from vpnd.config import paths, values
-from vpnd.errors import ConfigError, NotRunningError, RefusedError, VpndError
-
-WhoArgument = Annotated[
-    str, typer.Argument(metavar="WHO", help="A name, a virtual IP or a peer id.", show_default=False)
-]
-
-authority = typer.Typer(
-    help="The nodes that may let others in and remove them.", no_args_is_help=True, rich_markup_mode=None
+from vpnd.cli.command import (
+    JsonOption,
+    Where,
+    WhoArgument,
+    ask_control,
+    command,
+    end,
+    group,
+    read_status,
+    show,
 )
+from vpnd.config import paths, values
+from vpnd.config.schema import Config
+from vpnd.errors import ConfigError, NotRunningError, PrivilegeError, RefusedError
+
+app = typer.Typer()
+authority = group("The nodes that may let others in and remove them.")
+app.add_typer(authority, name="authority")
 
 
-def add_to(app: typer.Typer) -> None:
-    """Make them commands of `app`, in the order of the help."""
-    for command in _COMMANDS:
-        app.command()(command)
-    app.add_typer(authority, name="authority")
-
-
-@authority.callback()
-def authority_root(
-    context: typer.Context, config: ConfigOption = None, state_dir: StateDirOption = None
-) -> None:
-    """The nodes that may let others in and remove them."""
-    context.obj = where(context, config, state_dir)
-
-
+@command(app)
 def invite(
-    context: typer.Context,
+    place: Where,
     name: Annotated[
         str | None, typer.Option("--name", metavar="NAME", help="What the new member is called.")
     ] = None,
@@ -64,16 +56,14 @@ def invite(
         list[str] | None, typer.Option("--group", metavar="GROUP", help="A group it is in; repeatable.")
     ] = None,
     as_json: JsonOption = False,
-    config: ConfigOption = None,
-    state_dir: StateDirOption = None,
 ) -> None:
     """Print a token that lets another machine join the network: vpnd start --join TOKEN.
 
     Only an authority can. Whoever has the token can join until it is used up or expired, so send it as you would a
     password. The token is alone on standard output.
     """
-    answer = ask(
-        where(context, config, state_dir),
+    answer = ask_control(
+        place,
         "invite",
         name=name,
         uses=uses,
@@ -82,17 +72,15 @@ def invite(
         routes=",".join(routes) if routes else None,
         groups=",".join(groups) if groups else None,
     )
-    if as_json:
-        echo_json(answer)
-        return
-    typer.echo(answer["token"])
-    many = "once" if answer.get("uses", uses) == 1 else f"{answer.get('uses', uses)} times"
-    from vpnd.cli.statusview import duration
+    show(answer, as_json, lambda answer: answer["token"])
+    if not as_json:
+        from vpnd.cli.statusview import duration
 
-    within = duration(answer.get("expires_s"))
-    typer.echo(
-        f"It can be used {many}, within {within}; on the other machine: vpnd start --join TOKEN", err=True
-    )
+        many = "once" if answer["uses"] == 1 else f"{answer['uses']} times"
+        within = duration(answer["expires_s"])
+        typer.echo(
+            f"It can be used {many}, within {within}; on the other machine: vpnd start --join TOKEN", err=True
+        )
 
 
 def _seconds(text: str | None) -> float | None:
@@ -107,62 +95,47 @@ def _seconds(text: str | None) -> float | None:
     return seconds
 
 
+@command(app)
 def members(
-    context: typer.Context,
+    place: Where,
     as_json: JsonOption = False,
-    config: ConfigOption = None,
-    state_dir: StateDirOption = None,
 ) -> None:
     """Show who is in the network."""
-    rows = ask(where(context, config, state_dir), "members")
-    if as_json:
-        echo_json(rows)
-        return
     from vpnd.cli import memberview
 
-    typer.echo(memberview.members(rows))
+    show(ask_control(place, "members"), as_json, memberview.members)
 
 
+@command(app)
 def remove(
-    context: typer.Context,
+    place: Where,
     who: WhoArgument,
     as_json: JsonOption = False,
-    config: ConfigOption = None,
-    state_dir: StateDirOption = None,
 ) -> None:
     """Remove a member: every node refuses it within seconds, and it stays out. Only an authority can."""
-    answer = ask(where(context, config, state_dir), "remove", who=who)
-    if as_json:
-        echo_json(answer)
-        return
     from vpnd.cli import memberview
 
-    typer.echo(memberview.removed(answer))
+    show(ask_control(place, "remove", who=who), as_json, memberview.removed)
 
 
+@command(app)
 def leave(
-    context: typer.Context,
+    place: Where,
     force: Annotated[
         bool, typer.Option("--force", help="Also as the only authority of a network that has other members.")
     ] = False,
-    config: ConfigOption = None,
-    state_dir: StateDirOption = None,
 ) -> None:
     """Leave the network: forget it, and stop the node. To come back it needs a new token.
 
     The others keep this node in their lists until an authority removes it or its membership expires.
     """
-    place = where(context, config, state_dir)
-    settings = load_tables(place, "status", "process").config
-    from vpnd import statusclient
+    settings = place.load("status", "process").config
     from vpnd.status import NetworkPart
 
     try:
-        status = statusclient.status(paths.status_socket(settings), settings.status.timeout)
+        status = read_status(settings)
     except NotRunningError:
-        from vpnd.cli import offline
-
-        name = offline.leave(settings, force=force)
+        name = _leave_offline(settings, force)
         typer.echo(f"the network {name} is forgotten; no node was running")
         return
     network = status.network or NetworkPart()
@@ -174,26 +147,56 @@ def leave(
                 f"other {others} any more, be removed or renewed. Name another one first (vpnd authority add NAME), "
                 "or say vpnd leave --force"
             )
-    timeout_s = settings.status.timeout
-    gone_within_s = 2 * settings.process.stop_timeout + timeout_s
-    request = {"command": "leave"}
-    poll_s = settings.status.poll_interval
-    statusclient.end(paths.status_socket(settings), request, timeout_s, gone_within_s, poll_s)
+    end(settings, "leave")
     typer.echo(f"left the network {network.name}; the node has stopped")
 
 
-@authority.command("add")
-def authority_add(
-    context: typer.Context, who: WhoArgument, config: ConfigOption = None, state_dir: StateDirOption = None
-) -> None:
+def _leave_offline(settings: Config, force: bool) -> str:
+    """Leave without a daemon, which the network's own files may keep from starting. Returns the network's name, "" when
+    that cannot be read.
+
+    `force`: also when this node is an authority, of which nobody can say here whether it is the only one. Raises
+    NotRunningError when there is no network, AlreadyRunningError when a daemon has the directory after all.
+    """
+    from supervisor import statedir
+    from vpnd.membership.store import KEY, NETWORK, Store, StoreError
+
+    directory = paths.network_dir(settings)
+    if os.geteuid() != 0:
+        raise PrivilegeError("leaving a network needs root: run it with sudo")
+    if not (directory / NETWORK).exists():
+        raise NotRunningError(f"no daemon answers, and {settings.state_dir} holds no network to leave")
+    lock = statedir.lock(settings)
+    try:
+        if (directory / KEY).exists() and not force:
+            raise RefusedError(
+                f"this node holds an authority key ({directory / KEY}), which leaving destroys. Without another "
+                "authority the network is closed then; say vpnd leave --force, or start the node and ask it"
+            )
+        store = Store(directory)
+        try:
+            network = store.load_network()
+        except StoreError:  # a damaged network can be left all the same
+            network = None
+        store.forget()
+        store.close()
+    finally:
+        os.close(lock)
+    return network.name if network is not None else ""
+
+
+@command(authority, "add")
+def authority_add(place: Where, who: WhoArgument) -> None:
     """Let a member, too, invite, renew and remove others, so that one lost machine does not close the network."""
-    answer = ask(where(context, config, state_dir), "authority-add", who=who)
-    typer.echo(f"{_named(answer, who)} is an authority now{_told(answer)}")
+    answer = ask_control(place, "authority-add", who=who)
+    from vpnd.cli import memberview
+
+    typer.echo(memberview.appointed(answer, who))
 
 
-@authority.command("revoke")
+@command(authority, "revoke")
 def authority_revoke(
-    context: typer.Context,
+    place: Where,
     who: WhoArgument,
     stolen: Annotated[
         bool,
@@ -211,8 +214,6 @@ def authority_revoke(
         bool, typer.Option("--keep-all", help="With --stolen: all members there are now are good.")
     ] = False,
     as_json: JsonOption = False,
-    config: ConfigOption = None,
-    state_dir: StateDirOption = None,
 ) -> None:
     """Take that back from a member; whom it let in stays.
 
@@ -221,109 +222,54 @@ def authority_revoke(
     """
     if (keep or keep_all) and not stolen:
         raise ConfigError("--keep and --keep-all are for --stolen; otherwise everybody stays")
-    answer = ask(
-        where(context, config, state_dir),
+    answer = ask_control(
+        place,
         "authority-revoke",
         who=who,
         stolen=stolen or None,
         keep=",".join(keep) if keep else None,
         keep_all=keep_all or None,
     )
-    if as_json:
-        echo_json(answer)
-        return
-    typer.echo(f"{_named(answer, who)} is no authority any more{_told(answer)}")
-    if stolen:
-        from vpnd.cli import memberview
+    from vpnd.cli import memberview
 
-        typer.echo(memberview.theft(answer))
+    show(answer, as_json, lambda answer: memberview.revoked(answer, who))
 
 
-@authority.command("list")
+@command(authority, "list")
 def authority_list(
-    context: typer.Context,
+    place: Where,
     as_json: JsonOption = False,
-    config: ConfigOption = None,
-    state_dir: StateDirOption = None,
 ) -> None:
     """Show the authorities, the first one on top."""
-    rows = ask(where(context, config, state_dir), "authority-list")
-    if as_json:
-        echo_json(rows)
-        return
     from vpnd.cli import memberview
 
-    typer.echo(memberview.authorities(rows))
+    show(ask_control(place, "authority-list"), as_json, memberview.authorities)
 
 
+@command(app)
 def peers(
-    context: typer.Context,
+    place: Where,
     as_json: JsonOption = False,
-    config: ConfigOption = None,
-    state_dir: StateDirOption = None,
 ) -> None:
     """Show the other nodes: addresses, state, round trip, and where each is known from."""
-    settings = load_tables(where(context, config, state_dir), "status").config
-    from vpnd import statusclient
-
-    status = statusclient.status(paths.status_socket(settings), settings.status.timeout)
-    if as_json:
-        echo_json(status.peers)
-        return
     from vpnd.cli import memberview
 
-    typer.echo(memberview.peers(status))
+    status = read_status(place.load("status").config)
+    show(status.peers if as_json else status, as_json, memberview.peers)
 
 
+@command(app)
 def resolve(
-    context: typer.Context,
+    place: Where,
     what: Annotated[str, typer.Argument(metavar="IP|NAME", help="A virtual IP, a name or a peer id.")],
     as_json: JsonOption = False,
-    config: ConfigOption = None,
-    state_dir: StateDirOption = None,
 ) -> None:
     """Look up a member, and show each step: where it was looked, how old the answer is, what it was.
 
     Exit code 1 when nobody was found.
     """
-    answer = ask(where(context, config, state_dir), "resolve", what=what)
-    if as_json:
-        echo_json(answer)
-    else:
-        from vpnd.cli import memberview
+    from vpnd.cli import memberview
 
-        typer.echo(memberview.resolved(answer))
+    answer = ask_control(place, "resolve", what=what)
+    show(answer, as_json, memberview.resolved)
     raise typer.Exit(0 if answer.get("peer_id") else 1)
-
-
-_COMMANDS: tuple[Callable[..., None], ...] = (invite, members, remove, leave, peers, resolve)
-
-
-def ask(place: Where, command: str, **arguments: object) -> Any:
-    """What the daemon answers. Waits for as long as a command may (status.timeout), and a look-up or dial in it."""
-    settings = load_tables(place, "status", "p2p", "discovery", "registry").config
-    from vpnd import statusclient
-
-    timeout_s = settings.status.timeout
-    work_s = timeout_s + settings.p2p.dial_timeout + settings.discovery.dht_timeout
-    if settings.registry.kind == "contract":
-        work_s += settings.registry.timeout
-    request = {"command": command, "patience_s": work_s, **arguments}
-    answer = statusclient.ask(paths.status_socket(settings), request, timeout_s, work_s + timeout_s)
-    if "answer" not in answer:
-        raise VpndError(f"the daemon does not know the command {command}; is it of another version?")
-    return answer["answer"]
-
-
-def _told(answer: object) -> str:
-    """Who knows of it: nobody else does while no other node is connected."""
-    told = answer.get("told") if isinstance(answer, dict) else None
-    return "; no other node is connected, they hear of it when one is" if told == 0 else ""
-
-
-def _named(answer: object, who: str) -> str:
-    """What the member is called, whatever it was called on the command line."""
-    from vpnd.printable import printable
-
-    name = answer.get("name") if isinstance(answer, dict) else None
-    return printable(str(name or who))

@@ -70,17 +70,28 @@ def removed(answer: Fields) -> str:
     return "\n".join(map(printable, lines))
 
 
-def theft(answer: Fields) -> str:
-    """`vpnd authority revoke --stolen`: what came of all that was signed with the stolen key."""
-    lines = (
+def appointed(answer: Fields, who: str) -> str:
+    """`vpnd authority add`."""
+    return printable(f"{answer.get('name') or who} is an authority now{_unheard(answer)}")
+
+
+def revoked(answer: Fields, who: str) -> str:
+    """`vpnd authority revoke`; with --stolen also what came of all that was signed with the stolen key."""
+    consequences = (
         ("again", "signed again, as other authorities made them"),
         ("out", "out, for it alone vouched for them (those that were good: vpnd invite)"),
         ("back", "in again, for it alone had removed them (vpnd remove)"),
         ("lapsed", "no authorities any more, for it had named them (vpnd authority add)"),
         ("authorities_back", "authorities again, for it had revoked them"),
     )
-    said = [f"{_all(answer[key])}: {meaning}" for key, meaning in lines if answer.get(key)]
-    return "\n".join(said)
+    lines = [printable(f"{answer.get('name') or who} is no authority any more{_unheard(answer)}")]
+    lines += [f"{_all(answer[key])}: {meaning}" for key, meaning in consequences if answer.get(key)]
+    return "\n".join(lines)
+
+
+def _unheard(answer: Fields) -> str:
+    """Nobody else knows of it while no other node is connected."""
+    return "; no other node is connected, they hear of it when one is" if answer.get("told") == 0 else ""
 
 
 def peers(status: Status) -> str:

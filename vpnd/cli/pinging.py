@@ -15,11 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn
 
 import typer
 
+from vpnd.cli.command import JsonOption, Where, WhoArgument, ask, ask_control, command, read_status, show
 from vpnd.cli.echo import HEADER_BYTES, LEAST_BYTES, MOST_BYTES, Echo, EchoSocket, source_of
-from vpnd.cli.membership import WhoArgument, ask
-from vpnd.cli.options import ConfigOption, StateDirOption, Where, load_tables, where
-from vpnd.cli.running import JsonOption, echo_json
-from vpnd.config import paths
 from vpnd.config.schema import Config
 from vpnd.errors import ConfigError, VpndError
 
@@ -40,13 +37,12 @@ class Target(NamedTuple):
     elsewhere: str
 
 
-def add_to(app: typer.Typer) -> None:
-    """Make it a command of `app`."""
-    app.command()(ping)
+app = typer.Typer()
 
 
+@command(app)
 def ping(
-    context: typer.Context,
+    place: Where,
     who: WhoArgument,
     count: Annotated[int, typer.Option("--count", "-c", metavar="N", min=1, help="How many times.")] = 4,
     interval: Annotated[
@@ -70,8 +66,6 @@ def ping(
         bool, typer.Option("--ipv6", "-6", help="The peer's IPv6 address, not its IPv4.")
     ] = False,
     as_json: JsonOption = False,
-    config: ConfigOption = None,
-    state_dir: StateDirOption = None,
 ) -> None:
     """Measure the round trip to a node through the tunnel, and which part of it is the session's.
 
@@ -81,8 +75,7 @@ def ping(
     may take health.timeout; Ctrl-C ends it with what there is. Needs root. Exit code 1 when no echo came back, or, with
     --sweep, when not all packets that the VPN takes come through.
     """
-    place = where(context, config, state_dir)
-    settings = load_tables(place, "status", "health").config
+    settings = place.load("status", "health").config
     from vpnd.cli import pingview
 
     target = _target(place, settings, who, ipv6)
@@ -108,10 +101,7 @@ def ping(
         "elsewhere": target.elsewhere,
     }
     result: Fields = {**who_it_is, **pingview.sums(trips), "pings": trips, **besides}
-    if as_json:
-        echo_json(result)
-    else:
-        typer.echo(pingview.summary(result))
+    show(result, as_json, pingview.summary)
     raise typer.Exit(0 if result["received"] else 1)
 
 
@@ -128,10 +118,8 @@ def _sweep(target: Target, timeout_s: float, *, as_json: bool) -> NoReturn:
             return any(sock.measure(next(tries), packet - headers).rtt_ms is not None for _ in range(2))
 
         largest = largest_that(passes, headers + LEAST_BYTES, target.mtu)
-    if as_json:
-        echo_json({"name": target.name, "address": target.address, "largest": largest, "mtu": target.mtu})
-    else:
-        typer.echo(pingview.swept(target.name, largest, target.mtu))
+    result = {"name": target.name, "address": target.address, "largest": largest, "mtu": target.mtu}
+    show(result, as_json, pingview.swept)
     raise typer.Exit(0 if largest == target.mtu else 1)
 
 
@@ -152,18 +140,15 @@ def largest_that(passes: Callable[[int], bool], least: int, most: int) -> int:
 
 def _measured(settings: Config, target: Target, count: int, interval_s: float, size: int) -> Iterator[Fields]:
     """One after another; a trip is what pingview shows."""
-    from vpnd import statusclient
 
-    path, timeout_s = paths.status_socket(settings), settings.status.timeout
     echo_s = settings.health.timeout
     # the shard takes up to health.timeout, the supervisor waits status.timeout longer for it
-    patience_s = echo_s + 2 * timeout_s
-    request = {"command": "probe", "address": target.address}
+    within_s = echo_s + 2 * settings.status.timeout
     with EchoSocket(target.address, echo_s) as sock:
         for seq in range(1, count + 1):
             begun_s = time.monotonic()
             echo = sock.measure(seq, size)
-            probe = statusclient.ask(path, request, timeout_s, patience_s)
+            probe = ask(settings, "probe", within_s, address=target.address)
             yield _trip(seq, echo, probe)
             if seq < count:
                 time.sleep(max(0.0, begun_s + interval_s - time.monotonic()))
@@ -190,7 +175,7 @@ def _trip(seq: int, echo: Echo, probe: Fields) -> Fields:
 
 def _target(place: Where, settings: Config, who: str, ipv6: bool) -> Target:
     """Raises ConfigError for somebody who cannot be pinged from here."""
-    status = _status(settings)
+    status = read_status(settings)
     ours = status.node.addresses
     if _canonical(who) in (*ours, status.node.peer_id, status.node.name):
         raise ConfigError(f"{who} is this node itself")
@@ -232,7 +217,7 @@ def _peer(place: Where, status: Status, who: str) -> Peer:
     for peer in status.peers:
         if wanted & {peer.name, peer.peer_id, *peer.virtual_ips}:
             return peer
-    found: Fields = ask(place, "resolve", what=who)
+    found: Fields = ask_control(place, "resolve", what=who)
     if not found.get("peer_id"):
         raise ConfigError(f"{who} is no peer of this node; see vpnd peers")
     from vpnd.status import Peer
@@ -249,20 +234,14 @@ def _canonical(who: str) -> str:
         return who
 
 
-def _status(settings: Config) -> Status:
-    from vpnd import statusclient
-
-    return statusclient.status(paths.status_socket(settings), settings.status.timeout)
-
-
 # --- when the tunnel does not answer
 
 
 def _elsewhere(place: Where, settings: Config, target: Target) -> Fields:
     """What is known of the peer besides: how it is by status, and whether its control answers ours."""
-    peer = next((peer for peer in _status(settings).peers if peer.peer_id == target.peer_id), None)
+    peer = next((peer for peer in read_status(settings).peers if peer.peer_id == target.peer_id), None)
     try:
-        (control,) = ask(place, "ping", who=target.peer_id, count=1)
+        (control,) = ask_control(place, "ping", who=target.peer_id, count=1)
     except VpndError as error:
         control = {"rtt_ms": None, "error": str(error), "asked": False}
     return {"peer": peer, "control": control}

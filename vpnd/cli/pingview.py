@@ -69,8 +69,9 @@ def summary(result: Fields) -> str:
     return "\n".join(map(printable, lines))
 
 
-def swept(name: str, largest: int, mtu: int) -> str:
-    """What `--sweep` found: the largest IP packet in bytes, 0 for none, of a device that takes `mtu`."""
+def swept(result: Fields) -> str:
+    """What `--sweep` found: `largest`, an IP packet in bytes, 0 for none; `mtu` is what the device takes."""
+    name, largest, mtu = result["name"], result["largest"], result["mtu"]
     if largest == mtu:
         said = f"packets to {name} come through up to the MTU of the VPN, {mtu} bytes"
     elif largest:

@@ -1,132 +1,84 @@
-"""The commands to a running node: stop, status, reload, scale. They talk to its status socket."""
+"""The commands to a running node: stop, status, reload, scale."""
 
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from vpnd.cli.options import ConfigOption, StateDirOption, load_tables, where
-from vpnd.config import paths
+from vpnd.cli.command import JsonOption, Where, ask, command, end, json_of, read_status, show
 from vpnd.errors import NotRunningError
 from vpnd.printable import printable
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Everything, as JSON.")]
+app = typer.Typer()
 
 
-def add_to(app: typer.Typer) -> None:
-    """Make them commands of `app`, in the order of the help."""
-    for command in (stop, status, reload, scale):
-        app.command()(command)
-
-
-def stop(context: typer.Context, config: ConfigOption = None, state_dir: StateDirOption = None) -> None:
+@command(app)
+def stop(place: Where) -> None:
     """Stop the node; returns when it is gone. Of a node that was killed the kill switch is undone."""
-    settings = load_tables(where(context, config, state_dir), "status", "process").config
-    from vpnd import statusclient
-
-    # shards end first, then control; each is killed after process.stop_timeout
-    gone_within_s = 2 * settings.process.stop_timeout + settings.status.timeout
-    socket_path = paths.status_socket(settings)
     try:
-        statusclient.stop(socket_path, settings.status.timeout, gone_within_s, settings.status.poll_interval)
+        end(place.load("status", "process").config, "stop")
     except NotRunningError:
-        if os.geteuid() != 0 or not _release(context, config, state_dir):
+        if os.geteuid() != 0 or not _release(place):
             raise
 
 
-def _release(context: typer.Context, config: Path | None, state_dir: Path | None) -> bool:
+def _release(place: Where) -> bool:
     """A daemon that was killed left its kill switch: take it away, and say so. False when there is none."""
     from supervisor.network import killswitch
 
-    released = killswitch.release(load_tables(where(context, config, state_dir), "network", "process").config)
+    released = killswitch.release(place.load("network", "process").config)
     if released:
         typer.echo("no daemon was running; what kept traffic from leaving past the exit node is undone")
     return released
 
 
+@command(app)
 def status(
-    context: typer.Context,
+    place: Where,
     as_json: JsonOption = False,
     schema: Annotated[
         bool, typer.Option("--schema", help="The JSON Schema of --json, without a node.")
     ] = False,
     reference: Annotated[bool, typer.Option("--reference", help="docs/status.md.", hidden=True)] = False,
-    config: ConfigOption = None,
-    state_dir: StateDirOption = None,
 ) -> None:
     """Show whether the node is healthy, its peers, shards and drops. Exit code 0: healthy, 9: degraded, 1: down."""
+    from vpnd import status as fields
+    from vpnd.cli import statusview
+
     if schema or reference:
-        from vpnd import status as fields
-
-        return echo_json(fields.schema()) if schema else typer.echo(fields.reference(), nl=False)
-    settings = load_tables(where(context, config, state_dir), "status").config
-    from vpnd import statusclient
-    from vpnd.status import DOWN, EXIT_CODES
-
-    answer = statusclient.status(paths.status_socket(settings), settings.status.timeout)
-    if as_json:
-        echo_json(answer)
-    else:
-        from vpnd.cli import statusview
-
-        typer.echo(statusview.render(answer))
-    raise typer.Exit(EXIT_CODES.get(answer.health, EXIT_CODES[DOWN]))
+        return typer.echo(json_of(fields.schema()) if schema else fields.reference(), nl=schema)
+    answer = read_status(place.load("status").config)
+    show(answer, as_json, statusview.render)
+    raise typer.Exit(fields.EXIT_CODES.get(answer.health, fields.EXIT_CODES[fields.DOWN]))
 
 
-def reload(
-    context: typer.Context,
-    as_json: JsonOption = False,
-    config: ConfigOption = None,
-    state_dir: StateDirOption = None,
-) -> None:
+@command(app)
+def reload(place: Where, as_json: JsonOption = False) -> None:
     """Let the node read its configuration again, and say what is in force now and what needs a restart.
 
     The node reads the file, environment and flags it was started with. Exit code 2 when anything in them is wrong; it
     goes on as it was then. SIGHUP does the same, and the answer goes to the log.
     """
-    settings = load_tables(where(context, config, state_dir), "status").config
-    from vpnd import statusclient
-
-    answer = statusclient.ask(paths.status_socket(settings), {"command": "reload"}, settings.status.timeout)
-    if as_json:
-        echo_json(answer)
-    else:
-        typer.echo(_reloaded(answer))
+    show(ask(place.load("status").config, "reload"), as_json, _reloaded)
 
 
+@command(app)
 def scale(
-    context: typer.Context,
+    place: Where,
     shards: Annotated[int, typer.Argument(metavar="N", help="Number of shards, 1 to 64.")],
     as_json: JsonOption = False,
-    config: ConfigOption = None,
-    state_dir: StateDirOption = None,
 ) -> None:
     """Change the number of shards while packets flow; returns when it is done. Holds until the node is restarted.
 
     Flows stay where they are; only those of shards that go have to move.
     """
-    settings = load_tables(where(context, config, state_dir), "status", "process").config
-    from vpnd import statusclient
-
-    process, timeout_s = settings.process, settings.status.timeout
+    settings = place.load("status", "process").config
+    process = settings.process
     # new shards get ready or are stopped again; those that go empty their queues
-    patience_s = process.ready_timeout + process.drain_timeout + process.stop_timeout + timeout_s
-    request = {"command": "scale", "shards": shards}
-    answer = statusclient.ask(paths.status_socket(settings), request, timeout_s, patience_s)
-    if as_json:
-        echo_json(answer)
-    else:
-        typer.echo(_scaled(answer))
-
-
-def echo_json(answer: object) -> None:
-    """`answer`, for other programs."""
-    import msgspec
-
-    typer.echo(msgspec.json.format(msgspec.json.encode(answer), indent=2).decode())
+    work_s = process.ready_timeout + process.drain_timeout + process.stop_timeout
+    show(ask(settings, "scale", work_s + settings.status.timeout, shards=shards), as_json, _scaled)
 
 
 def _reloaded(answer: dict[str, Any]) -> str:

@@ -1,0 +1,150 @@
+"""How a command is declared, finds its node, asks it and prints the answer.
+
+--config and --state-dir may stand before or after a command's name.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import typer
+
+from vpnd.config import paths
+from vpnd.config.load import Loaded, load_with_origins
+from vpnd.config.schema import Config
+from vpnd.errors import VpndError
+
+if TYPE_CHECKING:
+    from vpnd.status import Status
+
+# readable=False: whether they can be read is said by what reads them, with a remedy
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        readable=False,
+        metavar="FILE",
+        help="Configuration file [VPND_CONFIG; STATE_DIR/vpnd.toml].",
+    ),
+]
+StateDirOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--state-dir", readable=False, metavar="DIR", help="State directory [VPND_STATE_DIR; /var/lib/vpnd]."
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Everything, as JSON.")]
+WhoArgument = Annotated[
+    str, typer.Argument(metavar="WHO", help="A name, a virtual IP or a peer id.", show_default=False)
+]
+
+
+class Where(NamedTuple):
+    """The two options that name a node, as given so far."""
+
+    config_file: Path | None = None
+    state_dir: Path | None = None
+
+    def absolute(self) -> Where:
+        """The same place from every working directory."""
+        return Where(*(path.absolute() if path is not None else None for path in self))
+
+    def load(self, *only: str) -> Loaded:
+        """The configuration. `only`: the tables that the command uses; others may still be wrong."""
+        return load_with_origins(self.config_file, self.state_dir, {}, os.environ, only=only)
+
+
+def group(help: str) -> typer.Typer:
+    """Commands with a name in common."""
+    # Plain help and plain errors: the decorated ones load another library for longer than most commands run
+    return typer.Typer(
+        help=help,
+        callback=_remember,
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+    )
+
+
+def _remember(context: typer.Context, config: ConfigOption = None, state_dir: StateDirOption = None) -> None:
+    """The options of this command, else those before its name."""
+    before = context.obj or Where()
+    context.obj = Where(config or before.config_file, state_dir or before.state_dir)
+
+
+def command(app: typer.Typer, name: str | None = None) -> Callable[[Callable[..., None]], None]:
+    """Make a function a command of `app`. It is given its `Where`, then what its other parameters declare."""
+
+    def add(function: Callable[..., None]) -> None:
+        @functools.wraps(function)
+        def run(context: typer.Context, config: Path | None, state_dir: Path | None, **given: Any) -> None:
+            _remember(context, config, state_dir)
+            function(context.obj, **given)
+
+        context, *shared = inspect.signature(_remember, eval_str=True).parameters.values()
+        _, *own = inspect.signature(function, eval_str=True).parameters.values()
+        run.__signature__ = inspect.Signature([context, *own, *shared])  # type: ignore[attr-defined]
+        app.command(name)(run)
+
+    return add
+
+
+def ask(settings: Config, command: str, within_s: float | None = None, **arguments: object) -> dict[str, Any]:
+    """What the daemon answers. `within_s`: for how long to wait, where that is longer than status.timeout."""
+    from vpnd import statusclient
+
+    request = {"command": command, **arguments}
+    return statusclient.ask(paths.status_socket(settings), request, settings.status.timeout, within_s)
+
+
+def ask_control(place: Where, command: str, **arguments: object) -> Any:
+    """What control answers; it may look somebody up or dial."""
+    settings = place.load("status", "p2p", "discovery", "registry").config
+    timeout_s = settings.status.timeout
+    work_s = timeout_s + settings.p2p.dial_timeout + settings.discovery.dht_timeout
+    if settings.registry.kind == "contract":
+        work_s += settings.registry.timeout
+    answer = ask(settings, command, work_s + timeout_s, patience_s=work_s, **arguments)
+    if "answer" not in answer:
+        raise VpndError(f"the daemon does not know the command {command}; is it of another version?")
+    return answer["answer"]
+
+
+def read_status(settings: Config) -> Status:
+    """The status of the daemon."""
+    from vpnd import statusclient
+
+    return statusclient.status(paths.status_socket(settings), settings.status.timeout)
+
+
+def end(settings: Config, command: str) -> None:
+    """Ask for something after which the daemon ends; return when it has."""
+    from vpnd import statusclient
+
+    # shards end first, then control; each is killed after process.stop_timeout
+    gone_within_s = 2 * settings.process.stop_timeout + settings.status.timeout
+    statusclient.end(
+        paths.status_socket(settings),
+        {"command": command},
+        settings.status.timeout,
+        gone_within_s,
+        settings.status.poll_interval,
+    )
+
+
+def show(answer: Any, as_json: bool, text: Callable[[Any], str]) -> None:
+    """Print an answer: for other programs, or as `text` puts it for people."""
+    typer.echo(json_of(answer) if as_json else text(answer))
+
+
+def json_of(answer: object) -> str:
+    """JSON in several lines."""
+    import msgspec
+
+    return msgspec.json.format(msgspec.json.encode(answer), indent=2).decode()
