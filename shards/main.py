@@ -41,7 +41,7 @@ from vpnd.api.aio import LoopChannel
 from vpnd.api.channel import Channel, first_message
 from vpnd.config.live import Live
 from vpnd.discovery.registry import StaticRegistry
-from vpnd.metrics import SHARD_COUNTERS, CounterPage
+from vpnd.metrics import SHARD_COUNTERS, CounterPage, heartbeat_s
 from vpnd.packet import ring
 from vpnd.packet.capability import Capabilities
 from vpnd.packet.record import MAX_RECORD_BYTES
@@ -61,7 +61,8 @@ class Shard:
         memory, wake, page, tun_fd = descriptors
         self._consumer = ring.Consumer(ring.Descriptors(memory, wake))
         counts = Counts()
-        self._counters = Counters(CounterPage(SHARD_COUNTERS, page), counts)
+        counter_page = CounterPage(SHARD_COUNTERS, page)
+        self._counters = Counters(counter_page, counts)
         for fd in (memory, page):
             os.close(fd)
         hello = Capabilities(offloads=start.tun_offloads, max_record=MAX_RECORD_BYTES, mtu=config.network.mtu)
@@ -82,6 +83,7 @@ class Shard:
         self._plane.start()
         live.watch(lambda config: config.log.level, lambda: logs.set_level(live.config.log.level))
         Recurring(live, lambda config: config.metrics.interval, self._store_all).start()
+        Recurring(live, lambda config: heartbeat_s(config.process.watchdog), counter_page.beat).start()
         self._supervisor.send(messages.Ready())
 
     async def run(self) -> str:

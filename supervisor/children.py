@@ -49,6 +49,12 @@ class State(enum.Enum):
     STOPPED = "stopped"
 
 
+#: Of the supervisor's time, what the messages of one child may take at most while it goes on sending: packets wait.
+CHANNEL_SHARE = 0.1
+#: Messages a child may leave unread; an honest one has a handful.
+MOST_UNREAD = 4096
+
+
 class Slot(Protocol):
     """What is there before, between and after the processes of a child."""
 
@@ -96,6 +102,8 @@ class Child(Generic[AnySlot]):
         self._on_up, self._on_down, self._on_message = on_up, on_down, on_message
         self._loop = asyncio.get_running_loop()
         self.state = State.STOPPED
+        #: it is up, and its heartbeat has stopped (supervisor/watchdog.py)
+        self.hung = False
         self.restarts = 0
         self.listen: tuple[str, ...] = ()
         self.own: OwnAddresses | None = None
@@ -134,6 +142,9 @@ class Child(Generic[AnySlot]):
     def send(self, message: messages.Message, descriptors: tuple[int, ...] = ()) -> None:
         """Send to the process there is; to none when it is neither up nor draining."""
         if self.state in (State.UP, State.DRAINING) and self._channel is not None:
+            if self._channel.unread >= MOST_UNREAD:
+                self.kill(f"has not read {MOST_UNREAD} messages")
+                return
             self._channel.send(message, descriptors)
 
     async def stop(self, drain: bool = False) -> None:
@@ -185,7 +196,10 @@ class Child(Generic[AnySlot]):
         self._pidfd = os.pidfd_open(self._popen.pid)
         self._loop.add_reader(self._pidfd, self._exited)
         self._channel = LoopChannel(
-            channel.Channel(ours, "supervisor", self.slot.role), self._receive, self._channel_closed
+            channel.Channel(ours, "supervisor", self.slot.role),
+            self._receive,
+            self._channel_closed,
+            CHANNEL_SHARE,
         )
         if self.restarts:  # programs that send as fast as they can would leave it no CPU to start on
             self._priorities.carries_packets(self.pid)
@@ -197,6 +211,15 @@ class Child(Generic[AnySlot]):
     def _receive(self, message: messages.Message, descriptors: list[int]) -> None:
         for fd in descriptors:  # no message to the supervisor carries any
             os.close(fd)
+        try:
+            self._take(message)
+        except ProtocolViolation as error:
+            self.kill(str(error))
+        except Exception:  # whatever a child says, the node lives on
+            log.exception("%s (pid %d): its %s cannot be used", self.title, self.pid, type(message).__name__)
+            self._kill()
+
+    def _take(self, message: messages.Message) -> None:
         match message:
             case messages.Ready(listen=listen, own=own) if self.state is State.STARTING:
                 self._cancel_timer()
@@ -229,8 +252,13 @@ class Child(Generic[AnySlot]):
             log.error("%s (pid %d): %s; it is killed", self.title, self.pid, error)
         self._kill()
 
+    @property
+    def works(self) -> bool:
+        """Whether it is up and its heartbeat goes on."""
+        return self.state is State.UP and not self.hung
+
     def kill(self, reason: str) -> None:
-        """It does what it must not: end this process; another one takes its place."""
+        """It does what it must not, or nothing at all: end this process; another one takes its place."""
         log.error("%s (pid %d): %s; it is killed", self.title, self.pid, reason)
         self._kill()
 
@@ -247,6 +275,7 @@ class Child(Generic[AnySlot]):
         os.close(self._pidfd)
         self._pidfd = -1
         self._popen = self.process = None
+        self.hung = False
         if self._channel is not None:
             self._channel.close()
         self._cancel_timer()

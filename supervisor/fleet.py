@@ -89,9 +89,9 @@ class Fleet:
 
     @property
     def ready(self) -> bool:
-        """Whether all that is meant to be there is up."""
+        """Whether all that is meant to be there works."""
         wanted = self.shards[: self.count]
-        return self.control.state is State.UP and all(shard.state is State.UP for shard in wanted)
+        return self.control.works and all(shard.works for shard in wanted)
 
     @property
     def control_page(self) -> CounterPage:
@@ -113,6 +113,7 @@ class Fleet:
 
     def _control_down(self, control: Child[ControlSlot]) -> None:
         """Sessions go on without it; shards see their channels close."""
+        control.slot.page.mend()
         self.questions.gone(control)
 
     def _control_said(self, control: Child[ControlSlot], message: messages.Message) -> None:

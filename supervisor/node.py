@@ -47,6 +47,7 @@ from supervisor.questions import Argument
 from supervisor.scaling import Scaling
 from supervisor.slots import ControlSlot
 from supervisor.statusd import Command, StatusServer
+from supervisor.watchdog import Watchdog
 from vpnd.api import messages
 from vpnd.config import changes, fields, load
 from vpnd.config.live import Live
@@ -132,6 +133,7 @@ async def start_node(
         pacing = Pacing(live, alone=alone)
         reading = Reading(live, tun.fd, pump, pacing, broken=fleet.kill_broken, gone=node.device_gone)
         undo.callback(reading.close)
+        undo.callback(Watchdog(live, fleet).close)
         if config.metrics.listen:
             exporter = Exporter(live, fleet.priorities, node.status)
             undo.push_async_callback(exporter.stop)

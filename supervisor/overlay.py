@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from supervisor import claims
 from supervisor.network import overlap
 from supervisor.network.dns_sockets import Names, Send
 from supervisor.network.machine import Machine
@@ -22,7 +23,7 @@ from vpnd.api.reports import OwnAddresses
 from vpnd.config.check import MIN_IPV6_MTU
 from vpnd.config.live import Live
 from vpnd.config.schema import Config
-from vpnd.errors import ChildError, MachineError
+from vpnd.errors import ChildError, MachineError, ProtocolViolation
 from vpnd.mode import Mode
 
 log = logging.getLogger("supervisor")
@@ -45,6 +46,8 @@ class Overlay:
         self._device = ""
         self._interfaces: list[str] = []
         self._names: Names | None = None
+        self._given: OwnAddresses | None = None
+        self._not_routed: list[str] = []
         self.own = _configured(config)
         self._warnings: list[str] = []
         if mode.in_network and config.network.virtual_ip and not config.peers:
@@ -64,7 +67,7 @@ class Overlay:
     def warnings(self) -> list[str]:
         """What the operator should know, a line each."""
         names = self._names.warnings if self._names is not None else ()
-        return [*self._warnings, *names, *self._machine.warnings]
+        return [*self._warnings, *self._not_routed, *names, *self._machine.warnings]
 
     def check_before(self) -> None:
         """What is known before anything is changed is judged then: raises ConfigError when the machine already
@@ -101,6 +104,8 @@ class Overlay:
         self._device = device
         if self.in_network and given is None:
             raise ChildError("control does not say what this node is in its network")
+        if given is not None:
+            given = self._given = claims.own_untrusted(given, self._live.config, None)
         self.own = self._with_configured(given)
         if given is not None:
             remedy = "free that range on this machine and start again (without --join: it is a member now)"
@@ -153,9 +158,12 @@ class Overlay:
 
     def change(self, given: OwnAddresses) -> bool:
         """A member is something else than before: other addresses, other networks it may announce. False, and
-        nothing happens, before `establish`."""
+        nothing happens, before `establish`. Raises ProtocolViolation for what no honest control says."""
         if not self._device:
             return False
+        if self._given is None:
+            raise ProtocolViolation("a node that is in no network has no addresses of one")
+        given = claims.own_untrusted(given, self._live.config, self._given)
         had_ipv6 = _has_ipv6(self.own)
         after = self._with_configured(given)
         if not had_ipv6:  # left out when it was established
@@ -175,8 +183,11 @@ class Overlay:
         return True
 
     def route(self, known: RoutesKnown) -> None:
-        """Members announce other networks from now on."""
-        self._machine.routes_known(known)
+        """Members announce other networks from now on. Raises ProtocolViolation for what no honest control says."""
+        if not self.in_network:
+            raise ProtocolViolation("a node that is in no network has no members")
+        wanted, self._not_routed = claims.routes_untrusted(known, self._live.config)
+        self._machine.routes_known(wanted)
 
     def give_names(self, send: Send) -> None:
         """Give control the sockets on which it answers DNS at our addresses."""

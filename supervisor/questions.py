@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections.abc import Callable
 from typing import Any, Protocol
 
 from supervisor.children import State
 from vpnd.api import messages, parts
-from vpnd.errors import VpndError, of_kind
+from vpnd.errors import ProtocolViolation, VpndError, of_kind
 
 #: What an argument of a command may be.
 Argument = str | int | float | bool | None
 
+#: Of one answer; the longest, of all members there may be, has a few hundred (vpnd.api.parts.MAX_PART_BYTES each).
+MOST_PARTS = 1024
 _ANSWERS = messages.ControlStatus | messages.ShardStatus | messages.ProbeAnswer | messages.Answer
 
 
@@ -22,6 +23,10 @@ class Asked(Protocol):
 
     title: str
     state: State
+
+    @property
+    def works(self) -> bool:
+        """Whether it can be asked."""
 
     def send(self, message: messages.Message) -> None:
         """Send to the process there is."""
@@ -39,18 +44,25 @@ class Questions:
     """Owner: supervisor loop. `heard` is given what children say, `gone` those whose process has ended."""
 
     def __init__(self) -> None:
-        self._serials = itertools.count(1)
+        self._next = 1
         self._waiting: dict[int, _Question] = {}
 
     def heard(self, child: Asked, message: messages.Message) -> None:
-        """Pass an answer to who waits for it. Anything else, and what nobody waits for, is passed over."""
+        """Pass an answer to who waits for it. Anything else, and what nobody waits for any more, is passed over.
+
+        Raises ProtocolViolation for an answer to no question, and for one without an end.
+        """
         if not isinstance(message, _ANSWERS):
             return
+        if not 0 < message.serial < self._next:
+            raise ProtocolViolation(f"{type(message).__name__} to what was never asked")
         question = self._waiting.get(message.serial)
         if question is None or question.child is not child or question.answer.done():
             return
         if not isinstance(message, messages.ProbeAnswer):
             question.parts.append(message)
+            if len(question.parts) > MOST_PARTS:
+                raise ProtocolViolation(f"{type(message).__name__} in more than {MOST_PARTS} parts")
             if message.more:
                 return
             message = parts.joined(question.parts)
@@ -64,7 +76,11 @@ class Questions:
 
     def last_words(self, child: Asked) -> None:
         """Have it say once more how it is; nobody waits for the answer."""
-        child.send(messages.StatusRequest(serial=next(self._serials)))
+        child.send(messages.StatusRequest(serial=self._serial()))
+
+    def _serial(self) -> int:
+        self._next += 1
+        return self._next - 1
 
     async def ask(self, child: Asked, timeout_s: float) -> Any:
         """How a child is: its ControlStatus or ShardStatus, None when it is not up or does not say."""
@@ -97,9 +113,9 @@ class Questions:
     async def _exchange(
         self, child: Asked, question: Callable[[int], messages.Message], timeout_s: float
     ) -> Any:
-        if child.state is not State.UP:
+        if not child.works:
             return None
-        serial = next(self._serials)
+        serial = self._serial()
         asked = self._waiting[serial] = _Question(child, asyncio.get_running_loop().create_future())
         child.send(question(serial))
         try:

@@ -103,7 +103,8 @@ def _counts(counts: dict[str, int]) -> dict[str, Any]:
 
 def _process(child: Child, usage: Usage, answers: bool | None) -> dict[str, Any]:
     return {
-        "pid": child.pid, "restarts": child.restarts, "state": child.state.value, "answers": answers,
+        "pid": child.pid, "restarts": child.restarts,
+        "state": "hung" if child.hung else child.state.value, "answers": answers,
         **usage.of(child.pid),
     }  # fmt: skip
 

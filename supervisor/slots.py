@@ -4,6 +4,7 @@ descriptors. A ring is made anew for each process, a counter page is not."""
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from vpnd.config.live import Live
 from vpnd.config.schema import Config
 from vpnd.metrics import CONTROL_COUNTERS, GAUGES, OUTBOUND_DROPS, SHARD_COUNTERS, create_page
 from vpnd.packet import ring
+
+log = logging.getLogger("supervisor")
 
 
 class ControlSlot:
@@ -129,6 +132,8 @@ class ShardSlot:
     def _settle(self) -> None:
         """Between two processes the supervisor is the page's only writer."""
         page = self.page
+        if page.mend():
+            log.error("%s counted to what nothing can be counted to; that begins at 0 again", self.title)
         counts = page.read()
         done = counts["packets_sent"] + sum(counts[f"dropped_{reason}"] for reason in OUTBOUND_DROPS)
         page.add("dropped_shard_died", max(0, self._packets_in - done))
@@ -144,7 +149,8 @@ class ShardSlot:
     def ring_use(self) -> dict[str, int]:
         """Bytes in use and size of the ring; nothing is used while there is no process."""
         used = self.port.to_shard.used() if self.port is not None else 0
-        return {"used": used, "size": self.given.worker.ring_bytes if self.given is not None else 0}
+        size = self.given.worker.ring_bytes if self.given is not None else 0
+        return {"used": min(used, size), "size": size}
 
     def close(self) -> None:
         """The node stops."""

@@ -108,7 +108,7 @@ AILING = [
     (
         "a shard restarting",
         {"node": {"shards": 2}, "shards": [{"state": "restarting"}, {"state": "up"}]},
-        "1 of 2 shards not running",
+        "1 of 2 shards not running: 0 restarting",
         "degraded",
     ),
     (
@@ -120,7 +120,7 @@ AILING = [
     (
         "one that stays is restarting while another goes",
         {"node": {"shards": 1}, "shards": [{"state": "restarting"}, {"state": "draining"}]},
-        "1 of 1 shards not running",
+        "1 of 1 shards not running: 0 restarting",
         "down",
     ),
     ("alone", {"peers": [{"state": "dialing"}]}, "no peer is connected", "degraded"),

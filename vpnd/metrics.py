@@ -4,7 +4,8 @@ Each child slot (control, shard 0, shard 1 …) has one page of unsigned 64-bit 
 in a memfd that the supervisor makes and keeps: it outlives the child, so a restarted child goes on where
 the dead one stopped and nothing is forgotten. A counter has one writer, the child; the supervisor reads,
 and writes only while no process has the page, to settle what a dead one had under way. A name's offset is
-its place among the names. One 8-byte store is atomic on every machine CPython runs on.
+its place among the names. Behind the counters is the heartbeat of the child, by which the supervisor's watchdog knows
+that it is not hung. One 8-byte store is atomic on every machine CPython runs on.
 
 The hot path adds to plain ints and stores them here once a batch.
 """
@@ -13,11 +14,11 @@ from __future__ import annotations
 
 import enum
 import mmap
-import os
 from typing import Annotated, NamedTuple, get_type_hints
 
 import msgspec
 
+from vpnd import memory
 from vpnd.membership.refusal import REASONS
 from vpnd.nat.messages import REFUSALS
 
@@ -276,6 +277,18 @@ CONTROL_COUNTERS = tuple(CONTROL_METRICS)
 GAUGES = frozenset(name for name, metric in (SHARD_METRICS | CONTROL_METRICS).items() if metric.gauge)
 
 
+#: Heartbeats in process.watchdog.
+BEATS = 5
+#: Of a counter: sums of some hundred are still 64-bit integers, and each is exact as a double too.
+MOST = (1 << 53) - 1
+_WORD = (1 << 64) - 1
+
+
+def heartbeat_s(watchdog_s: float) -> float:
+    """The pause between two heartbeats of a child, by process.watchdog; where that is 0 nobody looks for them."""
+    return (watchdog_s or 3600.0) / BEATS
+
+
 class CounterPage:
     """One page. `values` is the live memoryview of unsigned 64-bit counters: page.values[page.index["dials"]] += 1."""
 
@@ -295,8 +308,29 @@ class CounterPage:
         self.values[self.index[name]] = value
 
     def read(self) -> dict[str, int]:
-        """All counters by name; each is exact, together they are of slightly different moments."""
-        return dict(zip(self.names, self.values.tolist(), strict=False))
+        """All counters by name; each is exact, together they are of slightly different moments. What no honest child
+        counts to reads as MOST."""
+        counts = self.values.tolist()
+        if max(counts) > MOST:
+            counts = [min(count, MOST) for count in counts]
+        return dict(zip(self.names, counts, strict=False))
+
+    def mend(self) -> bool:
+        """Set what no honest child counts to to 0, while no process has the page; whether there was any."""
+        wrong = [place for place, count in enumerate(self.values.tolist()) if count > MOST]
+        for place in wrong:
+            self.values[place] = 0
+        return bool(wrong)
+
+    def beat(self) -> None:
+        """The child is alive, and its loop runs."""
+        place = len(self.names)
+        self.values[place] = (self.values[place] + 1) & _WORD
+
+    @property
+    def beats(self) -> int:
+        """Changes with every `beat`."""
+        return self.values[len(self.names)]
 
     def close(self) -> None:
         """Unmap. Views handed out are dead afterwards."""
@@ -306,11 +340,10 @@ class CounterPage:
 
 def page_bytes(names: tuple[str, ...]) -> int:
     """Size of the memory behind a page: whole pages of the machine."""
-    return -(-len(names) * 8 // mmap.PAGESIZE) * mmap.PAGESIZE
+    return -(-(len(names) + 1) * 8 // mmap.PAGESIZE) * mmap.PAGESIZE
 
 
 def create_page(names: tuple[str, ...], title: str) -> tuple[CounterPage, int]:
     """A new zeroed page in a memfd called `title`, and its descriptor, to be passed to a child."""
-    fd = os.memfd_create(title, os.MFD_CLOEXEC)
-    os.ftruncate(fd, page_bytes(names))
+    fd = memory.create(title, page_bytes(names))
     return CounterPage(names, fd), fd

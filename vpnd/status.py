@@ -57,7 +57,10 @@ class NodePart(Part, frozen=True):
 #: The fields of a process.
 Pid = Annotated[int, told("Its process; 0 while there is none.")]
 Restarts = Annotated[int, told("Times it was started again.")]
-State = Annotated[str, told("starting, up, restarting, draining or stopped.")]
+State = Annotated[
+    str,
+    told("starting, up, hung (up without a heartbeat, soon to be killed), restarting, draining or stopped."),
+]
 Answers = Annotated[
     bool | None, told("Whether it answered within half of status.timeout; null: it was not asked.")
 ]
@@ -264,7 +267,10 @@ def _processes(status: Status, shards: tuple[Shard, ...]) -> Iterator[Ailment]:
     away = [shard for shard in shards if shard.state not in _WORKS]
     if away:
         health = DOWN if len(away) == len(shards) else DEGRADED
-        yield Ailment(what=f"{len(away)} of {len(shards)} shards not running", remedy=log, health=health)
+        which = ", ".join(f"{shard.index} {shard.state}" for shard in away)
+        yield Ailment(
+            what=f"{len(away)} of {len(shards)} shards not running: {which}", remedy=log, health=health
+        )
     for shard in shards:
         if shard.state in _WORKS and shard.answers is False:
             yield Ailment(

@@ -82,7 +82,14 @@ class Reconciler:
                 pause_s = 0.0
 
     def _pass(self) -> list[str]:
-        return [line for part in self._parts for line in part()]
+        problems = []
+        for part in self._parts:
+            try:
+                problems += part()
+            except Exception as error:  # the next pass comes, whatever made this one fail
+                log.exception("a part of the machine could not be looked after")
+                problems.append(f"a part of the machine is not looked after: {type(error).__name__}: {error}")
+        return problems
 
 
 async def _within(time_s: float, event: asyncio.Event) -> bool:

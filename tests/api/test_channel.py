@@ -6,6 +6,7 @@ import array
 import asyncio
 import os
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -281,5 +282,33 @@ def test_on_a_loop_messages_and_the_end_are_told_once_and_a_backlog_drains() -> 
         assert len(ended) == 1 and control.closed
         control.send(messages.PeersComplete())
         assert len(ended) == 1
+
+    asyncio.run(main())
+
+
+def test_messages_that_never_stop_take_their_share_of_the_loop_and_no_more() -> None:
+    """Each takes 2 ms; whoever else is on the loop has the rest of the time, and every message is heard."""
+
+    async def main() -> None:
+        here, there = channel.pair()
+        heard: list[Message] = []
+        ended: list[Exception] = []
+
+        def hear(message: Message, _: list[int]) -> None:
+            heard.append(message)
+            time.sleep(0.002)
+
+        supervisor = aio.LoopChannel(Channel(here, "shard", "control"), hear, ended.append, 0.25)
+        sender = Channel(there, "control", "shard")
+        for number in range(50):
+            sender.send(messages.PeerKnown(peer_id=str(number), name="n", prefixes=()))
+        begun_s = time.monotonic()
+        async with asyncio.timeout(20):
+            while len(heard) < 50:
+                await asyncio.sleep(0)
+        assert time.monotonic() - begun_s > 50 * 0.002 / 0.25 * 0.8
+        supervisor.close()
+        sender.close()
+        assert not ended
 
     asyncio.run(main())

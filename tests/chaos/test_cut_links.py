@@ -121,7 +121,7 @@ def test_a_node_that_dies_behind_a_wall_leaves_a_half_open_peer_that_is_found_ou
 
 def test_a_shard_that_hangs_is_a_half_open_peer_and_gets_its_flows_back() -> None:
     """Its kernel acknowledges, nobody reads: only a probe tells. New flows avoid it, the other shard's go on."""
-    quick = {"health": {"interval": "500ms", "timeout": "500ms"}}
+    quick = {"health": {"interval": "500ms", "timeout": "500ms"}, "process": {"watchdog": "1m"}}
     with running_nodes(settings=quick) as nodes, unharmed(nodes):
         a, b = nodes
         hung = shard_pid(b, 0)

@@ -93,7 +93,7 @@ def test_a_link_that_is_silent_for_a_moment_costs_no_session() -> None:
 
 @pytest.mark.alone
 def test_a_peer_that_does_not_read_holds_up_nobody_else() -> None:
-    with running_nodes(3, shards=1) as (a, b, c):
+    with running_nodes(3, shards=1, settings={"process": {"watchdog": "1m"}}) as (a, b, c):
 
         def rate_bps() -> float:
             return goodput_bps(iperf3(a.lab, a.namespace, c.namespace, c.virtual_ip, seconds=2))

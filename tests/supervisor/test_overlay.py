@@ -77,7 +77,9 @@ def test_a_static_node_is_what_its_configuration_says(lab: Lab, device: Tun) -> 
 
 
 def test_a_member_has_all_addresses_in_their_networks(lab: Lab, device: Tun) -> None:
-    overlay = established(Config(), Mode.MEMBER, msgspec.structs.replace(OWN, advertised=("10.9.0.0/24",)))
+    behind = Config(network=Network(advertise=("10.9.0.0/24",)))
+    own = msgspec.structs.replace(OWN, advertised=("10.9.0.0/24", "10.8.0.0/24"))
+    overlay = established(behind, Mode.MEMBER, own)
     assert addresses(lab) == ["10.86.3.4/16", "fd12:3456:789a::1/64"]
     assert "fd12:3456:789a::/64 dev vpnd0" in routes(lab)
     assert overlay.prefixes == ("10.86.3.4/32", "fd12:3456:789a::1/128", "10.9.0.0/24")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 
 from supervisor import requests
 from supervisor.children import State
@@ -19,12 +20,13 @@ from vpnd.api import messages, parts
 from vpnd.api.reports import PeerTraffic
 from vpnd.config.live import Live
 from vpnd.config.schema import Config, Status
+from vpnd.errors import ProtocolViolation
 
 
 class Child:
     """Answers a question with `answer`, in parts, as its process would; another child says the same unasked."""
 
-    title, state = "control", State.UP
+    title, state, works = "control", State.UP, True
 
     def __init__(self, questions: Questions, answer: Any) -> None:
         self._questions, self._answer = questions, answer
@@ -51,6 +53,24 @@ def test_an_answer_in_parts_is_one_answer() -> None:
     for part in parts.split(status):
         traffic.told(part.traffic)
     assert traffic.of(f"{7:052}")[0] == 7
+
+
+def test_an_answer_without_an_end_or_a_question_is_no_answer() -> None:
+    part = messages.ShardStatus(serial=1, sessions=(), traffic=(), more=True)
+
+    class Endless(Child):
+        def send(self, message: messages.Message) -> None:
+            while True:
+                self._questions.heard(self, part)
+
+    async def main() -> None:
+        questions = Questions()
+        with pytest.raises(ProtocolViolation, match="never asked"):
+            questions.heard(Child(questions, None), part)
+        with pytest.raises(ProtocolViolation, match="more than 1024 parts"):
+            await questions.ask(Endless(questions, None), 5.0)
+
+    asyncio.run(main())
 
 
 class Node:

@@ -22,6 +22,8 @@ from vpnd.errors import ProtocolViolation
 
 #: Longest datagram; PeerKnown and status are the largest, far below. Also asked for as SO_SNDBUF.
 MAX_MESSAGE_BYTES = 1 << 20
+#: Longest one to the supervisor, where packets wait while it is taken apart; what may be longer comes in parts.
+MAX_TO_SUPERVISOR_BYTES = 1 << 18
 
 #: asm-generic/socket.h; Python has no name for it.
 SO_SNDBUFFORCE = 32
@@ -47,6 +49,10 @@ def pair() -> tuple[socket.socket, socket.socket]:
     return ends
 
 
+def _most_bytes(receiver: str) -> int:
+    return MAX_TO_SUPERVISOR_BYTES if receiver == "supervisor" else MAX_MESSAGE_BYTES
+
+
 class Channel:
     """One end. `here` and `there` are roles of a `messages.Way`: supervisor, control, shard.
 
@@ -57,6 +63,7 @@ class Channel:
         sock.setblocking(False)
         self._sock = sock
         self._sending, self._receiving = Way(here, there), Way(there, here)
+        self._most_out, self._most_in = _most_bytes(there), _most_bytes(here)
         self._gone: dict[Way, set[type[Message]]] = {self._sending: set(), self._receiving: set()}
         self._waiting: deque[tuple[bytes, tuple[int, ...]]] = deque()
 
@@ -69,6 +76,11 @@ class Channel:
         """True while messages wait for the socket to be writable."""
         return bool(self._waiting)
 
+    @property
+    def unread(self) -> int:
+        """So many messages wait for that."""
+        return len(self._waiting)
+
     def send(self, message: Message, descriptors: tuple[int, ...] = ()) -> None:
         """Send, or queue when the socket is full.
 
@@ -77,7 +89,7 @@ class Channel:
         """
         self._check(self._sending, message, len(descriptors))
         data = _encoder.encode(message)
-        if len(data) > MAX_MESSAGE_BYTES:
+        if len(data) > self._most_out:
             raise ProtocolViolation(f"{type(message).__name__} is too large: {len(data)} bytes")
         if self._waiting or not self._try_send(data, descriptors):
             self._waiting.append((data, tuple(os.dup(fd) for fd in descriptors)))
@@ -112,7 +124,7 @@ class Channel:
         """
         space = socket.CMSG_SPACE(MAX_DESCRIPTORS * array.array("i").itemsize)
         try:
-            data, ancillary, flags, _ = self._sock.recvmsg(MAX_MESSAGE_BYTES, space, socket.MSG_CMSG_CLOEXEC)
+            data, ancillary, flags, _ = self._sock.recvmsg(self._most_in, space, socket.MSG_CMSG_CLOEXEC)
         except BlockingIOError:
             return None
         except OSError as error:

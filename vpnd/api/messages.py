@@ -13,6 +13,7 @@ from typing import ClassVar, NamedTuple
 import msgspec
 
 from vpnd.api.reports import (
+    Count,
     NetworkReport,
     OwnAddresses,
     PeerReport,
@@ -297,7 +298,7 @@ class ControlStatus(Message, frozen=True):
     serial: int
     listen: tuple[str, ...]
     peers: tuple[PeerReport, ...]
-    connections: int
+    connections: Count
     network: NetworkReport | None = None
     warnings: tuple[str, ...] = ()
     more: bool = False

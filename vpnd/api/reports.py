@@ -6,7 +6,13 @@ from typing import Annotated
 
 import msgspec
 
-from vpnd.metrics import told
+from vpnd.metrics import MOST, told
+
+#: What a child tells is no more than a sum can take; a message that says otherwise is malformed.
+COUNT = msgspec.Meta(ge=0, le=MOST)
+MEASURE = msgspec.Meta(ge=-1, le=1e12)
+Count = Annotated[int, COUNT]
+Measure = Annotated[float, MEASURE]
 
 
 class OwnAddresses(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,12 +44,12 @@ class PeerReport(msgspec.Struct, frozen=True, kw_only=True):
     ] = "unknown"
     last_error: Annotated[str, told("Why the last dial failed; empty after a success.")] = ""
     next_dial_s: Annotated[
-        float, told("Until the next dial; negative when none is planned.", "seconds")
+        float, told("Until the next dial; negative when none is planned.", "seconds"), MEASURE
     ] = -1.0
-    dials: Annotated[int, told("Dials since the start of control.", "dials")] = 0
-    dial_failures: Annotated[int, told("Those that failed.", "dials")] = 0
+    dials: Annotated[int, told("Dials since the start of control.", "dials"), COUNT] = 0
+    dial_failures: Annotated[int, told("Those that failed.", "dials"), COUNT] = 0
     circuit: Annotated[str, told("Its circuit breaker: closed, open, half_open or unknown.")] = "closed"
-    circuit_opened: Annotated[int, told("Times the circuit opened.", "times")] = 0
+    circuit_opened: Annotated[int, told("Times the circuit opened.", "times"), COUNT] = 0
     virtual_ips: Annotated[tuple[str, ...], told("Its addresses in the VPN.")] = ()
     routes: Annotated[tuple[str, ...], told("Networks behind it that it announces.")] = ()
     source: Annotated[str, told("configuration or membership.")] = "configuration"
@@ -64,15 +70,15 @@ class NetworkReport(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = "unknown"
     authority: Annotated[bool, told("Whether this node may let others in.")] = False
-    authorities: Annotated[int, told("Members that may let others in.", "members")] = 0
-    members: Annotated[int, told("Members, this node among them.", "members")] = 0
+    authorities: Annotated[int, told("Members that may let others in.", "members"), COUNT] = 0
+    members: Annotated[int, told("Members, this node among them.", "members"), COUNT] = 0
     addresses: Annotated[tuple[str, ...], told("This node's addresses.")] = ()
-    expires_s: Annotated[float, told("Until this node's membership expires.", "seconds")] = 0.0
+    expires_s: Annotated[float, told("Until this node's membership expires.", "seconds"), MEASURE] = 0.0
     conflicts: Annotated[
         tuple[str, ...], told("A line for each name or address that two members claim.")
     ] = ()
     warnings: Annotated[tuple[str, ...], told("A line for each thing that is not as it should be.")] = ()
-    neighbours: Annotated[int, told("Members that gossip with this node.", "members")] = 0
+    neighbours: Annotated[int, told("Members that gossip with this node.", "members"), COUNT] = 0
 
 
 class SessionReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,19 +89,19 @@ class SessionReport(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     peer_id: str
-    session_id: int
+    session_id: Count
     initiator: bool
     state: str
-    rtt_ms: float | None
-    streams: int
-    bytes_sent: int
-    bytes_received: int
-    packets_sent: int
-    packets_received: int
-    queued_bytes: int
-    age_s: float
+    rtt_ms: Measure | None
+    streams: Count
+    bytes_sent: Count
+    bytes_received: Count
+    packets_sent: Count
+    packets_received: Count
+    queued_bytes: Count
+    age_s: Measure
     health: str = "healthy"
-    queue_delay_ms: float = 0.0
+    queue_delay_ms: Measure = 0.0
 
 
 class SessionProbe(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,17 +110,17 @@ class SessionProbe(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     peer_id: str
-    session_id: int
+    session_id: Count
     local: str
     remote: str
-    rtt_ms: float | None
+    rtt_ms: Measure | None
 
 
 class PeerTraffic(msgspec.Struct, frozen=True, kw_only=True):
     """What went between a shard and one peer, over all sessions, those that have ended too."""
 
     peer_id: str
-    bytes_sent: int = 0
-    bytes_received: int = 0
-    packets_sent: int = 0
-    packets_received: int = 0
+    bytes_sent: Count = 0
+    bytes_received: Count = 0
+    packets_sent: Count = 0
+    packets_received: Count = 0

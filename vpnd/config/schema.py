@@ -422,6 +422,9 @@ class Process(Table, frozen=True):
     realtime_window: float = duration(0.02, 0.001, 10.0, "Time over which that rate is measured.")
     ready_timeout: float = duration(20.0, 0.5, 600.0, "Deadline of a child to become ready.")
     stop_timeout: float = duration(3.0, 0.1, 600.0, "Deadline of a child to stop; then it is killed.")
+    watchdog: float = duration(10.0, 0.0, 3600.0,
+        "Time without a heartbeat after which a child is killed and started again; 0: never. It is not healthy after "
+        "half of it.")
     drain_timeout: float = duration(2.0, 0.0, 600.0, "Deadline of a shard that is scaled away to empty its queues.")
     restart_initial: float = duration(0.05, 0.0, 600.0, "Wait before the first restart of a dead child.")
     restart_max: float = duration(10.0, 0.0, 3600.0, "Upper limit of that wait, which doubles with each restart.")

@@ -21,7 +21,7 @@ from vpnd.control.sessions import Sessions
 from vpnd.control.traversal import Traversal
 from vpnd.discovery.registry import Change, CompositeRegistry
 from vpnd.errors import ProtocolViolation
-from vpnd.metrics import CounterPage
+from vpnd.metrics import CounterPage, heartbeat_s
 
 log = logging.getLogger(__name__)
 
@@ -54,9 +54,10 @@ class Control:
         self._sessions, self._requests = sessions, requests
         self._traversal, self._relaying = traversal, relaying
         self._network, self._discovering, self._owning = network, discovering, owning
-        self._stop = trio.Event()
+        self._stop, self._retimed = trio.Event(), trio.Event()
         registry.subscribe(self._members_changed)
         live.watch(lambda config: config.peers, self._other_peers)
+        live.watch(lambda config: config.process.watchdog, self._beat_anew)
         live.watch(lambda config: config.log.level, self._other_level)
 
     async def run(self) -> None:
@@ -64,6 +65,7 @@ class Control:
         self._nursery.start_soon(self._serve_supervisor)
         self._nursery.start_soon(self._sessions.run, self._host)
         self._nursery.start_soon(self._traversal.run)
+        self._nursery.start_soon(self._beat)
         if self._network is not None:
             self._nursery.start_soon(self._network.run)
         if self._discovering is not None:
@@ -71,6 +73,17 @@ class Control:
         if self._owning is not None:
             self._nursery.start_soon(self._owning.run)
         await self._stop.wait()
+
+    async def _beat(self) -> None:
+        """Show the supervisor's watchdog that this loop runs."""
+        while True:
+            self._page.beat()
+            self._retimed = trio.Event()
+            with trio.move_on_after(heartbeat_s(self._live.config.process.watchdog)):
+                await self._retimed.wait()
+
+    def _beat_anew(self) -> None:
+        self._retimed.set()
 
     async def _serve_supervisor(self) -> None:
         try:

@@ -36,6 +36,8 @@ import platform
 import threading
 from collections.abc import Callable
 
+from vpnd import memory
+
 TAIL, HEAD, SLEEPS = 0, 8, 16
 HEADER_BYTES = mmap.PAGESIZE
 #: Bytes in front of a span that belong to the consumer. A Yamux header has 12; 16 keeps the number round.
@@ -89,9 +91,8 @@ class Descriptors:
         """A new, empty ring of `size` data bytes (a power of two, whole pages). Nothing appears in any file system."""
         if size & (size - 1) or size % mmap.PAGESIZE:
             raise ValueError(f"ring size {size} is not a power of two of whole pages")
-        memory = os.memfd_create(title, os.MFD_CLOEXEC)
-        os.ftruncate(memory, HEADER_BYTES + size)
-        return cls(memory, os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
+        shared = memory.create(title, HEADER_BYTES + size)
+        return cls(shared, os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
 
     def all(self) -> tuple[int, int]:
         """In the order of the constructor."""
@@ -187,7 +188,10 @@ class Producer(_Side):
         fence()
         if words[SLEEPS]:
             words[SLEEPS] = 0
-            os.eventfd_write(self.wake_fd, 1)
+            try:
+                os.eventfd_write(self.wake_fd, 1)
+            except BlockingIOError:  # the consumer has filled it itself: it is awake
+                pass
 
 
 class Consumer(_Side):
