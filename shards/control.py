@@ -12,6 +12,7 @@ from shards.session.transport import SocketTransport
 from vpnd.api import messages
 from vpnd.api.aio import LoopChannel
 from vpnd.api.channel import Channel
+from vpnd.api.reports import HeldSession
 from vpnd.session import Established
 
 log = logging.getLogger("shard")
@@ -64,7 +65,8 @@ class ControlClient:
         self._told = set()
         self._port.channel = LoopChannel(Channel(sock, "shard", "control"), self._receive, self._closed)
         held = tuple(
-            (link.session_id, link.peer.peer_id, link.initiator) for link in self._plane.links.values()
+            HeldSession(link.session_id, link.peer.peer_id, link.initiator, link.path)
+            for link in self._plane.links.values()
         )
         self._port.tell(messages.SessionsHeld(sessions=held))
         for peer in self._plane.peers:

@@ -170,7 +170,9 @@ class Plane:
         if peer is None:
             return False
         session = Session(established, self._common.hello, self.live.config.session, self.now())
-        link = Link(transport, session, session_id, established.initiator, peer, self, self._common)
+        link = Link(
+            transport, session, session_id, established.initiator, peer, self, self._common, established.path
+        )
         self.links[link.session_id] = link
         self._peer_of[link] = peer
         peer.pool.add(link)

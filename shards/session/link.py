@@ -37,6 +37,7 @@ from shards.stream.session import Session
 from shards.stream.yamux import Stream
 from vpnd.config.live import Live
 from vpnd.errors import FloodError, LocalProtocolError, RemoteProtocolError
+from vpnd.nat.paths import Path
 from vpnd.packet.capability import Capabilities
 from vpnd.packet.flow import key_of
 from vpnd.packet.offload import fit_span
@@ -156,8 +157,10 @@ class Link:
         peer: Remote,
         events: LinkEvents,
         common: Surroundings,
+        path: Path,
     ) -> None:
-        self.session_id, self.initiator, self.peer = session_id, initiator, peer
+        """`path`: how it reaches the peer, for those who ask."""
+        self.session_id, self.initiator, self.peer, self.path = session_id, initiator, peer, path
         self.now = common.now
         self.queue = FairQueue(common.live, common.counts.drops)
         self.lanes: list[StreamLane] = []

@@ -60,7 +60,7 @@ MESSAGES: list[Message] = [
     messages.PeerDialed(peer_id="p"),
     messages.PeersComplete(),
     messages.SessionHandover(session_id=1 << 47, session=SESSION),
-    messages.SessionsHeld(sessions=((1, "p", True),)),
+    messages.SessionsHeld(sessions=(reports.HeldSession(1, "p", True),)),
     messages.SessionUp(session_id=1, peer_id="p"),
     messages.RelayStart(config=Config()),
     messages.RelayWanted(),

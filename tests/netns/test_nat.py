@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import time
 
 import pytest
@@ -28,6 +30,11 @@ def rtt_ms(node: Node, ip: str) -> float:
     return float(found[1]) if found else float("inf")
 
 
+def paths(node: Node, name: str) -> list[str]:
+    """How the sessions of a node with a peer reach it, as status has it."""
+    return next(row["paths"] for row in node.ask()["peers"] if row["name"] == name)
+
+
 def counters(node: Node) -> dict[str, int]:
     return dict(node.ask()["control"]["counters"])
 
@@ -46,6 +53,13 @@ def test_two_behind_nats_reach_each_other_directly_or_by_a_relay() -> None:
         print(f"directly {time.monotonic() - begun_s:.2f} s after the start")
         assert counters(a)["punches_won"] == counters(b)["punches_won"] == 1
         wait_until(lambda: counters(r)["relay_pairs"] == 0, DIRECT_S, "the relay is not needed any more")
+        punched = re.compile(r"direct 203\.0\.113\.[12]:[0-9]+ \(punched\)")
+        for node, other in ((a, "b"), (b, "a")):
+            assert [bool(punched.fullmatch(path)) for path in paths(node, other)] == [True]
+            assert paths(node, other)[0] in node.vpnd("status").stdout
+        os.kill(a.ask()["control"]["pid"], signal.SIGKILL)  # its successor hears of it from the shards
+        wait_until(lambda: a.ask().get("ready"), REACHED_S, "control is back")
+        wait_until(lambda: punched.fullmatch("".join(paths(a, "b"))), REACHED_S, "control knows the path")
 
         assert b.stop() == 0
         for gateway in (1, 2):
@@ -56,6 +70,7 @@ def test_two_behind_nats_reach_each_other_directly_or_by_a_relay() -> None:
         wait_for_answer(lab, a.namespace, address(b), REACHED_S, probe_wait_s=PROBE_S)
         print(f"reached by the relay {time.monotonic() - begun_s:.2f} s after the start")
         assert 2 * RTT_MS <= rtt_ms(b, address(a)) < 3 * RTT_MS
+        assert all(path.startswith("relayed via r") for path in (*paths(a, "b"), *paths(b, "a")))
         assert counters(r)["relay_pairs"] and counters(r)["relay_bytes"]
         check_logs([r, a, b])
         for node in (b, a, r):

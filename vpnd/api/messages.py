@@ -14,6 +14,7 @@ import msgspec
 
 from vpnd.api.reports import (
     Count,
+    HeldSession,
     NetworkReport,
     OwnAddresses,
     PeerReport,
@@ -401,11 +402,11 @@ class PeerDialed(Message, frozen=True):
 
 
 class SessionsHeld(Message, frozen=True):
-    """Every session the shard has, for a new control: session id, peer id, initiator."""
+    """Every session the shard has, for a new control."""
 
     rule = Rule((SHARD_TO_CONTROL,), first=True)
 
-    sessions: tuple[tuple[int, str, bool], ...]
+    sessions: tuple[HeldSession, ...]
 
 
 class SessionHandover(Message, frozen=True):
@@ -521,7 +522,7 @@ class RelayMoved(Message, frozen=True):
 
     rule = Rule((RELAY_TO_CONTROL,))
 
-    bytes: int
+    bytes: Count
 
 
 #: Every message, in the order of this module.

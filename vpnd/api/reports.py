@@ -7,6 +7,7 @@ from typing import Annotated
 import msgspec
 
 from vpnd.metrics import MOST, told
+from vpnd.nat.paths import Path
 
 #: What a child tells is no more than a sum can take; a message that says otherwise is malformed.
 COUNT = msgspec.Meta(ge=0, le=MOST)
@@ -28,6 +29,15 @@ class OwnAddresses(msgspec.Struct, frozen=True, kw_only=True):
     addresses: tuple[str, ...]
     subnets: tuple[str, ...]
     advertised: tuple[str, ...] = ()
+
+
+class HeldSession(msgspec.Struct, frozen=True, array_like=True):
+    """A session that a shard has. `initiator`: this node made it."""
+
+    session_id: int
+    peer_id: str
+    initiator: bool
+    path: Path = Path()
 
 
 class PeerReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,6 +63,12 @@ class PeerReport(msgspec.Struct, frozen=True, kw_only=True):
     virtual_ips: Annotated[tuple[str, ...], told("Its addresses in the VPN.")] = ()
     routes: Annotated[tuple[str, ...], told("Networks behind it that it announces.")] = ()
     source: Annotated[str, told("configuration or membership.")] = "configuration"
+    paths: Annotated[
+        tuple[str, ...],
+        told(
+            "How each session reaches it: direct ADDRESS, direct ADDRESS (punched) through NATs, or relayed via NAME."
+        ),
+    ] = ()
     ownership: Annotated[
         tuple[str, ...], told("A line for each address it claims that the contract does not confirm.")
     ] = ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections import Counter
 from collections.abc import Sequence
 
 import typer
@@ -99,7 +100,17 @@ def _peers(status: Status) -> str:
         ("peer", "<"), ("address", "<"), ("state", "<"), ("rtt", ">"), ("sessions", ">"),
         ("sent", ">"), ("received", ">"),
     ]  # fmt: skip
-    return table(head, [_peer(peer) for peer in status.peers]) + left_out(status)
+    return table(head, [_peer(peer) for peer in status.peers]) + left_out(status) + _paths(status.peers)
+
+
+def _paths(peers: Sequence[Peer]) -> str:
+    """A line for each way by which sessions reach a peer."""
+    ways = [
+        (text(peer.name), text(path) + (f", {times} sessions" if times > 1 else ""))
+        for peer in peers
+        for path, times in Counter(peer.paths).items()
+    ]
+    return "\n\n" + table([("peer", "<"), ("path", "<")], ways) if ways else ""
 
 
 def _peer(peer: Peer) -> Sequence[str]:

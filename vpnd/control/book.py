@@ -125,11 +125,13 @@ class SessionBook:
         """The other shards that have sessions with the peer."""
         return {index for (who, index), held in self._per_pair.items() if held and who == peer_id} - {shard}
 
+    def of_peer(self, peer_id: str) -> list[Held]:
+        """Its sessions, oldest first."""
+        return [held for held in self._held.values() if held.peer_id == peer_id]
+
     def relayed(self, peer_id: str, shard: int) -> bool:
         """Whether the shard reaches the peer, but by a relay only."""
-        paths = [
-            held.path.kind for held in self._held.values() if held.peer_id == peer_id and held.shard == shard
-        ]
+        paths = [held.path.kind for held in self.of_peer(peer_id) if held.shard == shard]
         return bool(paths) and all(kind == RELAYED for kind in paths)
 
     def shard_for(self, peer_id: str, wanted: Mapping[int, int], path: Path = DIRECTLY) -> int | None:
@@ -138,11 +140,7 @@ class SessionBook:
         a relayed one does not count: it is what this one replaces."""
         relayed: Counter[int] = Counter()
         if path.kind != RELAYED:
-            relayed.update(
-                held.shard
-                for held in self._held.values()
-                if held.peer_id == peer_id and held.path.kind == RELAYED
-            )
+            relayed.update(held.shard for held in self.of_peer(peer_id) if held.path.kind == RELAYED)
 
         def order(shard: int) -> tuple[int, int, int]:
             held = self._per_pair[peer_id, shard] - relayed[shard]

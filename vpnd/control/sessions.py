@@ -9,7 +9,10 @@ import logging
 import random
 import secrets
 import socket
+from collections import defaultdict
 from collections.abc import Callable
+
+from msgspec.structs import replace
 
 from vpnd.adapter.handoff import Detached
 from vpnd.adapter.host import Host
@@ -18,7 +21,7 @@ from vpnd.api import messages
 from vpnd.api.channel import Channel, ChannelClosed
 from vpnd.api.reports import PeerReport
 from vpnd.config.live import Live
-from vpnd.control.book import SessionBook
+from vpnd.control.book import Held, SessionBook
 from vpnd.control.channels import TrioChannel
 from vpnd.control.dialer import Dialer
 from vpnd.control.dialstate import CircuitChange
@@ -30,6 +33,7 @@ from vpnd.control.traversal import Traversal
 from vpnd.discovery.registry import Change, CompositeRegistry
 from vpnd.errors import ProtocolViolation
 from vpnd.metrics import CounterPage
+from vpnd.nat.paths import PUNCHED, RELAYED
 from vpnd.resilience.breaker import Circuit
 
 log = logging.getLogger(__name__)
@@ -70,7 +74,24 @@ class Sessions:
 
     def report(self) -> tuple[PeerReport, ...]:
         """The peers for status."""
-        return self._planner.report(self._now_s())
+        paths: defaultdict[str, list[str]] = defaultdict(list)
+        for held in self._book.sessions():
+            paths[held.peer_id].append(self._path(held))
+        reports = self._planner.report(self._now_s())
+        return tuple(replace(report, paths=tuple(paths[report.peer_id])) for report in reports)
+
+    def _path(self, held: Held) -> str:
+        """How a session reaches its peer; for one that is relayed, what comes next."""
+        path = held.path
+        if path.kind != RELAYED:
+            return f"direct {path.address}" + (" (punched)" if path.kind == PUNCHED else "")
+        via = f"relayed via {self._name(path.relay)}"
+        improving = self._dialer.improving(held.peer_id, held.shard) if held.initiator else None
+        if improving is None:
+            return via
+        times = "once" if improving.tries == 1 else f"{improving.tries} times"
+        wait_s = max(0.0, improving.next_s - self._now_s())
+        return f"{via} (a direct connection failed {times}; next try in {wait_s:.0f} s)"
 
     def unreachable(self) -> list[str]:
         """Peer ids of those without a session that could not be dialed, or whose addresses nobody knows."""
@@ -181,9 +202,11 @@ class Sessions:
         self.settle()
 
     def _shard_ready(self, link: ShardLink, message: messages.SessionsHeld, now_s: float) -> None:
-        for session_id, peer_id, initiator in message.sessions:
+        for held in message.sessions:
             # From before a restart of control; they were up, or the shard would have given them up by now.
-            self._book.add(session_id, peer_id, link.index, initiator, now_s, up=True)
+            self._book.add(
+                held.session_id, held.peer_id, link.index, held.initiator, now_s, up=True, path=held.path
+            )
         link.ready = True
         self._planner.shard_ready(link.index, now_s)
 
