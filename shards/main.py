@@ -41,6 +41,7 @@ from vpnd.api.aio import LoopChannel
 from vpnd.api.channel import Channel, first_message
 from vpnd.config.live import Live
 from vpnd.discovery.registry import StaticRegistry
+from vpnd.errors import VpndError, kind_of
 from vpnd.metrics import SHARD_COUNTERS, CounterPage, heartbeat_s
 from vpnd.packet import ring
 from vpnd.packet.capability import Capabilities
@@ -176,7 +177,11 @@ def main() -> None:
     channel = Channel(sock, "shard", "supervisor")
     start, descriptors = first_message(channel, messages.ShardStart)
     logs.configure(start.config.log.level, f"shard {start.index}")
-    privileges.drop(start.config.process.user, parent)
+    try:
+        privileges.drop(start.config.process.user, parent)
+    except VpndError as error:
+        channel.send(messages.Failed(kind=kind_of(error), error=str(error)))
+        sys.exit(error.exit_code)
     gc.freeze()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_run(channel, start, descriptors))

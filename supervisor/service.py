@@ -171,7 +171,8 @@ def run_foreground(
     announce: Callable[[str], None],
     reread: Callable[[], Config],
 ) -> int:
-    """Run a node until SIGINT, SIGTERM or `vpnd stop`: the exit code. `announce` gets the lines for the user.
+    """Run a node until SIGINT, SIGTERM or `vpnd stop`: the exit code. `announce` gets the lines for the user; when it
+    raises BrokenPipeError the node ends.
 
     `join`: a token to join a network with, or empty.
     `reread` gives the configuration to change to at SIGHUP and `vpnd reload`. Raises a VpndError when the node cannot
@@ -211,8 +212,14 @@ async def _run(service: VPNService, announce: Callable[[str], None]) -> int:
     except asyncio.CancelledError:
         log.info("%s while starting; nothing is left behind", signalled.result())
         return 128 + signal.Signals[signalled.result()].value
-    for line in welcome(await service.status()):
-        announce(line)
+    try:
+        for line in welcome(await service.status()):
+            announce(line)
+    except BrokenPipeError:
+        # who started it has what it wanted to read, and no other way to end it
+        log.error("nobody reads standard output any more; stopping")
+        await service.stop()
+        return 1
     reloading = loop.create_task(_reload_at(hung_up, service))
     ended = loop.create_task(service.wait_stopped())
     await asyncio.wait([signalled, ended], return_when=asyncio.FIRST_COMPLETED)

@@ -62,9 +62,15 @@ def drop(user: str, parent_pid: int) -> None:
         for capability in range(CAPABILITY_BITS):
             if _prctl(PR_CAPBSET_READ, capability, allow=True) == 1:
                 _prctl(PR_CAPBSET_DROP, capability)
-        os.setgroups([])
-        os.setresgid(entry.pw_gid, entry.pw_gid, entry.pw_gid)
-        os.setresuid(entry.pw_uid, entry.pw_uid, entry.pw_uid)
+        try:
+            os.setgroups([])
+            os.setresgid(entry.pw_gid, entry.pw_gid, entry.pw_gid)
+            os.setresuid(entry.pw_uid, entry.pw_uid, entry.pw_uid)
+        except OSError as error:
+            raise PrivilegeError(
+                f"may not become user {user} ({error.strerror}): give it the capabilities SETUID and SETGID "
+                "(a container or a service unit may have taken them away)"
+            ) from None
     _prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)
     _clear_capabilities()
     # After the change of user: that change clears the signal.

@@ -1,4 +1,32 @@
 """The bridge to py-libp2p: the only code that knows how it is built and what must be guarded against.
 
-libp2p is pinned; what is used beyond its documented interface is listed and checked in `shape`.
+libp2p is pinned; what is used beyond its documented interface is listed and checked in `shape`. Importing it makes DNS
+resolvers, which fails on a machine whose resolv.conf is missing, empty or not UTF-8, or whose name is longer than a
+label of DNS. Nothing asks them (`addresses` asks the system), so none reads a configuration or the name of
+the machine; so this comes before any import of libp2p.
 """
+
+import socket
+from typing import Any
+
+import dns.resolver
+from multiaddr.resolvers import DNSResolver
+
+
+class _Nameless:
+    """The socket module on a machine without a name."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(socket, name)
+
+    def gethostname(self) -> str:
+        """In the place of the machine's name."""
+        return "localhost"
+
+
+def _make_none(resolver: DNSResolver) -> None:
+    """In the place of DNSResolver's __init__."""
+
+
+dns.resolver.socket = _Nameless()  # type: ignore[assignment]
+DNSResolver.__init__ = _make_none

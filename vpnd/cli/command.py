@@ -52,7 +52,7 @@ class Where(NamedTuple):
 
     def absolute(self) -> Where:
         """The same place from every working directory."""
-        return Where(*(path.absolute() if path is not None else None for path in self))
+        return Where(*(paths.absolute(path) if path is not None else None for path in self))
 
     def load(self, *only: str) -> Loaded:
         """The configuration. `only`: the tables that the command uses; others may still be wrong."""

@@ -16,6 +16,7 @@ from vpnd import statusclient, trust
 from vpnd.config import load, paths
 from vpnd.config.schema import Config
 from vpnd.errors import ChildError, ConfigError, MachineError, VpndError
+from vpnd.logs import Output
 from vpnd.printable import printable
 from vpnd.status import Status
 
@@ -62,11 +63,7 @@ def foreground(config: Config, identity: Identity, token: str, reread: Callable[
     """Run the node until it is stopped; `reread` gives the configuration to reload. Returns the exit code."""
     from supervisor.service import run_foreground
 
-    return run_foreground(config, identity, token, _announce, reread)
-
-
-def _announce(line: str) -> None:
-    print(line, flush=True)
+    return run_foreground(config, identity, token, Output(sys.stdout.fileno()).tell, reread)
 
 
 def detached(config: Config, places: paths.Places, overrides: Mapping[str, object], token: str) -> None:

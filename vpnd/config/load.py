@@ -71,7 +71,7 @@ def load_with_origins(
     for before the configuration that needs it is complete.
     """
     where = paths.places(config_file, state_dir, environ)
-    is_default = where.config_file.absolute() == where.state_dir / paths.CONFIG_FILE_NAME
+    is_default = paths.absolute(where.config_file) == where.state_dir / paths.CONFIG_FILE_NAME
     may_miss = where.named == "" or (where.named == "VPND_CONFIG" and (is_default or bool(only)))
     trust.check(where.state_dir, "state directory")
     content = _read(where, may_miss)
@@ -125,7 +125,7 @@ def complete(
 
 def _read(where: paths.Places, may_miss: bool) -> Mapping[str, object]:
     file = where.config_file
-    trust.check(file.absolute(), "configuration file")
+    trust.check(paths.absolute(file), "configuration file")
     try:
         with open(file, "rb") as stream:
             return tomllib.load(stream)

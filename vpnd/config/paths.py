@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vpnd.config.schema import Config
+from vpnd.errors import ConfigError
 
 DEFAULT_STATE_DIR = Path("/var/lib/vpnd")
 CONFIG_FILE_NAME = "vpnd.toml"
@@ -27,12 +28,22 @@ def places(config_file: Path | None, state_dir: Path | None, environ: Mapping[st
     """The state directory and the configuration file; a flag wins over its variable."""
     home = state_dir or Path(environ.get("VPND_STATE_DIR") or DEFAULT_STATE_DIR)
     # absolute, because the daemon and its children may run in another directory
-    home = Path.cwd() / home
+    home = absolute(home)
     if config_file:
         return Places(home, config_file, "--config")
     if environ.get("VPND_CONFIG"):
         return Places(home, Path(environ["VPND_CONFIG"]), "VPND_CONFIG")
     return Places(home, home / CONFIG_FILE_NAME, "")
+
+
+def absolute(path: Path) -> Path:
+    """The same place from every working directory. Raises ConfigError where this one has been removed."""
+    try:
+        return path.absolute()
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{path}: the working directory has been removed; change to another, or give the whole path"
+        ) from None
 
 
 def identity_file(config: Config) -> Path:
