@@ -44,8 +44,7 @@ from vpnd.discovery.registry import StaticRegistry
 from vpnd.errors import VpndError, kind_of
 from vpnd.metrics import SHARD_COUNTERS, CounterPage, heartbeat_s
 from vpnd.packet import ring
-from vpnd.packet.capability import Capabilities
-from vpnd.packet.record import MAX_RECORD_BYTES
+from vpnd.packet.record import MAX_RECORD_BYTES, Capabilities
 
 log = logging.getLogger("shard")
 

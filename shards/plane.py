@@ -24,7 +24,7 @@ from shards.session.transport import Transport
 from shards.stream.session import Session
 from vpnd.config.live import Live
 from vpnd.config.schema import Config
-from vpnd.packet.capability import Capabilities
+from vpnd.packet.record import Capabilities
 from vpnd.session import Established
 
 log = logging.getLogger("shard")

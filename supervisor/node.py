@@ -55,8 +55,8 @@ from vpnd.config.schema import Config
 from vpnd.errors import ConfigError, VpndError
 from vpnd.identity import Identity
 from vpnd.mode import Mode
-from vpnd.packet.capability import Offload
 from vpnd.packet.offload import UdpCoalescer
+from vpnd.packet.record import Offload
 from vpnd.status import NodePart, Peer, Status
 
 log = logging.getLogger("supervisor")

@@ -23,7 +23,7 @@ from vpnd.api.reports import OwnAddresses, PeerReport, SessionReport
 from vpnd.config.live import Live
 from vpnd.config.schema import Config
 from vpnd.metrics import DROP_REASONS, SHARD_METRICS, Stage, reasons
-from vpnd.packet.capability import Offload
+from vpnd.packet.record import Offload
 
 #: Rows made while packets wait; each takes some 10 µs.
 _PEERS_A_TURN = 32

@@ -24,8 +24,7 @@ from shards.flow.flows import Chunk, Flow, unpin
 from shards.flow.queues import ReorderBuffer
 from shards.peer.carrier import Carrier, Lane
 from vpnd.config.live import Live
-from vpnd.resilience.backoff import Backoff
-from vpnd.resilience.retry import Retry
+from vpnd.resilience import Backoff, Retry
 
 
 class PoolHost(Protocol):

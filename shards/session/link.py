@@ -38,10 +38,9 @@ from shards.stream.yamux import Stream
 from vpnd.config.live import Live
 from vpnd.errors import FloodError, LocalProtocolError, RemoteProtocolError
 from vpnd.nat.paths import Path
-from vpnd.packet.capability import Capabilities
 from vpnd.packet.flow import key_of
 from vpnd.packet.offload import fit_span
-from vpnd.packet.record import LENGTH, LENGTH_BYTES, PACKET_OFFSET, VNET_BYTES
+from vpnd.packet.record import LENGTH, LENGTH_BYTES, PACKET_OFFSET, VNET_BYTES, Capabilities
 
 
 class Remote(Protocol):

@@ -12,7 +12,7 @@ import msgspec
 
 from shards.stream import spec
 from shards.stream.yamux import Stream
-from vpnd.packet.capability import Capabilities
+from vpnd.packet.record import Capabilities
 
 
 class CloseReason(enum.StrEnum):

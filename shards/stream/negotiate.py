@@ -21,8 +21,7 @@ from msgspec import Meta
 
 from shards.stream import spec
 from vpnd.errors import LocalProtocolError, RemoteProtocolError
-from vpnd.packet.capability import Capabilities
-from vpnd.packet.record import MIN_PACKET_BYTES, PACKET_OFFSET
+from vpnd.packet.record import MIN_PACKET_BYTES, PACKET_OFFSET, Capabilities
 
 _U32 = 2**32 - 1
 

@@ -24,8 +24,7 @@ from shards.stream.table import StreamTable
 from shards.stream.yamux import Stream, StreamState
 from vpnd.config.schema import Session as Settings
 from vpnd.errors import RemoteProtocolError
-from vpnd.packet.capability import Capabilities
-from vpnd.packet.record import MIN_RECORD_BYTES
+from vpnd.packet.record import MIN_RECORD_BYTES, Capabilities
 from vpnd.session import Established
 
 _READY = StreamState.READY

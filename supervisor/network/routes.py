@@ -23,8 +23,7 @@ from supervisor.network.netlink import TABLE_LOCAL, TABLE_MAIN, IPRoute, Netlink
 from vpnd.config.schema import Retry as RetrySettings
 from vpnd.errors import MachineError
 from vpnd.packet.offload.headers import UDP_MAX_SEGMENTS
-from vpnd.resilience.backoff import Backoff
-from vpnd.resilience.retry import Retry
+from vpnd.resilience import Backoff, Retry
 
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 IPInterface = ipaddress.IPv4Interface | ipaddress.IPv6Interface

@@ -21,8 +21,7 @@ import struct
 from types import TracebackType
 
 from vpnd.errors import AlreadyRunningError, MachineError, PrivilegeError
-from vpnd.packet.capability import Offload
-from vpnd.packet.record import VNET_BYTES
+from vpnd.packet.record import VNET_BYTES, Offload
 
 DEVICE = "/dev/net/tun"
 

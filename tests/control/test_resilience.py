@@ -6,9 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vpnd.resilience.backoff import Backoff
-from vpnd.resilience.breaker import TRANSITIONS, Circuit, CircuitBreaker
-from vpnd.resilience.retry import Retry
+from vpnd.resilience import TRANSITIONS, Backoff, Circuit, CircuitBreaker, Retry
 
 
 def test_the_ceiling_grows_to_its_limit_and_falls_back() -> None:

@@ -16,9 +16,16 @@ from packet.builder import packet_of, record, tcp, udp, vnet
 from supervisor.network.routes import NetworkSetup
 from supervisor.network.tun import Tun
 from vpnd.errors import BadPacket
-from vpnd.packet.capability import Capabilities, Offload
 from vpnd.packet.offload import UdpCoalescer, inspect_untrusted, segment
-from vpnd.packet.record import LENGTH, LENGTH_BYTES, MAX_PACKET_BYTES, MAX_RECORD_BYTES, VNET_BYTES
+from vpnd.packet.record import (
+    LENGTH,
+    LENGTH_BYTES,
+    MAX_PACKET_BYTES,
+    MAX_RECORD_BYTES,
+    VNET_BYTES,
+    Capabilities,
+    Offload,
+)
 
 pytestmark = pytest.mark.root
 

@@ -17,9 +17,8 @@ from supervisor.network import tun as tun_module
 from supervisor.network.routes import NetworkSetup
 from supervisor.network.tun import OFFLOAD_STEPS, Tun
 from vpnd.errors import AlreadyRunningError, BadPacket, MachineError, PrivilegeError
-from vpnd.packet.capability import Offload
 from vpnd.packet.offload import inspect_untrusted
-from vpnd.packet.record import GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, MAX_PACKET_BYTES, VNET, VNET_BYTES
+from vpnd.packet.record import GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, MAX_PACKET_BYTES, VNET, VNET_BYTES, Offload
 
 UDP_SEGMENT = 103  # Linux include/uapi/linux/udp.h
 

@@ -11,9 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from packet.builder import V4, V6, packet_of, record, tcp, udp, vnet
-from vpnd.packet.capability import Capabilities
 from vpnd.packet.offload import UdpCoalescer, finish_checksum, inspect_untrusted, segment
-from vpnd.packet.record import LENGTH, MAX_RECORD_BYTES
+from vpnd.packet.record import LENGTH, MAX_RECORD_BYTES, Capabilities
 
 NOTHING = Capabilities(offloads=0, max_record=MAX_RECORD_BYTES, mtu=1400)
 BODY = os.urandom(1200)

@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from packet.builder import V4, V6, ip, packet_of, record, slow_sum, tcp, udp, verify, vnet
 from vpnd.errors import BadPacket
 from vpnd.packet import checksum
-from vpnd.packet.capability import Capabilities, Offload
 from vpnd.packet.offload import finish_checksum, inspect_untrusted, must_cut, segment
-from vpnd.packet.record import MAX_RECORD_BYTES, VNET
+from vpnd.packet.record import MAX_RECORD_BYTES, VNET, Capabilities, Offload
 
 EVERYTHING = Offload.CSUM | Offload.TSO4 | Offload.TSO6 | Offload.USO4 | Offload.USO6
 

@@ -16,8 +16,7 @@ from vpnd.control.dialstate import NEVER, Dial
 from vpnd.control.planner import Planner
 from vpnd.discovery.registry import Member
 from vpnd.metrics import OUTBOUND_DROPS
-from vpnd.packet.capability import Capabilities
-from vpnd.packet.record import MAX_RECORD_BYTES
+from vpnd.packet.record import MAX_RECORD_BYTES, Capabilities
 from vpnd.session import Established
 
 if TYPE_CHECKING:

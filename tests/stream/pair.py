@@ -11,7 +11,7 @@ from shards.stream.noise import Opener, Sealer
 from shards.stream.session import Session
 from shards.stream.yamux import Stream, StreamState
 from vpnd.config.schema import Session as Settings
-from vpnd.packet.capability import Capabilities
+from vpnd.packet.record import Capabilities
 from vpnd.session import CHACHAPOLY, Established
 
 KEY_A = bytes(range(32))

@@ -20,7 +20,7 @@ from shards.stream.negotiate import (
 )
 from stream.pair import HELLO_A, HELLO_B
 from vpnd.errors import LocalProtocolError, RemoteProtocolError
-from vpnd.packet.capability import Capabilities
+from vpnd.packet.record import Capabilities
 
 OURS = encode_hello(HELLO_A)
 THEIRS = encode_hello(HELLO_B)

@@ -16,9 +16,7 @@ from collections.abc import Callable
 
 from vpnd.config.live import Live
 from vpnd.discovery.registry import Member
-from vpnd.resilience.backoff import Backoff, Uniform
-from vpnd.resilience.breaker import Circuit, CircuitBreaker
-from vpnd.resilience.retry import Retry
+from vpnd.resilience import Backoff, Circuit, CircuitBreaker, Retry, Uniform
 
 NEVER = math.inf
 

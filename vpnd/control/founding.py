@@ -38,7 +38,7 @@ from vpnd.membership.statements import parse_untrusted, parse_verified
 from vpnd.membership.store import Store
 from vpnd.membership.token import Token
 from vpnd.printable import printable
-from vpnd.resilience.backoff import Backoff
+from vpnd.resilience import Backoff
 
 #: Statements read from disk between two moments in which the loop serves others; a quarter of a millisecond each where
 #: they have to be verified.

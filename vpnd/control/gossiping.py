@@ -28,7 +28,7 @@ from vpnd.errors import RemoteProtocolError
 from vpnd.membership.gossip import Outcome
 from vpnd.membership.messages import MAX_MESSAGE
 from vpnd.membership.refusal import MembershipRefused
-from vpnd.resilience.backoff import Backoff
+from vpnd.resilience import Backoff
 
 GOSSIP = "/vpnd/gossip/1.0.0"
 #: Reasons no honest neighbour is refused for.

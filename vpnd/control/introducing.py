@@ -30,7 +30,7 @@ from vpnd.membership.enrolment import MAX_ANSWER, Refusal
 from vpnd.membership.gossip import Outcome
 from vpnd.membership.refusal import MembershipRefused
 from vpnd.printable import printable
-from vpnd.resilience.backoff import Backoff
+from vpnd.resilience import Backoff
 
 log = logging.getLogger(__name__)
 

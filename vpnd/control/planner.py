@@ -27,8 +27,7 @@ from vpnd.config.live import Live
 from vpnd.control.book import Held, SessionBook
 from vpnd.control.dialstate import NEVER, CircuitChange, Dial, PeerDials
 from vpnd.discovery.registry import Member
-from vpnd.resilience.backoff import Uniform
-from vpnd.resilience.breaker import Circuit
+from vpnd.resilience import Circuit, Uniform
 
 #: Sessions a shard wants with a peer until it says otherwise, where there are few peers.
 WANTED = 1

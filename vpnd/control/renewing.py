@@ -25,7 +25,7 @@ from vpnd.membership.refusal import MembershipRefused
 from vpnd.membership.statements import Grant, Statement
 from vpnd.membership.store import StoreError
 from vpnd.printable import printable
-from vpnd.resilience.backoff import Backoff
+from vpnd.resilience import Backoff
 
 #: Of the share of its lifetime at which a membership is renewed, so much is drawn by lot, or all that joined together
 #: would ask together.

@@ -34,7 +34,7 @@ from vpnd.discovery.registry import Change, CompositeRegistry
 from vpnd.errors import ProtocolViolation
 from vpnd.metrics import CounterPage
 from vpnd.nat.paths import PUNCHED, RELAYED
-from vpnd.resilience.breaker import Circuit
+from vpnd.resilience import Circuit
 
 log = logging.getLogger(__name__)
 

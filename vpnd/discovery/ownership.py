@@ -30,7 +30,7 @@ import msgspec
 
 from vpnd.config.schema import Registry
 from vpnd.discovery.registry import CONFIGURATION, Member
-from vpnd.resilience.backoff import Backoff
+from vpnd.resilience import Backoff
 
 Address = ipaddress.IPv4Address
 

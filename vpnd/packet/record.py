@@ -12,11 +12,16 @@ what write(2) on a TUN takes.
 virtio_net_hdr (Linux include/uapi/linux/virtio_net.h, legacy layout without num_buffers):
 
     flags u8 | gso_type u8 | hdr_len u16 | gso_size u16 | csum_start u16 | csum_offset u16
+
+Which superpackets a node's TUN takes it announces when a stream opens (`Capabilities`).
 """
 
 from __future__ import annotations
 
+import enum
 import struct
+
+import msgspec
 
 LENGTH = struct.Struct(">I")
 LENGTH_BYTES = 4
@@ -40,3 +45,23 @@ GSO_UDP = 3  # fragmentation offload, deprecated: never accepted
 GSO_TCPV6 = 4
 GSO_UDP_L4 = 5
 GSO_ECN = 0x80  # a bit beside GSO_TCPV4 and GSO_TCPV6
+
+
+class Offload(enum.IntFlag):
+    """Bits of a TUN's offloads; also Linux' TUN_F_* of TUNSETOFFLOAD (include/uapi/linux/if_tun.h)."""
+
+    CSUM = 0x01
+    TSO4 = 0x02
+    TSO6 = 0x04
+    TSO_ECN = 0x08
+    USO4 = 0x20
+    USO6 = 0x40
+
+
+class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
+    """`offloads`: the superpackets the node's TUN takes; without CSUM it takes finished checksums only.
+    `max_record`: largest record in bytes, its length field included. `mtu`: of the node's TUN."""
+
+    offloads: int
+    max_record: int
+    mtu: int

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from vpnd.packet.capability import Offload
-from vpnd.packet.record import GSO_ECN, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4
+from vpnd.packet.record import GSO_ECN, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, Offload
 
 TCP = 6
 UDP = 17

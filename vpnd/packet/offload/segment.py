@@ -11,7 +11,6 @@ import struct
 
 from vpnd.errors import BadPacket
 from vpnd.packet import checksum
-from vpnd.packet.capability import Capabilities, Offload
 from vpnd.packet.offload.headers import (
     IPV4_BYTES,
     IPV6_BYTES,
@@ -39,6 +38,8 @@ from vpnd.packet.record import (
     PACKET_OFFSET,
     VNET,
     VNET_BYTES,
+    Capabilities,
+    Offload,
 )
 from vpnd.packet.ring import SCRATCH
 

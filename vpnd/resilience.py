@@ -1,4 +1,6 @@
-"""The circuit breaker: leaving alone what fails again and again, and letting one try find out whether it works.
+"""What is done about things that fail: waiting, giving up, leaving alone. Values that know neither clock nor dice.
+
+The circuit breaker:
 
           failure_threshold failures, or trip()
 closed ──────────────────────────────────────────▶ open ◀──┐
@@ -15,6 +17,76 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Callable
+
+#: Draws a number evenly from [low, high]; `random.Random().uniform` in production, a script in tests.
+Uniform = Callable[[float, float], float]
+
+
+class Backoff:
+    """The waits of one thing that is tried again and again: exponential, with full jitter.
+
+    A wait drawn evenly between nothing and the current ceiling keeps nodes that lost each other at the same moment from
+    knocking at the same moment again.
+
+    `initial_s`, `max_s`: ceiling of the first wait and of any wait, in seconds. `multiplier`: growth of the
+    ceiling from one failure to the next, at least 1. `failures` counts since the last `reset`.
+    """
+
+    def __init__(self, initial_s: float, max_s: float, multiplier: float, uniform: Uniform) -> None:
+        self._initial_s = initial_s
+        self._max_s = max_s
+        self._multiplier = multiplier
+        self._uniform = uniform
+        self._ceiling_s = min(initial_s, max_s)
+        self.failures = 0
+
+    def fail(self, now_s: float) -> float:
+        """Count a failure; returns the moment, on the clock of `now_s`, before which not to try again."""
+        wait_s = self._uniform(0.0, self._ceiling_s)
+        self.failures += 1
+        # Grown step by step instead of by a power: a peer that is away for days must not overflow a float.
+        self._ceiling_s = min(self._ceiling_s * self._multiplier, self._max_s)
+        return now_s + wait_s
+
+    def reset(self) -> None:
+        """It worked: the next failure starts from the smallest wait again."""
+        self.failures = 0
+        self._ceiling_s = min(self._initial_s, self._max_s)
+
+
+class Retry:
+    """The attempts at one thing: a dial, a stream to open, an address to set.
+
+    `max_attempts`: failures in a row after which it is given up. Being cancelled needs no call: whoever has lost
+    interest does not ask any more. Owner: who tries.
+    """
+
+    def __init__(self, backoff: Backoff, max_attempts: int) -> None:
+        """`backoff` belongs to the retry from now on."""
+        self._backoff = backoff
+        self._max_attempts = max_attempts
+        #: End of the wait after the last failure. It goes on growing when the attempts are used up, for a thing
+        #: that is never given up for good.
+        self.not_before_s = 0.0
+
+    @property
+    def failures(self) -> int:
+        """Failures since the last `reset`."""
+        return self._backoff.failures
+
+    @property
+    def left(self) -> int:
+        """Failures until it is given up; 0 when it is."""
+        return max(0, self._max_attempts - self._backoff.failures)
+
+    def fail(self, now_s: float) -> float | None:
+        """An attempt failed: the moment before which not to try again, or None when it is given up."""
+        self.not_before_s = self._backoff.fail(now_s)
+        return self.not_before_s if self.left else None
+
+    def reset(self) -> None:
+        """It worked, or the circumstances are new: all attempts are there again, the smallest wait first."""
+        self._backoff.reset()
 
 
 class Circuit(enum.StrEnum):
