@@ -73,6 +73,7 @@ def test_the_network_goes_on_without_the_node_that_made_it(nodes: list[NetworkNo
 
 def test_a_removed_member_is_out_at_once_knows_it_and_stays_out(nodes: list[NetworkNode]) -> None:
     a, b, c = joined(nodes)
+    eventually(lambda: a.report().neighbours == 2)
     gone = {"removed": "b", "peer_id": b.peer_id, "authority": False, "told": 2}
     assert a.do("remove", who="b") == gone
     eventually(lambda: a.knows(c) and c.knows(a), 3.0)

@@ -15,11 +15,12 @@ import trio
 from libp2p.exceptions import BaseLibp2pError
 from libp2p.io.exceptions import IOException
 from libp2p.peer.id import ID
-from libp2p.protocol_muxer.exceptions import MultiselectClientError, ProtocolNotSupportedError
+from libp2p.protocol_muxer.exceptions import MultiselectClientError
 from libp2p.protocol_muxer.multiselect_client import MultiselectClient
 from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
 from libp2p.security.noise.exceptions import PeerIDMismatchesPubkey
-from libp2p.transport.exceptions import MuxerUpgradeFailure
+from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
+from libp2p.transport.exceptions import MuxerUpgradeFailure, SecurityUpgradeFailure
 from libp2p.transport.upgrader import TransportUpgrader
 from multiaddr import Multiaddr
 
@@ -27,9 +28,9 @@ from vpnd.adapter.addresses import Endpoint, resolve
 from vpnd.adapter.cipher import SESSION_MUXERS
 from vpnd.adapter.framing import read_message_untrusted, write_message
 from vpnd.adapter.handoff import Detached, detach
+from vpnd.adapter.identify import agent_untrusted
 from vpnd.adapter.transport import WatchfulTcp, close_now
 from vpnd.errors import ConfigError, RemoteProtocolError, VpndError
-from vpnd.session import CHACHAPOLY
 
 Result = TypeVar("Result")
 
@@ -65,10 +66,16 @@ async def dial_session(
     muxers = {SESSION_MUXERS[cipher]: cipher for cipher in ciphers}
 
     async def take_out(session: Any, chosen: str) -> Detached:
+        if chosen not in muxers:
+            agent = await agent_untrusted(session, peer_id, patience.connect_s)
+            raise DialError(
+                f"{address}: the node there speaks libp2p, but is not vpnd ({agent or 'it does not say what'})"
+            )
         return detach(session, muxers[chosen])
 
     async def use(raw: Any) -> Detached:
-        return await secured(raw, upgrader, peer_id, list(muxers), patience.dial_s, take_out)
+        # The ordinary muxer last: every vpnd that knows this node agrees to one of the others.
+        return await secured(raw, upgrader, peer_id, [*muxers, YAMUX], patience.dial_s, take_out)
 
     return await dial_raw(tcp, address, patience, use)
 
@@ -215,15 +222,20 @@ async def secured(
 ) -> Result:
     """What `use` makes of the secured connection and the protocol both sides agreed on. `raw` is closed in any case."""
     try:
-        session = await upgrader.upgrade_security(raw, True, peer_id)
+        try:
+            session = await upgrader.upgrade_security(raw, True, peer_id)
+        except SecurityUpgradeFailure as error:
+            if _caused_by(error, (MultiselectClientError,)) and ALL_REFUSED in str(_innermost(error)):
+                raise DialError(
+                    "the node there speaks libp2p, but not Noise; vpnd speaks nothing else (no TLS)"
+                ) from error
+            raise
         try:
             chosen = await MultiselectClient().select_one_of(
                 list(protocols),  # type: ignore[arg-type]
                 MultiselectCommunicator(session),
                 timeout_s,  # type: ignore[arg-type]
             )
-        except ProtocolNotSupportedError:
-            raise
         except (MultiselectClientError, IOException) as error:
             # Noise succeeded on this side, so the listener hung up because of who we are.
             raise ConnectionAbortedError(_NOT_ADMITTED) from error
@@ -232,6 +244,8 @@ async def secured(
         close_now(raw)
 
 
+#: How py-libp2p begins to say that the other side answered, and agreed to none of what it was offered.
+ALL_REFUSED = "protocols not supported"
 _NOT_ADMITTED = "closed after the handshake: does the other node list this one as a peer, and run vpnd?"
 
 
@@ -241,15 +255,17 @@ def _caused_by(error: BaseException | None, kinds: tuple[type[BaseException], ..
     return error is not None
 
 
+def _innermost(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
 def _in_words(error: BaseException) -> str:
     """The innermost cause in one short line."""
-    cause = error
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
+    cause = _innermost(error)
     if isinstance(cause, PeerIDMismatchesPubkey):
         return "another node answers there: its peer id is not the one expected"
-    if isinstance(cause, ProtocolNotSupportedError):
-        return f"the node there does not speak {SESSION_MUXERS[CHACHAPOLY]}"
     if isinstance(cause, BaseExceptionGroup):
         cause = cause.exceptions[0]
     if isinstance(cause, OSError) and cause.errno:

@@ -15,6 +15,7 @@ What stock libp2p 0.8 would do, and what keeps it from that here (each has a tes
     dial whomever it hears of                           the auto-connector is stopped
     decode any kind of key, of anybody                  noise.MembersOnlyNoise, noise.ed25519_only
     read a negotiation message of any length            muxer.limit_negotiation
+    decode a thousand addresses in one message          identify.bound_messages
     keep any number of streams, and unread bytes        muxer.bound_all
     keep a connection that comes as its peer is removed Host.disconnect, Host._members_only
 """
@@ -50,6 +51,7 @@ from vpnd.adapter.echo import measure
 from vpnd.adapter.guards import Count, HandedOver, InboundGate, StreamHandler, contained
 from vpnd.adapter.guests import ENROL, QUESTIONS, Asking, Desk
 from vpnd.adapter.handoff import Detached, NotDetachable, detach
+from vpnd.adapter.identify import bound_messages
 from vpnd.adapter.logs import Seldom
 from vpnd.adapter.meeting import Ends
 from vpnd.adapter.muxer import bound_all, limit_negotiation
@@ -96,6 +98,7 @@ class Host:
     ) -> None:
         config = live.config
         p2p = config.p2p
+        bound_messages()
         ed25519_only()
         limit_negotiation()
         self._live = live
@@ -172,13 +175,13 @@ class Host:
         self.swarm.set_stream_handler(self._contained(self._members_only(), math.inf))
 
     def _members_only(self) -> StreamHandler:
-        """What the swarm does with a stream, unless it comes from who was a member only during its handshake: such a
-        connection may be made right behind the moment at which that peer's connections are closed."""
+        """What the swarm does with a stream, unless it comes from who was a member only when the connection was made:
+        that may be right behind the moment at which that peer's connections are closed."""
         stock = self.swarm.common_stream_handler
 
         async def handler(stream: Any) -> None:
             muxed = stream.muxed_conn
-            if muxed.is_initiator or self._is_member(str(muxed.peer_id)):
+            if self._is_member(str(muxed.peer_id)):
                 await stock(stream)
                 return
             self._refused(str(muxed.peer_id))
@@ -263,16 +266,21 @@ class Host:
         return await first(at, addresses)
 
     async def open_stream(self, addresses: Sequence[str], peer_id: str, protocol: str) -> Any:
-        """A new stream, on the libp2p connection there is with a peer or a new one. Raises DialError."""
+        """A new stream with a member, on the libp2p connection there is or a new one. Who is not known as a member (it
+        may be named in discovery.bootstrap) is first asked to show that it is one. Raises DialError."""
         target = ID.from_string(peer_id)
+        if not self._is_member(peer_id):
+            if self._introduce is not None:
+                await self._introduce(addresses, peer_id)
+            if not self._is_member(peer_id):
+                raise DialError(f"{peer_id} is not known as a member, so it gets no streams")
         if not self.swarm.get_connections(target):
-            was_member = self._is_member(peer_id)
 
             async def at(address: str) -> Any:
                 return await connect(self._tcp, self.swarm, address, target, self._patience())
 
             await self._introduced(lambda: first(at, addresses), addresses, peer_id)
-            if was_member and not self._is_member(peer_id):  # removed, and its other connections closed
+            if not self._is_member(peer_id):  # removed meanwhile, and its other connections closed
                 await self.disconnect(peer_id)
                 raise DialError(f"{peer_id} is not a member any more")
         timeout_s = self._live.config.p2p.dial_timeout

@@ -2,8 +2,8 @@
 
 Two members may never have heard of each other: one was enrolled while the other was off, and nobody is there who knows
 both. The one that knows the other dials it, is turned away right after the handshake, and asks it once, with its
-statements (`vpnd.membership.introduction`); then it dials again. That only one of the two knows the other is enough,
-and so is discovery.bootstrap where neither does.
+statements (`vpnd.membership.introduction`); then it dials again. That only one of the two knows the other is enough.
+Where neither does, discovery.bootstrap is: the answer shows statements too, and nothing else is said to who shows none.
 
 Who asks is told yes, or why not: of another network, removed here, signed by nobody this node trusts. How often a
 member is asked is bounded: only after it turned a dial away, and after it said no less and less often ([retry]).
@@ -98,7 +98,8 @@ class Introducing:
             self._seldom.warn("introduction", f"{peer_id} is not let in: {refusal}")
             proof = self._own.directory.removal_proof(peer_id) if refusal.reason == "removed" else ()
             return introduction.encode(enrolment.refusal(refusal, proof))
-        return introduction.encode(introduction.Admitted())
+        own = introduction.of_member(self._own.directory, self._own.peer_id)
+        return introduction.encode(introduction.Admitted(own.statements if own is not None else ()))
 
     def _receive_untrusted(self, peer_id: str, data: bytes) -> None:
         """Returns when `peer_id` is a member, if it was not then is now. Raises MembershipRefused."""
@@ -127,7 +128,9 @@ class Introducing:
         it is being asked waits for that answer."""
         own, now_ms = self._own, self._now_ms()
         request = introduction.of_member(own.directory, own.peer_id) if own.is_member(now_ms) else None
-        known = own.directory.find(peer_id, now_ms) is not None or peer_id in self._bootstrap
+        known = own.directory.find(peer_id, now_ms) is not None or (
+            peer_id in self._bootstrap and own.directory.removal(peer_id) is None
+        )
         if request is None or not known:
             return False
         asking = self._asking.get(peer_id)
@@ -159,6 +162,8 @@ class Introducing:
             self._act(self._own.gossip.learn(answer.statements, self._now_ms()))
             return False
         self._waits.pop(peer_id, None)
+        if self._own.directory.find(peer_id, self._now_ms()) is None:
+            self._act(self._own.gossip.learn(answer.statements, self._now_ms()))
         return True
 
     def _wait(self, peer_id: str) -> None:

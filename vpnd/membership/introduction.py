@@ -30,17 +30,22 @@ _OVERHEAD = 128
 MAX_REQUEST = MAX_STATEMENTS * MAX_STATEMENT + _OVERHEAD
 
 
+Statements = Annotated[
+    tuple[Annotated[bytes, Meta(max_length=MAX_STATEMENT)], ...], Meta(max_length=MAX_STATEMENTS)
+]
+
+
 class Introduction(Message, frozen=True, tag=1):
     """The node that sends this is a member of `network`, as these statements show."""
 
     network: Annotated[bytes, Meta(min_length=NETWORK_ID_BYTES, max_length=NETWORK_ID_BYTES)]
-    statements: Annotated[
-        tuple[Annotated[bytes, Meta(max_length=MAX_STATEMENT)], ...], Meta(max_length=MAX_STATEMENTS)
-    ]
+    statements: Statements
 
 
 class Admitted(Message, frozen=True, tag=2):
-    """The node that introduced itself is a member here."""
+    """The node that introduced itself is a member here. `statements`: those that show it of the node that answers."""
+
+    statements: Statements = ()
 
 
 _requests = msgspec.msgpack.Decoder(Introduction)
