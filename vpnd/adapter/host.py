@@ -16,6 +16,7 @@ What stock libp2p 0.8 would do, and what keeps it from that here (each has a tes
     decode any kind of key, of anybody                  noise.MembersOnlyNoise, noise.ed25519_only
     read a negotiation message of any length            muxer.limit_negotiation
     decode a thousand addresses in one message          identify.bound_messages
+    greet a round trip before it proposes               muxer.negotiate_at_once
     keep any number of streams, and unread bytes        muxer.bound_all
     keep a connection that comes as its peer is removed Host.disconnect, Host._members_only
 """
@@ -54,7 +55,7 @@ from vpnd.adapter.handoff import Detached, NotDetachable, detach
 from vpnd.adapter.identify import bound_messages
 from vpnd.adapter.logs import Seldom
 from vpnd.adapter.meeting import Ends
-from vpnd.adapter.muxer import bound_all, limit_negotiation
+from vpnd.adapter.muxer import bound_all, limit_negotiation, negotiate_at_once
 from vpnd.adapter.noise import MembersOnlyNoise, UnknownPeer, ed25519_only
 from vpnd.adapter.notifee import Notifee
 from vpnd.adapter.punch import WayStream
@@ -101,6 +102,7 @@ class Host:
         bound_messages()
         ed25519_only()
         limit_negotiation()
+        negotiate_at_once()
         self._live = live
         self._count = count
         self._seldom = seldom
@@ -366,14 +368,15 @@ class Host:
 
     def _session_muxer(self, cipher: str, connection: Any, peer_id: ID) -> Any:
         """Called by libp2p where it would build a muxer: takes the session out and ends libp2p's part."""
-        stream = raw_of(connection).stream
         try:
-            if isinstance(stream, WayStream):
-                stream.take(str(peer_id))
             session = detach(connection, cipher)
-        except (NotDetachable, UnknownPeer) as error:
+        except NotDetachable as error:
             self._seldom.warn("detach", f"refused a session of {peer_id}: {error}")
             raise
+        stream = raw_of(connection).stream
+        if isinstance(stream, WayStream) and not stream.take(str(peer_id)):
+            session.close()
+            raise UnknownPeer(f"{peer_id} came to a meeting with somebody else")
         self._handshakes.member_from(raw_of(connection).source)
         try:
             if self._take_session is not None:

@@ -7,16 +7,32 @@ multistream-select, of which a stranger can send the first before any handshake,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import trio
+from libp2p.custom_types import TProtocol
 from libp2p.exceptions import ParseError
 from libp2p.protocol_muxer import multiselect_communicator
+from libp2p.protocol_muxer.exceptions import (
+    MultiselectClientError,
+    MultiselectCommunicatorError,
+    ProtocolNotSupportedError,
+)
+from libp2p.protocol_muxer.multiselect_client import (
+    DEFAULT_NEGOTIATE_TIMEOUT,
+    MULTISELECT_PROTOCOL_ID,
+    PROTOCOL_NOT_FOUND_MSG,
+    MultiselectClient,
+)
 from libp2p.stream_muxer.yamux.yamux import Yamux
 from libp2p.utils.varint import read_varint_prefixed_bytes_limited
 
 #: As other implementations of multistream-select have it (go-multistream); a protocol's name is far shorter.
 MAX_NEGOTIATION_BYTES = 1024
+#: Of what a peer said wrongly, in an error.
+MAX_SHOWN = 40
 
 
 class TooMuch(ConnectionAbortedError):
@@ -75,6 +91,40 @@ def bound_all(swarm: Any, max_streams: int, max_bytes: int, told: Callable[[str]
 def limit_negotiation() -> None:
     """For all hosts of the process."""
     multiselect_communicator.read_delim = _read_delimited_untrusted
+
+
+def negotiate_at_once() -> None:
+    """For all hosts of the process: a dialer proposes with its greeting, instead of a round trip later; twice in each
+    connection. The specification permits it (https://github.com/multiformats/multistream-select)."""
+    MultiselectClient.select_one_of = _select_untrusted  # type: ignore[method-assign, assignment]
+
+
+async def _select_untrusted(
+    client: MultiselectClient,
+    protocols: Sequence[TProtocol],
+    communicator: Any,
+    negotiate_timeout: float = DEFAULT_NEGOTIATE_TIMEOUT,
+) -> TProtocol:
+    """See MultiselectClient.select_one_of. Raises MultiselectClientError."""
+    with trio.move_on_after(negotiate_timeout):
+        first, *others = protocols
+        try:
+            await communicator.write(MULTISELECT_PROTOCOL_ID)
+            await communicator.write(first)
+            greeting, answer = await communicator.read(), await communicator.read()
+        except MultiselectCommunicatorError as error:
+            raise MultiselectClientError(f"the connection ended: {error}") from error
+        if greeting != MULTISELECT_PROTOCOL_ID:
+            raise MultiselectClientError(f"{greeting[:MAX_SHOWN]!r} is no greeting of multistream-select")
+        if answer == first:
+            return first
+        if answer != PROTOCOL_NOT_FOUND_MSG:
+            raise MultiselectClientError(f"{answer[:MAX_SHOWN]!r} is no answer to {first}")
+        for protocol in others:
+            with contextlib.suppress(ProtocolNotSupportedError):
+                return await client.try_select(communicator, protocol)
+        raise MultiselectClientError(f"protocols not supported: {', '.join(map(str, protocols))}")
+    raise MultiselectClientError(f"no answer within {negotiate_timeout:g} s")
 
 
 async def _read_delimited_untrusted(reader: Any) -> bytes:

@@ -19,7 +19,6 @@ from libp2p.io.trio import TrioTCPStream
 from libp2p.network.connection.raw_connection import RawConnection
 from multiaddr import Multiaddr
 
-from vpnd.adapter.noise import UnknownPeer
 from vpnd.adapter.transport import WatchfulTcp
 from vpnd.config import multiaddrs
 from vpnd.endpoint import Endpoint
@@ -38,11 +37,10 @@ class WayStream(TrioTCPStream):
         self.path, self.taken = path, False
         self._peer_id = peer_id
 
-    def take(self, peer_id: str) -> None:
-        """A session with `peer_id` is made of it. Raises UnknownPeer when it is for another one."""
-        if peer_id != self._peer_id:
-            raise UnknownPeer(f"{peer_id} came to a meeting with {self._peer_id}")
-        self.taken = True
+    def take(self, peer_id: str) -> bool:
+        """A session with `peer_id` is made of it; False when it is for another one."""
+        self.taken = peer_id == self._peer_id
+        return self.taken
 
 
 def way(sock: socket.socket, path: Path, peer_id: str) -> WayStream:

@@ -14,6 +14,7 @@ from libp2p.kad_dht.kad_dht import KadDHT
 from libp2p.kad_dht.routing_table import RoutingTable
 from libp2p.kad_dht.value_store import ValueStore
 from libp2p.network.swarm import Swarm
+from libp2p.protocol_muxer.multiselect_client import MultiselectClient
 from libp2p.security.noise.io import NoiseTransportReadWriter
 from libp2p.security.secure_session import SecureSession
 from libp2p.stream_muxer.muxer_multistream import MuxerMultistream
@@ -38,6 +39,11 @@ SIGNATURES = (
     (TransportUpgrader.upgrade_security, ("self", "raw_conn", "is_initiator", "peer_id")),
     (Swarm.upgrade_outbound_raw_conn, ("self", "raw_conn", "peer_id")),
     (MuxerMultistream.new_conn, ("self", "conn", "peer_id")),
+    (
+        MultiselectClient.select_one_of,
+        ("self", "protocols", "communicator", "negotiate_timeout"),
+    ),
+    (MultiselectClient.try_select, ("self", "communicator", "protocol")),
     (TCP.dial, ("self", "maddr")),
     (TCP.create_listener, ("self", "handler_function")),
     (BasicHost.get_mux, ("self",)),
