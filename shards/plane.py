@@ -230,19 +230,19 @@ class Plane:
     # --- from time to time
 
     def _forget_idle_flows(self) -> None:
-        self.flows.clean(self.now())
+        self.flows.forget_idle(self.now())
 
     def _scale(self) -> None:
         now_s = self.now()
         for peer in self.peers:
             if peer.pool.carriers:
-                peer.multiplexer.look(now_s)
+                peer.multiplexer.rebalance(now_s)
 
     def _maintain_pools(self) -> None:
         now_s = self.now()
         for peer in self.peers:
             if peer.pool.carriers:
-                peer.pool.clean(now_s)
+                peer.pool.maintain(now_s)
 
     def _warm(self) -> None:
         """Peers that were used lately are to be reachable at once: ask again for what is missing."""

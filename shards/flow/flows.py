@@ -164,7 +164,7 @@ class FlowTable:
             flow.pin(sink)
         return flow
 
-    def clean(self, now_s: float) -> None:
+    def forget_idle(self, now_s: float) -> None:
         """Forget the flows that were idle for worker.idle_timeout."""
         before_s = now_s - self._live.config.worker.idle_timeout
         for flow in [flow for flow in self.flows.values() if flow.last_s < before_s]:

@@ -21,7 +21,7 @@ from vpnd.config.live import Live
 
 
 class _Load:
-    """What a session has done up to the last look at it, and between the last two."""
+    """What a session has carried up to the last measurement, and between the last two."""
 
     __slots__ = ("busy", "carried", "delayed", "recent")
 
@@ -36,12 +36,12 @@ class Multiplexer:
     def __init__(self, live: Live, pool: StreamPool, draw: Callable[[int], int]) -> None:
         self._live, self._pool, self._draw = live, pool, draw
         self._loads: dict[Carrier, _Load] = {}
-        #: when something went to or came from the peer, as far as `look` has seen
+        #: when traffic with the peer was last seen by `rebalance`
         self.used_s = 0.0
         self._busy_s = 0.0
 
     def pick(self) -> Lane | None:
-        """The lane for a flow; None when there is none."""
+        """The lane for a flow; None when the peer has none."""
         lanes = self._pool.lanes()
         if not lanes:
             return None
@@ -58,8 +58,8 @@ class Multiplexer:
         recent = load.recent if load is not None else 0
         return lane.carrier.load() + recent, len(lane.flows)
 
-    def look(self, now_s: float) -> None:
-        """The periodic look at load. Every multiplexer.auto_scaling_interval."""
+    def rebalance(self, now_s: float) -> None:
+        """Measure load, scale, let small flows move. Every multiplexer.auto_scaling_interval."""
         pool = self._pool
         carriers = pool.usable()
         self._loads = {carrier: self._loads.get(carrier) or _Load() for carrier in carriers}
@@ -108,7 +108,7 @@ class Multiplexer:
             pool.open_one(carriers)
 
     def _shrink(self, now_s: float, carriers: list[Carrier]) -> None:
-        """Nothing is busy: what was added goes back to the minimum when it has not been needed for a while."""
+        """No session is busy: want the minimum again once more were not needed for stream_pool.idle_timeout."""
         pool, config = self._pool, self._live.config
         added_s = max(carrier.opened_s for carrier in carriers)
         if (

@@ -1,16 +1,16 @@
-"""The stream pool of one peer: which lanes are open on which sessions, and how one is left without harm.
+"""The stream pool of one peer: which lanes are open on which sessions, and how a lane is left in order.
 
     opened    up to stream_pool.min_streams_per_peer always, up to the maximum when the multiplexer asks
-    left      a lane that is idle, whose session is replaced, or which the peer has closed: its flows and what
-              waits of them are held back until everything sent on it has arrived (a barrier: a ping behind
-              it, answered), then they find other lanes. So a flow is never reordered and nothing is lost.
-    lost      a lane whose session is gone: flows and what waits find other lanes at once; what was on its way is lost
+    left      a lane that is idle, whose session is replaced, or which the peer has closed: its flows and their queued
+              packets are held back until everything sent on it has arrived (a barrier: a ping behind it, answered),
+              then they move to other lanes. So no flow is reordered and nothing is lost.
+    lost      a lane whose session has ended: flows and queued packets move at once; packets in flight are lost
 
-Sessions are made by control; the pool only says how many it wants. A session is replaced make-before-break:
-one more is wanted, and when it is there the old one is left. Who dialed a session rotates it and closes it
-when it is idle, so that both nodes do not do it twice. The new one may have gone to another shard of the peer,
-so leaving takes both: the peer goes on until its shard has another way too, and says so by leaving as well;
-only then are streams closed.
+Control makes the sessions; the pool only says how many it wants. A session is replaced make-before-break:
+the pool asks for one more, and leaves the old one when that is up. The side that dialed a session rotates it and closes
+it when it is idle, so that the two nodes do not both do it. The new session may have gone to another shard of the peer,
+so leaving takes both sides: the peer goes on until its shard has another session too, and then leaves as well; only
+then are streams closed.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ class PoolHost(Protocol):
     counts: Counts
 
     def now(self) -> float:
-        """The clock of everything."""
+        """Seconds of the shard's monotonic clock."""
 
     def dispatch(self, chunk: Chunk) -> None:
-        """Records find their flows' sinks anew."""
+        """Send records to where their flows go by the end of the batch."""
 
     def want(self, peer_id: str, sessions: int, urgent: bool) -> None:
-        """So many sessions with the peer are wanted from now on."""
+        """Tell control how many sessions with the peer are wanted from now on."""
 
     def uniform(self, low: float, high: float) -> float:
         """A number drawn evenly."""
@@ -69,8 +69,7 @@ class StreamPool:
         self._lost = lost
 
     def lanes(self) -> list[Lane]:
-        """Those a flow may be pinned to, best first: of healthy sessions that stay; else of any that is
-        open."""
+        """Those a flow may be pinned to: of healthy sessions that stay, else of sessions that stay, else all."""
         every = [lane for carrier in self.carriers for lane in carrier.lanes if not lane.leaving]
         staying = [lane for lane in every if not lane.carrier.leaving]
         healthy = [lane for lane in staying if not lane.carrier.suspect]
@@ -91,18 +90,18 @@ class StreamPool:
     # --- what carriers tell
 
     def add(self, carrier: Carrier) -> None:
-        """A session was handed over. If the peer made it, it may have lost those it had: look after them."""
+        """A session was handed over. If the peer dialed it, it may have lost the sessions it had: check them."""
         if not carrier.initiator:
             self.look_after()
         self.carriers.append(carrier)
 
     def look_after(self) -> None:
-        """Sessions may have ended without a word: find out."""
+        """Sessions may have ended unnoticed: probe them."""
         for carrier in self.carriers:
             carrier.check_alive()
 
     def lane_ready(self, lane: Lane) -> None:
-        """A stream is open. What was only waiting for a way out takes it."""
+        """A stream is open. Sessions that were only waiting for their replacement are left."""
         self._host.counts.streams_opened += 1
         self._retry.reset()
         if lane.carrier.leaving:
@@ -127,17 +126,16 @@ class StreamPool:
         self._empty.discard(lane)
         self.leave_lane(lane)
         self._end_if_left(lane.carrier)
-        self._keep_way(lane.carrier)
+        self._reopen_if_empty(lane.carrier)
 
-    def _keep_way(self, carrier: Carrier) -> None:
-        """Both sides may close their idle lanes at once and leave none: a session without one is of no use, and
-        nobody would dial another."""
+    def _reopen_if_empty(self, carrier: Carrier) -> None:
+        """If both sides closed their idle lanes at once none is left, and nobody would dial another session."""
         staying = any(not lane.leaving for lane in carrier.lanes)
         if carrier.initiator and not (staying or carrier.opening or carrier.leaving or carrier.closed):
             self._open_again(carrier)
 
     def lane_failed(self, carrier: Carrier, reason: str) -> None:
-        """A stream of ours did not open. Try again, later and later; give the session up in the end."""
+        """A stream of ours did not open. Retry with backoff; close the session after retry.max_attempts."""
         self._host.counts.streams_failed += 1
         if carrier.closed or carrier.lanes or carrier.leaving:
             return
@@ -155,12 +153,12 @@ class StreamPool:
             self.lane_failed(carrier, "the session takes no more")
 
     def suspect(self) -> None:
-        """A session does not answer: make another one before this one breaks. New flows go elsewhere; those it has wait
-        for the verdict, for if it is only slow, what is on its way arrives, and nothing may overtake it."""
+        """A session does not answer: ask for another one before this one ends. New flows go elsewhere; its own flows
+        stay until the verdict, for packets in flight may still arrive, and nothing may overtake them."""
         self.tell_wanted(urgent=True)
 
     def peer_leaves(self, carrier: Carrier) -> None:
-        """The peer wants to end a session, and waits until we do: at once, or as soon as there is another way."""
+        """The peer leaves a session, and waits until we do: at once, or as soon as there is another session."""
         for lane in [lane for lane in self._empty if lane.carrier is carrier]:
             self._empty.discard(lane)
             lane.close()
@@ -172,7 +170,7 @@ class StreamPool:
             self.tell_wanted(urgent=False)
 
     def carrier_closed(self, carrier: Carrier) -> None:
-        """A session is gone."""
+        """A session has ended: its flows and queued packets move."""
         if carrier not in self.carriers:
             return
         self._host.counts.streams_closed += len(carrier.lanes)
@@ -192,15 +190,14 @@ class StreamPool:
     # --- leaving
 
     def abandon(self, carrier: Carrier, flows: set[Flow] | None = None) -> None:
-        """Its flows, or only those given, and what waits of them go elsewhere at once; what is on its way may
-        be lost."""
+        """Move its flows, or only those given, and their queued packets at once; packets in flight may be lost."""
         for lane in carrier.lanes:
             unpin(lane, flows)
         for chunk in carrier.take_queued(flows):
             self._host.dispatch(chunk)
 
     def drop_waiting(self, reason: str) -> None:
-        """Nobody will come for what waits here."""
+        """Drop all that waits here, under `reason`."""
         for carrier in self.carriers:
             self._host.counts.drops[reason] += sum(chunk.packets for chunk in carrier.take_queued())
         for buffer in self._reordering:
@@ -208,7 +205,7 @@ class StreamPool:
                 self._host.counts.drops[reason] += buffer.queue.take().packets
 
     def rotate(self, carrier: Carrier) -> None:
-        """Replace a session that has served long enough: wait for another one, then leave this one."""
+        """Replace a session: ask for another one, leave this one when that is up."""
         if carrier in self._replacing or carrier.leaving:
             return
         self._rotating.add(carrier)
@@ -223,7 +220,7 @@ class StreamPool:
         self.tell_wanted(urgent=False)
 
     def leave(self, carrier: Carrier) -> None:
-        """End a session without losing anything; there must be others, or packets wait."""
+        """End a session without losing anything. Without another one its packets wait."""
         if carrier.closed:
             return
         carrier.go_away()
@@ -235,7 +232,7 @@ class StreamPool:
         self._loop.call_later(self._live.config.session.drain_timeout, self._end, carrier)
 
     def leave_lane(self, lane: Lane) -> None:
-        """Close a lane without losing or reordering anything: its flows are held back until they can go elsewhere."""
+        """Close a lane without losing or reordering anything: its flows are held back until they can move."""
         if lane.leaving:
             return
         lane.leaving = True
@@ -250,7 +247,7 @@ class StreamPool:
         self._loop.call_later(self._live.config.session.drain_timeout, self._release, buffer, lane)
 
     def _release(self, buffer: ReorderBuffer, lane: Lane | None) -> None:
-        """Everything has arrived, or nothing more will: the flows go on elsewhere."""
+        """Everything sent on the lane has arrived, or never will: its flows move."""
         carrier = self._reordering.pop(buffer, None)
         if carrier is None:
             return
@@ -264,8 +261,7 @@ class StreamPool:
         self._end_if_left(carrier)
 
     def _end_if_left(self, carrier: Carrier) -> None:
-        """The last one to need the session closes it: the side that was told of its end, when nothing is left
-        on it."""
+        """Close a session that is being left once no lane and no held packet of it is left."""
         if carrier.leaving and not carrier.lanes and carrier not in self._reordering.values():
             self._end(carrier)
 
@@ -276,7 +272,7 @@ class StreamPool:
     # --- time
 
     def tell_wanted(self, *, urgent: bool) -> None:
-        """Say how many sessions are wanted: for the load, and one for each that is about to be replaced."""
+        """Tell control how many sessions are wanted: for the load, and one for each that is to be replaced."""
         leaving = sum(
             1 for carrier in self.carriers if carrier in self._replacing or carrier.leaving or carrier.suspect
         )
@@ -290,16 +286,16 @@ class StreamPool:
             self._host.want(self._peer_id, wanted, urgent)
 
     def repeat_wanted(self) -> None:
-        """Control has started anew and takes one session for granted."""
+        """Control has restarted, and assumes that one session is wanted."""
         self._wanted = 1
         self.tell_wanted(urgent=False)
 
-    def clean(self, now_s: float) -> None:
+    def maintain(self, now_s: float) -> None:
         """Open what is missing, close what is idle, replace what is old. Every stream_pool.cleanup_interval."""
         config = self._live.config
         before_s = now_s - config.stream_pool.idle_timeout
         for carrier in self.usable():
-            if carrier.initiator and self._worn(carrier, now_s):
+            if carrier.initiator and self._due_for_rotation(carrier, now_s):
                 self.rotate(carrier)
         idle = [lane for lane in self.lanes() if lane.idle_since(now_s) <= before_s]
         spare = len(self.lanes()) - config.stream_pool.min_streams_per_peer
@@ -319,7 +315,7 @@ class StreamPool:
         self.tell_wanted(urgent=False)  # a suspect may have recovered, the limits may be others
 
     def fill(self) -> None:
-        """Open streams up to the minimum; only who dialed a session opens them there, so that both do not."""
+        """Open streams up to the minimum, on sessions this side dialed, so that the two sides do not both do it."""
         carriers = [carrier for carrier in self.usable() if carrier.initiator]
         missing = self._live.config.stream_pool.min_streams_per_peer - self.streams()
         missing -= sum(carrier.opening for carrier in self.carriers)
@@ -327,10 +323,10 @@ class StreamPool:
             self.open_one(carriers)
 
     def open_one(self, carriers: list[Carrier]) -> bool:
-        """One stream more, on the session with the fewest."""
+        """Open one more stream, on the session with the fewest."""
         return min(carriers, key=lambda carrier: len(carrier.lanes) + carrier.opening).open_lane()
 
-    def _worn(self, carrier: Carrier, now_s: float) -> bool:
+    def _due_for_rotation(self, carrier: Carrier, now_s: float) -> bool:
         session, traffic = self._live.config.session, carrier.traffic()
         carried = max(traffic.bytes_sent, traffic.bytes_received)
         return now_s - carrier.opened_s >= session.max_age or carried >= session.max_bytes

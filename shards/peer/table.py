@@ -28,7 +28,7 @@ class PeerHost(PoolHost, Protocol):
         """A random number."""
 
     def want_now(self, peer: Peer) -> None:
-        """Packets wait: a session is wanted."""
+        """Packets began to wait: a session is wanted at once."""
 
 
 class Sources(Prefixes[bool]):
@@ -77,7 +77,7 @@ class Peer:
         return self._discard if self.circuit == OPEN else self.pending
 
     def set_circuit(self, state: str) -> None:
-        """The peer is to be left alone, or not any more."""
+        """The state of the peer's circuit: open, half_open, closed."""
         self.circuit = state
         unpin(self._discard)
         if state == OPEN and not self.pool.lanes():
@@ -85,15 +85,15 @@ class Peer:
             self.pending.drop_all("circuit_open")
 
     def _discarding(self) -> None:
-        """Packets are dropped for an open circuit: say so now and then, for it decides how soon it is tried
-        again."""
+        """Packets are dropped for an open circuit: tell control every circuit_breaker.reset_timeout, which decides
+        how soon the peer is dialed again."""
         now_s = self._host.now()
         if now_s - self._told_s >= self._live.config.circuit_breaker.reset_timeout:
             self._told_s = now_s
             self._host.want_now(self)
 
     def lane_ready(self, lane: Lane) -> None:
-        """What waited goes on."""
+        """A lane is open: send the pending packets."""
         self.pool.lane_ready(lane)
         unpin(self._discard)
         unpin(self.pending)
@@ -105,12 +105,12 @@ class Peer:
         self.pool.carrier_closed(carrier)
 
     def _lost(self) -> None:
-        """A session is gone. If it was the last, packets wait or not, by the state of the circuit."""
+        """A session has ended. If it was the last and the circuit is open, packets are dropped, not pending."""
         if self.circuit == OPEN and not self.pool.lanes():
             self.set_circuit(OPEN)
 
     def end(self) -> None:
-        """No longer a peer: sessions are closed, what waits is dropped."""
+        """No longer a peer: close its sessions, drop what waits."""
         self.pool.drop_waiting("peer_forgotten")
         self.pending.drop_all("peer_forgotten")
         for sink in (self._discard, self.pending):
@@ -161,13 +161,13 @@ class Unowned:
         self._asked: set[int] = set()
         self._waits = False
 
-    def govern(self, networks: Iterable[str]) -> None:
+    def ask_in(self, networks: Iterable[str]) -> None:
         """Ask for addresses of these; also when control is a new one, which knows nothing of what was asked before."""
         self._networks = set_of(networks)
         self._asked.clear()
         self._again()
 
-    def seen(self, version: int, address: int) -> None:
+    def flow_begins(self, version: int, address: int) -> None:
         """A flow begins to an address that nobody has."""
         if version != 4 or address in self._asked or not self._networks.find(version, address):
             return
@@ -175,11 +175,11 @@ class Unowned:
             return
         if not self._waits:
             self._waits = True
-            self._later(self._live.config.registry.negative_lifetime, self._over)
+            self._later(self._live.config.registry.negative_lifetime, self._retry)
         self._asked.add(address)
         self._ask(address)
 
-    def _over(self) -> None:
+    def _retry(self) -> None:
         self._waits = False
         self._asked.clear()
         self._again()
@@ -216,7 +216,7 @@ class PeerTable:
         peer = self._owners.find(version, address)
         if peer is not None:
             return peer.sink()
-        self._unowned.seen(version, address)
+        self._unowned.flow_begins(version, address)
         return self._no_route
 
     def ask_owners(self, networks: tuple[str, ...]) -> None:
@@ -228,7 +228,7 @@ class PeerTable:
                 self._owners.add(network, None)
                 if around is not None:
                     self._moved(around)
-        self._unowned.govern(networks)
+        self._unowned.ask_in(networks)
 
     def retry_unrouted(self) -> None:
         """Flows to addresses that nobody had look for an owner with their next packet."""

@@ -46,7 +46,7 @@ class Health:
         return self.failures > 0
 
     def hurry(self, now_s: float) -> Verdict:
-        """Something happened that sessions do not always survive: probe now, or wait no longer for the one
+        """Something happened that sessions do not always survive: probe now, or shorten the deadline of the probe
         under way."""
         urgent_s = self._live.config.health.urgent_timeout
         if self._sent_s is not None:
@@ -121,7 +121,7 @@ class HealthTimer:
         self.start()
 
     def hurry(self) -> None:
-        """Something happened that sessions do not always survive: find out now."""
+        """As Health.hurry."""
         if not self._stopped:
             self._act(self.health.hurry(self._now()))
             self.start()

@@ -83,7 +83,7 @@ def test_flows_of_which_something_waits_are_never_forgotten():
         wait(flow, settings)
     for key in range(100, 200):
         flows.open(key, 50.0)
-    flows.clean(1000.0)
+    flows.forget_idle(1000.0)
     assert set(flows.flows) == {0, 1, 2, 3}
 
 
@@ -94,7 +94,7 @@ def test_flows_that_are_held_back_are_never_forgotten():
     held = flows.open(1, 0.0)
     for key in range(100, 200):
         flows.open(key, 50.0)
-    flows.clean(1000.0)
+    flows.forget_idle(1000.0)
     assert flows.flows == {1: held}
 
 
@@ -112,7 +112,7 @@ def test_silent_flows_are_forgotten(sentence, timeout_s, now_s, kept):
     flows, settings = table(sinks=[place])
     flow = flows.open(1, 10.0)
     settings.config = live(worker={"idle_timeout": timeout_s}).config
-    flows.clean(now_s)
+    flows.forget_idle(now_s)
     assert (1 in flows.flows) == kept
     assert (flow in place.flows) == kept
     assert flows._counts.flows_reaped == (0 if kept else 1)
@@ -135,7 +135,7 @@ STATES = [
 def test_a_flow_is_in_one_state(sentence, last_s, waits_since_s, held, worker, state):
     place: Sink = ReorderBuffer(live(), DROPS, lambda: 0.0) if held else Place()
     flows, settings = table(sinks=[place], **worker)
-    flows.clean(5.0)
+    flows.forget_idle(5.0)
     flow = flows.open(1, last_s)
     if waits_since_s is not None:
         wait(flow, settings, waits_since_s)
@@ -193,7 +193,7 @@ def test_every_flow_is_pinned_where_it_says(chance: random.Random) -> None:
         elif what == 5:
             unpin(chance.choice(places))
         elif what == 6:
-            flows.clean(now_s)
+            flows.forget_idle(now_s)
         else:
             fair.send(now_s)
         pinned = [flow for place in places for flow in place.flows]

@@ -27,7 +27,7 @@ class Asking:
         self.timers: list[tuple[float, Callable[[], None]]] = []
         self.looked_again = 0
         self.unowned = Unowned(Live(config), self.asked.append, self._again, self._later)
-        self.unowned.govern(["10.86.0.0/16"])
+        self.unowned.ask_in(["10.86.0.0/16"])
 
     def _again(self) -> None:
         self.looked_again += 1
@@ -37,7 +37,7 @@ class Asking:
 
     def see(self, *lasts: int) -> None:
         for last in lasts:
-            self.unowned.seen(4, number(last))
+            self.unowned.flow_begins(4, number(last))
 
 
 @pytest.fixture
@@ -58,8 +58,8 @@ def test_an_address_is_asked_for_once_in_a_lifetime(asking: Asking) -> None:
 
 
 def test_only_what_may_have_an_owner_and_so_many_are_asked_for(asking: Asking) -> None:
-    asking.unowned.seen(4, int(ipaddress.IPv4Address("192.0.2.1")))
-    asking.unowned.seen(6, number(9))
+    asking.unowned.flow_begins(4, int(ipaddress.IPv4Address("192.0.2.1")))
+    asking.unowned.flow_begins(6, number(9))
     assert not asking.asked and not asking.timers, "nothing is paid for what is not asked"
     asking.see(*range(10, 20))
     assert asking.asked == [number(last) for last in (10, 11, 12)]
@@ -67,7 +67,7 @@ def test_only_what_may_have_an_owner_and_so_many_are_asked_for(asking: Asking) -
 
 def test_another_control_is_asked_anew(asking: Asking) -> None:
     asking.see(9)
-    asking.unowned.govern(["10.86.0.0/16"])
+    asking.unowned.ask_in(["10.86.0.0/16"])
     asking.see(9)
     assert asking.asked == [number(9)] * 2 and len(asking.timers) == 1
 
