@@ -145,7 +145,7 @@ def test_silent_guests_keep_nobody_from_asking(settings: dict[str, float], count
     async def main() -> None:
         stranger, other, node = Node(), Node(), desk(**settings)
         async with running(stranger, other, node):
-            sitting = [await sit(stranger, node, question) for question in QUESTIONS * 6]
+            sitting = [await sit(stranger, node, question) for question in (ENROL, INTRODUCE) * 6]
             assert await ask(other, node, b"abc") == b"cba"
             assert node.counts["refused_guest_limit"] >= counted
             await eventually(lambda: len(node.host.desk._guests) <= settings["max_guests"])

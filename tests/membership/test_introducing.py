@@ -13,7 +13,7 @@ from membership_world import DAY, LIFETIME, NETWORK, NOW, World, key, peer, pres
 from trio.testing import MockClock
 
 from vpnd.adapter.dial import DialError
-from vpnd.adapter.guests import INTRODUCE
+from vpnd.adapter.guests import BOTH, INTRODUCE
 from vpnd.adapter.logs import Seldom
 from vpnd.config.live import Live
 from vpnd.config.schema import Config, Discovery
@@ -152,9 +152,10 @@ class Asked:
     def __init__(self, answer: Admitted | enrolment.Refusal | None) -> None:
         self.answer = answer
         self.asked = 0
+        self.question = INTRODUCE
 
     async def ask(self, addresses, peer_id, request, max_answer, question) -> bytes:
-        assert question == INTRODUCE and introduction.parse_request_untrusted(request).statements
+        assert question == self.question and introduction.parse_request_untrusted(request).statements
         self.asked += 1
         await trio.sleep(1.0)
         if self.answer is None:
@@ -232,7 +233,28 @@ def test_nobody_is_asked_but_members_and_whom_the_operator_names(world, tmp_path
 
     async def main() -> None:
         b, host = Member(tmp_path, world, "b", config=config), Asked(Admitted())
+        host.question = BOTH
         assert not b.knows("c")
         assert await asks(b, host, "c") == configured and host.asked == configured
+
+    simulated(main)
+
+
+def test_a_member_that_nobody_has_heard_of_is_known_from_its_answer_and_a_removed_one_is_not_asked(
+    world, tmp_path
+) -> None:
+    address = f"/ip4/192.0.2.9/tcp/1/p2p/{peer('c')}"
+    config = Config(discovery=Discovery(bootstrap=(address,)))
+    shown = introduction.of_member(world.directory, peer("c")).statements
+
+    async def main() -> None:
+        b, host = Member(tmp_path, world, "b", config=config), Asked(introduction.Acquainted(shown))
+        host.question = BOTH
+        assert not b.knows("c") and await asks(b, host, "c") and b.knows("c")
+
+        host.question = INTRODUCE
+        removed = world.root.remove(peer("c"), NOW)
+        b.own.directory.merge([removed.wire], NOW)
+        assert not b.knows("c") and not await asks(b, host, "c") and host.asked == 1
 
     simulated(main)

@@ -84,7 +84,11 @@ LARGEST = Introduction(NETWORK.id, (bytes(MAX_STATEMENT),) * introduction.MAX_ST
 def test_they_read_back_as_themselves_also_the_largest():
     data = introduction.encode(LARGEST)
     assert len(data) <= MAX_REQUEST and introduction.parse_request_untrusted(data) == LARGEST
-    for answer in (Admitted(), enrolment.Refusal(reason="removed", text="no", statements=(b"x",))):
+    for answer in (
+        Admitted(),
+        introduction.Acquainted((b"x",)),
+        enrolment.Refusal(reason="removed", text="no", statements=(b"x",)),
+    ):
         assert introduction.parse_answer_untrusted(introduction.encode(answer)) == answer
 
 

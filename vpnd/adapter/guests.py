@@ -7,6 +7,7 @@ a bounded time. Members ask in the same way.
 
     ENROL       let me in, or renew my membership     where somebody may be let in, or has to be told that it is out
     INTRODUCE   this shows that I am a member         at every member
+    BOTH        the same, and what shows it of you?   at every member newer than 0.1.0
 
 More guests than membership.max_guests: who has to go is decided as with handshakes (`vpnd.adapter.arrivals`).
 """
@@ -32,7 +33,8 @@ from vpnd.adapter.transport import raw_of
 
 ENROL = "/vpnd/enrol/1.0.0"
 INTRODUCE = "/vpnd/introduce/1.0.0"
-QUESTIONS = (ENROL, INTRODUCE)
+BOTH = "/vpnd/introduce/1.1.0"
+QUESTIONS = (ENROL, INTRODUCE, BOTH)
 
 
 #: What is done with the secured connection of a member; it is closed afterwards.

@@ -20,7 +20,7 @@ import trio
 
 from vpnd.adapter.dial import DialError
 from vpnd.adapter.guards import Count
-from vpnd.adapter.guests import INTRODUCE
+from vpnd.adapter.guests import BOTH, INTRODUCE
 from vpnd.adapter.logs import Seldom
 from vpnd.config.live import Live
 from vpnd.config.multiaddrs import parse
@@ -31,6 +31,8 @@ from vpnd.membership.gossip import Outcome
 from vpnd.membership.refusal import MembershipRefused
 from vpnd.printable import printable
 from vpnd.resilience import Backoff
+
+ADMITTED = introduction.Admitted()
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +91,18 @@ class Introducing:
         """Whether a stranger may introduce itself: who is no member itself lets nobody in."""
         return self._own.is_member(self._now_ms())
 
-    def answer_untrusted(self, peer_id: str, data: bytes) -> bytes:
+    def answer_both_untrusted(self, peer_id: str, data: bytes) -> bytes:
+        """The answer to an introduction, with what shows that this node is a member; see `answer_untrusted`."""
+        own = introduction.of_member(self._own.directory, self._own.peer_id)
+        admitted = introduction.Acquainted(own.statements) if own is not None else introduction.Admitted()
+        return self.answer_untrusted(peer_id, data, admitted)
+
+    def answer_untrusted(
+        self,
+        peer_id: str,
+        data: bytes,
+        admitted: introduction.Admitted | introduction.Acquainted = ADMITTED,
+    ) -> bytes:
         """The answer to an introduction; `peer_id` is proven. Raises nothing."""
         try:
             self._receive_untrusted(peer_id, data)
@@ -98,8 +111,7 @@ class Introducing:
             self._seldom.warn("introduction", f"{peer_id} is not let in: {refusal}")
             proof = self._own.directory.removal_proof(peer_id) if refusal.reason == "removed" else ()
             return introduction.encode(enrolment.refusal(refusal, proof))
-        own = introduction.of_member(self._own.directory, self._own.peer_id)
-        return introduction.encode(introduction.Admitted(own.statements if own is not None else ()))
+        return introduction.encode(admitted)
 
     def _receive_untrusted(self, peer_id: str, data: bytes) -> None:
         """Returns when `peer_id` is a member, if it was not then is now. Raises MembershipRefused."""
@@ -150,7 +162,8 @@ class Introducing:
     async def _ask(self, host: Host, addresses: Sequence[str], peer_id: str, request: bytes) -> bool:
         self._count("introductions")
         try:
-            data = await host.ask(addresses, peer_id, request, MAX_ANSWER, INTRODUCE)
+            known = self._own.directory.find(peer_id, self._now_ms()) is not None
+            data = await host.ask(addresses, peer_id, request, MAX_ANSWER, INTRODUCE if known else BOTH)
             answer = introduction.parse_answer_untrusted(data)
         except (DialError, MembershipRefused) as error:
             log.debug("%s was not asked to let this node in: %s", peer_id, error)
@@ -162,7 +175,7 @@ class Introducing:
             self._act(self._own.gossip.learn(answer.statements, self._now_ms()))
             return False
         self._waits.pop(peer_id, None)
-        if self._own.directory.find(peer_id, self._now_ms()) is None:
+        if isinstance(answer, introduction.Acquainted):
             self._act(self._own.gossip.learn(answer.statements, self._now_ms()))
         return True
 

@@ -21,7 +21,7 @@ import msgspec
 import trio
 
 from vpnd.adapter.guards import Count
-from vpnd.adapter.guests import ENROL, INTRODUCE, Question
+from vpnd.adapter.guests import BOTH, ENROL, INTRODUCE, Question
 from vpnd.adapter.host import Host
 from vpnd.adapter.logs import Seldom
 from vpnd.api.messages import Message, OwnChanged, RoutesKnown
@@ -138,6 +138,7 @@ class NetworkService:
         host.desk.open(
             Question(ENROL, desk.answer_untrusted, desk.admits, enrolment.MAX_REQUEST),
             Question(INTRODUCE, introducing.answer_untrusted, introducing.admits, introduction.MAX_REQUEST),
+            Question(BOTH, introducing.answer_both_untrusted, introducing.admits, introduction.MAX_REQUEST),
         )
         host.introduce_by(functools.partial(introducing.introduce, host))
         host.serve(GOSSIP, self._gossiping.serve, math.inf)

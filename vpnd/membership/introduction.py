@@ -43,16 +43,22 @@ class Introduction(Message, frozen=True, tag=1):
 
 
 class Admitted(Message, frozen=True, tag=2):
-    """The node that introduced itself is a member here. `statements`: those that show it of the node that answers."""
+    """The node that introduced itself is a member here."""
 
-    statements: Statements = ()
+
+class Acquainted(Message, frozen=True, tag=3):
+    """The same, and these statements show that the node that answers is one too."""
+
+    statements: Statements
 
 
 _requests = msgspec.msgpack.Decoder(Introduction)
-_answers: msgspec.msgpack.Decoder[Admitted | Refusal] = msgspec.msgpack.Decoder(Admitted | Refusal)
+_answers: msgspec.msgpack.Decoder[Admitted | Acquainted | Refusal] = msgspec.msgpack.Decoder(
+    Admitted | Acquainted | Refusal
+)
 
 
-def encode(message: Introduction | Admitted | Refusal) -> bytes:
+def encode(message: Introduction | Admitted | Acquainted | Refusal) -> bytes:
     """The bytes of a message."""
     return msgspec.msgpack.encode(message)
 
@@ -78,6 +84,6 @@ def parse_request_untrusted(data: bytes) -> Introduction:
         raise MembershipRefused("malformed", f"an introduction is malformed: {error}") from None
 
 
-def parse_answer_untrusted(data: bytes) -> Admitted | Refusal:
+def parse_answer_untrusted(data: bytes) -> Admitted | Acquainted | Refusal:
     """An answer; see `enrolment.decode_answer_untrusted`."""
     return decode_answer_untrusted(_answers, data)
