@@ -118,7 +118,7 @@ class Overlay:
         if self.in_network:
             self._names = Names(self._device, self._live.config.dns)
             self._names.apply(self.own)
-        self._machine.is_now(self.own.addresses, self.own.advertised)
+        self._machine.is_now(self.own)
         self._machine.begin(self._setup.mend)
 
     def _apply(self) -> None:
@@ -179,7 +179,7 @@ class Overlay:
         self.own = after
         if self._names is not None:
             self._names.apply(after)
-        self._machine.is_now(after.addresses, after.advertised)
+        self._machine.is_now(after)
         return True
 
     def route(self, known: RoutesKnown) -> None:

@@ -5,6 +5,7 @@
     device             name, MTU, queue, addresses, routes; no IPv6 by itself  NetworkSetup.mend, given to `begin`
     announced          the table of what members announce, and its rules       AnnouncedRoutes.make_true
     filter             nftables rules                                          Filter.mend
+    taken              that nobody routes the VPN's own networks elsewhere     Machine.taken, which can only tell
 
 All is looked at whenever something may have changed (`look`: netlink, control, a reload) and every
 network.reconcile_interval, for not everything is told. The first look comes at once. Another program that undoes what
@@ -14,13 +15,15 @@ is mended is met less and less often: pauses double from network.change_settle t
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 from collections.abc import Callable, Sequence
 
-from supervisor.network import killswitch
+from supervisor.network import killswitch, overlap
 from supervisor.network.announced import AnnouncedRoutes
-from supervisor.network.policy import PolicyTable
+from supervisor.network.policy import IPNetwork, PolicyTable
 from vpnd.api.messages import RoutesKnown
+from vpnd.api.reports import OwnAddresses
 from vpnd.config.live import Live
 from vpnd.errors import MachineError
 from vpnd.status import Ailment
@@ -118,6 +121,7 @@ class Machine:
         )
         self._filter = killswitch.filter_of(live.config, in_network=in_network)
         self._table = table
+        self._networks: tuple[IPNetwork, ...] = ()
         self._held_before = False
         self._reconciler: Reconciler | None = None
 
@@ -139,7 +143,22 @@ class Machine:
     @property
     def _parts(self) -> list[Part]:
         filters = [self._filter.mend] if self._live.config.network.nftables else []
-        return [self._announced.make_true, *filters]
+        return [self._announced.make_true, *filters, self.taken]
+
+    def taken(self) -> list[str]:
+        """Routes that take traffic out of the VPN, being no wider than its own. Blocks for some milliseconds."""
+        network = self._live.config.network
+        try:
+            met = [] if network.allow_overlap else overlap.in_use()
+        except OSError as error:
+            return [f"the machine's routes cannot be looked at: {error.strerror}"]
+        return [
+            f"{entry.what} takes traffic of the VPN's {own} elsewhere: remove it, or set network.allow_overlap = true"
+            for own in self._networks
+            for entry in met
+            if entry.network.prefixlen >= own.prefixlen
+            and overlap.find_overlap([own], [entry], network.interface) is not None
+        ]
 
     @property
     def warnings(self) -> list[str]:
@@ -163,9 +182,10 @@ class Machine:
         log.debug("looking after the machine: %s", reason)
         self.look()
 
-    def is_now(self, addresses: tuple[str, ...], advertised: tuple[str, ...]) -> None:
-        """What the node's addresses are, and which networks it announces."""
-        self._filter.own, self._announced.advertised = addresses, advertised
+    def is_now(self, own: OwnAddresses) -> None:
+        """What the node is in the VPN."""
+        self._filter.own, self._announced.advertised = own.addresses, own.advertised
+        self._networks = tuple(map(ipaddress.ip_network, own.subnets))
         self.look()
 
     def routes_known(self, known: RoutesKnown) -> None:

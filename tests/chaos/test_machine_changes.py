@@ -1,0 +1,170 @@
+"""Somebody changes the machine under a running node: it is mended, or the node says that it is not healthy, and why.
+
+Never healthy and dead, and never a packet past the exit node. A few changes of the machine that has most to lose,
+chosen by a seed that a failure names; with VPND_LONG_TESTS=1 200 of any of the three.
+
+a  authority      b  exit node      c  client of the exit node, never silent
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from typing import NamedTuple
+
+import pytest
+from lab import Lab, Node, check_logs, wait_until
+from lab.joining import all_reach_all, invite, machine
+from lab.leaks import Leaks
+from lab.network import run_command
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(3600)]
+
+LONG = bool(os.environ.get("VPND_LONG_TESTS"))
+HOW_MANY = 200 if LONG else 8
+#: Changes come one after the other here, and are not to wait for one another.
+SETTINGS = {"network": {"change_settle_max": "500ms"}}
+#: How long the node has to mend it, or to say that it is not healthy.
+MENDED_S = 10.0
+#: And to be well again when the change that it cannot mend is undone.
+WELL_S = 20.0
+SETTLE_S = 20.0
+WORLD = "198.51.100.1"
+
+
+class Change(NamedTuple):
+    """Scripts of sh. `undo`: what the somebody does in the end, of what is not the node's to mend."""
+
+    script: str
+    undo: str = ""
+
+
+OWN_LINK = "ip addr add $LAN/24 dev eth0; ip link set eth0 up; ip route replace default via $GATEWAY"
+CHANGES = [
+    Change("ip addr flush dev vpnd0"),
+    Change("ip -6 addr flush dev vpnd0"),
+    Change("ip addr del $OWN/16 dev vpnd0"),
+    Change("ip addr add 10.86.77.77/32 dev vpnd0", "ip addr del 10.86.77.77/32 dev vpnd0 || true"),
+    Change("ip link set vpnd0 down"),
+    Change("ip link set vpnd0 down; ip link set vpnd0 up"),
+    Change("ip link set vpnd0 mtu 1000"),
+    Change("ip link set vpnd0 mtu 1000; ip link set vpnd0 mtu 1400"),
+    Change("ip link set vpnd0 txqueuelen 2 gso_max_segs 3"),
+    Change("ip link set vpnd0 down; ip link set vpnd0 name other"),
+    Change("echo 1 > /proc/sys/net/ipv6/conf/vpnd0/disable_ipv6"),
+    Change("echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6; echo 0 > /proc/sys/net/ipv6/conf/all/disable_ipv6"),
+    Change("ip route flush dev vpnd0; ip -6 route flush dev vpnd0"),
+    Change("ip route flush table local dev vpnd0"),
+    Change("ip route flush table main", "ip route add $NET dev eth0 src $LAN; ip route add default via $GATEWAY"),
+    Change("ip rule flush; ip rule add priority 32766 lookup main"),
+    Change("ip -6 rule flush; ip -6 rule add priority 32766 lookup main"),
+    Change("ip rule del priority 5301 || true"),
+    Change("ip rule add priority 100 lookup main", "ip rule del priority 100"),
+    Change("ip route flush table 7669; ip -6 route flush table 7669"),
+    Change("ip route replace 10.86.0.0/16 dev eth0", "ip route del 10.86.0.0/16 dev eth0"),
+    Change("ip route add blackhole 10.86.0.0/17; ip route add blackhole 10.86.128.0/17",
+           "ip route del blackhole 10.86.0.0/17; ip route del blackhole 10.86.128.0/17"),
+    Change("nft flush ruleset"),
+    Change("nft delete table inet vpnd_vpnd0 || true"),
+    Change("ip link set eth0 down; sleep 1", OWN_LINK + " || true"),
+    Change("ip addr del $LAN/24 dev eth0; sleep 1", OWN_LINK),
+    Change("ip addr add 192.168.77.99/24 dev eth0; sleep 0.3; ip addr del 192.168.77.99/24 dev eth0"),
+    Change("ip route del default || true; sleep 0.5", "ip route replace default via $GATEWAY"),
+    Change("ip neigh flush dev eth0"),
+    Change("ip link set eth0 mtu 1300; sleep 0.3; ip link set eth0 mtu 1500"),
+    Change("kill -9 $CONTROL"),
+    Change("kill -9 $SHARD"),
+]  # fmt: skip
+
+
+def run(node: Node, script: str, own: str) -> None:
+    status = node.ask()
+    values = {
+        "OWN": own,
+        "LAN": node.namespace.address,
+        "NET": "192.168.77.0/24",
+        "GATEWAY": "192.168.77.1" if node.namespace.label != "a" else "192.168.77.2",
+        "CONTROL": str(status["control"]["pid"]),
+        "SHARD": str(status["shards"][0]["pid"]),
+    }
+    given = [f"{key}={value}" for key, value in values.items()]
+    run_command("ip", "netns", "exec", node.namespace.name, "env", *given, "sh", "-c", script)
+
+
+class World:
+    """Three nodes; whom each of them has to reach."""
+
+    def __init__(self, nodes: list[Node]) -> None:
+        self.nodes = nodes
+        self.own = {node: node.ask()["node"]["addresses"] for node in nodes}
+        self.targets = {
+            node: [text for other in nodes if other is not node for text in self.own[other]] for node in nodes
+        }
+        self.targets[nodes[2]].append(WORLD)
+
+    def unreached(self, node: Node) -> list[str]:
+        """Whom it does not reach right now."""
+        pings = [
+            node.lab.spawn(node.namespace, "ping", "-nqc1", "-W1", text, output=node.lab.directory / "pings")
+            for text in self.targets[node]
+        ]
+        return [text for text, ping in zip(self.targets[node], pings, strict=True) if ping.wait()]
+
+    def is_well(self, node: Node) -> bool:
+        return bool(node.ask().get("health") == "healthy" and not self.unreached(node))
+
+    def judge(self, node: Node, change: Change) -> None:
+        """It is well in time, or says that it is not. Raises AssertionError."""
+        deadline = time.monotonic() + MENDED_S
+        while True:
+            told, unreached = node.ask(), self.unreached(node)
+            if told.get("health") == "healthy" and not unreached:
+                return
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.1)
+        said = [each["what"] for each in told.get("ailments", ())]
+        assert said, f"{node.namespace.label}: healthy, and does not reach {unreached} after: {change.script}"
+        assert change.undo, f"{node.namespace.label}: not mended: {change.script}: {said}"
+
+
+def test_it_is_mended_or_told() -> None:
+    seed = random.SystemRandom().randrange(1 << 32)
+    dice = random.Random(seed)
+    with Lab(3) as lab:
+        lab.ip(lab.nodes[1], "addr", "add", f"{WORLD}/32", "dev", "lo")
+        for namespace in lab.nodes:
+            gateway = lab.nodes[0] if namespace is not lab.nodes[0] else lab.nodes[1]
+            lab.ip(namespace, "route", "add", "default", "via", gateway.address)
+        a, b, c = (machine(lab, place, SETTINGS) for place in range(3))
+        b.config["network"]["advertise"] = ["0.0.0.0/0"]
+        c.config["network"]["exit_node"] = "b"
+        a.start()
+        a.wait_ready()
+        b.start("--join", invite(a, "--route", "0.0.0.0/0"))
+        c.start("--join", invite(a))
+        for node in (b, c):
+            node.wait_ready()
+        all_reach_all([a, b, c], SETTLE_S)
+        world = World([a, b, c])
+        wait_until(lambda: world.is_well(c), SETTLE_S, "the exit node is in use")
+        chosen = [(dice.choice(world.nodes) if LONG else c, dice.choice(CHANGES)) for _ in range(HOW_MANY)]
+        with Leaks(c.namespace, WORLD) as leaks:
+            for number, (node, change) in enumerate(chosen):
+                where = f"seed {seed}, change {number} on {node.namespace.label}: {change.script}"
+                run(node, change.script, world.own[node][0])
+                try:
+                    world.judge(node, change)
+                    if change.undo:
+                        run(node, change.undo, world.own[node][0])
+                    for each in world.nodes:
+                        wait_until(
+                            lambda each=each: world.is_well(each), WELL_S, f"{each.namespace.label} well"
+                        )
+                except Exception as error:
+                    raise AssertionError(f"{where}: {error}\n{node.ask().get('ailments')}") from error
+                assert leaks.leaked == 0, where
+        check_logs([a, b, c])
+        for node in (c, b, a):
+            assert node.stop() == 0
