@@ -32,6 +32,7 @@ from vpnd.api.aio import LoopChannel
 from vpnd.api.reports import OwnAddresses
 from vpnd.config.live import Live
 from vpnd.errors import ProtocolViolation
+from vpnd.printable import printable
 
 log = logging.getLogger(__name__)
 
@@ -231,7 +232,8 @@ class Child(Generic[AnySlot]):
                     self._first.set_result(None)
                 self._on_up(self)
             case messages.Failed(kind=kind, error=error):
-                self._fail(errors.of_kind(kind, error, errors.ChildError))
+                lines = "\n".join(map(printable, error.split("\n")))
+                self._fail(errors.of_kind(kind, lines, errors.ChildError))
             case _:
                 self._on_message(self, message)
 

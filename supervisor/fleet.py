@@ -119,10 +119,10 @@ class Fleet:
     def _control_said(self, control: Child[ControlSlot], message: messages.Message) -> None:
         match message:
             case messages.OwnChanged(own=own):
-                control.own = own
                 if self._overlay.change(own):
                     self.tell_own()
-            case messages.RelayWanted():
+                control.own = own
+            case messages.RelayWanted() if self._live.config.relay.serve:
                 self.relay.want()
             case messages.RoutesKnown():
                 self._overlay.route(message)
@@ -155,7 +155,7 @@ class Fleet:
 
     def _shard_said(self, shard: Child[ShardSlot], message: messages.Message) -> None:
         if isinstance(message, messages.ShardStatus):
-            shard.slot.traffic.told(message.traffic)
+            shard.slot.told(message.traffic)
         self.questions.heard(shard, message)
 
     def _introduce(self, shard: Child[ShardSlot]) -> None:

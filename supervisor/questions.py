@@ -14,7 +14,7 @@ from vpnd.errors import ProtocolViolation, VpndError, of_kind
 Argument = str | int | float | bool | None
 
 #: Of one answer; the longest, of all members there may be, has a few hundred (vpnd.api.parts.MAX_PART_BYTES each).
-MOST_PARTS = 1024
+MOST_PARTS = 512
 _ANSWERS = messages.ControlStatus | messages.ShardStatus | messages.ProbeAnswer | messages.Answer
 
 

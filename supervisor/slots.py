@@ -14,8 +14,10 @@ from supervisor.overlay import Overlay
 from supervisor.pump import Pump, ShardPort
 from supervisor.traffic import Traffic
 from vpnd.api import messages
+from vpnd.api.reports import PeerTraffic
 from vpnd.config.live import Live
 from vpnd.config.schema import Config
+from vpnd.errors import ProtocolViolation
 from vpnd.metrics import CONTROL_COUNTERS, GAUGES, OUTBOUND_DROPS, SHARD_COUNTERS, create_page
 from vpnd.packet import ring
 
@@ -140,6 +142,13 @@ class ShardSlot:
         page.set("packets_from_tun", max(self._packets_in, done))
         for gauge in GAUGES & page.index.keys():
             page.set(gauge, 0)
+
+    def told(self, rows: tuple[PeerTraffic, ...]) -> None:
+        """The process tells what went to and from its peers. Raises ProtocolViolation for more peers than there are."""
+        self.traffic.told(rows)
+        config = self._live.config
+        if len(self.traffic) > 4 * (config.membership.max_members + len(config.peers)):
+            raise ProtocolViolation("it tells of more peers than this node can have")
 
     def in_ring(self) -> int:
         """(Super)packets given to the shard that it has not taken yet."""

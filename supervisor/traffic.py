@@ -32,6 +32,10 @@ class Traffic:
             self._before[peer_id] = self.of(peer_id)
         self._now = {}
 
+    def __len__(self) -> int:
+        """Peers, those of the process there is and those of the processes before each counted."""
+        return len(self._before) + len(self._now)
+
     def of(self, peer_id: str) -> list[int]:
         """The totals of one peer, in the order of NAMES."""
         return list(map(add, self._before.get(peer_id, _NOTHING), self._now.get(peer_id, _NOTHING)))

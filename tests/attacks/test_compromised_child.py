@@ -88,25 +88,36 @@ def nodes() -> Iterator[list[Node]]:
         yield nodes
 
 
+PEERS = tuple(PeerReport(name=f"n{number}", peer_id=f"{number:052}") for number in range(600))
 FLOODS = {
-    "small answers": messages.ShardStatus(serial=1, sessions=(), traffic=()),
-    "large answers": messages.ShardStatus(
-        serial=1, sessions=(), traffic=tuple(PeerTraffic(peer_id=f"{number:052}") for number in range(1500))
+    "small answers of a shard": (0, messages.ShardStatus(serial=1, sessions=(), traffic=())),
+    "large answers of a shard": (
+        0,
+        messages.ShardStatus(
+            serial=1,
+            sessions=(),
+            traffic=tuple(PeerTraffic(peer_id=f"{number:052}") for number in range(1500)),
+        ),
+    ),
+    "large answers of control": (
+        None,
+        messages.ControlStatus(serial=1, listen=(), peers=PEERS, connections=0),
     ),
 }
 
 
 @pytest.mark.parametrize("kind", list(FLOODS))
-def test_a_flood_on_a_channel_of_a_shard_costs_packets_little(nodes: list[Node], kind: str) -> None:
+def test_a_flood_on_a_childs_channel_costs_packets_little(nodes: list[Node], kind: str) -> None:
     a, b = nodes
     over = threading.Event()
-    pid = child(a, 0)["pid"]
+    index, message = FLOODS[kind]
+    before = child(a, index)
 
     def flood() -> None:
-        with voice_of(pid) as say:
+        with voice_of(before["pid"]) as say:
             while not over.is_set():
                 try:
-                    say(FLOODS[kind])
+                    say(message)
                 except BlockingIOError:
                     time.sleep(0.0005)
 
@@ -119,6 +130,7 @@ def test_a_flood_on_a_channel_of_a_shard_costs_packets_little(nodes: list[Node],
     print(kind, during.before, during.beside)
     assert_unharmed(during)
     wait_until(lambda: a.ask().get("health") == "healthy", BACK_S, "the node is well")
+    assert child(a, index)["restarts"] == before["restarts"], "all of it was permitted"
 
 
 MALFORMED = {

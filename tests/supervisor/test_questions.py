@@ -67,7 +67,7 @@ def test_an_answer_without_an_end_or_a_question_is_no_answer() -> None:
         questions = Questions()
         with pytest.raises(ProtocolViolation, match="never asked"):
             questions.heard(Child(questions, None), part)
-        with pytest.raises(ProtocolViolation, match="more than 1024 parts"):
+        with pytest.raises(ProtocolViolation, match="more than 512 parts"):
             await questions.ask(Endless(questions, None), 5.0)
 
     asyncio.run(main())

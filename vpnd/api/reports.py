@@ -9,6 +9,8 @@ import msgspec
 from vpnd.metrics import MOST, told
 from vpnd.nat.paths import Path
 
+#: Of a peer id as text; ours have 52 characters.
+MAX_PEER_ID = 128
 #: What a child tells is no more than a sum can take; a message that says otherwise is malformed.
 COUNT = msgspec.Meta(ge=0, le=MOST)
 MEASURE = msgspec.Meta(ge=-1, le=1e12)
@@ -97,7 +99,7 @@ class NetworkReport(msgspec.Struct, frozen=True, kw_only=True):
     neighbours: Annotated[int, told("Members that gossip with this node.", "members"), COUNT] = 0
 
 
-class SessionReport(msgspec.Struct, frozen=True, kw_only=True):
+class SessionReport(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One session of a shard. Bytes are packet bytes without any framing; `rtt_ms` None until measured.
 
     `state`: opening, up, draining. `health`: healthy, or suspect since a probe failed. `queue_delay_ms`: how long
@@ -132,10 +134,10 @@ class SessionProbe(msgspec.Struct, frozen=True, kw_only=True):
     rtt_ms: Measure | None
 
 
-class PeerTraffic(msgspec.Struct, frozen=True, kw_only=True):
+class PeerTraffic(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What went between a shard and one peer, over all sessions, those that have ended too."""
 
-    peer_id: str
+    peer_id: Annotated[str, msgspec.Meta(max_length=MAX_PEER_ID)]
     bytes_sent: Count = 0
     bytes_received: Count = 0
     packets_sent: Count = 0
