@@ -169,7 +169,7 @@ STOREYS = [
     ("shards.peer", "shards.session"),
     ("shards.outbound", "shards.inbound"),
     ("shards.flow",),
-    ("shards.counters", "shards.stream"),
+    ("shards.budget", "shards.counters", "shards.stream"),
 ]
 
 
