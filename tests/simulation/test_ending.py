@@ -96,6 +96,31 @@ def test_records_for_a_lane_that_closed_come_before_what_is_newer():
         arrived_or_lost(on)
 
 
+def test_what_an_ended_session_had_queued_goes_before_what_it_gave_back():
+    """Pending packets go to a session that takes one, queues one, and ends: the third must not overtake the second."""
+    with stage(delay_s=0.05, up=False) as on:
+        for _ in range(6):
+            on.send(1)
+        on.until(on.links, 2.0)
+        (link,) = on.links()
+        (transport,) = transports(on)
+        send, calls = transport.send, []
+
+        def sending(view: memoryview) -> int:
+            if link.lanes:
+                calls.append(view)
+                if len(calls) == 1:
+                    raise BlockingIOError
+                transport._connection.reset()
+            return send(view)
+
+        transport.send = sending  # type: ignore[method-assign]
+        on.until(lambda: link not in on.links(), 2.0)
+        on.run(3.0)
+        assert on.world.last_arrived(on.a, on.b, 1), "in order, or the world had said so"
+        assert on.b.plane.counts.packets_to_tun == 5, "the first one was in the session's hands"
+
+
 def test_a_peer_that_gives_up_says_why():
     with stage() as on:
         link = on.links()[0]
