@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from vpnd.metrics import DROP_REASONS, GAUGES, SHARD_COUNTERS, CounterPage
+from vpnd.metrics import DROP_REASONS, GAUGES, SHARD_COUNTERS, CounterPage, Drops
 
 #: The counters stored with every batch: the first of SHARD_COUNTERS.
 BATCH = (
@@ -26,13 +26,13 @@ assert SHARD_COUNTERS[: len(BATCH)] == BATCH
 
 
 class Counts:
-    """Counts of this process, each under its name in SHARD_COUNTERS; `drops`: packets by reason.
+    """Counts of this process, each under its name in SHARD_COUNTERS; `drops`: by reason.
 
     One for a shard; whoever counts something adds to it. Owner: shard loop.
     """
 
     def __init__(self) -> None:
-        self.drops = dict.fromkeys(DROP_REASONS, 0)
+        self.drops = Drops()
         self.packets_from_tun = self.bytes_from_tun = self.packets_to_tun = self.bytes_to_tun = 0
         self.packets_sent = self.bytes_sent = self.packets_received = self.bytes_received = 0
         self.flows_created = self.flows_reaped = self.flows_moved = 0
@@ -84,5 +84,6 @@ class Counters:
             if name != "drops":
                 offset = index[name]
                 values[offset] = base[offset] + count
-        for offset, count in enumerate(self._counts.drops.values(), self._drops):
+        drops = self._counts.drops
+        for offset, count in enumerate((*drops.values(), *drops.packets.values()), self._drops):
             values[offset] = base[offset] + count

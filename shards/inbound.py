@@ -96,18 +96,18 @@ class Inbound:
             try:
                 version, source, destination = inspect(view, start, count)
             except BadPacket as bad:
-                drops[bad.reason] += 1
+                drops.plain(bad.reason)
                 continue
             if not allowed(version, source):
-                drops["source_not_allowed"] += 1
+                drops.span("source_not_allowed", view, start - LENGTH_BYTES, following, 1)
                 continue
             if not local(version, destination):
-                drops["destination_not_ours"] += 1
+                drops.span("destination_not_ours", view, start - LENGTH_BYTES, following, 1)
                 continue
             try:
                 write(view[start:following])
             except OSError:  # the device is going down, or an offload this kernel does not know
-                drops["tun_write_failed"] += 1
+                drops.span("tun_write_failed", view, start - LENGTH_BYTES, following, 1)
                 continue
             good += 1
             good_bytes += count

@@ -23,7 +23,7 @@ from __future__ import annotations
 from io import FileIO
 
 from vpnd.config.live import Live
-from vpnd.metrics import DROP_REASONS
+from vpnd.metrics import Drops
 from vpnd.packet import flow, ring
 from vpnd.packet.offload import UdpCoalescer
 from vpnd.packet.record import (
@@ -111,7 +111,7 @@ class Pump:
         self.flows = FlowTable(config.worker.max_flows)
         self._live = live
         live.watch(lambda config: config.worker.max_flows, self._limit_flows)
-        self.dropped = dict.fromkeys(DROP_REASONS, 0)
+        self.dropped = Drops()
         self.reads = self.merged = self.bytes_read = 0
 
     def _limit_flows(self) -> None:
@@ -210,21 +210,21 @@ class Pump:
     def _place(self, key: int) -> int:
         """The shard of a flow seen for the first time, or -1: dropped and counted."""
         if key < 0:
-            self.dropped["malformed_local"] += 1
+            self.dropped.plain("malformed_local")
         elif not flow.is_unicast(key):
-            self.dropped["not_unicast"] += 1
+            self.dropped.plain("not_unicast")
         elif not self._up:
-            self.dropped["shard_down"] += 1
+            self.dropped.plain("shard_down")
         else:
             return self.flows.find(key, self._up)
         return -1
 
     def _copy(self, producer: ring.Producer, record: memoryview, count: int) -> int:
         """A record that was read elsewhere, put into this ring: its offset, or -1: dropped and counted."""
+        LENGTH.pack_into(record, 0, count)
         offset = producer.reserve(MAX_RECORD_BYTES)
         if offset < 0:
-            self.dropped["ring_full"] += 1
+            self.dropped.span("ring_full", record, 0, len(record), 1)
             return -1
         producer.buffer[offset : offset + len(record)] = record
-        LENGTH.pack_into(producer.buffer, offset, count)
         return offset

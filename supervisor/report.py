@@ -22,7 +22,7 @@ from vpnd.api.messages import ControlStatus, ShardStatus
 from vpnd.api.reports import OwnAddresses, PeerReport, SessionReport
 from vpnd.config.live import Live
 from vpnd.config.schema import Config
-from vpnd.metrics import DROP_REASONS, SHARD_METRICS, Stage, reasons
+from vpnd.metrics import DROP_REASONS, SHARD_METRICS, Drops, Stage, reasons
 from vpnd.packet.record import Offload
 
 #: Rows made while packets wait; each takes some 10 µs.
@@ -188,13 +188,15 @@ def network_part(
     )
 
 
-def dropped(tun: Tun, pump: Pump, slots: list[ShardSlot]) -> dict[str, int]:
+def dropped(tun: Tun, pump: Pump, slots: list[ShardSlot]) -> Drops:
     """Drops by reason, of all processes; every reason is there."""
-    total = {**pump.dropped, "tun_queue_full": tun.queue_drops()}
-    for slot in slots:
-        counts = slot.page.read()
-        for reason in DROP_REASONS:
-            total[reason] += counts[f"dropped_{reason}"]
+    total = Drops()
+    total.plain("tun_queue_full", tun.queue_drops())
+    pages = [slot.page.read() for slot in slots]
+    for reason in DROP_REASONS:
+        total[reason] += pump.dropped[reason] + sum(page[f"dropped_{reason}"] for page in pages)
+        packets = pump.dropped.packets[reason] + sum(page[f"dropped_packets_{reason}"] for page in pages)
+        total.packets[reason] += packets
     return total
 
 
@@ -287,6 +289,7 @@ def build(
             flows=len(pump.flows),
         ),
         dropped=drops,
+        dropped_packets=drops.packets,
         books=books(pump, fleet.slots, drops),
     )
     return status.judged(report, ailments)

@@ -138,7 +138,8 @@ class ShardSlot:
             log.error("%s counted to what nothing can be counted to; that begins at 0 again", self.title)
         counts = page.read()
         done = counts["packets_sent"] + sum(counts[f"dropped_{reason}"] for reason in OUTBOUND_DROPS)
-        page.add("dropped_shard_died", max(0, self._packets_in - done))
+        for name in ("dropped_shard_died", "dropped_packets_shard_died"):
+            page.add(name, max(0, self._packets_in - done))
         page.set("packets_from_tun", max(self._packets_in, done))
         for gauge in GAUGES & page.index.keys():
             page.set(gauge, 0)

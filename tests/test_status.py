@@ -50,7 +50,7 @@ TOLD: dict[str, Any] = {
     ],
     "tun": {"interface": "vpnd0", "mtu": 1400, "offloads": ["CSUM", "TSO4"]},
     "flows": {"active": 3, "stalled": 1},
-    "dropped": {"no_route": 3, "ring_full": 0},
+    "dropped": {"no_route": 3, "ring_full": 0}, "dropped_packets": {"no_route": 3, "ring_full": 0},
 }  # fmt: skip
 
 
@@ -80,7 +80,7 @@ def test_a_status_becomes_json_and_comes_back_as_it_was():
 def test_a_status_of_another_version_is_read():
     assert msgspec.convert({}, Status) == Status()
     assert msgspec.convert({"new": 1, "node": {"newer": 2}, "dropped": {"new_reason": 3}}, Status)
-    assert "new_reason" in shown(made(dropped={"new_reason": 3}))
+    assert "new_reason" in shown(made(dropped_packets={"new_reason": 3}))
 
 
 def test_the_schema_describes_every_field(capsys):
@@ -219,7 +219,7 @@ def test_nothing_is_wider_than_80_columns():
         }
     ]  # fmt: skip
     dropped = dict.fromkeys(TOLD["dropped"] | {"no_session": 0}, 10**12)
-    told = made(peers=peers, network=NETWORK, dropped=dropped)
+    told = made(peers=peers, network=NETWORK, dropped_packets=dropped)
     rows = [{"name": "a" * 63, "state": "valid", "peer_id": "12D3KooW" + "x" * 44, "key": "f" * 64}]
     for said in (
         shown(told), memberview.peers(told), memberview.members(members), memberview.authorities(rows)

@@ -226,9 +226,10 @@ class Exposed(Collector):
             yield _family(f"vpnd_control_{name}", metric, (), {(): status.control.counters.get(name, 0)})
         for name, metric in _TUN.items():
             yield _family(f"vpnd_tun_{name}", metric, (), {(): getattr(status.tun, name)})
-        drops = metrics.Metric("Dropped packets by reason; docs/status.md explains each.", "records", False)
-        rows = {(reason,): count for reason, count in status.dropped.items()}
-        yield _family("vpnd_dropped_packets", drops, ("reason",), rows)
+        for unit, dropped in (("packets", status.dropped_packets), ("records", status.dropped)):
+            metric = metrics.Metric("Dropped, by reason; docs/status.md explains each.", unit, False)
+            rows = {(reason,): count for reason, count in dropped.items()}
+            yield _family(f"vpnd_dropped_{unit}", metric, ("reason",), rows)
         if self._per_peer:
             yield from _peers(status.peers)
 

@@ -21,6 +21,7 @@ import msgspec
 from vpnd import memory
 from vpnd.membership.refusal import REASONS
 from vpnd.nat.messages import REFUSALS
+from vpnd.packet.record import segments
 
 
 class Stage(enum.Enum):
@@ -89,6 +90,24 @@ def reasons(stage: Stage) -> tuple[str, ...]:
 
 #: The reasons a packet can be dropped for between the ring to a shard and the peer.
 OUTBOUND_DROPS = reasons(Stage.OUTBOUND)
+
+
+class Drops(dict[str, int]):
+    """What was dropped, in records by reason; `packets`: the same, each segment of a superpacket counted."""
+
+    def __init__(self) -> None:
+        super().__init__(dict.fromkeys(DROP_REASONS, 0))
+        self.packets = dict.fromkeys(DROP_REASONS, 0)
+
+    def span(self, reason: str, buffer: memoryview, start: int, end: int, records: int) -> None:
+        """So many records, those of buffer[start:end]."""
+        self[reason] += records
+        self.packets[reason] += segments(buffer, start, end)
+
+    def plain(self, reason: str, records: int = 1) -> None:
+        """Records of which no more is known."""
+        self[reason] += records
+        self.packets[reason] += records
 
 
 def told(meaning: str, unit: str = "") -> msgspec.Meta:
@@ -272,7 +291,11 @@ CONTROL_METRICS = (
     }
 )
 #: The names of a page, in the order of its counters.
-SHARD_COUNTERS = (*SHARD_METRICS, *(f"dropped_{reason}" for reason in DROP_REASONS))
+SHARD_COUNTERS = (
+    *SHARD_METRICS,
+    *(f"dropped_{reason}" for reason in DROP_REASONS),
+    *(f"dropped_packets_{reason}" for reason in DROP_REASONS),
+)
 CONTROL_COUNTERS = tuple(CONTROL_METRICS)
 GAUGES = frozenset(name for name, metric in (SHARD_METRICS | CONTROL_METRICS).items() if metric.gauge)
 

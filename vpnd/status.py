@@ -212,6 +212,13 @@ class Status(Part, frozen=True):
     ] = ()
     tun: Annotated[TunPart, told("The TUN device.")] = TunPart()
     dropped: Annotated[dict[str, int], told("Drops of all processes by reason; see below.", "records")] = {}
+    dropped_packets: Annotated[
+        dict[str, int],
+        told(
+            "The same, each segment of a superpacket counted; but not in what the kernel or a dead shard dropped.",
+            "packets",
+        ),
+    ] = {}
     books: Annotated[Books, told("What became of every packet.")] = Books()
 
 

@@ -24,6 +24,7 @@ from math import sqrt
 
 from shards.flow.flows import Backlog, Chunk, Flow
 from vpnd.config.live import Live
+from vpnd.metrics import Drops
 
 #: RFC 8289, section 5.5: for so many intervals the pace of the last dropping is remembered.
 _MEMORY_INTERVALS = 16
@@ -34,7 +35,7 @@ _LOOKED_AT = 8
 class FairQueue:
     """All waiting packets of one session. Owner: the link. `drops` counts packets by reason."""
 
-    def __init__(self, live: Live, drops: dict[str, int]) -> None:
+    def __init__(self, live: Live, drops: Drops) -> None:
         self._live, self._drops = live, drops
         self._new: deque[Flow] = deque()
         self._old: deque[Flow] = deque()
@@ -54,12 +55,12 @@ class FairQueue:
         if backlog is None:
             backlog = flow.backlog = Backlog()
         if backlog.packets + chunk.packets > self._live.config.worker.buffer_size:
-            self._drops["flow_full"] += chunk.packets
+            chunk.drop(self._drops, "flow_full")
             flow.dropped += chunk.packets
             return
         while self.bytes + len(chunk) > session.queue_bytes:
             if not self._shed():  # nothing left to take it from: the chunk alone is too large
-                self._drops["queue_full"] += chunk.packets
+                chunk.drop(self._drops, "queue_full")
                 flow.dropped += chunk.packets
                 return
         backlog.chunks.append(chunk)
@@ -161,11 +162,11 @@ class FairQueue:
         """Drop the oldest packet of a flow."""
         chunk = backlog.chunks[0]
         if chunk.packets > 1:
-            self._count(backlog, -chunk.drop_first(), -1)
+            self._count(backlog, -chunk.drop_first(self._drops, reason), -1)
         else:
             backlog.chunks.popleft()
             self._count(backlog, -len(chunk), -1)
-        self._drops[reason] += 1
+            chunk.drop(self._drops, reason)
         flow.dropped += 1
 
     def _shed(self) -> bool:

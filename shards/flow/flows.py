@@ -21,6 +21,7 @@ from typing import Protocol
 
 from shards.counters import Counts
 from vpnd.config.live import Live
+from vpnd.metrics import Drops
 from vpnd.packet.flow import READ_AHEAD_BYTES, destination_of
 from vpnd.packet.record import LENGTH, LENGTH_BYTES
 from vpnd.packet.ring import SCRATCH
@@ -66,10 +67,15 @@ class Chunk:
     def __len__(self) -> int:
         return self.end - self.start
 
-    def drop_first(self) -> int:
-        """Leave out the first record; the bytes it took. Scratch grows by what it was."""
+    def drop(self, drops: Drops, reason: str) -> None:
+        """Count it as dropped."""
+        drops.span(reason, self.buffer, self.start, self.end, self.packets)
+
+    def drop_first(self, drops: Drops, reason: str) -> int:
+        """Leave out the first record, and count it; the bytes it took. Scratch grows by what it was."""
         (count,) = LENGTH.unpack_from(self.buffer, self.start)
         size: int = LENGTH_BYTES + count
+        drops.span(reason, self.buffer, self.start, self.start + size, 1)
         self.start += size
         self.packets -= 1
         return size
@@ -123,14 +129,14 @@ class Discard:
     movable_before_s = STAY
     holding = False
 
-    def __init__(self, reason: str, drops: dict[str, int], seen: Callable[[], None] | None = None) -> None:
+    def __init__(self, reason: str, drops: Drops, seen: Callable[[], None] | None = None) -> None:
         self.flows: set[Flow] = set()
         self._reason, self._drops, self._seen = reason, drops, seen
 
     def submit(self, buffer: memoryview, start: int, end: int, packets: int) -> None:
         if self._seen is not None:
             self._seen()
-        self._drops[self._reason] += packets
+        self._drops.span(self._reason, buffer, start, end, packets)
 
     def flush(self) -> None:
         pass

@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 from shards.flow.flows import STAY, Chunk, Flow
 from vpnd.config.live import Live
+from vpnd.metrics import Drops
 
 
 class Queue:
@@ -55,9 +56,7 @@ class Pending:
     movable_before_s = STAY
     holding = False
 
-    def __init__(
-        self, live: Live, drops: dict[str, int], now: Callable[[], float], want: Callable[[], None]
-    ) -> None:
+    def __init__(self, live: Live, drops: Drops, now: Callable[[], float], want: Callable[[], None]) -> None:
         self.flows: set[Flow] = set()
         self.queue = Queue()
         self._live, self._drops, self._now, self._want = live, drops, now, want
@@ -69,7 +68,7 @@ class Pending:
         if self.queue.fits(end - start, packets, worker.pending_bytes, worker.buffer_size):
             self.queue.put(Chunk(buffer, start, end, packets, self._now()))
         else:
-            self._drops["no_session"] += packets
+            self._drops.span("no_session", buffer, start, end, packets)
 
     def flush(self) -> None:
         pass
@@ -78,13 +77,13 @@ class Pending:
         """Drop what has waited for too long; when to look again, None when nothing waits."""
         timeout_s = self._live.config.worker.pending_timeout
         while self.queue and self.queue.first().since_s + timeout_s <= now_s:
-            self._drops["no_session"] += self.queue.take().packets
+            self.queue.take().drop(self._drops, "no_session")
         return self.queue.first().since_s + timeout_s if self.queue else None
 
     def drop_all(self, reason: str) -> None:
         """Nobody will come for them."""
         while self.queue:
-            self._drops[reason] += self.queue.take().packets
+            self.queue.take().drop(self._drops, reason)
 
     def empty(self, dispatch: Callable[[Chunk], None]) -> None:
         """There is a session: everything goes on, in order."""
@@ -99,7 +98,7 @@ class ReorderBuffer:
     movable_before_s = STAY
     holding = True
 
-    def __init__(self, live: Live, drops: dict[str, int], now: Callable[[], float]) -> None:
+    def __init__(self, live: Live, drops: Drops, now: Callable[[], float]) -> None:
         self.flows: set[Flow] = set()
         self.queue = Queue()
         self._live, self._drops, self._now = live, drops, now
@@ -108,7 +107,7 @@ class ReorderBuffer:
         if self.queue.bytes + end - start <= self._live.config.session.hold_bytes:
             self.queue.put(Chunk(buffer, start, end, packets, self._now()))
         else:
-            self._drops["queue_full"] += packets
+            self._drops.span("queue_full", buffer, start, end, packets)
 
     def hold(self, chunk: Chunk) -> None:
         """Take over what waited elsewhere, before anything is submitted: it was within other bounds."""

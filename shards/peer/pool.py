@@ -199,10 +199,11 @@ class StreamPool:
     def drop_waiting(self, reason: str) -> None:
         """Drop all that waits here, under `reason`."""
         for carrier in self.carriers:
-            self._host.counts.drops[reason] += sum(chunk.packets for chunk in carrier.take_queued())
+            for chunk in carrier.take_queued():
+                chunk.drop(self._host.counts.drops, reason)
         for buffer in self._reordering:
             while buffer.queue:
-                self._host.counts.drops[reason] += buffer.queue.take().packets
+                buffer.queue.take().drop(self._host.counts.drops, reason)
 
     def rotate(self, carrier: Carrier) -> None:
         """Replace a session: ask for another one, leave this one when that is up."""

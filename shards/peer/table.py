@@ -16,6 +16,7 @@ from shards.peer.multiplexer import Multiplexer
 from shards.peer.pool import PoolHost, StreamPool
 from vpnd.api.reports import PeerTraffic
 from vpnd.config.live import Live
+from vpnd.metrics import Drops
 from vpnd.packet.flow import destination_of
 
 CLOSED, OPEN = "closed", "open"
@@ -194,7 +195,7 @@ class PeerTable:
     def __init__(
         self,
         make: Callable[[str, str], Peer],
-        drops: dict[str, int],
+        drops: Drops,
         live: Live,
         ask: Callable[[int], None],
         later: Callable[[float, Callable[[], None]], object],

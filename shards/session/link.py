@@ -222,7 +222,7 @@ class Link:
                 return False
         counts = self._counts
         if unfit:
-            counts.drops["too_big"] += unfit
+            counts.drops.plain("too_big", unfit)
             packets -= unfit
         lane.packets_sent += packets
         self.packets_sent += packets

@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.root, pytest.mark.alone]
 SHARDS = 2
 OFTEN = {"stream_pool": {"cleanup_interval": "500ms"}}
 #: What the bulk flow may lose of its own: it fills its queue.
-CONGESTION = {"ring_full", "queue_full", "queue_delay", "flow_full"}
+CONGESTION = {"tun_queue_full", "ring_full", "queue_full", "queue_delay", "flow_full"}
 
 #: name -> settings, for how many seconds, how many sessions are replaced at least
 RULES: dict[str, tuple[dict[str, dict[str, Any]], int, int]] = {

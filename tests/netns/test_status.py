@@ -36,6 +36,7 @@ from vpnd.status import Status
 pytestmark = pytest.mark.root
 
 METRICS_PORT = 9586
+UDP_SEGMENT = 103  # Linux include/uapi/linux/udp.h
 MAX_AGE_S = 0.05
 
 
@@ -99,6 +100,26 @@ def test_what_nobody_owns_has_no_route(pair: tuple[Node, Node]) -> None:
     before = dropped(pair[0], "no_route")
     send_datagrams(pair[0], "10.86.77.77")
     wait_until(lambda: dropped(pair[0], "no_route") - before == 5, 5, "five packets without a route")
+
+
+def test_a_superpacket_that_is_dropped_counts_as_the_packets_that_it_is(pair: tuple[Node, Node]) -> None:
+    """Datagrams sent as one superpacket to an address of nobody: one record, and as many packets as datagrams."""
+    a, _ = pair
+    before = settled(a)
+    with socket_in(a.namespace, "10.86.77.77", socket.SOCK_DGRAM) as sock:
+        sock.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, 1000)
+        sock.sendto(bytes(20_000), ("10.86.77.77", 5000))
+
+    def told() -> bool:
+        after = settled(a)
+        packets, records = (
+            after[which]["no_route"] - before[which]["no_route"] for which in ("dropped_packets", "dropped")
+        )
+        if "USO4" not in after["tun"]["offloads"]:
+            return packets == records == 20
+        return (packets, records) == (20, 1)
+
+    wait_until(told, 5, "twenty packets without a route")
 
 
 def test_multicast_and_broadcast_are_not_carried(pair: tuple[Node, Node]) -> None:
@@ -265,7 +286,7 @@ def test_prometheus_is_told_the_same_as_status(pair: tuple[Node, Node]) -> None:
             return False
         for name in ("packets_read", "packets_written", "bytes_read", "bytes_written"):
             assert samples[f"vpnd_tun_{name}_total"] == after["tun"][name]
-        for reason, count in after["dropped"].items():
+        for reason, count in after["dropped_packets"].items():
             assert samples[f'vpnd_dropped_packets_total{{reason="{reason}"}}'] == count
         for shard in after["shards"]:
             for name in ("packets_sent", "packets_received", "bytes_to_tun"):

@@ -14,7 +14,7 @@ MEBIBYTE = 1 << 20
 #: What a variant does to the configurations.
 Change = Callable[[list[Node]], None]
 #: Streams fill whatever queue there is and learn their rate from what it drops.
-CONGESTION = {"ring_full", "queue_full"}
+CONGESTION = {"tun_queue_full", "ring_full", "queue_full"}
 
 
 def ipv6(nodes: list[Node]) -> None:

@@ -13,7 +13,7 @@ from packet.builder import V4, V6, ip, packet_of, record, slow_sum, tcp, udp, ve
 from vpnd.errors import BadPacket
 from vpnd.packet import checksum
 from vpnd.packet.offload import finish_checksum, inspect_untrusted, must_cut, segment
-from vpnd.packet.record import MAX_RECORD_BYTES, VNET, Capabilities, Offload
+from vpnd.packet.record import MAX_RECORD_BYTES, VNET, Capabilities, Offload, segments
 
 EVERYTHING = Offload.CSUM | Offload.TSO4 | Offload.TSO6 | Offload.USO4 | Offload.USO6
 
@@ -80,8 +80,11 @@ def test_pieces_are_whole_and_together_the_payload(made: tuple[bytes, int], fini
     start = 20 if packet[0] >> 4 == 4 else 40
     header = start + (32 if packet[9 if start == 20 else 6] == 6 else 8)
     peer = NOTHING if finish else takes(Offload.CSUM)
-    pieces = segment(memoryview(record(vnet(packet, gso_size=gso_size))), peer)
-    assert len(pieces) == -(-(len(packet) - header) // gso_size)
+    whole = record(vnet(packet, gso_size=gso_size))
+    pieces = segment(memoryview(whole), peer)
+    assert len(pieces) == -(-(len(packet) - header) // gso_size) == segments(memoryview(whole), 0, len(whole))
+    together = memoryview(b"".join([*pieces, whole]))
+    assert segments(together, 0, len(together)) == 2 * len(pieces), "a span of several records"
     payload = b""
     for count, piece in enumerate(pieces):
         inspect_untrusted(memoryview(piece), 4, len(piece) - 4)

@@ -218,7 +218,7 @@ def test_a_chunk_keeps_the_records_and_has_scratch_in_front():
 def test_dropping_the_first_packet_of_a_chunk_leaves_the_others():
     kept = chunk(4, range(5, 8))
     whole = len(kept)
-    taken = kept.drop_first()
+    taken = kept.drop_first(DROPS, "queue_delay")
     assert (len(kept), kept.packets) == (whole - taken, 2)
     assert numbers(kept) == [(4, 6), (4, 7)]
 

@@ -207,10 +207,10 @@ def _shard(shard: Shard) -> Sequence[str]:
 def _drops(status: Status) -> str:
     rows = [
         (count(n), reason, DROPS[reason].meaning if reason in DROPS else "")
-        for reason, n in sorted(status.dropped.items(), key=lambda item: -item[1])
+        for reason, n in sorted(status.dropped_packets.items(), key=lambda item: -item[1])
         if n
     ]
-    return table([("dropped", ">"), ("reason", "<"), ("", "<")], rows) or "Nothing dropped."
+    return table([("packets", ">"), ("dropped", "<"), ("", "<")], rows) or "Nothing dropped."
 
 
 def _wrapped(paragraph: str) -> str:

@@ -45,6 +45,9 @@ GSO_UDP = 3  # fragmentation offload, deprecated: never accepted
 GSO_TCPV6 = 4
 GSO_UDP_L4 = 5
 GSO_ECN = 0x80  # a bit beside GSO_TCPV4 and GSO_TCPV6
+_UDP_BYTES = 8
+#: In a TCP header, the byte whose upper half is its length in units of four bytes.
+_TCP_LENGTH_AT = 12
 
 
 class Offload(enum.IntFlag):
@@ -65,3 +68,22 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     offloads: int
     max_record: int
     mtu: int
+
+
+def segments(buffer: memoryview, start: int, end: int) -> int:
+    """How many packets the whole records in buffer[start:end] are on a link: each segment of a superpacket is one.
+
+    Superpackets are as the kernel makes them, or checked (vpnd.packet.offload).
+    """
+    count = 0
+    while start < end:
+        following = start + LENGTH_BYTES + LENGTH.unpack_from(buffer, start)[0]
+        if buffer[start + LENGTH_BYTES + 1] == GSO_NONE:
+            count += 1
+        else:
+            _, kind, _, size, csum_start, _ = VNET.unpack_from(buffer, start + LENGTH_BYTES)
+            header = start + PACKET_OFFSET + csum_start
+            header += _UDP_BYTES if kind == GSO_UDP_L4 else (buffer[header + _TCP_LENGTH_AT] >> 4) * 4
+            count += max(1, -(-(following - header) // max(1, size)))
+        start = following
+    return count
