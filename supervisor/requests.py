@@ -19,9 +19,10 @@ from vpnd.errors import VpndError
 #: Command -> its arguments; every one may be missing. The first group needs a network.
 MEMBERSHIP: dict[str, frozenset[str]] = {
     "invite": frozenset({"name", "uses", "expires_s", "ip", "routes", "groups"}),
-    "members": frozenset(),
+    "members": frozenset({"all"}),
     "remove": frozenset({"who"}),
     "leave": frozenset(),
+    "invitations": frozenset({"cancel"}),
     "authority-add": frozenset({"who"}),
     "authority-list": frozenset(),
     "authority-revoke": frozenset({"who", "stolen", "keep", "keep_all"}),

@@ -66,15 +66,15 @@ def stop(path: Path, timeout_s: float, gone_within_s: float, poll_interval_s: fl
 
 def end(
     path: Path, request: Mapping[str, Any], timeout_s: float, gone_within_s: float, poll_interval_s: float
-) -> None:
-    """As `stop`, for any request after which the daemon ends."""
+) -> dict[str, Any]:
+    """As `stop`, for any request after which the daemon ends; what it answered."""
     with _connect(path, timeout_s) as sock:
         pid = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))[0]
         # opened before it is told to stop, so that the number cannot be another process's by then;
         # 0: the daemon is in another pid namespace, its socket alone tells
         process = os.pidfd_open(pid) if pid else None
         try:
-            _exchange(sock, path, request, timeout_s)
+            answer = _exchange(sock, path, request, timeout_s)
             deadline = time.monotonic() + gone_within_s
             if process is not None and not select.select([process], [], [], gone_within_s)[0]:
                 raise ChildError(
@@ -87,6 +87,7 @@ def end(
         if time.monotonic() >= deadline:
             raise ChildError(f"{path} still answers after {gone_within_s:g} s; has it been started again?")
         time.sleep(poll_interval_s)
+    return answer
 
 
 def _connect(path: Path, timeout_s: float) -> socket.socket:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -323,10 +324,66 @@ def test_a_node_is_found_by_name_address_and_peer_id_and_answers_pings(nodes: li
 
 
 def test_who_leaves_keeps_nothing(nodes: list[NetworkNode]) -> None:
-    a, b, _ = nodes
+    a, b, c = nodes
     a.start()
     b.start(a.invite())
     eventually(lambda: b.knows(a))
-    assert b.do("leave") == {}
+    address = b.address
+    assert b.do("leave") == {"told": True}
     b.stop()
     assert not list(b.directory.iterdir())
+    # and its name and address are free at once
+    assert a.members() == {"a"}
+    (gone,) = [row for row in a.do("members", all=True) if row["name"] == "b"]
+    assert gone["state"] == "removed" and gone["by"] == "a"
+    c.start(a.invite(name="b", ip=address))
+    assert c.address == address
+    c.stop()
+
+
+def test_who_leaves_while_no_authority_is_there_says_so(nodes: list[NetworkNode]) -> None:
+    a, b, _ = joined(nodes)
+    a.stop()
+    assert b.do("leave") == {"told": False}
+
+
+def test_invitations_are_listed_and_taken_back(nodes: list[NetworkNode]) -> None:
+    a, b, c = nodes
+    a.start()
+    b.start(a.invite(name="b"))
+    token, other = a.invite(groups="staff", uses=2), a.invite()
+    rows = a.do("invitations")
+    assert sorted((row["state"], row["uses"], *row["joined"]) for row in rows) == [
+        ("open", 1),
+        ("open", 2),
+        ("used", 0, "b"),
+    ]
+    (cancelled,) = [row["id"] for row in rows if row["groups"]]
+    assert len(a.do("invitations", cancel=cancelled)) == 2
+    assert "no invitation" in a.ask("invitations", cancel=cancelled).error
+    a.stop()
+    a.start()
+    assert len(a.do("invitations")) == 2
+    with c.launch(token) as process:
+        assert "no invitation" in process.failed().error
+    c.start(other)
+
+
+def test_one_identity_on_two_machines_is_noticed_by_both(nodes: list[NetworkNode], tmp_path: Path) -> None:
+    a, b, _ = joined(nodes)
+    b.stop()
+    with NetworkNode(tmp_path, "twin") as twin:  # a copy of the disk
+        twin.identity = b.identity
+        for path in b.directory.iterdir():
+            copy = twin.directory / path.name
+            copy.write_bytes(path.read_bytes())
+            os.chown(copy, path.stat().st_uid, -1)
+        b.start()
+        eventually(lambda: a.pump() or b.peer_id in a.peers)
+        twin.start()
+        for node, other in ((b, twin), (twin, b)):
+            eventually(lambda node=node: node.pump() or node.report().warnings, 30.0)
+            (line,) = node.report().warnings
+            assert "another machine runs with this node's identity" in line
+            assert f"/{other.port}" in line and f"/{node.port}" in line
+        assert not a.report().warnings

@@ -225,6 +225,27 @@ class TestInvitations:
         body = self.redeem(world, invitations, "b")
         assert (body.name, body.addresses[0], body.groups) == ("laptop", "10.86.0.7", ("staff",))
 
+    @pytest.mark.parametrize(
+        ("wish", "said"),
+        [
+            ({"routes": ("foo",)}, "192.168.7.0/24, say"),
+            ({"routes": ("192.168.7.5/24",)}, "write 192.168.7.0/24"),
+            ({"routes": ("10.0.0.0/8", "10.0.0.0/8")}, "twice"),
+            ({"routes": tuple(f"10.{number}.0.0/16" for number in range(33))}, "at most 32"),
+            ({"groups": ("we ird;",)}, "a-z, 0-9 and -"),
+            ({"groups": tuple(f"{number}" * 60 for number in range(10))}, "512 characters"),
+        ],
+    )
+    def test_what_no_membership_can_have_is_refused_at_once(self, world, wish, said):
+        with pytest.raises(MembershipRefused, match=said):
+            Invitations().add(SECRET, world.directory, NOW, lifetime_ms=HOUR, **wish)
+
+    def test_the_most_that_can_be_asked_for_is_a_statement(self, world):
+        routes = tuple(f"2001:db8:{number:x}::/48" for number in range(0x1000, 0x1014))
+        groups = tuple("g" * number for number in range(1, 17))
+        invitations = self.invited(world, routes=routes, groups=groups, name="n" * 63)
+        assert self.redeem(world, invitations, "b").routes == routes
+
     def test_old_ones_are_forgotten(self, world):
         invitations = self.invited(world)
         invitations.prune(NOW + HOUR)
@@ -243,6 +264,7 @@ class TestEnrolmentMessages:
     SAMPLES = (
         enrolment.Join(secret=SECRET, name="b"),
         enrolment.Renew(network=NETWORK.id),
+        enrolment.Leave(network=NETWORK.id),
     )
     ANSWERS = (
         enrolment.Welcome(network=NETWORK.encode(), statements=(b"x",)),

@@ -123,19 +123,23 @@ def read_status(settings: Config) -> Status:
     return statusclient.status(paths.status_socket(settings), settings.status.timeout)
 
 
-def end(settings: Config, command: str) -> None:
-    """Ask for something after which the daemon ends; return when it has."""
+def end(settings: Config, command: str, work_s: float = 0.0) -> dict[str, Any]:
+    """Ask for something after which the daemon ends; what it answered, when it has. `work_s`: how long the command
+    itself may take."""
     from vpnd import statusclient
 
     # shards end first, then control; each is killed after process.stop_timeout
     gone_within_s = 2 * settings.process.stop_timeout + settings.status.timeout
-    statusclient.end(
+    patience_s = settings.status.timeout + work_s
+    answer = statusclient.end(
         paths.status_socket(settings),
-        {"command": command},
-        settings.status.timeout,
+        {"command": command, "patience_s": patience_s} if work_s else {"command": command},
+        patience_s + work_s,
         gone_within_s,
         settings.status.poll_interval,
     )
+    said = answer.get("answer")
+    return said if isinstance(said, dict) else {}
 
 
 def show(answer: Any, as_json: bool, text: Callable[[Any], str]) -> None:

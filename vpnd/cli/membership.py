@@ -98,12 +98,15 @@ def _seconds(text: str | None) -> float | None:
 @command(app)
 def members(
     place: Where,
+    everybody: Annotated[
+        bool, typer.Option("--all", help="Also those that were removed, have left or expired, and why.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show who is in the network."""
     from vpnd.cli import memberview
 
-    show(ask_control(place, "members"), as_json, memberview.members)
+    show(ask_control(place, "members", all=everybody or None), as_json, memberview.members)
 
 
 @command(app)
@@ -127,9 +130,10 @@ def leave(
 ) -> None:
     """Leave the network: forget it, and stop the node. To come back it needs a new token.
 
-    The others keep this node in their lists until an authority removes it or its membership expires.
+    An authority that can be reached ends the membership, and its name and addresses are free. Without one the others
+    keep this node in their lists until an authority removes it or its membership expires.
     """
-    settings = place.load("status", "process").config
+    settings = place.load("status", "process", "p2p").config
     from vpnd.status import NetworkPart
 
     try:
@@ -147,8 +151,30 @@ def leave(
                 f"other {others} any more, be removed or renewed. Name another one first (vpnd authority add NAME), "
                 "or say vpnd leave --force"
             )
-    end(settings, "leave")
+    # an authority is told, for which there is p2p.dial_timeout
+    answer = end(settings, "leave", settings.p2p.dial_timeout)
     typer.echo(f"left the network {network.name}; the node has stopped")
+    if network.members > 1 and not answer.get("told"):
+        typer.echo(
+            "No authority could be told: the name and addresses of this node stay taken until one removes it "
+            "(vpnd remove) or its membership expires.",
+            err=True,
+        )
+
+
+@command(app)
+def invitations(
+    place: Where,
+    cancel: Annotated[
+        str | None,
+        typer.Option("--cancel", metavar="ID", help="Take one back: nobody can join by its token."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the invitations this authority has given out, or take one back."""
+    from vpnd.cli import memberview
+
+    show(ask_control(place, "invitations", cancel=cancel), as_json, memberview.invitations)
 
 
 def _leave_offline(settings: Config, force: bool) -> str:

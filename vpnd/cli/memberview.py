@@ -23,7 +23,7 @@ def members(rows: Sequence[Fields]) -> str:
         (
             text(row.get("name")),
             _first(row.get("addresses")),
-            text(row.get("state")),
+            _standing(row),
             _yes(row.get("connected")),
             _yes(row.get("authority")),
             duration(row.get("expires_s")),
@@ -36,6 +36,32 @@ def members(rows: Sequence[Fields]) -> str:
     ]
     more = [("member", "<"), ("peer id", "<"), ("routes", "<"), ("groups", "<")]
     return f"{table(head, shown)}\n\n{table(more, besides)}"
+
+
+def invitations(rows: Sequence[Fields]) -> str:
+    """`vpnd invitations`."""
+    if not rows:
+        return "No invitations."
+    head = [
+        ("id", "<"), ("state", "<"), ("uses left", ">"), ("valid for", "<"), ("for", "<"), ("joined", "<"),
+        ("routes", "<"), ("groups", "<"),
+    ]  # fmt: skip
+    return table(
+        head,
+        [
+            (
+                text(row.get("id")),
+                text(row.get("state")),
+                text(row.get("uses")),
+                duration(row.get("expires_s")),
+                _all([row.get("name"), *(row.get("addresses") or [])]),
+                _all(row.get("joined")),
+                _all(row.get("routes")),
+                _all(row.get("groups")),
+            )
+            for row in rows
+        ],
+    )
 
 
 def authorities(rows: Sequence[Fields]) -> str:
@@ -140,6 +166,14 @@ def resolved(answer: Fields) -> str:
     else:
         lines.append(printable(f"Nobody is known as {answer.get('what')}."))
     return "\n\n".join(lines)
+
+
+def _standing(row: Fields) -> str:
+    """What a member is, or why it is none any more."""
+    if row.get("ago_s") is None:
+        return text(row.get("state"))
+    by = f" by {text(row.get('by'))}" if row.get("by") else ""
+    return f"{text(row.get('state'))}{by}, {duration(row.get('ago_s'))} ago"
 
 
 def _first(values: object) -> str:

@@ -6,12 +6,14 @@
     Renew, a member           the membership, newer                   not_authority
     Renew, a removed node     removed, with the proof                 removed, with the proof
     Renew, anybody else       not_member                              not_authority
+    Leave, a member           removed, with the proof                 not_authority
 
 Strangers to whom a node has nothing of this to say may not ask it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import random
@@ -23,7 +25,7 @@ from vpnd.config.live import Live
 from vpnd.control.state import OwnNetwork
 from vpnd.membership import enrolment
 from vpnd.membership.authority import Authority
-from vpnd.membership.enrolment import MAX_STATEMENTS_BYTES, Join, Welcome
+from vpnd.membership.enrolment import MAX_STATEMENTS_BYTES, Join, Leave, Refusal, Welcome
 from vpnd.membership.refusal import MembershipRefused
 from vpnd.membership.statements import Membership, Statement
 from vpnd.membership.store import StoreError
@@ -69,6 +71,8 @@ class EnrolmentDesk:
         """The answer to a request; `peer_id` is proven. Raises nothing."""
         try:
             request = enrolment.parse_request_untrusted(data)
+            if isinstance(request, Leave):
+                return enrolment.encode(self._leave(peer_id, request))
             answer = self._join(peer_id, request) if isinstance(request, Join) else self._renew(peer_id)
             return enrolment.encode(answer)
         except MembershipRefused as refusal:
@@ -91,7 +95,11 @@ class EnrolmentDesk:
         )
         after = own.invitations.all()
         if after != before:
-            own.store.save_invitations(after)
+            try:
+                own.store.save_invitations(after)
+            except StoreError:
+                own.invitations.restore(before)
+                raise
         if not own.directory.knows(statement.digest):
             self._publish([statement])
             self._count("enrolled")
@@ -132,6 +140,25 @@ class EnrolmentDesk:
             self._publish([held])
             self._count("renewals")
         return self._welcome(held)
+
+    def _leave(self, peer_id: str, request: Leave) -> Refusal:
+        """End a membership, and what its member may sign, at its own word."""
+        own, now_ms = self._own, self._now_ms()
+        authority = self._authority(peer_id)
+        body = own.directory.newest(peer_id)
+        if request.network != own.network.id or body is None:
+            raise MembershipRefused("not_member", "this node is no member of the network")
+        held = [one for one in own.directory.authorities() if one.peer_id == peer_id and not one.revoked]
+        revocations = []
+        for standing in held:
+            with contextlib.suppress(
+                MembershipRefused
+            ):  # a senior's stands; its key is destroyed all the same
+                revocations.append(authority.revoke(standing.key, now_ms))
+        self._publish([*revocations, authority.remove(peer_id, now_ms)])
+        log.info("%s has left the network", body.name)
+        left = MembershipRefused("removed", "this node has left the network")
+        return enrolment.refusal(left, own.directory.removal_proof(peer_id))
 
     def _is_fresh(self, held: Statement, now_ms: int) -> bool:
         """Whether signing it again would only be work: it is far from due, and nothing of it was lost to another."""

@@ -258,6 +258,8 @@ class Gossiping:
                 log.debug("the stream with %s has ended: %r", link.peer_id, error)
                 return
             link.heard = True
+            # answers go where the question came from: two machines may have one identity, or one stream be dead
+            self._links[link.peer_id].sort(key=lambda one: one is not link)
             self._count("gossip_received")
             try:
                 outcome = self._own.gossip.receive_untrusted(link.peer_id, message, self._now_ms())

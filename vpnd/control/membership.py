@@ -38,7 +38,7 @@ from vpnd.discovery.registry import CompositeRegistry, Member
 from vpnd.membership import enrolment, introduction, roster
 from vpnd.membership.gossip import Outcome
 from vpnd.membership.refusal import MembershipRefused
-from vpnd.membership.statements import Kind, Statement
+from vpnd.membership.statements import Kind, Presence, Statement
 from vpnd.membership.store import StoreError
 
 #: The clock does not go that much faster or slower between two looks: it was set.
@@ -85,6 +85,8 @@ class NetworkService:
         self._conflicts: tuple[str, ...] = ()
         self._tick = trio.Event()
         self._clock_ms = 0
+        self._begun_ms = now_ms()
+        self._twin = ""
         self.saver = Saver(
             own.store,
             own.directory.statements,
@@ -226,6 +228,9 @@ class NetworkService:
         for reason in outcome.refused:
             self._count(f"refused_{reason}")
         self._gossiping.send(outcome.send)
+        for statement in outcome.accepted:
+            if isinstance(statement.body, Presence) and statement.body.peer_id == self.own.peer_id:
+                self._note_twin(statement.body)
         if outcome.accepted:
             removal = any(statement.kind in _AT_ONCE for statement in outcome.accepted)
             self.saver.changed(urgent=removal)
@@ -233,6 +238,20 @@ class NetworkService:
         if outcome.changes:
             self._changed(outcome.changes)
             self._gossiping.wake()
+
+    def _note_twin(self, said: Presence) -> None:
+        """A presence of this node is new here: when this run did not sign it, its identity is on two machines."""
+        if self.own.has_signed(said) or said.sequence_ms <= self._begun_ms:
+            return
+        here, there = ", ".join(self._host.listen_addresses()), ", ".join(said.addresses)
+        warning = (
+            f"another machine runs with this node's identity: it is at {there or 'no address'}, this one at {here}. "
+            "Stop one, delete its state directory, and let it join again by a new token"
+        )
+        if warning != self._twin:
+            self._twin = warning
+            log.error("%s", warning)
+            self.say_where()  # so that the other hears of this one; each says it once
 
     def seen(self, peer_id: str, multiaddr: str) -> None:
         """Somebody says that a member is at an address of the local network: dial that too.
@@ -264,6 +283,12 @@ class NetworkService:
         self._introducing.begin_anew()
         self._gossiping.begin_anew()
 
+    async def leave(self) -> bool:
+        """Forget the network; whether an authority knows that this node has left. Raises StoreError."""
+        told = await self._renewing.leave(self._host)
+        self.saver.forget()
+        return told
+
     async def farewell(self, peer_id: str) -> None:
         """Let a neighbour that is no member any more know why, before its connections are closed."""
         await self._gossiping.farewell(peer_id)
@@ -271,10 +296,11 @@ class NetworkService:
     def report(self) -> NetworkReport:
         """The network for status."""
         report = self.own.report(self._now_ms(), len(self._gossiping.neighbours()))
-        if not self.saver.problem:
-            return report
-        warning = f"{self.saver.problem}; what changes now is forgotten at the next start"
-        return msgspec.structs.replace(report, warnings=(*report.warnings, warning))
+        unsaved = (
+            self.saver.problem and f"{self.saver.problem}; what changes now is forgotten at the next start"
+        )
+        warnings = (*report.warnings, *filter(None, (self._twin, unsaved)))
+        return msgspec.structs.replace(report, warnings=warnings)
 
     # --- what follows
 

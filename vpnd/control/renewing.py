@@ -20,7 +20,7 @@ from vpnd.config.live import Live
 from vpnd.control.state import EARLY, MILLISECONDS, REMOVED, OwnNetwork
 from vpnd.membership import enrolment
 from vpnd.membership.authority import renewal_ms
-from vpnd.membership.enrolment import MAX_ANSWER, Refusal, Renew
+from vpnd.membership.enrolment import MAX_ANSWER, Leave, Refusal, Renew
 from vpnd.membership.refusal import MembershipRefused
 from vpnd.membership.statements import Grant, Statement
 from vpnd.membership.store import StoreError
@@ -140,6 +140,21 @@ class Renewing:
         for peer_id, addresses in self._whom_to_ask(suspicious):
             if await self._ask(host, peer_id, addresses):
                 return True
+        return False
+
+    async def leave(self, host: Host) -> bool:
+        """Tell an authority that this node goes; whether one has heard of it within p2p.dial_timeout."""
+        request = enrolment.encode(Leave(network=self._own.network.id))
+        with trio.move_on_after(self._live.config.p2p.dial_timeout):
+            for peer_id, addresses in self._whom_to_ask(suspicious=False):
+                try:
+                    data = await host.ask(addresses, peer_id, request, MAX_ANSWER)
+                    answer = enrolment.parse_answer_untrusted(data)
+                except (DialError, MembershipRefused) as error:
+                    log.info("%s does not hear that this node leaves: %s", peer_id, error)
+                    continue
+                if isinstance(answer, Refusal) and answer.reason == "removed":
+                    return True
         return False
 
     def _whom_to_ask(self, suspicious: bool) -> list[tuple[str, tuple[str, ...]]]:

@@ -2,12 +2,15 @@
 
     command           arguments                              result
     ----------------  -------------------------------------  ---------------------------------------------------------
-    invite            name, uses, expires_s, ip, routes,     token, uses, expires_s
+    invite            name, uses, expires_s, ip, routes,     token, id, uses, expires_s
                       groups (routes, groups: with commas)
-    members           -                                      rows: name, peer_id, addresses, routes, groups, state,
-                                                             expires_s, connected, authority
+    members           all: also those who were               rows: name, peer_id, addresses, routes, groups, state,
+                                                             expires_s, connected, authority; of who was: ago_s, by
     remove            who                                    removed, peer_id, told; authority: whether it was one
-    leave             -                                      nothing; the network's files are gone
+    leave             -                                      told: whether an authority knows; the network's files are
+                                                             gone
+    invitations       cancel: an id, or None                 rows: id, name, uses, expires_s, state, joined, addresses,
+                                                             routes, groups; those left, without what was cancelled
     authority-add     who                                    name, peer_id, told
     authority-list    -                                      rows: name, peer_id, key, root, own, revoked
     authority-revoke  who, stolen; keep (names, with         name, peer_id, told; of a stolen one also names of members:
@@ -36,7 +39,7 @@ from vpnd.api.messages import Answer, Request
 from vpnd.config.live import Live
 from vpnd.control.membership import NetworkService
 from vpnd.control.resolving import Resolver
-from vpnd.control.state import EXPIRED, MEMBER, MILLISECONDS, OwnNetwork, milliseconds
+from vpnd.control.state import EXPIRED, MEMBER, MILLISECONDS, REMOVED, OwnNetwork, milliseconds
 from vpnd.discovery.lookup import AskOwner, Lookup
 from vpnd.discovery.registry import CompositeRegistry
 from vpnd.errors import ConfigError, RefusedError, VpndError, kind_of
@@ -44,7 +47,7 @@ from vpnd.membership import token
 from vpnd.membership.authority import EVERYBODY, Authority
 from vpnd.membership.charter import Standing
 from vpnd.membership.refusal import MembershipRefused
-from vpnd.membership.statements import Membership, Statement
+from vpnd.membership.statements import Membership, Removal, Statement
 from vpnd.membership.store import StoreError
 from vpnd.membership.token import SECRET_BYTES, Token
 
@@ -98,6 +101,7 @@ class Requests:
             "members": self._members,
             "remove": self._remove,
             "leave": self._leave,
+            "invitations": self._invitations,
             "authority-add": self._authority_add,
             "authority-list": self._authority_list,
             "authority-revoke": self._authority_revoke,
@@ -156,7 +160,7 @@ class Requests:
         printed = Token(
             network=own.network.id[: token.HINT_BYTES], peer_id=own.peer_id, addresses=listen, secret=secret
         )
-        return {"token": token.encode(printed), "uses": uses, "expires_s": lifetime_s}
+        return {"token": token.encode(printed), "id": made.id, "uses": uses, "expires_s": lifetime_s}
 
     async def _members(self, arguments: Arguments) -> Result:
         own, now_ms = self._own(), self._now_ms()
@@ -176,7 +180,28 @@ class Requests:
                     "authority": member.peer_id in authorities,
                 }
             )
+        if arguments.get("all"):
+            rows += [self._departed(own, body, removal) for body, removal in own.directory.departed(now_ms)]
         return rows
+
+    def _departed(self, own: OwnNetwork, body: Membership, removal: Removal | None) -> dict[str, Any]:
+        ago_s = max(
+            0.0, (self._now_ms() - (removal.issued_ms if removal else body.expires_ms)) / MILLISECONDS
+        )
+        standing = own.directory.authority(removal.signer) if removal is not None else None
+        return {
+            "name": body.name,
+            "peer_id": body.peer_id,
+            "addresses": body.addresses,
+            "routes": (),
+            "groups": body.groups,
+            "state": REMOVED if removal is not None else EXPIRED,
+            "expires_s": 0.0,
+            "connected": False,
+            "authority": False,
+            "ago_s": ago_s,
+            "by": self._name(own, standing.peer_id) if standing is not None else "",
+        }
 
     async def _remove(self, arguments: Arguments) -> Result:
         own, now_ms = self._own(), self._now_ms()
@@ -194,9 +219,40 @@ class Requests:
 
     async def _leave(self, arguments: Arguments) -> Result:
         service = self._service()
-        service.saver.forget()
+        told = await service.leave()
         log.info("left the network %s", service.own.network.name)
-        return {}
+        return {"told": told}
+
+    async def _invitations(self, arguments: Arguments) -> Result:
+        own, now_ms = self._own(), self._now_ms()
+        if own.authority is None:
+            raise MembershipRefused("not_authority", "this node is no authority, so it has no invitations")
+        before = own.invitations.all()
+        cancelled = _text(arguments, "cancel")
+        if cancelled:
+            if not own.invitations.withdraw(cancelled):
+                raise ConfigError(
+                    f"there is no invitation {cancelled}; `vpnd invitations` shows those there are"
+                )
+            try:
+                own.store.save_invitations(own.invitations.all())
+            except StoreError:
+                own.invitations.restore(before)
+                raise
+        return [
+            {
+                "id": one.id,
+                "name": one.name,
+                "state": one.state(now_ms),
+                "uses": one.uses_left,
+                "expires_s": max(0.0, (one.expires_ms - now_ms) / MILLISECONDS),
+                "joined": [self._name(own, peer_id) for peer_id in one.joined],
+                "addresses": one.addresses,
+                "routes": one.routes,
+                "groups": one.groups,
+            }
+            for one in own.invitations.all()
+        ]
 
     # --- who decides
 

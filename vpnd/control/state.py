@@ -5,6 +5,7 @@ Nothing here waits, sends or logs. Times are milliseconds since 1970 and an argu
 
 from __future__ import annotations
 
+import collections
 import random
 from collections.abc import Iterable, Sequence
 
@@ -36,6 +37,8 @@ from vpnd.membership.store import Store
 MILLISECONDS = 1000
 
 MEMBER, REMOVED, EXPIRED, EARLY = "member", "removed", "expired", "early"
+#: Of so many of its own presences a node knows that they are its own.
+PRESENTED = 64
 #: When this was written. A clock that is before it is wrong, whatever it says.
 WRITTEN_MS = 1_795_000_000_000
 
@@ -65,6 +68,7 @@ class OwnNetwork:
         self.peer_id = peer_id
         self._node_name = node_name
         self._identity = identity
+        self._presented: collections.deque[int] = collections.deque(maxlen=PRESENTED)
         self._advertise = config.network.advertise
         self.directory = Directory(
             network,
@@ -174,14 +178,15 @@ class OwnNetwork:
             if (last.addresses, last.routes) == (addresses, routes):
                 return None
             sequence_ms = max(now_ms, last.sequence_ms + 1)
-        body = Presence(
-            self.network.id,
-            peer_id=self.peer_id,
-            addresses=addresses,
-            sequence_ms=sequence_ms,
-            routes=routes,
+        return self._present(
+            Presence(
+                self.network.id,
+                peer_id=self.peer_id,
+                addresses=addresses,
+                sequence_ms=sequence_ms,
+                routes=routes,
+            )
         )
-        return sign(self._identity, body)
 
     def presence_again(self, now_ms: int) -> Statement | None:
         """What this node said last of where it is, signed anew; None when it has said nothing."""
@@ -189,7 +194,15 @@ class OwnNetwork:
         if held is None or not isinstance(held.body, Presence):
             return None
         sequence_ms = max(now_ms, held.body.sequence_ms)
-        return sign(self._identity, msgspec.structs.replace(held.body, sequence_ms=sequence_ms))
+        return self._present(msgspec.structs.replace(held.body, sequence_ms=sequence_ms))
+
+    def _present(self, body: Presence) -> Statement:
+        self._presented.append(body.sequence_ms)
+        return sign(self._identity, body)
+
+    def has_signed(self, said: Presence) -> bool:
+        """Whether a presence of this node is of this run, and not of another that has its identity."""
+        return said.sequence_ms in self._presented
 
     def whom(self, text: str) -> str:
         """The peer id behind a member's name, peer id or virtual address, or the name of who is no member any more.

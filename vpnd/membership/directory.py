@@ -137,6 +137,21 @@ class Directory:
         void = (body for body in bodies if isinstance(body, Membership) and body.peer_id == peer_id)
         return max(void, key=lambda body: (body.enrolled_ms, body.issued_ms), default=None)
 
+    def departed(self, now_ms: int) -> list[tuple[Membership, Removal | None]]:
+        """The last memberships of those who are no members any more, with the removal; without one it has expired."""
+        last: dict[str, Membership] = {}
+        for body in (
+            one.body for one in (*self._aside.values(), *(s for d in self._dossiers.values() for s in d))
+        ):
+            if isinstance(body, Membership) and self.find(body.peer_id, now_ms) is None:
+                held = last.get(body.peer_id)
+                if held is None or held.issued_ms < body.issued_ms:
+                    last[body.peer_id] = body
+        return [
+            (body, self.removal(peer_id) if self.newest(peer_id) is None else None)
+            for peer_id, body in last.items()
+        ]
+
     def last_named(self, name: str) -> str | None:
         """The peer id of who had a name last and is no member any more."""
         held = (one.body for one in self._aside.values())

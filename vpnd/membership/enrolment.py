@@ -1,7 +1,8 @@
 """What a node and an authority say to each other: one request, one answer, on a stream whose peer ids are proven.
 
     request    Join     let me in, here is my token's secret         Renew    my membership, once more
-    answer     Welcome  the network and the statements to start with Refusal  no, and why
+               Leave    I go: end my membership
+    answer     Welcome  the network and the statements to start with Refusal  no, and why; `removed`: you are out
 
 A Welcome to a Join carries the charter (what there is room for), the node's own membership and where some members
 are; everybody else it learns by gossip. Any member may refuse one that was removed, for it sends the proof.
@@ -51,6 +52,15 @@ class Renew(Message, frozen=True, tag=2):
     network: Annotated[bytes, Meta(min_length=NETWORK_ID_BYTES, max_length=NETWORK_ID_BYTES)]
 
 
+class Leave(Message, frozen=True, tag=5):
+    """End the membership of the node that asks, so that its name and addresses are free."""
+
+    network: Annotated[bytes, Meta(min_length=NETWORK_ID_BYTES, max_length=NETWORK_ID_BYTES)]
+
+
+Request = Join | Renew | Leave
+
+
 class Welcome(Message, frozen=True, tag=3):
     """`network`: its description (`network.parse_untrusted`). `statements`: for the directory, in this order."""
 
@@ -71,11 +81,11 @@ class Refusal(Message, frozen=True, tag=4):
 
 Answer = TypeVar("Answer")
 
-_requests: msgspec.msgpack.Decoder[Join | Renew] = msgspec.msgpack.Decoder(Join | Renew)
+_requests: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
 _answers: msgspec.msgpack.Decoder[Welcome | Refusal] = msgspec.msgpack.Decoder(Welcome | Refusal)
 
 
-def encode(message: Join | Renew | Welcome | Refusal) -> bytes:
+def encode(message: Request | Welcome | Refusal) -> bytes:
     """The bytes of a message."""
     return msgspec.msgpack.encode(message)
 
@@ -85,7 +95,7 @@ def refusal(error: MembershipRefused, statements: Iterable[bytes] = ()) -> Refus
     return Refusal(reason=error.reason, text=str(error)[:MAX_REFUSAL_TEXT], statements=tuple(statements))
 
 
-def parse_request_untrusted(data: bytes) -> Join | Renew:
+def parse_request_untrusted(data: bytes) -> Request:
     """A request. Raises MembershipRefused only."""
     if len(data) > MAX_REQUEST:
         raise MembershipRefused("too_long", f"a request has at most {MAX_REQUEST} bytes")

@@ -6,6 +6,7 @@ membership, so a lost answer costs nothing; by another node it takes another use
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterable
 
 import msgspec
@@ -13,10 +14,13 @@ import msgspec
 from vpnd.membership import allocation
 from vpnd.membership.authority import Authority, Wish
 from vpnd.membership.directory import Directory
-from vpnd.membership.names import to_label
+from vpnd.membership.names import is_label, to_label
 from vpnd.membership.refusal import MembershipRefused
-from vpnd.membership.statements import Statement
+from vpnd.membership.statements import MAX_GROUPS, MAX_ROUTES, Statement
 from vpnd.membership.token import secret_hash
+
+#: Of networks and groups in one invitation: with all else that is in a membership it has to be a statement.
+MAX_WORDS = 512
 
 
 class Invitation(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,11 +44,22 @@ class Invitation(msgspec.Struct, frozen=True, kw_only=True):
         """How an operator names it; says nothing about the secret."""
         return self.secret_hash.hex()[:8]
 
+    def state(self, now_ms: int) -> str:
+        """open: somebody can join by it; used, expired: nobody can any more."""
+        if not self.uses_left:
+            return "used"
+        return "expired" if now_ms > self.expires_ms else "open"
+
 
 class Invitations:
     """All invitations of one authority. To be stored after every change, before anybody hears of it. Owner: control."""
 
     def __init__(self, known: Iterable[Invitation] = ()) -> None:
+        self._by_hash: dict[bytes, Invitation] = {}
+        self.restore(known)
+
+    def restore(self, known: Iterable[Invitation]) -> None:
+        """These, and no others."""
         self._by_hash = {invitation.secret_hash: invitation for invitation in known}
 
     def all(self) -> tuple[Invitation, ...]:
@@ -67,7 +82,9 @@ class Invitations:
         """An invitation for who has `secret` (16 random bytes, to be put into a token).
 
         Raises MembershipRefused for a name or address that is taken or unfit now; that is judged again when it is used.
+        Also for networks and groups no membership can have.
         """
+        _check(routes, groups)
         taken = directory.taken()
         promised = {
             what
@@ -151,6 +168,30 @@ class Invitations:
                 invitation, uses_left=invitation.uses_left - 1, joined=(*invitation.joined, peer_id)
             )
         return statement
+
+
+def _check(routes: tuple[str, ...], groups: tuple[str, ...]) -> None:
+    for text in routes:
+        try:
+            network = ipaddress.ip_network(text, strict=False)
+        except ValueError:
+            raise MembershipRefused(
+                "malformed", f"--route {text}: is no network; write 192.168.7.0/24, say"
+            ) from None
+        if str(network) != text:
+            raise MembershipRefused("malformed", f"--route {text}: write {network}")
+    for text in groups:
+        if not is_label(text):
+            raise MembershipRefused(
+                "malformed", f"--group {text}: a-z, 0-9 and - only, 63 characters at most"
+            )
+    for values, most, what in ((routes, MAX_ROUTES, "--route"), (groups, MAX_GROUPS, "--group")):
+        if len(set(values)) != len(values):
+            raise MembershipRefused("malformed", f"{what}: the same is given twice")
+        if len(values) > most:
+            raise MembershipRefused("malformed", f"{what}: at most {most} of them")
+    if sum(map(len, (*routes, *groups))) > MAX_WORDS:
+        raise MembershipRefused("malformed", f"--route and --group: together at most {MAX_WORDS} characters")
 
 
 def _promises(invitation: Invitation) -> tuple[str, ...]:
