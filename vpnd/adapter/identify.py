@@ -12,6 +12,7 @@ from typing import Any
 
 import trio
 from google.protobuf.message import DecodeError
+from libp2p.exceptions import ParseError
 from libp2p.host import basic_host
 from libp2p.identity.identify import identify
 from libp2p.identity.identify.pb.identify_pb2 import Identify
@@ -69,11 +70,13 @@ def cut_identify(message: Identify) -> None:
 
 
 async def _read_table_message_untrusted(stream: Any, limit: int) -> bytes:
-    """In the place of the library's: a message of at most MAX_TABLE_BYTES, cut. Raises RemoteProtocolError, and what
-    libp2p raises at the end of a stream."""
-    return table_message_untrusted(
-        await read_varint_prefixed_bytes_limited(stream, min(limit, MAX_TABLE_BYTES))
-    )
+    """In the place of the library's: a message of at most MAX_TABLE_BYTES, cut. Raises RemoteProtocolError,
+    MessageTooLarge, and what libp2p raises at the end of a stream."""
+    try:
+        wire = await read_varint_prefixed_bytes_limited(stream, min(limit, MAX_TABLE_BYTES))
+    except (ParseError, ValueError) as error:
+        raise RemoteProtocolError(f"no length of a message: {error}") from error
+    return table_message_untrusted(wire)
 
 
 def table_message_untrusted(wire: bytes) -> bytes:

@@ -14,6 +14,7 @@ from typing import Any
 import trio
 from libp2p.custom_types import TProtocol
 from libp2p.exceptions import ParseError
+from libp2p.io.exceptions import MessageTooLarge
 from libp2p.protocol_muxer import multiselect_communicator
 from libp2p.protocol_muxer.exceptions import (
     MultiselectClientError,
@@ -131,7 +132,7 @@ async def _read_delimited_untrusted(reader: Any) -> bytes:
     """One message without its newline. Raises ParseError; what libp2p raises at the end."""
     try:
         message = await read_varint_prefixed_bytes_limited(reader, MAX_NEGOTIATION_BYTES)
-    except ValueError as error:
+    except (MessageTooLarge, ValueError) as error:
         raise ParseError(str(error)) from error
     if not message.endswith(b"\n"):
         raise ParseError("a message of multistream-select does not end with a newline")

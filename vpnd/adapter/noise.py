@@ -45,6 +45,8 @@ SIGNED_PREFIX = b"noise-libp2p-static-key:"
 LENGTH = struct.Struct("!H")
 #: Ours: an honest message has some 200 bytes, one that also names muxers or certificates twice that.
 MAX_MESSAGE_BYTES = 1024
+#: What the library raises for bytes that do not fit.
+_BROKEN = (NoiseHandshakeError, NoiseInvalidMessage, NoiseValueError, InvalidTag, ValueError)
 
 
 class UnknownPeer(HandshakeFailure):
@@ -144,7 +146,11 @@ def _came_to(conn: IRawConnection, progress: Progress) -> None:
 
 
 async def _send(conn: IRawConnection, noise: NoiseConnection, payload: bytes) -> None:
-    message = bytes(noise.write_message(payload))
+    """The next message. Raises BadHandshake for a key of the other side's that nothing can be agreed with."""
+    try:
+        message = bytes(noise.write_message(payload))
+    except _BROKEN as error:
+        raise BadHandshake(f"a broken key: {error or type(error).__name__}") from error
     await conn.write(LENGTH.pack(len(message)) + message)
 
 
@@ -156,7 +162,7 @@ async def _receive_untrusted(conn: Any, noise: NoiseConnection) -> bytes:
     message = await read_exactly(conn, length) if length else b""
     try:
         return bytes(noise.read_message(message))
-    except (NoiseHandshakeError, NoiseInvalidMessage, NoiseValueError, InvalidTag, ValueError) as error:
+    except _BROKEN as error:
         raise BadHandshake(f"a broken message: {error or type(error).__name__}") from error
 
 

@@ -1,0 +1,390 @@
+"""A fuzz entry for each function that reads bytes of strangers, peers or children: what goes in, and what may come out.
+
+An entry takes any bytes; what it raises beside `errors` is a fault of the product. `covers` are the `*_untrusted`
+functions it runs, by module and name: the seeds reach all of them, which a test looks at.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable, Coroutine
+from typing import Any, NamedTuple
+
+import dns.message
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from gossip_net import Net
+from lab.stranger import RSA, field, honest, public_key, rsa_bomb
+from libp2p.crypto.ed25519 import create_new_key_pair
+from libp2p.exceptions import ParseError
+from libp2p.io.exceptions import IncompleteReadError, MessageTooLarge
+from libp2p.kad_dht.pb.kademlia_pb2 import Message as TableMessage
+from libp2p.security.noise.exceptions import NoiseFailure
+from membership_world import NETWORK, NOW, SKEW, World, membership, peer, presence
+from names_tools import make_zone
+from noise.connection import Keypair, NoiseConnection
+from packet.builder import V4, V6, ip, tcp, udp, vnet
+from stream.pair import OPENING, Peer
+
+from shards.counters import Counts
+from shards.flow.prefixes import Prefixes
+from shards.inbound import Inbound, Reassembly
+from shards.stream import negotiate, yamux
+from vpnd.adapter import framing, identify, muxer, noise
+from vpnd.config.schema import Session as Settings
+from vpnd.discovery import contract, localnet
+from vpnd.discovery.contract import RegistryError
+from vpnd.discovery.keys import dht_key
+from vpnd.discovery.records import RecordRules
+from vpnd.errors import BadPacket, RemoteProtocolError
+from vpnd.membership import enrolment, introduction, messages, network, statements, token
+from vpnd.membership.refusal import MembershipRefused
+from vpnd.nat import messages as meeting
+from vpnd.packet import icmp
+from vpnd.packet.offload import check
+from vpnd.peerid import public_key_untrusted
+
+
+class Entry(NamedTuple):
+    """`run`: what is done with the bytes. `seeds`: bytes that get far."""
+
+    run: Callable[[bytes], object]
+    errors: tuple[type[Exception], ...]
+    seeds: tuple[bytes, ...]
+    covers: tuple[str, ...]
+
+
+class Memory:
+    """A stream that has these bytes in it, and then its end; what is written is gone."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    async def read(self, count: int | None = None) -> bytes:
+        taken, self.data = self.data[:count], self.data[len(self.data) if count is None else count :]
+        return taken
+
+    async def write(self, data: bytes) -> None:
+        return
+
+
+def at_once(coroutine: Coroutine[Any, Any, object]) -> object:
+    """What a coroutine comes to that has nothing to wait for."""
+    try:
+        coroutine.send(None)
+    except StopIteration as stop:
+        return stop.value
+    raise AssertionError("it waits")
+
+
+def text(parse: Callable[[str], object]) -> Callable[[bytes], object]:
+    return lambda data: parse(data.decode("latin-1"))
+
+
+def gossip(data: bytes) -> None:
+    net = Net("ab")
+    net.directories["a"].merge([membership("x").wire], NOW)
+    net.connect("a", "b")
+    net.gossips["a"].receive_untrusted("b", data, NOW)
+
+
+def record(data: bytes) -> None:
+    rules = RecordRules({peer("a"): -1}.get, SKEW, SKEW)
+    rules.check_untrusted(dht_key(peer("a")), data, NOW)
+    rules.best_untrusted([data, data])
+
+
+ZONE = make_zone()
+KEYS = create_new_key_pair()
+
+
+def zone(data: bytes) -> None:
+    for over_tcp in (False, True):
+        answer = ZONE.answer_untrusted(data, tcp=over_tcp)
+        if answer is not None:
+            dns.message.from_wire(answer)
+
+
+#: Plaintext of one Noise message.
+NOISE_BYTES = 1 << 14
+
+
+class Unlimited:
+    """Of what a peer may leave unfinished nothing is counted here; that has tests of its own."""
+
+    def hold(self, count: int) -> None:
+        return
+
+
+def tun(data: bytes) -> None:
+    anybody: Prefixes[bool] = Prefixes()
+    anybody.add("0.0.0.0/0", True)
+    inbound = Inbound(lambda packet: None, anybody, Counts())
+    reassembly = Reassembly(Unlimited())  # type: ignore[arg-type]
+    half = len(data) // 2
+    for part in (data[:half], data[half:]):
+        with memoryview(part) as view:
+            inbound.deliver_untrusted(anybody, reassembly, view, 64)
+
+
+def session(data: bytes) -> None:
+    Peer().say(*(data[at : at + NOISE_BYTES] for at in range(0, len(data), NOISE_BYTES)))
+
+
+SHAKE = noise.MembersOnlyNoise(create_new_key_pair(), lambda peer_id: True, lambda peer_id: None)
+
+
+def handshake(data: bytes) -> None:
+    """What a stranger sends from the first message of Noise on; it is ours that makes the third one readable."""
+    at_once(SHAKE._shake_hands_untrusted(Memory(data), None))  # type: ignore[arg-type]
+
+
+WORLD = World()
+WORLD.enrol("b")
+INTRODUCED = introduction.of_member(WORLD.directory, peer("b"))
+assert INTRODUCED is not None
+KINDS = (
+    meeting.Hello,
+    meeting.Welcome,
+    meeting.Call,
+    meeting.Gone,
+    meeting.Meet,
+    meeting.Met,
+    meeting.Refused,
+)
+PEER = peer("a")
+ADDRESS = "/ip4/192.0.2.1/tcp/4001"
+TOKEN = token.Token(
+    network=NETWORK.id[: token.HINT_BYTES], peer_id=PEER, addresses=(ADDRESS,), secret=bytes(16)
+)
+GOSSIP = (
+    messages.Summary(1, NETWORK.id, bytes(16)),
+    messages.Buckets(bytes(range(256)) * 8),
+    messages.Entries(b"\x01\x02", bytes(32)),
+    messages.Announce(bytes(16)),
+    messages.Wants(bytes(8)),
+    messages.Statements((membership("x").wire, b"junk")),
+)
+PACKETS = tuple(vnet(packet) for packet in (udp(V4, b"x"), tcp(V4, b"x"), udp(V6, b"x"), tcp(V6, b"")))
+RECORDS = b"".join(struct.pack("!I", len(packet)) + packet for packet in PACKETS)
+FRAMES = (
+    yamux.window_update(1, 0, 1),
+    yamux.data_frame(1, OPENING),
+    yamux.ping(7, 1),
+    yamux.window_update(1, 100),
+    yamux.data_frame(1, RECORDS),
+    yamux.go_away(0),
+)
+
+OPENED = b"".join(FRAMES[:2])
+#: More frames than a peer may send at once.
+BURST = Settings().control_burst + 1
+
+
+def abi_string(data: bytes) -> bytes:
+    padded = data + bytes(-len(data) % 32)
+    returned = (32).to_bytes(32, "big") + len(data).to_bytes(32, "big") + padded
+    return json.dumps({"jsonrpc": "2.0", "id": 1, "result": "0x" + returned.hex()}).encode()
+
+
+def first_message() -> bytes:
+    initiator = NoiseConnection.from_name(noise.NOISE_PROTOCOL)
+    initiator.set_as_initiator()
+    initiator.set_keypair_from_private_bytes(Keypair.STATIC, bytes([1]) * 32)
+    initiator.start_handshake()
+    message = bytes(initiator.write_message(b""))
+    return struct.pack("!H", len(message)) + message
+
+
+TABLE = TableMessage(key=b"k", closerPeers=[TableMessage.Peer(id=b"x", addrs=[b"y"])]).SerializeToString()
+ENDS = (IncompleteReadError,)
+REFUSED = (MembershipRefused,)
+ENTRIES = {
+    "peer id": Entry(
+        text(public_key_untrusted), (ValueError,), (PEER.encode(),), ("vpnd.peerid.public_key_untrusted",)
+    ),
+    "token": Entry(
+        text(token.parse_untrusted),
+        REFUSED,
+        (token.encode(TOKEN).encode(),),
+        ("vpnd.membership.token.parse_untrusted",),
+    ),
+    "statement": Entry(
+        statements.parse_untrusted,
+        REFUSED,
+        (membership("x").wire, presence("x").wire, WORLD.root.remove(peer("b"), NOW).wire),
+        ("vpnd.membership.statements.parse_untrusted",),
+    ),
+    "network": Entry(
+        network.parse_untrusted, REFUSED, (NETWORK.encode(),), ("vpnd.membership.network.parse_untrusted",)
+    ),
+    "gossip": Entry(
+        gossip,
+        REFUSED,
+        tuple(map(messages.encode, GOSSIP)),
+        ("vpnd.membership.gossip.receive_untrusted", "vpnd.membership.messages.parse_untrusted"),
+    ),
+    "request to be let in": Entry(
+        enrolment.parse_request_untrusted,
+        REFUSED,
+        (introduction.encode(INTRODUCED),),
+        ("vpnd.membership.enrolment.parse_request_untrusted",),
+    ),
+    "answer to it": Entry(
+        enrolment.parse_answer_untrusted,
+        REFUSED,
+        (enrolment.encode(enrolment.Refusal(reason="removed", text="no", statements=(b"x",))),),
+        (
+            "vpnd.membership.enrolment.parse_answer_untrusted",
+            "vpnd.membership.enrolment.decode_answer_untrusted",
+        ),
+    ),
+    "introduction": Entry(
+        introduction.parse_request_untrusted,
+        REFUSED,
+        (introduction.encode(INTRODUCED),),
+        ("vpnd.membership.introduction.parse_request_untrusted",),
+    ),
+    "answer to an introduction": Entry(
+        introduction.parse_answer_untrusted,
+        REFUSED,
+        (introduction.encode(introduction.Acquainted(INTRODUCED.statements)),),
+        ("vpnd.membership.introduction.parse_answer_untrusted",),
+    ),
+    "record of the table": Entry(
+        record,
+        REFUSED,
+        (presence("a").wire,),
+        ("vpnd.discovery.records.check_untrusted", "vpnd.discovery.records.best_untrusted"),
+    ),
+    "answer of a contract": Entry(
+        lambda data: contract.parse_answer_untrusted(data, 1),
+        (RegistryError,),
+        (abi_string(PEER.encode()), abi_string(b"")),
+        (
+            "vpnd.discovery.contract.parse_answer_untrusted",
+            "vpnd.discovery.contract._string_untrusted",
+            "vpnd.discovery.contract._peer_id_untrusted",
+        ),
+    ),
+    "multicast DNS": Entry(
+        localnet.parse_untrusted,
+        (RemoteProtocolError,),
+        (localnet.question(), localnet.answer(NETWORK.id, bytes(localnet.SALT_BYTES), PEER, 4001)),
+        ("vpnd.discovery.localnet.parse_untrusted", "vpnd.discovery.localnet._hex_untrusted"),
+    ),
+    "DNS query": Entry(
+        zone,
+        (),
+        (dns.message.make_query("a.home.vpn.", "ANY", use_edns=0, payload=4096).to_wire(),),
+        ("vpnd.names.zone.answer_untrusted",),
+    ),
+    "meeting": Entry(
+        lambda data: meeting.parse_untrusted(data, *KINDS),
+        (RemoteProtocolError,),
+        tuple(map(meeting.encode, (meeting.Hello("kept"), meeting.Meet(bytes(16), PEER)))),
+        ("vpnd.nat.messages.parse_untrusted",),
+    ),
+    "echo reply": Entry(
+        lambda data: [icmp.reply_untrusted(version, data) for version in (6, 4)],
+        (BadPacket,),
+        (b"\x81" + bytes(7) + b"nonce", ip(V4, 1, bytes(8) + b"nonce")),
+        ("vpnd.packet.icmp.reply_untrusted", "vpnd.packet.icmp._payload_untrusted"),
+    ),
+    "packet": Entry(
+        lambda data: check.inspect_untrusted(memoryview(data), 0, len(data)),
+        (BadPacket,),
+        PACKETS,
+        ("vpnd.packet.offload.check.inspect_untrusted",),
+    ),
+    "records of a stream": Entry(
+        tun,
+        (RemoteProtocolError,),
+        (RECORDS,),
+        ("shards.inbound.deliver_untrusted", "shards.inbound._complete_untrusted"),
+    ),
+    "hello": Entry(
+        negotiate.decode_hello_untrusted,
+        (RemoteProtocolError,),
+        (OPENING[-16:],),
+        ("shards.stream.negotiate.decode_hello_untrusted",),
+    ),
+    "session": Entry(
+        session,
+        (RemoteProtocolError,),
+        (b"".join(FRAMES), b"".join(FRAMES[:2]), OPENED + yamux.window_update(1, 0) * BURST),
+        (
+            "shards.stream.noise.open_untrusted",
+            "shards.stream.session._parse_untrusted",
+            "shards.stream.session._take_header_untrusted",
+            "shards.stream.session._take_payload_untrusted",
+            "shards.stream.table.take_header_untrusted",
+            "shards.stream.table._take_stream_frame_untrusted",
+            "shards.stream.table._take_syn_untrusted",
+            "shards.stream.table._renew_credit_untrusted",
+            "shards.stream.table.negotiate_untrusted",
+            "shards.stream.negotiate.feed_untrusted",
+            "shards.stream.negotiate._take_length_byte_untrusted",
+            "shards.stream.negotiate._take_item_untrusted",
+        ),
+    ),
+    "framed message": Entry(
+        lambda data: at_once(framing.read_message_untrusted(Memory(data), 1 << 16)),
+        (RemoteProtocolError, *ENDS),
+        (b"\0\0\0\x03abc",),
+        ("vpnd.adapter.framing.read_message_untrusted",),
+    ),
+    "negotiation": Entry(
+        lambda data: at_once(muxer._read_delimited_untrusted(Memory(data))),
+        (ParseError, *ENDS),
+        (b"\x13/multistream/1.0.0\n",),
+        ("vpnd.adapter.muxer._read_delimited_untrusted",),
+    ),
+    "message of the table": Entry(
+        lambda data: at_once(identify._read_table_message_untrusted(Memory(data), 1 << 20)),
+        (RemoteProtocolError, MessageTooLarge, *ENDS),
+        (bytes([len(TABLE)]) + TABLE,),
+        (
+            "vpnd.adapter.identify._read_table_message_untrusted",
+            "vpnd.adapter.identify.table_message_untrusted",
+        ),
+    ),
+    "identity in a handshake": Entry(
+        noise.identity_untrusted,
+        (noise.BadHandshake,),
+        (
+            honest(Ed25519PrivateKey.from_private_bytes(bytes(32)))(bytes(32)),
+            field(1, public_key(RSA, rsa_bomb(300))) + field(2, bytes(64)),
+        ),
+        ("vpnd.adapter.noise.identity_untrusted",),
+    ),
+    "handshake": Entry(
+        handshake,
+        (noise.BadHandshake, NoiseFailure, *ENDS),
+        (first_message() + b"\0\x70" + bytes(112),),
+        ("vpnd.adapter.noise._shake_hands_untrusted", "vpnd.adapter.noise._receive_untrusted"),
+    ),
+}
+
+#: Functions that hand what they read to those above, and whose own part is waiting, counting and answering; where it is
+#: seen that nothing comes out of them.
+SHELLS = {
+    "vpnd.adapter.contract._post_untrusted": "tests/discovery/test_contract_http.py",
+    "vpnd.adapter.dht._values_untrusted": "tests/control/test_dht.py",
+    "vpnd.adapter.guests._receive_stranger_untrusted": "tests/control/test_guests.py",
+    "vpnd.adapter.guests._serve_untrusted": "tests/control/test_guests.py",
+    "vpnd.adapter.identify.agent_untrusted": "tests/control/test_foreign.py",
+    "vpnd.adapter.mdns._heard_untrusted": "tests/discovery/test_localnet.py",
+    "vpnd.adapter.muxer._select_untrusted": "tests/control/test_foreign.py",
+    "vpnd.adapter.rendezvous.serve_leg_untrusted": "tests/control/test_meeting.py",
+    "vpnd.control.dns_server.answer_untrusted": "tests/names/test_server.py",
+    "vpnd.control.dns_server._answer_untrusted": "tests/names/test_server.py",
+    "vpnd.control.dns_server._converse_untrusted": "tests/names/test_server.py",
+    "vpnd.control.dns_server._query_untrusted": "tests/names/test_server.py",
+    "vpnd.control.dns_service.answer_untrusted": "tests/names/test_naming.py",
+    "vpnd.control.enrolling.answer_untrusted": "tests/membership/test_authority.py",
+    "vpnd.control.gossiping._read_untrusted": "tests/control/test_network.py",
+    "vpnd.control.introducing.answer_untrusted": "tests/membership/test_introducing.py",
+    "vpnd.control.introducing.answer_both_untrusted": "tests/membership/test_introducing.py",
+    "vpnd.control.introducing._receive_untrusted": "tests/membership/test_introducing.py",
+}
