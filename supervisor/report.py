@@ -11,12 +11,11 @@ from typing import Any
 import psutil
 from msgspec.structs import asdict, replace
 
-from supervisor import traffic
 from supervisor.children import Child
 from supervisor.fleet import Fleet
 from supervisor.network.tun import Tun
 from supervisor.pump import Pump
-from supervisor.slots import ShardSlot
+from supervisor.slots import ShardSlot, traffic_with
 from vpnd import __version__, status
 from vpnd.api.messages import ControlStatus, ShardStatus
 from vpnd.api.reports import OwnAddresses, PeerReport, SessionReport
@@ -168,7 +167,7 @@ def _peer(who: PeerReport, sessions: list[SessionReport], slots: list[ShardSlot]
         suspect=sum(session.health != "healthy" for session in sessions),
         queued_bytes=sum(session.queued_bytes for session in sessions),
         queue_delay_ms=max((session.queue_delay_ms for session in sessions), default=0.0),
-        **traffic.total(who.peer_id, [slot.traffic for slot in slots]),
+        **traffic_with(who.peer_id, [slot.traffic for slot in slots]),
     )
 
 

@@ -6,13 +6,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+from collections.abc import Sequence
+from operator import add
 from pathlib import Path
+from typing import Any
 
 from supervisor import statedir
 from supervisor.network.tun import Tun
 from supervisor.overlay import Overlay
 from supervisor.pump import Pump, ShardPort
-from supervisor.traffic import Traffic
 from vpnd.api import messages
 from vpnd.api.reports import PeerTraffic
 from vpnd.config.live import Live
@@ -22,6 +24,48 @@ from vpnd.metrics import CONTROL_COUNTERS, GAUGES, OUTBOUND_DROPS, SHARD_COUNTER
 from vpnd.packet import ring
 
 log = logging.getLogger("supervisor")
+
+
+TRAFFIC = ("bytes_sent", "bytes_received", "packets_sent", "packets_received")
+_NOTHING = [0] * len(TRAFFIC)
+
+
+class Traffic:
+    """What went to and from each peer, over all processes of one slot. Owner: supervisor loop.
+
+    A process counts from zero and tells its counts now and then; when it ends, what it told last is kept.
+    """
+
+    def __init__(self) -> None:
+        # counts in the order of TRAFFIC
+        self._before: dict[str, list[int]] = {}
+        self._now: dict[str, list[int]] = {}
+
+    def told(self, rows: tuple[PeerTraffic, ...]) -> None:
+        """The process there is told its counts, or a part of them."""
+        for row in rows:
+            self._now[row.peer_id] = [getattr(row, name) for name in TRAFFIC]
+
+    def ended(self) -> None:
+        """The process is gone; the next one counts from zero."""
+        for peer_id in self._now:
+            self._before[peer_id] = self.of(peer_id)
+        self._now = {}
+
+    def __len__(self) -> int:
+        """Peers, those of the process there is and those of the processes before each counted."""
+        return len(self._before) + len(self._now)
+
+    def of(self, peer_id: str) -> list[int]:
+        """The totals of one peer, in the order of TRAFFIC."""
+        return list(map(add, self._before.get(peer_id, _NOTHING), self._now.get(peer_id, _NOTHING)))
+
+
+def traffic_with(peer_id: str, slots: Sequence[Traffic]) -> dict[str, Any]:
+    """What went to and from one peer over all slots, by name."""
+    return dict(
+        zip(TRAFFIC, map(sum, zip(_NOTHING, *(slot.of(peer_id) for slot in slots), strict=True)), strict=True)
+    )
 
 
 class ControlSlot:

@@ -13,8 +13,8 @@ import pytest
 from supervisor import requests
 from supervisor.children import State
 from supervisor.questions import Argument, Questions
+from supervisor.slots import Traffic
 from supervisor.statusd import StatusServer
-from supervisor.traffic import Traffic
 from vpnd import statusclient
 from vpnd.api import messages, parts
 from vpnd.api.reports import PeerTraffic

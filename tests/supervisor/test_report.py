@@ -10,7 +10,7 @@ import pytest
 
 from supervisor import report
 from supervisor.pump import FlowTable
-from supervisor.traffic import Traffic
+from supervisor.slots import Traffic
 from vpnd.api.messages import ControlStatus, ShardStatus
 from vpnd.api.reports import PeerReport, PeerTraffic, SessionReport
 from vpnd.config.schema import Config, Peer

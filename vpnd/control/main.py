@@ -29,6 +29,7 @@ import signal
 import socket
 import time
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import trio
 from libp2p.crypto.keys import KeyPair
@@ -113,6 +114,18 @@ def _contract(config: Config, page: CounterPage) -> Contract | None:
     return ContractRegistry(config.registry, page.add, trio.current_time)
 
 
+class Base(NamedTuple):
+    """What there is before control is."""
+
+    start: messages.ControlStart
+    live: Live
+    registry: CompositeRegistry
+    page: CounterPage
+    seldom: Seldom
+    host: Host
+    supervisor: TrioChannel
+
+
 async def _run(
     start: messages.ControlStart,
     keys: KeyPair,
@@ -148,15 +161,14 @@ async def _run(
         connections=lambda number: page.set("connections", number),
         seldom=seldom,
     )
+    base = Base(start, live, registry, page, seldom, host, supervisor)
     async with host.running():
         listen = host.listen_addresses()
         log.info("listening on %s", ", ".join(listen))
         network = own = None
         if store is not None:
             try:
-                network = await _in_network(
-                    start, keys, store, live, registry, host, supervisor, page, seldom
-                )
+                network = await _in_network(base, keys, store)
             except VpndError as error:
                 failed.append(error)
                 return
@@ -164,27 +176,15 @@ async def _run(
                 network.watch_own(owning.own_changed)
             own = network.enter()
         async with trio.open_nursery() as nursery:
-            control = _complete(
-                start, live, registry, page, seldom, host, supervisor, nursery, network, owning
-            )
+            control = _complete(base, nursery, network, owning)
             supervisor.send(messages.Ready(listen=listen, own=own))
             await control.run()
             nursery.cancel_scope.cancel()
 
 
-async def _in_network(
-    start: messages.ControlStart,
-    keys: KeyPair,
-    store: Store,
-    live: Live,
-    registry: CompositeRegistry,
-    host: Host,
-    supervisor: TrioChannel,
-    page: CounterPage,
-    seldom: Seldom,
-) -> NetworkService:
+async def _in_network(base: Base, keys: KeyPair, store: Store) -> NetworkService:
     """The network this node is in from now on. Raises RefusedError or ConfigError."""
-    dice = random.SystemRandom()
+    start, page, dice = base.start, base.page, random.SystemRandom()
     founding = Founding(
         start.config,
         store,
@@ -195,33 +195,25 @@ async def _in_network(
         now_ms=_wall_clock_ms,
         dice=dice,
     )
-    entered = await founding.enter(host, start.token)
+    entered = await founding.enter(base.host, start.token)
     return NetworkService(
         entered,
-        live,
-        registry,
-        host,
-        tell=supervisor.tell,
+        base.live,
+        base.registry,
+        base.host,
+        tell=base.supervisor.tell,
         count=page.add,
-        seldom=seldom,
+        seldom=base.seldom,
         now_ms=_wall_clock_ms,
         dice=dice,
     )
 
 
 def _complete(
-    start: messages.ControlStart,
-    live: Live,
-    registry: CompositeRegistry,
-    page: CounterPage,
-    seldom: Seldom,
-    host: Host,
-    supervisor: TrioChannel,
-    nursery: trio.Nursery,
-    network: NetworkService | None,
-    owning: Owning | None,
+    base: Base, nursery: trio.Nursery, network: NetworkService | None, owning: Owning | None
 ) -> Control:
     """Control, with what it is made of, around the members there are."""
+    start, live, registry, page, seldom, host, supervisor = base
     relaying = Relaying(
         live, registry, page, trio.current_time, lambda: supervisor.tell(messages.RelayWanted())
     )
