@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import logging
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -16,7 +17,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from vpnd import peerid
 from vpnd.adapter.dial import DialError
+from vpnd.adapter.logs import Seldom
+from vpnd.config.live import Live
 from vpnd.config.schema import Config, Discovery, Membership, Network
+from vpnd.control.common import Common
 from vpnd.control.founding import Founding
 from vpnd.control.state import OwnNetwork
 from vpnd.membership.authority import Authority, Wish
@@ -104,16 +108,14 @@ class OwnWorld:
     def count(self, name: str) -> None:
         self.counts[name] += 1
 
+    def common(self, live: Live | None = None) -> Common:
+        live = live or Live(self.config)
+        seldom = Seldom(logging.getLogger("test"), live, trio.current_time)
+        return Common(live, self.count, seldom, trio.current_time, self.now_ms, self.dice)
+
     def founding(self) -> Founding:
         return Founding(
-            self.config,
-            self.store,
-            peer_id=peer_id_of("me"),
-            node_name="me",
-            identity=key_of("me"),
-            count=self.count,
-            now_ms=self.now_ms,
-            dice=self.dice,
+            self.store, self.common(), peer_id=peer_id_of("me"), node_name="me", identity=key_of("me")
         )
 
     async def enter(self) -> OwnNetwork:

@@ -16,7 +16,6 @@ from test_discovering import Local
 
 from vpnd.adapter.dht import DhtError
 from vpnd.adapter.mdns import LocalNetwork
-from vpnd.config.live import Live
 from vpnd.config.schema import Discovery
 from vpnd.control import discovering as module
 from vpnd.control.discovering import Discovering
@@ -33,11 +32,9 @@ Body = Callable[[Discovering, OwnWorld], Any]
 def discovering(made: OwnWorld, unreachable: tuple[str, ...] = ()) -> Discovering:
     return Discovering(
         SimpleNamespace(own=made.own, seen=None, learn=None, watch_own=lambda changed: None),  # type: ignore[arg-type]
-        Live(made.config),
+        made.common(),
         CompositeRegistry(()),
         unreachable=lambda: unreachable,
-        count=made.count,
-        now_ms=made.now_ms,
     )
 
 

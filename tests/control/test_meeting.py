@@ -22,6 +22,7 @@ from vpnd.adapter.meeting import MeetingRefused
 from vpnd.config.live import Live
 from vpnd.config.schema import Config, Nat
 from vpnd.control import relaying
+from vpnd.control.common import Common
 from vpnd.control.relaying import Relaying
 from vpnd.control.traversal import Traversal
 from vpnd.discovery.registry import Member
@@ -76,13 +77,11 @@ class Meeting:
     def traversal(self, node: Node) -> Traversal:
         return Traversal(
             node.peer_id,
-            self.live,
+            Common(self.live, lambda name: self.counts.update((name,)), None, trio.current_time),
             self.registry,
             node.host,
             self.nursery,
             without=lambda: ("10.86.0.0/16",),
-            count=lambda name: self.counts.update((name,)),
-            now_s=trio.current_time,
         )
 
     async def start(self) -> None:

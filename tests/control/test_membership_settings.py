@@ -189,14 +189,10 @@ def test_the_directory_is_written_that_often(tmp_path: Path, monkeypatch: pytest
 def service_of(made: OwnWorld) -> NetworkService:
     return NetworkService(
         made.own,
-        Live(made.config),
+        made.common(),
         CompositeRegistry(()),
         NobodyAnswers(),  # type: ignore[arg-type]
         tell=lambda message: None,
-        count=made.count,
-        seldom=None,  # type: ignore[arg-type]
-        now_ms=made.now_ms,
-        dice=made.dice,
     )
 
 
@@ -234,15 +230,7 @@ def test_waits_between_renewals_are_those_of_the_settings_in_force(tmp_path: Pat
         b.directory.merge(made.own.directory.statements(), trio_ms())
         host = NobodyAnswers()
         live = Live(slow)
-        renewing = Renewing(
-            b,
-            live,
-            publish=lambda _: None,
-            learn=lambda _: None,
-            count=made.count,
-            now_ms=trio_ms,
-            dice=made.dice,
-        )
+        renewing = Renewing(b, made.common(live), publish=lambda _: None, learn=lambda _: None)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(renewing.run, host)
             await trio.sleep(1000.0)

@@ -40,13 +40,9 @@ class SilentHost(NobodyAnswers):
 def gossiping(made: OwnWorld, live: Live | None = None) -> Gossiping:
     return Gossiping(
         made.own,
-        live or Live(made.config),
+        made.common(live),
         act=lambda outcome: None,
         not_admitted=lambda: None,
-        count=made.count,
-        seldom=None,  # type: ignore[arg-type]
-        now_ms=made.now_ms,
-        dice=made.dice,
     )
 
 

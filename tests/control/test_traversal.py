@@ -17,6 +17,7 @@ from vpnd.adapter.dial import DialError
 from vpnd.config.live import Live
 from vpnd.config.schema import Config, Nat, Relay
 from vpnd.control import relaying as relaying_module
+from vpnd.control.common import Common
 from vpnd.control.relaying import Rate, Relaying
 from vpnd.control.traversal import Traversal
 from vpnd.discovery.registry import Member
@@ -66,13 +67,11 @@ def traversal(
 ) -> Traversal:
     return Traversal(
         own,
-        Live(config),
+        Common(Live(config), Counter[str]().update, None, trio.current_time),  # type: ignore[arg-type]
         registry,
         host,
         nursery,
         without=tuple,
-        count=Counter[str]().update,
-        now_s=trio.current_time,
     )
 
 

@@ -17,6 +17,7 @@ from vpnd.adapter.guests import BOTH, INTRODUCE
 from vpnd.adapter.logs import Seldom
 from vpnd.config.live import Live
 from vpnd.config.schema import Config, Discovery
+from vpnd.control.common import Common
 from vpnd.control.introducing import Introducing
 from vpnd.control.state import OwnNetwork
 from vpnd.membership import enrolment, introduction, network
@@ -42,12 +43,15 @@ class Member:
             self.own.directory.merge(introduction.of_member(world.directory, peer(one)).statements, NOW)
         self.introducing = Introducing(
             self.own,
-            Live(config or Config()),
+            Common(
+                Live(config or Config()),
+                lambda what: self.counts.update((what,)),
+                Seldom(logging.getLogger("test"), Live(Config()), lambda: 0.0),
+                lambda: 0.0,
+                lambda: self.now_ms,
+                dice,
+            ),
             act=self._act,
-            count=lambda what: self.counts.update((what,)),
-            seldom=Seldom(logging.getLogger("test"), Live(Config()), lambda: 0.0),
-            now_ms=lambda: self.now_ms,
-            dice=dice,
         )
 
     def _act(self, outcome) -> None:

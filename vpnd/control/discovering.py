@@ -15,11 +15,10 @@ from collections.abc import Callable, Iterable, Sequence
 import trio
 
 from vpnd.adapter.dht import MembersDht
-from vpnd.adapter.guards import Count
 from vpnd.adapter.host import Host
 from vpnd.adapter.mdns import LocalNetwork
-from vpnd.config.live import Live
 from vpnd.config.multiaddrs import parse
+from vpnd.control.common import Common
 from vpnd.control.dns_service import NameService
 from vpnd.control.membership import NetworkService
 from vpnd.control.resolving import LocalDirectory
@@ -64,29 +63,28 @@ class Discovering:
     def __init__(
         self,
         network: NetworkService,
-        live: Live,
+        common: Common,
         registry: CompositeRegistry,
         *,
         unreachable: Callable[[], Iterable[str]],
-        count: Count,
-        now_ms: Callable[[], int],
         owner: AskOwner | None = None,
     ) -> None:
-        self._network, self._own, self._live = network, network.own, live
-        self._unreachable, self._count, self._now_ms = unreachable, count, now_ms
-        settings = live.config.discovery
+        self._network, self._own, self._unreachable = network, network.own, unreachable
+        self._live, self._count, now_s = common.live, common.count, common.now_s
+        self._now_ms = common.now_ms
+        settings = self._live.config.discovery
         self.cache: AnswerCache[Found] = AnswerCache(
             settings.cache_lifetime, settings.negative_cache_lifetime, settings.cache_entries
         )
         #: For users and for `_search_on`: they share what was found.
         self.lookup = Lookup(
-            LocalDirectory(registry, self._own, now_ms),
+            LocalDirectory(registry, self._own, self._now_ms),
             self.cache,
-            trio.current_time,
+            now_s,
             search=self._search,
             owner=owner,
         )
-        self.names = NameService(self._own.peer_id, registry.members, live.config.dns, count)
+        self.names = NameService(self._own.peer_id, registry.members, self._live.config.dns, self._count)
         network.watch_own(self.names.own_changed)
         registry.subscribe(self._members_changed)
         self._dht: MembersDht | None = None

@@ -16,12 +16,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-import random
 from collections.abc import Callable, Iterable
 
-from vpnd.adapter.guards import Count
-from vpnd.adapter.logs import Seldom
-from vpnd.config.live import Live
+from vpnd.control.common import Common
 from vpnd.control.state import OwnNetwork
 from vpnd.membership import enrolment
 from vpnd.membership.authority import Authority
@@ -42,21 +39,13 @@ class EnrolmentDesk:
     def __init__(
         self,
         own: OwnNetwork,
-        publish: Callable[[Iterable[Statement]], object],
+        common: Common,
         *,
-        live: Live,
-        count: Count,
-        seldom: Seldom,
-        now_ms: Callable[[], int],
-        dice: random.Random,
+        publish: Callable[[Iterable[Statement]], object],
     ) -> None:
-        self._own = own
-        self._publish = publish
-        self._live = live
-        self._count = count
-        self._seldom = seldom
-        self._now_ms = now_ms
-        self._dice = dice
+        self._own, self._publish = own, publish
+        self._live, self._count, self._seldom = common.live, common.count, common.seldom
+        self._now_ms, self._dice = common.now_ms, common.dice
 
     def admits(self, peer_id: str) -> bool:
         """Whether a node that is no member may ask something here."""

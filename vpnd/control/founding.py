@@ -14,15 +14,12 @@ again.
 from __future__ import annotations
 
 import logging
-import random
-from collections.abc import Callable
 
 import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from vpnd.adapter.dial import DialError, NotAdmitted
-from vpnd.adapter.guards import Count
-from vpnd.config.schema import Config
+from vpnd.control.common import Common
 from vpnd.control.renewing import Host
 from vpnd.control.state import MEMBER, OwnNetwork
 from vpnd.errors import ConfigError, RefusedError
@@ -52,24 +49,16 @@ class Founding:
 
     def __init__(
         self,
-        config: Config,
         store: Store,
+        common: Common,
         *,
         peer_id: str,
         node_name: str,
         identity: Ed25519PrivateKey,
-        count: Count,
-        now_ms: Callable[[], int],
-        dice: random.Random,
     ) -> None:
-        self._config = config
-        self._store = store
-        self._peer_id = peer_id
-        self._node_name = node_name
-        self._identity = identity
-        self._count = count
-        self._now_ms = now_ms
-        self._dice = dice
+        self._store, self._config = store, common.live.config
+        self._peer_id, self._node_name, self._identity = peer_id, node_name, identity
+        self._count, self._now_ms, self._dice = common.count, common.now_ms, common.dice
 
     async def enter(self, host: Host, token: str) -> OwnNetwork:
         """The network this node is in from now on. Raises RefusedError or ConfigError, nothing of a new one kept."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import math
-import random
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
@@ -19,10 +18,8 @@ import trio
 
 from vpnd.adapter.dial import DialError, NotAdmitted
 from vpnd.adapter.framing import read_message_untrusted, write_message
-from vpnd.adapter.guards import Count
-from vpnd.adapter.logs import Seldom
-from vpnd.config.live import Live
 from vpnd.config.multiaddrs import parse
+from vpnd.control.common import Common
 from vpnd.control.state import OwnNetwork
 from vpnd.errors import RemoteProtocolError
 from vpnd.membership.gossip import Outcome
@@ -67,32 +64,23 @@ class Gossiping:
     def __init__(
         self,
         own: OwnNetwork,
-        live: Live,
+        common: Common,
         *,
         act: Callable[[Outcome], None],
         not_admitted: Callable[[], None],
-        count: Count,
-        seldom: Seldom,
-        now_ms: Callable[[], int],
-        dice: random.Random,
     ) -> None:
-        self._own = own
-        self._live = live
-        self._act = act
-        self._not_admitted = not_admitted
-        self._count = count
-        self._seldom = seldom
-        self._now_ms = now_ms
-        self._dice = dice
+        self._own, self._act, self._not_admitted = own, act, not_admitted
+        self._live, self._count, self._seldom = common.live, common.count, common.seldom
+        self._now_ms, self._dice = common.now_ms, common.dice
         self._links: dict[str, list[_Link]] = {}
         self._dialing: set[str] = set()
         self._backoffs: dict[str, tuple[Backoff, float]] = {}  # and the end of the wait
         self._woken = trio.Event()
         self._bootstrap: dict[str, tuple[str, ...]] = {}
-        for endpoint in map(parse, live.config.discovery.bootstrap):
+        for endpoint in map(parse, self._live.config.discovery.bootstrap):
             address = str(endpoint._replace(peer_id=""))
             self._bootstrap[endpoint.peer_id] = (*self._bootstrap.get(endpoint.peer_id, ()), address)
-        live.watch(lambda config: config.retry, self.begin_anew)
+        self._live.watch(lambda config: config.retry, self.begin_anew)
 
     def neighbours(self) -> tuple[str, ...]:
         """The peer ids of those there is a stream with."""

@@ -12,18 +12,15 @@ member is asked is bounded: only after it turned a dial away, and after it said 
 from __future__ import annotations
 
 import logging
-import random
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import trio
 
 from vpnd.adapter.dial import DialError
-from vpnd.adapter.guards import Count
 from vpnd.adapter.guests import BOTH, INTRODUCE
-from vpnd.adapter.logs import Seldom
-from vpnd.config.live import Live
 from vpnd.config.multiaddrs import parse
+from vpnd.control.common import Common
 from vpnd.control.state import OwnNetwork
 from vpnd.membership import enrolment, introduction
 from vpnd.membership.enrolment import MAX_ANSWER, Refusal
@@ -61,23 +58,15 @@ class Introducing:
     def __init__(
         self,
         own: OwnNetwork,
-        live: Live,
+        common: Common,
         *,
         act: Callable[[Outcome], None],
-        count: Count,
-        seldom: Seldom,
-        now_ms: Callable[[], int],
-        dice: random.Random,
     ) -> None:
-        self._own = own
-        self._live = live
-        self._act = act
-        self._count = count
-        self._seldom = seldom
-        self._now_ms = now_ms
-        self._dice = dice
+        self._own, self._act = own, act
+        self._live, self._count, self._seldom = common.live, common.count, common.seldom
+        self._now_ms, self._dice = common.now_ms, common.dice
         #: What the operator says is a member of the network, whether this node has heard of it or not.
-        self._bootstrap = {parse(address).peer_id for address in live.config.discovery.bootstrap}
+        self._bootstrap = {parse(address).peer_id for address in self._live.config.discovery.bootstrap}
         self._asking: dict[str, _Asking] = {}
         self._waits: dict[str, tuple[Backoff, float]] = {}  # of those that said no, and the end of the wait
 

@@ -24,10 +24,8 @@ import contextlib
 import logging
 import math
 import os
-import random
 import signal
 import socket
-import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -46,6 +44,7 @@ from vpnd.config import paths
 from vpnd.config.live import Live
 from vpnd.config.schema import Config
 from vpnd.control.channels import TrioChannel
+from vpnd.control.common import Common
 from vpnd.control.control import Control
 from vpnd.control.discovering import Discovering
 from vpnd.control.founding import Founding
@@ -118,10 +117,9 @@ class Base(NamedTuple):
     """What there is before control is."""
 
     start: messages.ControlStart
-    live: Live
+    common: Common
     registry: CompositeRegistry
     page: CounterPage
-    seldom: Seldom
     host: Host
     supervisor: TrioChannel
 
@@ -139,6 +137,7 @@ async def _run(
     nurseries in a group."""
     live = Live(start.config)
     seldom = Seldom(log, live, trio.current_time)
+    common = Common(live, page.add, seldom, trio.current_time)
     owning = None
     if contract is not None:
         owning = Owning(
@@ -161,7 +160,7 @@ async def _run(
         connections=lambda number: page.set("connections", number),
         seldom=seldom,
     )
-    base = Base(start, live, registry, page, seldom, host, supervisor)
+    base = Base(start, common, registry, page, host, supervisor)
     async with host.running():
         listen = host.listen_addresses()
         log.info("listening on %s", ", ".join(listen))
@@ -184,78 +183,43 @@ async def _run(
 
 async def _in_network(base: Base, keys: KeyPair, store: Store) -> NetworkService:
     """The network this node is in from now on. Raises RefusedError or ConfigError."""
-    start, page, dice = base.start, base.page, random.SystemRandom()
+    start, common = base.start, base.common
     founding = Founding(
-        start.config,
-        store,
-        peer_id=start.peer_id,
-        node_name=start.node_name,
-        identity=signing_key(keys),
-        count=page.add,
-        now_ms=_wall_clock_ms,
-        dice=dice,
+        store, common, peer_id=start.peer_id, node_name=start.node_name, identity=signing_key(keys)
     )
     entered = await founding.enter(base.host, start.token)
-    return NetworkService(
-        entered,
-        base.live,
-        base.registry,
-        base.host,
-        tell=base.supervisor.tell,
-        count=page.add,
-        seldom=base.seldom,
-        now_ms=_wall_clock_ms,
-        dice=dice,
-    )
+    return NetworkService(entered, common, base.registry, base.host, tell=base.supervisor.tell)
 
 
 def _complete(
     base: Base, nursery: trio.Nursery, network: NetworkService | None, owning: Owning | None
 ) -> Control:
     """Control, with what it is made of, around the members there are."""
-    start, live, registry, page, seldom, host, supervisor = base
-    relaying = Relaying(
-        live, registry, page, trio.current_time, lambda: supervisor.tell(messages.RelayWanted())
-    )
+    start, common, registry, page, host, supervisor = base
+    live = common.live
+    relaying = Relaying(live, registry, page, common.now_s, lambda: supervisor.tell(messages.RelayWanted()))
     host.serve(NAT, relaying.rendezvous.serve_stream, math.inf)
     host.desk.serve(MEET, relaying.rendezvous.serve_leg_untrusted)
 
     def own_networks() -> Sequence[str]:
         if network is not None:
-            return network.own.addresses(_wall_clock_ms()).subnets
+            return network.own.addresses(common.now_ms()).subnets
         settings = live.config.network
         return (f"{settings.virtual_ip}/{settings.subnet}", *settings.routes)
 
-    traversal = Traversal(
-        start.peer_id,
-        live,
-        registry,
-        host,
-        nursery,
-        without=own_networks,
-        count=page.add,
-        now_s=trio.current_time,
-    )
-    sessions = Sessions(live, start.peer_id, registry, page, seldom, trio.current_time, owning, traversal)
+    traversal = Traversal(start.peer_id, common, registry, host, nursery, without=own_networks)
+    sessions = Sessions(start.peer_id, common, registry, page, owning, traversal)
     owner = owning.contract.owner if owning is not None else None
     discovering = None
     if network is not None:
-        discovering = Discovering(
-            network,
-            live,
-            registry,
-            unreachable=sessions.unreachable,
-            count=page.add,
-            now_ms=_wall_clock_ms,
-            owner=owner,
-        )
+        discovering = Discovering(network, common, registry, unreachable=sessions.unreachable, owner=owner)
     requests = Requests(
         live,
         network,
         registry,
         host,
         connected=sessions.connected,
-        now_ms=_wall_clock_ms,
+        now_ms=common.now_ms,
         lookup=discovering.lookup if discovering is not None else None,
         owner=owner,
     )
@@ -263,7 +227,3 @@ def _complete(
         live, registry, page, host, supervisor, nursery, sessions, traversal, relaying, requests, network,
         discovering, owning,
     )  # fmt: skip
-
-
-def _wall_clock_ms() -> int:
-    return time.time_ns() // NANOSECONDS_PER_MS

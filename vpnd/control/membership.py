@@ -14,19 +14,16 @@ from __future__ import annotations
 import functools
 import logging
 import math
-import random
 from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 import trio
 
-from vpnd.adapter.guards import Count
 from vpnd.adapter.guests import BOTH, ENROL, INTRODUCE, Question
 from vpnd.adapter.host import Host
-from vpnd.adapter.logs import Seldom
 from vpnd.api.messages import Message, OwnChanged, RoutesKnown
 from vpnd.api.reports import NetworkReport, OwnAddresses
-from vpnd.config.live import Live
+from vpnd.control.common import Common
 from vpnd.control.enrolling import EnrolmentDesk
 from vpnd.control.gossiping import GOSSIP, Gossiping
 from vpnd.control.introducing import Introducing
@@ -59,65 +56,39 @@ class NetworkService:
     def __init__(
         self,
         own: OwnNetwork,
-        live: Live,
+        common: Common,
         registry: CompositeRegistry,
         host: Host,
         *,
         tell: Callable[[Message], None],
-        count: Count,
-        seldom: Seldom,
-        now_ms: Callable[[], int],
-        dice: random.Random,
     ) -> None:
         self.own = own
-        self._live, self._registry, self._host, self._tell = live, registry, host, tell
-        self._count = count
-        self._seldom = seldom
-        self._now_ms = now_ms
+        self._registry, self._host, self._tell = registry, host, tell
+        self._live, self._count, self._seldom = common.live, common.count, common.seldom
+        self._now_ms = common.now_ms
         self._own_watchers: list[Callable[[OwnAddresses], None]] = []
-        self._told_own = own.addresses(now_ms())
+        self._told_own = own.addresses(self._now_ms())
         self._told_routes = RoutesKnown(routes=())
         self._announced = Announced(owners={})
         self._seen: dict[
             str, tuple[str, int]
         ] = {}  # by peer id: multiaddr on the local network, when it was news
-        self._state = own.state(now_ms())
+        self._state = own.state(self._now_ms())
         self._conflicts: tuple[str, ...] = ()
         self._tick = trio.Event()
         self._clock_ms = 0
-        self._begun_ms = now_ms()
+        self._begun_ms = self._now_ms()
         self._twin = ""
         self.saver = Saver(
             own.store,
             own.directory.statements,
-            live.config.membership.save_interval,
-            live.config.retry.max_interval,
+            self._live.config.membership.save_interval,
+            self._live.config.retry.max_interval,
         )
-        self._gossiping = Gossiping(
-            own,
-            live,
-            act=self.act,
-            not_admitted=self._not_admitted,
-            count=count,
-            seldom=seldom,
-            now_ms=now_ms,
-            dice=dice,
-        )
-        self._desk = EnrolmentDesk(
-            own,
-            self.publish,
-            live=live,
-            count=count,
-            seldom=seldom,
-            now_ms=now_ms,
-            dice=dice,
-        )
-        self._introducing = Introducing(
-            own, live, act=self.act, count=count, seldom=seldom, now_ms=now_ms, dice=dice
-        )
-        self._renewing = Renewing(
-            own, live, publish=self.publish, learn=self.learn, count=count, now_ms=now_ms, dice=dice
-        )
+        self._gossiping = Gossiping(own, common, act=self.act, not_admitted=self._not_admitted)
+        self._desk = EnrolmentDesk(own, common, publish=self.publish)
+        self._introducing = Introducing(own, common, act=self.act)
+        self._renewing = Renewing(own, common, publish=self.publish, learn=self.learn)
 
     # --- the life of it
 

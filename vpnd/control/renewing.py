@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import logging
 import math
-import random
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import trio
 
 from vpnd.adapter.dial import DialError
-from vpnd.adapter.guards import Count
-from vpnd.config.live import Live
+from vpnd.control.common import Common
 from vpnd.control.state import EARLY, MILLISECONDS, REMOVED, OwnNetwork
 from vpnd.membership import enrolment
 from vpnd.membership.authority import renewal_ms
@@ -48,26 +46,19 @@ class Renewing:
     def __init__(
         self,
         own: OwnNetwork,
-        live: Live,
+        common: Common,
         *,
         publish: Callable[[Iterable[Statement]], object],
         learn: Callable[[Sequence[bytes]], None],
-        count: Count,
-        now_ms: Callable[[], int],
-        dice: random.Random,
     ) -> None:
-        self._own = own
-        self._live = live
-        self._publish = publish
-        self._learn = learn
-        self._count = count
-        self._now_ms = now_ms
-        self._dice = dice
+        self._own, self._publish, self._learn = own, publish, learn
+        self._live, self._count, self._now_ms = common.live, common.count, common.now_ms
+        self._dice = common.dice
         self._asked, self._anew = trio.Event(), trio.Event()
         self._drawn: tuple[int, int] = (-1, 0)  # (issue of a membership, when it is to be renewed)
         self._error = ""
         self._backoff = self._new_backoff()
-        live.watch(lambda config: config.retry, self._other_waits)
+        self._live.watch(lambda config: config.retry, self._other_waits)
 
     def _other_waits(self) -> None:
         """The first of the new ones comes next."""

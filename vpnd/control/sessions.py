@@ -6,23 +6,20 @@ Decisions are made in `book` and `planner`; here and in `dialer` they are carrie
 from __future__ import annotations
 
 import logging
-import random
 import secrets
 import socket
 from collections import defaultdict
-from collections.abc import Callable
 
 from msgspec.structs import replace
 
 from vpnd.adapter.handoff import Detached
 from vpnd.adapter.host import Host
-from vpnd.adapter.logs import Seldom
 from vpnd.api import messages
 from vpnd.api.channel import Channel, ChannelClosed
 from vpnd.api.reports import PeerReport
-from vpnd.config.live import Live
 from vpnd.control.book import Held, SessionBook
 from vpnd.control.channels import TrioChannel
+from vpnd.control.common import Common
 from vpnd.control.dialer import Dialer
 from vpnd.control.dialstate import CircuitChange
 from vpnd.control.links import ShardLink, ShardLinks, greeting, news
@@ -47,22 +44,22 @@ class Sessions:
 
     def __init__(
         self,
-        live: Live,
         own_id: str,
+        common: Common,
         registry: CompositeRegistry,
         page: CounterPage,
-        seldom: Seldom,
-        now_s: Callable[[], float],
         owning: Owning | None,
         traversal: Traversal,
     ) -> None:
-        self._live, self._registry, self._page, self._seldom = live, registry, page, seldom
-        self._now_s, self._owning = now_s, owning
+        self._registry, self._page, self._owning = registry, page, owning
+        self._live, self._seldom, self._now_s = common.live, common.seldom, common.now_s
         self._book = SessionBook(secrets.randbits)
-        uniform = random.SystemRandom().uniform
-        self._planner = Planner(own_id, registry.members(), self._book, live, uniform, traversal.can_meet)
+        uniform = common.dice.uniform
+        self._planner = Planner(
+            own_id, registry.members(), self._book, self._live, uniform, traversal.can_meet
+        )
         self._links = ShardLinks()
-        self._dialer = Dialer(self._planner, live, traversal, count=page.add, now_s=now_s)
+        self._dialer = Dialer(self._planner, self._live, traversal, count=page.add, now_s=self._now_s)
         self._show_circuits()
         traversal.subscribe(self._relays_changed)
         registry.subscribe(self._members_changed)

@@ -28,7 +28,7 @@ from vpnd.adapter.handoff import Detached
 from vpnd.adapter.meeting import Ends, Leg, MeetingRefused
 from vpnd.adapter.punch import punch
 from vpnd.config import multiaddrs
-from vpnd.config.live import Live
+from vpnd.control.common import Common
 from vpnd.control.relaying import Rate, local_networks
 from vpnd.discovery.registry import Member, Registry
 from vpnd.endpoint import Endpoint, of_socket_address
@@ -68,23 +68,21 @@ class Traversal:
     def __init__(
         self,
         own_id: str,
-        live: Live,
+        common: Common,
         registry: Registry,
         host: Host,
         nursery: trio.Nursery,
         *,
         without: Callable[[], Sequence[str]],
-        count: Callable[[str], None],
-        now_s: Callable[[], float],
     ) -> None:
-        self._own_id, self._live, self._registry = own_id, live, registry
+        self._own_id, self._registry, self._without = own_id, registry, without
         self._host, self._nursery = host, nursery
-        self._without, self._count, self._now_s = without, count, now_s
+        self._live, self._count, self._now_s = common.live, common.count, common.now_s
         self._subscribers: list[Callable[[], None]] = []
         self._relays: dict[str, _Relay] = {}
         self._asking: set[str] = set()
         self._rests: dict[str, float] = {}
-        self._calls = Rate(now_s)
+        self._calls = Rate(self._now_s)
         #: meetings of our own that no relay has answered yet, by whom they are with
         self._calling: dict[str, set[trio.CancelScope]] = {}
         self._changed = trio.Event()
