@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 
+import msgspec
 import pytest
 import trio
 from control_nodes import Node, running
@@ -29,6 +31,8 @@ from vpnd.adapter.identify import (
     cut_identify,
     table_message_untrusted,
 )
+from vpnd.config.schema import Peer
+from vpnd.endpoint import Endpoint
 from vpnd.errors import RemoteProtocolError
 
 IDENTIFY = "/ipfs/id/1.0.0"
@@ -165,3 +169,36 @@ def test_a_message_of_the_table_is_cut_to_what_is_needed() -> None:
     assert all(list(one.addrs) == [address] * MAX_ADDRESSES for one in kept.closerPeers)
     with pytest.raises(RemoteProtocolError):
         table_message_untrusted(b"\xff" * 9)
+
+
+@pytest.mark.parametrize(
+    ("ip", "listening", "named", "dialed"),
+    [
+        ("192.0.2.1", "0.0.0.0", False, True),
+        ("127.0.0.1", "0.0.0.0", False, False),
+        ("127.0.0.1", "0.0.0.0", True, True),
+        ("127.0.0.1", "127.0.0.1", False, True),
+        ("169.254.169.254", "0.0.0.0", False, False),
+        ("169.254.169.254", "127.0.0.1", False, False),
+        ("::1", "0.0.0.0", False, False),
+        ("fe80::1", "0.0.0.0", False, False),
+    ],
+)
+def test_what_others_say_leads_to_no_service_of_this_machine(
+    ip: str, listening: str, named: bool, dialed: bool
+) -> None:
+    async def main() -> None:
+        node = Node(listen=f"/ip4/{listening}/tcp/0")
+        if named:
+            peer = Peer(
+                name="p", peer_id=node.peer_id, virtual_ip="10.86.0.2", addresses=(f"/ip4/{ip}/tcp/9",)
+            )
+            node.live.take(msgspec.structs.replace(node.live.config, peers=(peer,)))
+        async with running(node):
+            assert node.host._permits(Endpoint(ipaddress.ip_address(ip), 1)) == dialed
+            if not dialed:
+                address = Endpoint(ipaddress.ip_address(ip), 1).multiaddr()
+                with pytest.raises(DialError, match="an address of this machine alone"):
+                    await node.host.dial(address, node.peer_id)
+
+    trio.run(main)

@@ -292,3 +292,17 @@ def test_status_tells_of_so_many_peers_those_with_sessions_first() -> None:
     node.up(node.enter("m7", 0, 0.0))
     told = [row.peer_id for row in node.planner.report(0.0)]
     assert len(told) == 2 and "m7" in told
+
+
+def test_addresses_that_keep_changing_are_not_knocked_at_all_day() -> None:
+    node = Node("a", member("m"))
+    node.planner.shard_ready(0, 0.0)
+    node.fail_on(1)
+    knocks = 0
+    for step in range(70):  # ten times a second, other ones each time
+        now_s = 1.0 + step / 10
+        node.planner.member_changed(member("m", (f"/ip4/192.0.2.{step + 1}/tcp/1",)))
+        for dial in node.planner.take_due(now_s):
+            knocks += 1
+            node.planner.dial_ended(dial, "refused", now_s)
+    assert knocks <= 7

@@ -6,6 +6,7 @@ Needs atheris (`pip install atheris`), which is a tool for who looks for faults,
 from __future__ import annotations
 
 import sys
+import tempfile
 from pathlib import Path
 
 import atheris
@@ -27,8 +28,11 @@ def main() -> None:
         except entry.errors:
             return
 
-    atheris.Setup([sys.argv[0], *options], one)
-    atheris.Fuzz()
+    with tempfile.TemporaryDirectory() as corpus:
+        for number, seed in enumerate(entry.seeds):
+            (Path(corpus) / str(number)).write_bytes(seed)
+        atheris.Setup([sys.argv[0], *options, corpus], one)
+        atheris.Fuzz()
 
 
 if __name__ == "__main__":

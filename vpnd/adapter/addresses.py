@@ -26,6 +26,14 @@ def parse_endpoint(text: str) -> Endpoint:
     return Endpoint(ipaddress.ip_address(parsed.host), parsed.port)
 
 
+def literal(text: str) -> Endpoint | None:
+    """The endpoint of a multiaddr with an IP address; None for one with a host name, for which nobody waits here."""
+    try:
+        return parse_endpoint(text)
+    except ConfigError:
+        return None
+
+
 async def resolve(text: str) -> list[Endpoint]:
     """The endpoints behind an address to dial, host names looked up the way the machine does it.
 

@@ -14,8 +14,7 @@ from enum import IntEnum
 
 from libp2p.network.connection.raw_connection import RawConnection
 
-from vpnd.adapter.addresses import Endpoint, parse_endpoint
-from vpnd.errors import ConfigError
+from vpnd.adapter.addresses import literal
 
 IPV6_SOURCE_BITS = 64
 
@@ -119,14 +118,7 @@ class Places:
         now_s = self._now_s()
         if now_s >= self._listed_until_s:
             self._listed = frozenset(
-                source_of(str(endpoint.ip)) for text in self._members() if (endpoint := _endpoint(text))
+                source_of(str(endpoint.ip)) for text in self._members() if (endpoint := literal(text))
             )
             self._listed_until_s = now_s + self._fresh_s
         return self._listed
-
-
-def _endpoint(text: str) -> Endpoint | None:
-    try:
-        return parse_endpoint(text)
-    except ConfigError:  # a host name: nobody waits here until it is looked up
-        return None

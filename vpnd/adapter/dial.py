@@ -148,6 +148,8 @@ async def dial_raw(
 async def _connect(tcp: WatchfulTcp, endpoint: Endpoint, timeout_s: float) -> Any:
     """A RawConnection. A SYN that was lost is sent again by the kernel after 1 s, 3 s, 7 s: whoever gives up
     earlier and dials anew is there sooner when the way opens. Raises DialError, or what libp2p raises."""
+    if not tcp.permits(endpoint):
+        raise DialError(f"{endpoint.multiaddr()}: an address of this machine alone, which others cannot name")
     try:
         with trio.fail_after(timeout_s):
             return await tcp.dial(Multiaddr(endpoint.multiaddr()))

@@ -44,7 +44,7 @@ from libp2p.stream_muxer.yamux.yamux import Yamux
 from multiaddr import Multiaddr
 
 from vpnd.adapter import binding
-from vpnd.adapter.addresses import Endpoint, expand_wildcards, parse_endpoint
+from vpnd.adapter.addresses import Endpoint, expand_wildcards, literal, parse_endpoint
 from vpnd.adapter.arrivals import Places
 from vpnd.adapter.cipher import SESSION_MUXERS, offered
 from vpnd.adapter.dial import DialError, NotAdmitted, Patience, ask, connect, dial_session, first
@@ -58,7 +58,7 @@ from vpnd.adapter.meeting import Ends
 from vpnd.adapter.muxer import bound_all, limit_negotiation, negotiate_at_once
 from vpnd.adapter.noise import MembersOnlyNoise, UnknownPeer, ed25519_only
 from vpnd.adapter.notifee import Notifee
-from vpnd.adapter.punch import WayStream
+from vpnd.adapter.punch import FreshTcp, WayStream
 from vpnd.adapter.transport import WatchfulTcp, close_now, raw_of
 from vpnd.config.live import Live
 from vpnd.errors import VpndError
@@ -128,7 +128,7 @@ class Host:
             timeout_s=membership.guest_timeout,
             count=count,
         )
-        self._tcp = WatchfulTcp(config.session.user_timeout, p2p.keepalive_interval)
+        self._tcp = WatchfulTcp(config.session.user_timeout, p2p.keepalive_interval, self._permits)
         self.libp2p: Any = new_host(
             key_pair=keys,
             sec_opt={NOISE: MembersOnlyNoise(keys, self.desk.lets_in, self._refused)},
@@ -163,7 +163,8 @@ class Host:
             lambda why: seldom.warn("connection", why),
         )
         self.desk.install(self.swarm)
-        self.ends = Ends(self.swarm, self._ciphers, config.session.user_timeout, p2p.keepalive_interval)
+        tcp = FreshTcp(config.session.user_timeout, p2p.keepalive_interval, self._permits)
+        self.ends = Ends(self.swarm, self._ciphers, tcp)
         self.swarm.register_notifee(_Gauge(lambda: connections(self.connections())))
         self._contain_handlers()
 
@@ -352,6 +353,20 @@ class Host:
     def _announce(self, candidates: Sequence[Multiaddr]) -> list[Multiaddr]:
         bound = [parse_endpoint(str(address)) for address in candidates]
         return [Multiaddr(endpoint.multiaddr()) for endpoint in self._expanded(bound)]
+
+    def _permits(self, endpoint: Endpoint) -> bool:
+        """Whether it may be dialed. What others say of where they are must not lead to services of this machine alone,
+        or its link: loopback and link-local addresses are for who listens on one, or names it by hand."""
+        ip = endpoint.ip
+        if not (ip.is_loopback or ip.is_link_local):
+            return True
+        config = self._live.config
+        by_hand = (address for peer in config.peers for address in peer.addresses)
+        named = {place.ip for text in (*by_hand, *config.discovery.bootstrap) if (place := literal(text))}
+        return ip in named or any(
+            own.ip.is_loopback == ip.is_loopback and own.ip.is_link_local == ip.is_link_local
+            for own in self._bound()
+        )
 
     def _refused(self, peer_id: str) -> None:
         self._count("refused_unknown_peer")

@@ -61,10 +61,10 @@ class Leg:
 class Ends:
     """Makes legs and sessions. Owner: the host's trio loop."""
 
-    def __init__(self, swarm: Any, ciphers: Sequence[str], user_timeout_s: float, keepalive_s: float) -> None:
+    def __init__(self, swarm: Any, ciphers: Sequence[str], tcp: FreshTcp) -> None:
         self._swarm = swarm
         self._muxers = {SESSION_MUXERS[cipher]: cipher for cipher in ciphers}
-        self._tcp = FreshTcp(user_timeout_s, keepalive_s)
+        self._tcp = tcp
 
     async def meet(self, address: str, relay_id: str, request: Meet, patience: Patience) -> Leg:
         """Meet at the relay that listens at `address`. Raises MeetingRefused, DialError."""

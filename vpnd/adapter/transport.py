@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import socket
+from collections.abc import Callable
 from typing import Any
 
 from libp2p.abc import IRawConnection
 from libp2p.custom_types import THandler
 from libp2p.transport.tcp.tcp import TCP, TCPListener
 from multiaddr import Multiaddr
+
+from vpnd.endpoint import Endpoint
 
 MILLISECONDS = 1000
 
@@ -19,11 +22,14 @@ class WatchfulTcp(TCP):
 
     Without this a connection into a black hole lives for many minutes, and closing one that has data queued
     blocks. `user_timeout_s`: unacknowledged data ends the connection after so long; `keepalive_interval_s`
-    (whole seconds are used): silence is probed that often.
+    (whole seconds are used): silence is probed that often. `permits`: which endpoints may be dialed at all.
     """
 
-    def __init__(self, user_timeout_s: float, keepalive_interval_s: float) -> None:
+    def __init__(
+        self, user_timeout_s: float, keepalive_interval_s: float, permits: Callable[[Endpoint], bool]
+    ) -> None:
         super().__init__()
+        self.permits = permits
         self._user_timeout_s = user_timeout_s
         self._keepalive_s = max(1, round(keepalive_interval_s))
 

@@ -462,7 +462,7 @@ class Log(Table, frozen=True):
 
     level: str = choice("info", ("debug", "info", "warning", "error"),
         "Least severe messages that are logged.", essential=True)
-    refusal_interval: float = duration(10.0, 0.0, 86400.0,
+    refusal_interval: float = duration(60.0, 0.0, 86400.0,
         "Shortest interval, per kind, of log lines that strangers can cause.")
 
 

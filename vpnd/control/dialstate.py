@@ -50,6 +50,7 @@ class PeerDials:
         self.member = member
         self.not_before_s = -NEVER  # end of the wait after a failure; urgent packets end it earlier
         self.last_dial_s = -NEVER
+        self.settled_s = -NEVER  # other addresses, known after a dial at that time, are tried at once
         self.urgent_s = -NEVER  # when packets waited last
         self.turn_s: dict[int, float] = {}  # shard -> its turn, its pace
         self.wanted: dict[int, int] = {}  # shard -> sessions it wants, where it has said so

@@ -94,11 +94,13 @@ class Planner:
         self._reschedule(peer)
 
     def member_changed(self, member: Member) -> None:
-        """Other addresses are tried at once; dials under way to the old ones are forgotten."""
+        """Other addresses are tried at once; dials under way to the old ones are forgotten. Not more often than every
+        retry.max_interval: somebody's addresses that keep changing would have this node knock at them all day."""
         peer = self._peers[member.peer_id]
         moved = peer.member.addresses != member.addresses
         peer.member = member
-        if moved:
+        if moved and peer.last_dial_s >= peer.settled_s:
+            peer.settled_s = peer.last_dial_s + self._live.config.retry.max_interval
             peer.begin_anew()
             self._reschedule(peer)
 
