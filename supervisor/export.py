@@ -7,10 +7,9 @@ import asyncio
 import socket
 from collections.abc import Awaitable, Callable
 
-import msgspec
-
 from supervisor.children import Child
 from supervisor.priority import Priorities
+from supervisor.report import encoded
 from vpnd.api import messages, parts
 from vpnd.config.live import Live
 from vpnd.errors import MachineError
@@ -91,7 +90,7 @@ class Exporter:
         loop = asyncio.get_running_loop()
         await asyncio.sleep(self._told_s + self._live.config.metrics.max_age - loop.time())
         self._told_s = loop.time()
-        content = msgspec.json.encode(await self._status())
+        content = await encoded(await self._status())
         self._telling = None
         for part in parts.split(messages.StatusTold(content=content)):
             self.child.send(part)

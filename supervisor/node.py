@@ -194,8 +194,8 @@ class Node:
             "probe": self._on_probe,
         }
 
-    async def _on_status(self, request: Mapping[str, Any]) -> Status:
-        return await self.status()
+    async def _on_status(self, request: Mapping[str, Any]) -> msgspec.Raw:
+        return msgspec.Raw(await report.encoded(await self.status()))
 
     async def _on_stop(self, request: Mapping[str, Any]) -> dict[str, Any]:
         asyncio.get_running_loop().call_soon(self._end, STOPPED)
@@ -307,6 +307,8 @@ class Node:
                 addresses=overlay.own.addresses,
                 subnet=overlay.subnet,
                 shards=self._fleet.count,
+                exit_node=self._live.config.network.exit_node,
+                exit_peer=self._machine.exit_peer,
                 uptime_s=time.monotonic() - self._started_s,
                 warnings=(
                     *overlay.warnings,

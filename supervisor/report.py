@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import msgspec
 import psutil
 from msgspec.structs import asdict, replace
 
@@ -127,6 +128,15 @@ async def peer_rows(
         if not len(rows) % _PEERS_A_TURN:
             await asyncio.sleep(0)
     return tuple(rows)
+
+
+async def encoded(told: status.Status) -> bytes:
+    """As JSON; packets have their turn between every few peers."""
+    rows = []
+    for start in range(0, len(told.peers), _PEERS_A_TURN):
+        rows.append(msgspec.json.encode(told.peers[start : start + _PEERS_A_TURN])[1:-1])
+        await asyncio.sleep(0)
+    return msgspec.json.encode(replace(told, peers=msgspec.Raw(b"[" + b",".join(rows) + b"]")))
 
 
 def _who(config: Config, told: ControlStatus | None, stale: bool) -> Iterator[PeerReport]:

@@ -124,6 +124,22 @@ AILING = [
         "down",
     ),
     ("alone", {"peers": [{"state": "dialing"}]}, "no peer is connected", "degraded"),
+    (
+        "the exit node is nobody",
+        {"node": {"shards": 1, "exit_node": "x"}, "network": NETWORK},
+        "there is no exit node x",
+        "degraded",
+    ),
+    (
+        "the exit node is away",
+        {
+            "node": {"shards": 1, "exit_node": "c", "exit_peer": "C"},
+            "network": NETWORK,
+            "peers": [{"state": "connected"}, {"name": "c", "peer_id": "C", "state": "backoff"}],
+        },
+        "the exit node c is not connected",
+        "degraded",
+    ),
     ("removed", {"network": {**NETWORK, "state": "removed"}}, "removed from network home", "down"),
     (
         "expired",

@@ -47,6 +47,8 @@ class NodePart(Part, frozen=True):
     addresses: Annotated[tuple[str, ...], told("Its addresses in the VPN, IPv4 first.")] = ()
     subnet: Annotated[str, told("The VPN's network.")] = ""
     shards: Annotated[int, told("Shards there are meant to be.")] = 0
+    exit_node: Annotated[str, told("network.exit_node: the member all other traffic is to go through.")] = ""
+    exit_peer: Annotated[str, told("Its peer id; empty: there is no such member that may be one.")] = ""
     uptime_s: Annotated[float, told("Since its start.", "seconds")] = 0.0
     warnings: Annotated[
         tuple[str, ...], told("What does not work as wished while the node does, and hints; a line each.")
@@ -256,12 +258,27 @@ def _ailments(status: Status) -> Iterator[Ailment]:
     # beyond that number are those that are coming or going at the moment
     shards = status.shards[: status.node.shards]
     yield from _processes(status, shards)
+    yield from _exit(status)
     network = status.network
     if network is not None and network.state in _OUT:
         what, remedy = _OUT[network.state]
         yield Ailment(what=what.format(network.name), remedy=remedy, health=DOWN)
     elif status.peers and not any(peer.state == "connected" for peer in status.peers):
         yield Ailment(what="no peer is connected", remedy="`vpnd status` says of each peer why")
+
+
+def _exit(status: Status) -> Iterator[Ailment]:
+    node = status.node
+    if not node.exit_node or status.network is None:
+        return
+    exit_peer = next((peer for peer in status.peers if peer.peer_id == node.exit_peer), None)
+    if not node.exit_peer:
+        yield Ailment(
+            what=f"there is no exit node {node.exit_node}",
+            remedy="is it a member that announces 0.0.0.0/0 (vpnd members)? Else change network.exit_node",
+        )
+    elif exit_peer is not None and exit_peer.state not in ("connected", "unknown"):
+        yield Ailment(what=f"the exit node {node.exit_node} is not connected", remedy="`vpnd peers` says why")
 
 
 def _processes(status: Status, shards: tuple[Shard, ...]) -> Iterator[Ailment]:

@@ -166,6 +166,11 @@ class Machine:
         return self._announced.hints
 
     @property
+    def exit_peer(self) -> str:
+        """The member all other traffic goes through; empty: none."""
+        return self._announced.known.exit_peer
+
+    @property
     def ailments(self) -> tuple[Ailment, ...]:
         """What is not as it has to be and could not be mended."""
         problems = self._reconciler.problems if self._reconciler is not None else []
