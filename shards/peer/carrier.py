@@ -42,6 +42,10 @@ class Carrier(Protocol):
     initiator: bool
     opened_s: float
 
+    @property
+    def relayed(self) -> bool:
+        """What is sent takes a detour over another member: once there is a direct carrier, this one is left."""
+
     # --- whether it is alive
 
     #: it has ended; the event follows after the batch

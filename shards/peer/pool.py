@@ -115,6 +115,15 @@ class StreamPool:
         for carrier in self.carriers:
             if carrier.peer_left and not carrier.left and carrier is not lane.carrier:
                 self.leave(carrier)
+        for carrier in self.carriers:
+            detour = carrier.relayed and not lane.carrier.relayed
+            if (
+                detour
+                and carrier.initiator
+                and not carrier.leaving
+                and carrier.opened_s <= lane.carrier.opened_s
+            ):
+                self.leave(carrier)
         # Both sides may have made a replacement, and one that was under way is no longer needed.
         ours = [carrier for carrier in self.usable() if carrier.initiator and not carrier.suspect]
         for carrier in ours[: -self.scaled]:

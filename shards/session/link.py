@@ -37,7 +37,7 @@ from shards.stream.session import Session
 from shards.stream.yamux import Stream
 from vpnd.config.live import Live
 from vpnd.errors import FloodError, LocalProtocolError, RemoteProtocolError
-from vpnd.nat.paths import Path
+from vpnd.nat.paths import RELAYED, Path
 from vpnd.packet.flow import key_of
 from vpnd.packet.offload import fit_span
 from vpnd.packet.record import LENGTH, LENGTH_BYTES, PACKET_OFFSET, VNET_BYTES, Capabilities
@@ -186,6 +186,11 @@ class Link:
         self._most_unsent = common.live.config.session.not_sent_lowat_bytes
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due_s = 0.0
+
+    @property
+    def relayed(self) -> bool:
+        """See Carrier."""
+        return self.path.kind == RELAYED
 
     def start(self) -> None:
         """Watch the transport; the initiator opens a stream. Events come from the next turn of the loop on."""

@@ -8,7 +8,6 @@ import pytest
 
 from vpnd.endpoint import parse
 from vpnd.nat import paths
-from vpnd.nat.paths import PUNCHED, RELAYED, Path
 
 LOCAL = [ipaddress.ip_network(text) for text in ("10.1.0.0/24", "127.0.0.0/8")]
 VPN = [ipaddress.ip_network("10.86.0.0/16")]
@@ -49,15 +48,3 @@ def test_of_what_nobody_has_seen_there_is_little() -> None:
 @pytest.mark.parametrize("peer", ["127.0.0.1:1", "10.86.0.1:1", "169.254.0.1:1", "224.0.0.1:1"])
 def test_also_a_relay_cannot_send_us_anywhere(peer: str) -> None:
     assert paths.to_punch(parse(YOU), parse(peer), [], LOCAL, VPN) == []
-
-
-def test_paths_are_ordered() -> None:
-    ways = [
-        (Path(), parse("192.168.1.7:1").ip),
-        (Path(), parse("[2001:db8::1]:1").ip),
-        (Path(), parse("203.0.113.2:1").ip),
-        (Path(kind=PUNCHED), parse("203.0.113.2:1").ip),
-        (Path(kind=RELAYED), parse("203.0.113.10:1").ip),
-    ]
-    ranks = [paths.rank_of(*way) for way in ways]
-    assert ranks == sorted(set(ranks))

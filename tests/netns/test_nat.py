@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import signal
+import subprocess
 import time
 
 import pytest
@@ -19,6 +21,8 @@ REACHED_S = 10.0
 DIRECT_S = 10.0
 RTT_MS = 40.0
 PROBE_S = 0.3
+#: From the death of a relay until another one has its place; the promise, on an idle machine, is less.
+REPLACED_S = 3.0
 #: Between one leg and two: what is relayed goes twice as far.
 DIRECT_MS = 1.5 * RTT_MS
 
@@ -75,3 +79,63 @@ def test_two_behind_nats_reach_each_other_directly_or_by_a_relay() -> None:
         check_logs([r, a, b])
         for node in (b, a, r):
             assert node.stop() == 0
+
+
+def test_a_relayed_session_becomes_direct_and_a_relay_may_die_while_packets_flow() -> None:
+    settings = {"nat": {"upgrade_interval": "3s"}}
+    with NatLab(public=2, hidden=(1, 1), rtt_ms=RTT_MS) as lab:
+        for gateway in (1, 2):
+            lab.nat(gateway, "fully")
+        r, s, a, b = (machine(lab, place, settings) for place in range(4))
+        r.start()
+        r.wait_ready()
+        for node in (s, a, b):
+            join(r, node)
+        wait_for_answer(lab, a.namespace, address(b), REACHED_S, probe_wait_s=PROBE_S)
+        wait_until(lambda: len(counters(a)) and paths(a, "b"), REACHED_S, "a says how it reaches b")
+        relay = {"r": r, "s": s}[paths(a, "b")[0].split()[2]]
+
+        sent = Pings(a, address(b), count=150, interval_s=0.05)
+        time.sleep(2.0)
+        relay.kill()
+        gap_s = sent.longest_gap_s()
+        print(f"{gap_s:.2f} s without an answer when the relay died")
+        assert gap_s <= REPLACED_S
+        wait_until(
+            lambda: relay.namespace.label not in "".join(paths(a, "b")),
+            REACHED_S,
+            "another one is their relay",
+        )
+
+        sent = Pings(a, address(b), count=600, interval_s=0.02)
+        for gateway in (1, 2):
+            lab.nat(gateway, "masq")
+        assert sent.sequence() == list(range(1, 601))
+        wait_until(lambda: rtt_ms(a, address(b)) < DIRECT_MS, DIRECT_S, "they have a direct connection")
+        for node in (b, a, s if relay is r else r):
+            assert node.stop() == 0
+
+
+class Pings:
+    """Echo requests that a node sends, and their answers."""
+
+    def __init__(self, node: Node, ip: str, *, count: int, interval_s: float) -> None:
+        command = ("ping", "-n", "-D", "-i", str(interval_s), "-c", str(count), "-W", "2", ip)
+        self._process = node.lab.spawn(node.namespace, *command, output=subprocess.PIPE)
+
+    def _answers(self) -> list[tuple[float, int]]:
+        """When each came, and of which request."""
+        said, _ = self._process.communicate()
+        return [
+            (float(at_s), int(number))
+            for at_s, number in re.findall(r"^\[([0-9.]+)\] .*icmp_seq=(\d+)", said, re.M)
+        ]
+
+    def longest_gap_s(self) -> float:
+        """Between two answers."""
+        times = [at_s for at_s, _ in self._answers()]
+        return max(later - sooner for sooner, later in itertools.pairwise(times))
+
+    def sequence(self) -> list[int]:
+        """The requests that were answered, in the order of their answers."""
+        return [number for _, number in self._answers()]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from simulation.node import SHARD
 from simulation.stage import Stage, stage
+from vpnd.nat.paths import RELAYED, Path
 
 HOUR_S = 3600.0
 CALM_HEALTH = {"interval": HOUR_S, "urgent_timeout": 60.0, "warm_interval": HOUR_S}
@@ -245,3 +247,24 @@ def test_flows_go_where_their_destination_belongs_now(prefix, returns):
         assert on.a.plane.counts.drops["no_route"] == (0 if returns else 1)
         assert not returns or flow.sink.carrier.peer is peers.get("b")
         on.a.check()
+
+
+@pytest.mark.parametrize("by_who_made_the_relayed_one", [True, False])
+def test_a_direct_session_takes_the_place_of_a_relayed_one_and_nothing_is_lost(by_who_made_the_relayed_one):
+    with stage() as on:
+        relayed = on.links()[0], on.links(on.b)[0]
+        for link in relayed:
+            link.path = Path(kind=RELAYED)
+        maker = on.a if relayed[0].initiator == by_who_made_the_relayed_one else on.b
+        other = on.b if maker is on.a else on.a
+        maker.planner.wanted(other.name, SHARD, 2, False, on.world.loop.now_s)
+        maker.settle()
+        sent_s = on.now_s
+        while on.now_s < sent_s + 1.0:
+            on.send()
+            on.send(back=True)
+            on.run(0.002)
+        assert all(link.closed for link in relayed)
+        assert not any(link.relayed for node in (on.a, on.b) for link in on.links(node))
+        arrived = on.a.plane.counts.packets_to_tun + on.b.plane.counts.packets_to_tun
+        assert arrived == on.world.packets

@@ -1,4 +1,4 @@
-"""The ways by which a session may reach its peer, which of two is better, and which addresses may be tried."""
+"""The ways by which a session may reach its peer, and which addresses may be tried."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ DIRECT, PUNCHED, RELAYED = "direct", "punched", "relayed"
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-#: Of a relayed session; those of the others are below it.
-RELAYED_RANK = 5
 #: Addresses that mean another machine in every network: RFC 1918, RFC 6598 (carrier-grade NAT), RFC 4193.
 _OWN_USE = tuple(
     map(ipaddress.ip_network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7"))
@@ -30,18 +28,6 @@ class Path(msgspec.Struct, frozen=True, kw_only=True):
     kind: str = DIRECT
     address: str = ""
     relay: str = ""
-
-
-def rank_of(path: Path, ip: IP | None) -> int:
-    """The lower, the better: the own network 0, public IPv6 1, public IPv4 2, punched 4, relayed 5. `ip`: the other
-    end's, as far as it is known."""
-    if path.kind == RELAYED:
-        return RELAYED_RANK
-    if path.kind == PUNCHED:
-        return 4
-    if ip is not None and is_private(ip):
-        return 0
-    return 1 if ip is not None and ip.version == 6 else 2
 
 
 def is_private(ip: IP) -> bool:
