@@ -24,7 +24,7 @@ from membership_world import NETWORK, NOW, SKEW, World, membership, peer, presen
 from names_tools import make_zone
 from noise.connection import Keypair, NoiseConnection
 from packet.builder import V4, V6, ip, tcp, udp, vnet
-from stream.pair import OPENING, Peer
+from stream.pair import HELLO_A, OPENING, Peer
 
 from shards.counters import Counts
 from shards.flow.prefixes import Prefixes
@@ -227,7 +227,10 @@ ENTRIES = {
     "request to be let in": Entry(
         enrolment.parse_request_untrusted,
         REFUSED,
-        (introduction.encode(INTRODUCED),),
+        (
+            enrolment.encode(enrolment.Renew(NETWORK.id)),
+            enrolment.encode(enrolment.Join(bytes(enrolment.SECRET_BYTES), "b")),
+        ),
         ("vpnd.membership.enrolment.parse_request_untrusted",),
     ),
     "answer to it": Entry(
@@ -306,7 +309,7 @@ ENTRIES = {
     "hello": Entry(
         negotiate.decode_hello_untrusted,
         (RemoteProtocolError,),
-        (OPENING[-16:],),
+        (negotiate.encode_hello(HELLO_A)[1:],),
         ("shards.stream.negotiate.decode_hello_untrusted",),
     ),
     "session": Entry(
