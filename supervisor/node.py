@@ -64,6 +64,7 @@ log = logging.getLogger("supervisor")
 #: Why a node ends that does what it was told.
 STOPPED = "stopped by command"
 LEFT = "left the network by command"
+MOVED = "joined another network by command"
 #: Told by a signal, or by the program it is part of.
 ENDED = "stopped"
 
@@ -100,7 +101,7 @@ async def start_node(
         undo.callback(tun.close)
 
         async def give_back_machine() -> None:
-            asked = stopped.done() and stopped.result() in (STOPPED, LEFT, ENDED)
+            asked = stopped.done() and stopped.result() in (STOPPED, LEFT, MOVED, ENDED)
             await machine.close(deliberate=asked)
 
         undo.push_async_callback(give_back_machine)
@@ -220,6 +221,10 @@ class Node:
     def left(self) -> None:
         """See requests.Asked: control has forgotten the network, so there is nothing to run for."""
         self._end(LEFT)
+
+    def moved(self) -> None:
+        """See requests.Asked: control has joined another network, and everything begins anew with its addresses."""
+        self._end(MOVED)
 
     # --- changes
 

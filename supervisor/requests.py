@@ -22,6 +22,7 @@ MEMBERSHIP: dict[str, frozenset[str]] = {
     "members": frozenset({"all"}),
     "remove": frozenset({"who"}),
     "leave": frozenset(),
+    "join": frozenset({"token"}),
     "invitations": frozenset({"cancel"}),
     "authority-add": frozenset({"who"}),
     "authority-list": frozenset(),
@@ -47,6 +48,9 @@ class Asked(Protocol):
     def left(self) -> None:
         """The node is in no network any more."""
 
+    def moved(self) -> None:
+        """The node is in another network, from its next start on."""
+
 
 def handlers(node: Asked, live: Live) -> dict[str, Callable[[Mapping[str, Any]], Awaitable[object]]]:
     """For the status server. status.timeout is the patience of clients that name none."""
@@ -71,8 +75,8 @@ async def _carry_out(node: Asked, command: str, request: Mapping[str, Any], time
     known = MEMBERSHIP.get(command) or LOOKUP.get(command) or frozenset()
     arguments = {name: _argument(name, request[name]) for name in sorted(known) if name in request}
     said = await node.request(command, arguments, patience_s)
-    if command == "leave":
-        asyncio.get_running_loop().call_soon(node.left)
+    if command in ("leave", "join"):
+        asyncio.get_running_loop().call_soon(node.left if command == "leave" else node.moved)
     # Passed on as it is: taking the rows of 10,000 members apart here would hold up packets.
     return msgspec.Raw(said)
 

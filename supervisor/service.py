@@ -15,7 +15,7 @@ from typing import Any
 
 import uvloop
 
-from supervisor.node import LEFT, STOPPED, Node, start_node
+from supervisor.node import LEFT, MOVED, STOPPED, Node, start_node
 from vpnd import logs
 from vpnd.config import load, reference
 from vpnd.config.schema import Config
@@ -174,23 +174,29 @@ def run_foreground(
     """Run a node until SIGINT, SIGTERM or `vpnd stop`: the exit code. `announce` gets the lines for the user; when it
     raises BrokenPipeError the node ends.
 
-    `join`: a token to join a network with, or empty.
+    `join`: a token to join a network with, or empty. `vpnd join` starts the node again, in this process.
     `reread` gives the configuration to change to at SIGHUP and `vpnd reload`. Raises a VpndError when the node cannot
     start.
     """
     logs.configure(config.log.level, "supervisor")
-    service = VPNService(
-        config,
-        identity,
-        join=join,
-        reread=reread,
-        reloaded=lambda config: logs.set_level(config.log.level),
-    )
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_run(service, announce))
+    token = join
+    while True:
+        service = VPNService(
+            config,
+            identity,
+            join=token,
+            reread=reread,
+            reloaded=lambda config: logs.set_level(config.log.level),
+        )
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            code = runner.run(_run(service, announce))
+        if code is not None:
+            return code
+        config, token = reread(), ""
 
 
-async def _run(service: VPNService, announce: Callable[[str], None]) -> int:
+async def _run(service: VPNService, announce: Callable[[str], None]) -> int | None:
+    """The exit code; None: to be started again, in another network."""
     loop = asyncio.get_running_loop()
     this = asyncio.current_task()
     signalled: asyncio.Future[str] = loop.create_future()
@@ -228,6 +234,8 @@ async def _run(service: VPNService, announce: Callable[[str], None]) -> int:
     reloading.cancel()
     log.info("stopping: %s", reason)
     await service.stop()
+    if not signalled.done() and reason == MOVED:
+        return None
     return 0 if signalled.done() or reason in (STOPPED, LEFT) else 1
 
 

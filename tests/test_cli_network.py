@@ -104,6 +104,31 @@ SAID = [
         {"command": "authority-revoke", "who": "b", "stolen": None, "keep": None, "keep_all": None},
         "b is no authority any more\n",
     ),
+    (
+        "a stolen authority",
+        ["authority", "revoke", "b", "--stolen", "--keep", "c"],
+        {"name": "b", "told": 0, "again": ["c", "d"], "out": ["x"], "back": [], "lapsed": ["e"]},
+        {"command": "authority-revoke", "who": "b", "stolen": True, "keep": "c", "keep_all": None},
+        "b is no authority any more; no other node is connected, they hear of it when one is\n"
+        "c d: signed again, as other authorities made them\n"
+        "x: out, for it alone vouched for them (those that were good: vpnd invite)\n"
+        "e: no authorities any more, for it had named them (vpnd authority add)\n",
+    ),
+    (
+        "an authority that is removed",
+        ["remove", "b"],
+        {"removed": "b", "peer_id": "B", "authority": True, "told": 3},
+        {"command": "remove", "who": "b"},
+        "b (B) is removed; to let it in again: vpnd invite\n"
+        "It was an authority: whom it let in stays. If its key was stolen: vpnd authority revoke b --stolen\n",
+    ),
+    (
+        "an invitation less",
+        ["invitations", "--cancel", "3f2a91c0"],
+        [],
+        {"command": "invitations", "cancel": "3f2a91c0"},
+        "No invitations.\n",
+    ),
 ]  # fmt: skip
 
 

@@ -183,25 +183,58 @@ def test_a_removed_member_is_out_within_seconds_knows_it_and_stays_out() -> None
             assert node.stop() == 0
 
 
+OTHER = {"membership": {"subnet": "10.87.0.0/16", "name": "other"}}
+
+
 def test_a_member_of_one_network_does_not_join_another_before_it_has_left() -> None:
-    with lab_of(2) as lab:
-        a, b = machine(lab, 0), machine(lab, 1, {"membership": {"subnet": "10.87.0.0/16", "name": "other"}})
+    with lab_of(3) as lab:
+        a, b, c = machine(lab, 0), machine(lab, 1, OTHER), machine(lab, 2)
         for node in (a, b):
             node.start()
             node.wait_ready()
-        assert b.ask()["network"]["name"] == "other" and address(b).startswith("10.87.")
-        assert b.stop() == 0
-        done = b.vpnd("start", "--join", invite(a), check=False)
+        join(b, c)
+        assert c.ask()["network"]["name"] == "other" and address(c).startswith("10.87.")
+        done = c.vpnd("join", invite(a), check=False)
+        assert done.returncode == errors.ConfigError.exit_code and "vpnd leave" in done.stderr
+        assert c.ask()["network"]["name"] == "other"
+        assert c.stop() == 0
+        done = c.vpnd("start", "--join", invite(a), check=False)
         assert done.returncode == errors.ConfigError.exit_code
         assert "in the network other already" in done.stderr and "vpnd leave" in done.stderr
-        b.start()
-        b.wait_ready()
-        assert "left the network other" in b.vpnd("leave").stdout
-        assert b.wait_ended() == 0
-        assert not any((b.state_dir / "network").iterdir())
-        join(a, b)
-        all_reach_all([a, b], REACHED_S)
-        for node in (b, a):
+        c.start()
+        c.wait_ready()
+        assert "left the network other" in c.vpnd("leave").stdout
+        assert c.wait_ended() == 0
+        assert not any((c.state_dir / "network").iterdir())
+        assert json.loads(b.vpnd("members", "--json").stdout)[0]["name"] == "b", "its name is free at once"
+        join(a, c)
+        all_reach_all([a, c], REACHED_S)
+        for node in (c, b, a):
+            assert node.stop() == 0
+
+
+def test_a_network_nobody_else_is_in_is_left_by_joining_another_while_the_node_runs_or_not() -> None:
+    with lab_of(3) as lab:
+        a, b, c = machine(lab, 0), machine(lab, 1, OTHER), machine(lab, 2, OTHER)
+        for node in (a, b, c):
+            node.start()
+            node.wait_ready()
+        used = invite(a)
+        pid = b.ask()["supervisor"]["pid"]
+        assert "joined the network home" in b.vpnd("join", used).stdout
+        assert b.ask()["supervisor"]["pid"] == pid, "what started it still has it"
+        refused = c.vpnd("join", used, check=False)
+        assert refused.returncode == errors.RefusedError.exit_code and "used" in refused.stderr
+        assert c.ask()["network"]["name"] == "other", "nothing was given up for a token that is worth nothing"
+        assert c.stop() == 0
+        join(a, c)
+        all_reach_all([a, b, c], REACHED_S)
+        for node in (b, c):
+            assert (
+                not node.ask()["network"]["authority"]
+                and not (node.state_dir / "network/authority.key").exists()
+            )
+        for node in (c, b, a):
             assert node.stop() == 0
 
 

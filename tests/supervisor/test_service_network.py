@@ -41,7 +41,7 @@ def test_a_program_makes_a_network_comes_back_to_it_and_leaves_it() -> None:
             assert second.network.network_id == first.network.network_id
             assert second.node.addresses == first.node.addresses
             assert not (await service.reload(config))["needs_restart"]
-            assert await over_the_socket(config, "leave") == {"answer": {}}
+            assert await over_the_socket(config, "leave") == {"answer": {"told": False}}
             assert await service.wait_stopped() == "left the network by command"
         with pytest.raises(RefusedError, match="not a token"):
             await VPNService(config, join="hello").start()

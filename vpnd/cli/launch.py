@@ -156,6 +156,24 @@ def _wait_ready(
     raise ChildError(f"the daemon was not ready within {limit_s:g} s and was stopped; see {log}")
 
 
+def wait_moved(config: Config, network_id: str) -> None:
+    """Return when the daemon, which starts again in another network, is ready in it. Raises ChildError."""
+    process_s = config.process
+    limit_s = 2 * process_s.stop_timeout + 2 * process_s.ready_timeout + config.status.timeout
+    deadline = time.monotonic() + limit_s
+    while time.monotonic() < deadline:
+        try:
+            answer = statusclient.status(paths.status_socket(config), config.status.timeout)
+        except VpndError:
+            answer = Status()
+        if answer.ready and answer.network is not None and answer.network.network_id == network_id:
+            return
+        time.sleep(config.status.poll_interval)
+    raise ChildError(
+        f"it is a member now, but the node was not ready again within {limit_s:g} s; see its log"
+    )
+
+
 def _last_error(log: Path, start: int) -> str:
     """The last line the daemon wrote, its errors before anything else it said."""
     with open(log, "rb") as file:

@@ -16,6 +16,7 @@ from vpnd.cli.command import (
     JsonOption,
     Where,
     WhoArgument,
+    ask,
     ask_control,
     command,
     end,
@@ -119,6 +120,36 @@ def remove(
     from vpnd.cli import memberview
 
     show(ask_control(place, "remove", who=who), as_json, memberview.removed)
+
+
+@command(app)
+def join(
+    place: Where,
+    token: Annotated[
+        str, typer.Argument(metavar="TOKEN", help="-: read it from standard input.", show_default=False)
+    ],
+) -> None:
+    """Join the network of a token with the node that runs here, or start one that does.
+
+    A network nobody else is in, as a first `vpnd start` makes it, is left for it; one that others are in never.
+    """
+    from vpnd.cli import launch
+
+    word = launch.read_token(token)
+    settings = place.load("status", "process", "membership", "p2p").config
+    work_s = settings.membership.join_timeout + settings.status.timeout
+    try:
+        answer = ask(settings, "join", work_s + settings.status.timeout, patience_s=work_s, token=word)
+    except NotRunningError as error:
+        raise NotRunningError(
+            f"no daemon runs here: sudo vpnd start --detach --join TOKEN ({error})"
+        ) from None
+    joined = answer.get("answer") or {}
+    name = str(joined.get("network") or "")
+    launch.wait_moved(settings, str(joined.get("network_id") or ""))
+    from vpnd.printable import printable
+
+    typer.echo(printable(f"joined the network {name}"))
 
 
 @command(app)

@@ -5,7 +5,8 @@
     nothing                         makes a network            joins: asks the authority the token names
     a network, a membership         is in it                   is in it; the token is not used
     a network, none any more        is in it, without peers    joins again
-    another network than the token  -                          refuses: one node, one network
+    another, that others are in     -                          refuses: one node, one network
+    another, that nobody else is in -                          joins, and forgets the other
 
 What says that there is a network (network.bin) is written last, so an attempt that was interrupted is simply begun
 again.
@@ -14,6 +15,7 @@ again.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -69,24 +71,46 @@ class Founding:
             if held is None:
                 return self._make() if parsed is None else await self._join(host, parsed, None)
             own = await self._restore(held)
-            if parsed is None or self._refuse_second(own, parsed):
+            if parsed is None:
+                return own
+            if not parsed.is_for(own.network.id):
+                return await self._change(host, parsed, own)
+            if own.state(self._now_ms()) == MEMBER:
+                log.info("this node is a member of %s already; the token was not used", held.name)
                 return own
             return await self._join(host, parsed, own)
         except MembershipRefused as refusal:
             self._count(f"refused_{refusal.reason}")
             raise RefusedError(str(refusal)) from refusal
 
-    def _refuse_second(self, own: OwnNetwork, token: Token) -> bool:
-        """Whether this node is a member of the token's network already."""
-        name = own.network.name
-        if not token.is_for(own.network.id):
+    async def move(self, host: Host, token: str, own: OwnNetwork, saved: Callable[[], None]) -> Network:
+        """Join another network instead of `own`, which nobody else is in. The node is to be started again then.
+
+        `saved` is called before anything is written: from then on `own` is not to be. Raises MembershipRefused,
+        RefusedError or ConfigError, and everything is as it was.
+        """
+        parsed = tokens.parse_untrusted(token)
+        if parsed.is_for(own.network.id):
             raise ConfigError(
-                f"this node is in the network {name} already; leave it first (vpnd leave), or start without --join"
+                f"this node is in the network {own.network.name} already, which the token is for"
             )
-        if own.state(self._now_ms()) != MEMBER:
-            return False
-        log.info("this node is a member of %s already; the token was not used", name)
-        return True
+        return (await self._change(host, parsed, own, saved)).network
+
+    async def _change(
+        self, host: Host, token: Token, own: OwnNetwork, saved: Callable[[], None] = lambda: None
+    ) -> OwnNetwork:
+        others = len(own.directory.members(self._now_ms())) - own.is_member(self._now_ms())
+        if others:
+            raise ConfigError(
+                f"this node is in the network {own.network.name} already, and so are {others} others; leave it first "
+                "(vpnd leave), or start without --join"
+            )
+        joined = await self._admitted(host, token, None)
+        saved()
+        self._keep(joined)
+        self._store.forget_authority()
+        log.info("the network %s, which nobody else was in, is forgotten", own.network.name)
+        return joined
 
     def _own(self, described: Network, root: Ed25519PrivateKey | None) -> OwnNetwork:
         return OwnNetwork(
@@ -160,6 +184,12 @@ class Founding:
         return authority.enrol(self._peer_id, wish, now_ms).wire
 
     async def _join(self, host: Host, token: Token, own: OwnNetwork | None) -> OwnNetwork:
+        joined = await self._admitted(host, token, own)
+        self._keep(joined)
+        return joined
+
+    async def _admitted(self, host: Host, token: Token, own: OwnNetwork | None) -> OwnNetwork:
+        """The network, joined; `own` is what is known of it. Nothing is kept yet."""
         answer = await self._ask(host, token)
         if isinstance(answer, Refusal):
             if own is not None:
@@ -179,7 +209,6 @@ class Founding:
                 "not_member",
                 "the membership that was given is not valid here: are the clocks of both machines right?",
             )
-        self._keep(own)
         log.info("joined the network %s", described.name)
         return own
 

@@ -188,7 +188,7 @@ async def _in_network(base: Base, keys: KeyPair, store: Store) -> NetworkService
         store, common, peer_id=start.peer_id, node_name=start.node_name, identity=signing_key(keys)
     )
     entered = await founding.enter(base.host, start.token)
-    return NetworkService(entered, common, base.registry, base.host, tell=base.supervisor.tell)
+    return NetworkService(entered, common, base.registry, base.host, founding, tell=base.supervisor.tell)
 
 
 def _complete(

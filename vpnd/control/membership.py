@@ -25,6 +25,7 @@ from vpnd.api.messages import Message, OwnChanged, RoutesKnown
 from vpnd.api.reports import NetworkReport, OwnAddresses
 from vpnd.control.common import Common
 from vpnd.control.enrolling import EnrolmentDesk
+from vpnd.control.founding import Founding
 from vpnd.control.gossiping import GOSSIP, Gossiping
 from vpnd.control.introducing import Introducing
 from vpnd.control.renewing import Renewing
@@ -34,6 +35,7 @@ from vpnd.control.state import EARLY, EXPIRED, MEMBER, MILLISECONDS, REMOVED, Ow
 from vpnd.discovery.registry import CompositeRegistry, Member
 from vpnd.membership import enrolment, introduction, roster
 from vpnd.membership.gossip import Outcome
+from vpnd.membership.network import Network
 from vpnd.membership.refusal import MembershipRefused
 from vpnd.membership.statements import Kind, Presence, Statement
 from vpnd.membership.store import StoreError
@@ -59,6 +61,7 @@ class NetworkService:
         common: Common,
         registry: CompositeRegistry,
         host: Host,
+        founding: Founding,
         *,
         tell: Callable[[Message], None],
     ) -> None:
@@ -76,6 +79,7 @@ class NetworkService:
         self._state = own.state(self._now_ms())
         self._conflicts: tuple[str, ...] = ()
         self._tick = trio.Event()
+        self._founding = founding
         self._clock_ms = 0
         self._begun_ms = self._now_ms()
         self._twin = ""
@@ -259,6 +263,10 @@ class NetworkService:
         told = await self._renewing.leave(self._host)
         self.saver.forget()
         return told
+
+    async def move(self, token: str) -> Network:
+        """Join another network instead of this one, which nobody else is in. See Founding.move."""
+        return await self._founding.move(self._host, token, self.own, self.saver.stop)
 
     async def farewell(self, peer_id: str) -> None:
         """Let a neighbour that is no member any more know why, before its connections are closed."""

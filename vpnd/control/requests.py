@@ -9,6 +9,8 @@
     remove            who                                    removed, peer_id, told; authority: whether it was one
     leave             -                                      told: whether an authority knows; the network's files are
                                                              gone
+    join              token                                  network, network_id: of another one, which is on disk now
+                                                             in place of this one; the node is to be started again
     invitations       cancel: an id, or None                 rows: id, name, uses, expires_s, state, joined, addresses,
                                                              routes, groups; those left, without what was cancelled
     authority-add     who                                    name, peer_id, told
@@ -101,6 +103,7 @@ class Requests:
             "members": self._members,
             "remove": self._remove,
             "leave": self._leave,
+            "join": self._join,
             "invitations": self._invitations,
             "authority-add": self._authority_add,
             "authority-list": self._authority_list,
@@ -222,6 +225,10 @@ class Requests:
         told = await service.leave()
         log.info("left the network %s", service.own.network.name)
         return {"told": told}
+
+    async def _join(self, arguments: Arguments) -> Result:
+        joined = await self._service().move(_required(arguments, "token"))
+        return {"network": joined.name, "network_id": joined.id.hex()}
 
     async def _invitations(self, arguments: Arguments) -> Result:
         own, now_ms = self._own(), self._now_ms()

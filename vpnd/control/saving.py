@@ -49,6 +49,10 @@ class Saver:
             self._store.save_statements([*self._statements(), *(one.wire for one in signed)])
             self.changed()
 
+    def stop(self) -> None:
+        """From now on nothing is written: the files are of another network."""
+        self._off = True
+
     def forget(self) -> None:
         """Leave the network: its files go, and nothing is written any more. Raises StoreError."""
         self._off = True

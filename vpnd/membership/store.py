@@ -175,10 +175,17 @@ class Store:
         """Keep these, instead of those before."""
         self._write(INVITATIONS, _INVITATIONS_HEAD + msgspec.msgpack.encode(invitations))
 
+    def forget_authority(self) -> None:
+        """What an authority has of another network than this one goes: its key and its invitations."""
+        self._unlink(INVITATIONS, INVITATIONS + OLD, KEY)
+
     def forget(self) -> None:
         """Leave the network: everything of it goes, the authority key too. What says that there is one goes last."""
         files = (INVITATIONS, DIRECTORY, KEY, NETWORK)
-        for name in (*(name + OLD for name in files), FORMAT, *files):
+        self._unlink(*(name + OLD for name in files), FORMAT, *files)
+
+    def _unlink(self, *names: str) -> None:
+        for name in names:
             try:
                 os.unlink(name, dir_fd=self._fd)
             except FileNotFoundError:
