@@ -19,8 +19,7 @@ from multiaddr import Multiaddr
 from vpnd.adapter.dht import DhtError, MembersDht
 from vpnd.adapter.identity import SEED_BYTES
 from vpnd.config.schema import Discovery
-from vpnd.discovery.keys import dht_key
-from vpnd.discovery.records import RecordRules
+from vpnd.discovery.records import RecordRules, dht_key
 from vpnd.membership.statements import Presence, sign
 
 NETWORK_ID = bytes(16)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from vpnd.config.schema import Peer
-from vpnd.discovery.keys import MAX_KEY_BYTES, dht_key
+from vpnd.discovery.records import MAX_KEY_BYTES, dht_key
 from vpnd.discovery.registry import Member, StaticRegistry
 
 PEER_ID = "12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN"

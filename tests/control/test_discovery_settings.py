@@ -19,9 +19,8 @@ from vpnd.adapter.mdns import LocalNetwork
 from vpnd.config.schema import Discovery
 from vpnd.control import discovering as module
 from vpnd.control.discovering import Discovering
-from vpnd.discovery.keys import dht_key
 from vpnd.discovery.lookup import Found
-from vpnd.discovery.records import RecordRules
+from vpnd.discovery.records import RecordRules, dht_key
 from vpnd.discovery.registry import CompositeRegistry
 from vpnd.membership.authority import Wish
 from vpnd.membership.refusal import MembershipRefused

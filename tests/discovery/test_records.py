@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vpnd import peerid
-from vpnd.discovery.keys import MAX_KEY_BYTES, dht_key
-from vpnd.discovery.records import RecordRules
+from vpnd.discovery.records import MAX_KEY_BYTES, RecordRules, dht_key
 from vpnd.membership.refusal import MembershipRefused
 from vpnd.membership.statements import Presence, Removal, sign
 

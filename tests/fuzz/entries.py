@@ -34,8 +34,7 @@ from vpnd.adapter import framing, identify, muxer, noise
 from vpnd.config.schema import Session as Settings
 from vpnd.discovery import contract, localnet
 from vpnd.discovery.contract import RegistryError
-from vpnd.discovery.keys import dht_key
-from vpnd.discovery.records import RecordRules
+from vpnd.discovery.records import RecordRules, dht_key
 from vpnd.errors import BadPacket, RemoteProtocolError
 from vpnd.membership import enrolment, introduction, messages, network, statements, token
 from vpnd.membership.refusal import MembershipRefused

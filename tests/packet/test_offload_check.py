@@ -11,7 +11,11 @@ from hypothesis import strategies as st
 from packet.builder import V4, V6, ip, tcp, udp, vnet
 from vpnd.errors import BadPacket
 from vpnd.packet.offload import inspect_untrusted
-from vpnd.packet.record import GSO_ECN, GSO_TCPV4, GSO_TCPV6, GSO_UDP, GSO_UDP_L4, VNET, VNET_BYTES
+from vpnd.packet.record import GSO_ECN, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, VNET, VNET_BYTES
+
+#: Fragmentation offload of UDP, deprecated in Linux.
+DEPRECATED_GSO_UDP = 3
+
 
 PLAIN = bytes(VNET_BYTES)
 OPTIONS = bytes(4)  # IPv4: four times "end of options"
@@ -90,7 +94,7 @@ BAD_OFFLOAD = [
     ("the type of IPv4 over IPv6", vnet(tcp(V6, BODY), gso_size=1000, gso_type=GSO_TCPV4)),
     ("the type of TCP over UDP", vnet(udp(V4, BODY), gso_size=1000, gso_type=GSO_TCPV4)),
     ("the type of UDP over TCP", vnet(tcp(V4, BODY), gso_size=1000, gso_type=GSO_UDP_L4)),
-    ("fragmentation offload", vnet(udp(V4, BODY), gso_size=1000, gso_type=GSO_UDP)),
+    ("fragmentation offload", vnet(udp(V4, BODY), gso_size=1000, gso_type=DEPRECATED_GSO_UDP)),
     ("an unknown type", vnet(udp(V4, BODY), gso_size=1000, gso_type=2)),
     ("ECN without TCP", vnet(udp(V4, BODY), gso_size=1000, gso_type=GSO_UDP_L4 | GSO_ECN)),
     ("ECN alone", vnet(tcp(V4, BODY), gso_type=GSO_ECN)),

@@ -36,9 +36,8 @@ from multiaddr import Multiaddr
 from vpnd.adapter.host import Host
 from vpnd.adapter.notifee import Notifee
 from vpnd.config.schema import Discovery
-from vpnd.discovery.keys import PREFIX, dht_key
 from vpnd.discovery.lookup import Found
-from vpnd.discovery.records import RecordRules
+from vpnd.discovery.records import PREFIX, RecordRules, dht_key
 from vpnd.errors import VpndError
 from vpnd.membership.refusal import MembershipRefused
 from vpnd.membership.statements import Presence, parse_untrusted

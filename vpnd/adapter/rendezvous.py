@@ -84,10 +84,6 @@ class Rendezvous:
         self._streams: dict[str, Any] = {}
         self._waiting: dict[bytes, _Waiting] = {}
 
-    def waiting_here(self) -> tuple[str, ...]:
-        """Peer ids of those that may be called."""
-        return tuple(self._streams)
-
     # --- streams of those that may be called
 
     async def serve_stream(self, stream: Any) -> None:

@@ -36,8 +36,7 @@ from vpnd import logs, privileges
 from vpnd.adapter.host import Host
 from vpnd.adapter.identity import peer_id_of, read_key_pair, signing_key
 from vpnd.adapter.logs import Seldom, tame_libp2p
-from vpnd.adapter.preload import preload
-from vpnd.adapter.shape import check_libp2p
+from vpnd.adapter.shape import check_libp2p, preload
 from vpnd.api import messages
 from vpnd.api.channel import Channel, ChannelClosed, first_message
 from vpnd.config import paths

@@ -91,10 +91,6 @@ class Traversal:
         """Those that may call this node."""
         return tuple(relay.member for relay in self._relays.values())
 
-    def seen_as(self) -> tuple[Endpoint, ...]:
-        """Where they see this node."""
-        return tuple(relay.you for relay in self._relays.values())
-
     def subscribe(self, told: Callable[[], None]) -> None:
         """Call `told` whenever there is one more to meet others at."""
         self._subscribers.append(told)

@@ -1,6 +1,6 @@
 """Records of the distributed hash table: which key belongs to whom, and which of several records is believed.
 
-    key     vpnd.discovery.keys.dht_key(peer id)
+    key     dht_key(peer id)
     value   the member's own presence statement (vpnd.membership.statements): where it can be dialed, signed by the key
             in its peer id, with the time of signing as its sequence
 
@@ -11,11 +11,21 @@ is known. Who reads records checks them in the same way, because the node that a
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 
-from vpnd.discovery.keys import dht_key
 from vpnd.membership.refusal import MembershipRefused
 from vpnd.membership.statements import Presence, parse_untrusted
+
+#: libp2p's table drops look-ups of longer keys without a word, so a peer id (52 bytes) cannot be part of one.
+MAX_KEY_BYTES = 50
+PREFIX = "/vpn/m/"
+DIGEST_CHARACTERS = 32
+
+
+def dht_key(peer_id: str) -> str:
+    """The key of a node's record: a namespace and half of a SHA-256 in hex, 39 bytes."""
+    return PREFIX + hashlib.sha256(peer_id.encode()).hexdigest()[:DIGEST_CHARACTERS]
 
 
 class RecordRules:

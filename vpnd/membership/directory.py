@@ -23,12 +23,13 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Iterable
 
+import msgspec
+
 from vpnd.membership import charter
 from vpnd.membership.charter import Charter, Standing, Table
 from vpnd.membership.claims import Conflict
 from vpnd.membership.dossier import Dossier
 from vpnd.membership.index import Index
-from vpnd.membership.merged import Merged, Refused
 from vpnd.membership.network import Network
 from vpnd.membership.refusal import MembershipRefused
 from vpnd.membership.roster import Changes, Member, Roster, Valid
@@ -43,6 +44,23 @@ from vpnd.membership.statements import (
     digest_of,
     parse_untrusted,
 )
+
+
+class Refused(msgspec.Struct, frozen=True):
+    """A statement that was not taken. `slot` is empty when it could not even be read."""
+
+    reason: str
+    digest: bytes
+    slot: bytes = b""
+
+
+class Merged(msgspec.Struct, frozen=True):
+    """What a merge did. Statements known before are neither accepted nor refused."""
+
+    accepted: tuple[Statement, ...]
+    refused: tuple[Refused, ...]
+    changes: Changes
+
 
 #: Void, but not by their own fault or age: set aside.
 VOID = frozenset({"revoked_authority", "removed"})

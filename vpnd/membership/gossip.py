@@ -15,9 +15,8 @@ from collections.abc import Callable, Iterable, Sequence
 import msgspec
 
 from vpnd.membership import messages
-from vpnd.membership.directory import Directory
+from vpnd.membership.directory import Directory, Refused
 from vpnd.membership.index import BUCKET_HASH_BYTES, ENTRY_BYTES, VERSION_BYTES, entry
-from vpnd.membership.merged import Refused
 from vpnd.membership.refusal import MembershipRefused
 from vpnd.membership.roster import Changes
 from vpnd.membership.statements import SLOT_BYTES, Kind, Statement

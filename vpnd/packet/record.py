@@ -41,7 +41,6 @@ FLAG_NEEDS_CSUM = 1
 FLAG_DATA_VALID = 2
 GSO_NONE = 0
 GSO_TCPV4 = 1
-GSO_UDP = 3  # fragmentation offload, deprecated: never accepted
 GSO_TCPV6 = 4
 GSO_UDP_L4 = 5
 GSO_ECN = 0x80  # a bit beside GSO_TCPV4 and GSO_TCPV6
