@@ -23,8 +23,10 @@ from vpnd.api.reports import OwnAddresses
 from vpnd.config.check import MIN_IPV6_MTU
 from vpnd.config.live import Live
 from vpnd.config.schema import Config
+from vpnd.config.values import OWN_USER
 from vpnd.errors import ChildError, MachineError, ProtocolViolation
 from vpnd.mode import Mode
+from vpnd.privileges import SHARED_USER
 
 log = logging.getLogger("supervisor")
 
@@ -50,6 +52,11 @@ class Overlay:
         self._not_routed: list[str] = []
         self.own = _configured(config)
         self._warnings: list[str] = []
+        if config.process.user == SHARED_USER:
+            self._warnings.append(
+                f"process.user: vpnd's processes run as {SHARED_USER}, like those of other programs, which can stop "
+                f"them: make a user {OWN_USER} (useradd --system {OWN_USER}) and start again"
+            )
         if mode.in_network and config.network.virtual_ip and not config.peers:
             self._warnings.append(
                 "network.virtual_ip is not used in a network without [[peers]]: its authority gives addresses"

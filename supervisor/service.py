@@ -13,10 +13,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import msgspec
 import uvloop
 
 from supervisor.node import LEFT, MOVED, STOPPED, Node, start_node
-from vpnd import logs
+from vpnd import logs, privileges
 from vpnd.config import load, reference
 from vpnd.config.schema import Config
 from vpnd.errors import AlreadyRunningError, PrivilegeError, VpndError
@@ -138,6 +139,9 @@ class VPNService:
     def _complete(self, config: Config) -> Config:
         assert self._identity is not None
         in_network = self._mode.in_network
+        user = privileges.existing(config.process.user)
+        process = msgspec.structs.replace(config.process, user=user)
+        config = msgspec.structs.replace(config, process=process)
         return load.complete(config, self._identity.peer_id, self._host_name, in_network=in_network)
 
     def _reread(self) -> Config:

@@ -8,6 +8,9 @@ import pytest
 from hypothesis import HealthCheck, settings
 from settings_shown import Freezer
 
+from vpnd.config.values import OWN_USER
+from vpnd.privileges import existing
+
 # A busy machine is no finding; pytest-timeout ends what hangs
 settings.register_profile("vpnd", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("vpnd")
@@ -27,6 +30,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if os.geteuid() == 0:
+        existing(OWN_USER)  # as the first node's start does
     if config.getoption("--freeze-settings"):
         config.pluginmanager.register(Freezer())
     if config.getoption("--root-tests-must-run") and not hasattr(config, "workerinput"):

@@ -12,12 +12,16 @@ As soon as they hold it they call `drop`. What a child keeps afterwards:
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import pwd
 import resource
+import shutil
 import signal
+import subprocess
 from pathlib import Path
 
+from vpnd.config.values import OWN_USER
 from vpnd.errors import ChildError, PrivilegeError
 
 # Linux include/uapi/linux/prctl.h
@@ -36,7 +40,54 @@ CAPABILITY_VERSION_3 = 0x20080522
 #: Capability numbers a kernel could know: the sets are 64 bits wide.
 CAPABILITY_BITS = 64
 
+#: The user there is everywhere.
+SHARED_USER = "nobody"
+SYSTEM_PATH = "/usr/sbin:/sbin:/usr/bin:/bin"
+#: What makes a system user: of shadow, of BusyBox.
+MAKERS = (
+    (
+        "useradd",
+        (
+            "--system",
+            "--user-group",
+            "--no-create-home",
+            "--home-dir",
+            "/nonexistent",
+            "--shell",
+            "/bin/false",
+        ),
+    ),
+    ("adduser", ("-S", "-D", "-H", "-h", "/nonexistent", "-s", "/bin/false")),
+)
+
+log = logging.getLogger(__name__)
+
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+def existing(user: str) -> str:
+    """The user to run children as: `user`, but for vpnd's own one, which is made when it is missing.
+
+    Where it cannot be made (no program for it, a read-only /etc) SHARED_USER: its processes can signal, stop and limit
+    those of every other program that runs as it. Needs root; blocks for some milliseconds the first time.
+    """
+    if user != OWN_USER or _is_there(user):
+        return user
+    for program, options in MAKERS:
+        if found := shutil.which(program, path=SYSTEM_PATH):
+            made = subprocess.run([found, *options, user], capture_output=True, text=True, check=False)
+            if _is_there(user):  # perhaps another node was quicker
+                return user
+            log.info("%s: %s", program, made.stderr.strip())
+    return SHARED_USER
+
+
+def _is_there(user: str) -> bool:
+    try:
+        pwd.getpwnam(user)
+    except KeyError:
+        return False
+    return True
 
 
 def drop(user: str, parent_pid: int) -> None:

@@ -50,11 +50,12 @@ def release(config: Config) -> bool:
     """
     lock = statedir.lock(config)
     try:
-        table = PolicyTable(place(config))
+        network = config.network
+        table = PolicyTable(Place(network.interface, network.route_table, network.rule_priority, user=0))
         held = table.holds()
         if problems := table.set([]):
             raise MachineError(f"not all of the kill switch is undone: {problems[0]}")
-        return filter_of(config, in_network=False).remove() or held
+        return Filter(network.interface, None).remove() or held
     except OSError as error:
         raise MachineError(f"routing rules cannot be looked at: {error.strerror}") from error
     finally:

@@ -45,7 +45,7 @@ CHANGES = [
     Change("ip addr flush dev vpnd0"),
     Change("ip -6 addr flush dev vpnd0"),
     Change("ip addr del $OWN/16 dev vpnd0"),
-    Change("ip addr add 10.86.77.77/32 dev vpnd0", "ip addr del 10.86.77.77/32 dev vpnd0 || true"),
+    Change("ip addr add 10.86.77.77/32 dev vpnd0", "ip addr del 10.86.77.77/32 dev vpnd0"),
     Change("ip link set vpnd0 down"),
     Change("ip link set vpnd0 down; ip link set vpnd0 up"),
     Change("ip link set vpnd0 mtu 1000"),
@@ -59,15 +59,15 @@ CHANGES = [
     Change("ip route flush table main", "ip route add $NET dev eth0 src $LAN; ip route add default via $GATEWAY"),
     Change("ip rule flush; ip rule add priority 32766 lookup main"),
     Change("ip -6 rule flush; ip -6 rule add priority 32766 lookup main"),
-    Change("ip rule del priority 5301 || true"),
+    Change("ip rule del priority 5301"),
     Change("ip rule add priority 100 lookup main", "ip rule del priority 100"),
     Change("ip route flush table 7669; ip -6 route flush table 7669"),
     Change("ip route replace 10.86.0.0/16 dev eth0", "ip route del 10.86.0.0/16 dev eth0"),
     Change("ip route add blackhole 10.86.0.0/17; ip route add blackhole 10.86.128.0/17",
            "ip route del blackhole 10.86.0.0/17; ip route del blackhole 10.86.128.0/17"),
     Change("nft flush ruleset"),
-    Change("nft delete table inet vpnd_vpnd0 || true"),
-    Change("ip link set eth0 down; sleep 1", OWN_LINK + " || true"),
+    Change("nft delete table inet vpnd_vpnd0"),
+    Change("ip link set eth0 down; sleep 1", OWN_LINK + ""),
     Change("ip addr del $LAN/24 dev eth0; sleep 1", OWN_LINK),
     Change("ip addr add 192.168.77.99/24 dev eth0; sleep 0.3; ip addr del 192.168.77.99/24 dev eth0"),
     Change("ip route del default || true; sleep 0.5", "ip route replace default via $GATEWAY"),
@@ -89,7 +89,8 @@ def run(node: Node, script: str, own: str) -> None:
         "SHARD": str(status["shards"][0]["pid"]),
     }
     given = [f"{key}={value}" for key, value in values.items()]
-    run_command("ip", "netns", "exec", node.namespace.name, "env", *given, "sh", "-c", script)
+    # not every change finds what it changes
+    run_command("ip", "netns", "exec", node.namespace.name, "env", *given, "sh", "-c", f"({script})")
 
 
 class World:

@@ -21,6 +21,8 @@ from control_harness import (
     peer,
 )
 
+from vpnd import privileges
+
 pytestmark = pytest.mark.root
 
 PRELUDE = "import os\nfrom vpnd import privileges\nfrom vpnd.errors import ChildError, PrivilegeError\n"
@@ -203,3 +205,25 @@ trio.run(main)
         [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=30
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_user_of_vpnds_own_is_made_where_it_can_be(tmp_path: Path) -> None:
+    """With user files of its own, in a mount namespace; and without a program that makes users."""
+    for prepare, user in (
+        ("sed -i /^vpnd:/d $D/passwd $D/group $D/shadow $D/gshadow || true; mount --bind $D /etc", "vpnd"),
+        (
+            "sed -i /^vpnd:/d $D/passwd; mount --bind $D /etc; mount --bind /bin/false /usr/sbin/useradd",
+            "nobody",
+        ),
+    ):
+        program = (
+            "from vpnd import privileges; import pwd; user = privileges.existing('vpnd'); "
+            "assert privileges.existing('vpnd') == user and pwd.getpwnam(user).pw_uid not in (0, 1000); print(user)"
+        )
+        etc = tmp_path / user
+        script = f'D={etc}; cp -a /etc $D; {prepare}; exec {sys.executable} -P -c "$1"'
+        done = subprocess.run(
+            ["unshare", "-m", "sh", "-c", script, "sh", program], capture_output=True, text=True, check=False
+        )
+        assert done.stdout.strip() == user, done.stderr
+    assert privileges.existing("daemon") == "daemon"

@@ -16,7 +16,7 @@ from supervisor.network.policy import Place, PolicyTable
 from supervisor.network.routes import NetworkSetup
 from supervisor.network.tun import Tun
 from vpnd.api.messages import RoutesKnown
-from vpnd.config.schema import Config, Network
+from vpnd.config.schema import Config, Network, Process
 
 pytestmark = pytest.mark.root
 
@@ -238,7 +238,12 @@ def test_refused_rules_are_told(machine: str) -> None:
 @pytest.mark.setting("network.route_table", "network.rule_priority")
 def test_table_and_priority_are_those_of_the_settings(machine: str) -> None:
     network = Network(interface="tn0", route_table=7700, rule_priority=6100)
-    assert PolicyTable(killswitch.place(Config(network=network))).set([ip_network("10.9.0.0/24")]) == []
+    assert (
+        PolicyTable(killswitch.place(Config(network=network, process=Process(user="nobody")))).set(
+            [ip_network("10.9.0.0/24")]
+        )
+        == []
+    )
     assert "10.9.0.0/24 dev tn0" in ip(machine, "route", "show", "table", "7700")
     found = [line.split(":")[0] for line in ip(machine, "rule").splitlines()]
     assert {"6100", "6101"} <= set(found)

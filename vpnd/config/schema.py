@@ -411,7 +411,9 @@ class Registry(Table, frozen=True, restart=True):
 class Process(Table, frozen=True):
     """The processes of a node."""
 
-    user: str = text("nobody", "user", "User the unprivileged child processes run as.", essential=True, restart=True)
+    user: str = text("vpnd", "user",
+        "User the unprivileged child processes run as. A missing user vpnd is made at the start; where that cannot be, "
+        "they run as nobody, with other programs' processes, and a warning says so.", essential=True, restart=True)
     realtime: bool = switch(True,
         "Run shards, and the supervisor while packets are few, at the lowest real-time priority, so that packets do "
         "not wait for other programs. Has no effect on a machine with one CPU.", essential=True)

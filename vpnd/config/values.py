@@ -228,7 +228,13 @@ def _cidr(value: str) -> str:
     return str(network)
 
 
+#: vpnd's own user, of process.user.
+OWN_USER = "vpnd"
+
+
 def _user(value: str) -> str:
+    if value == OWN_USER:  # made at the start
+        return value
     try:
         entry = pwd.getpwnam(value)
     except KeyError:

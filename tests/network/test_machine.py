@@ -1,0 +1,78 @@
+"""When the machine is looked after: at once, again and again, never twice at once, and not after the end."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+
+import pytest
+
+from supervisor.network.machine import Reconciler
+from vpnd.config.live import Live
+from vpnd.config.schema import Config, Network
+
+PATIENCE_S = 3.0
+
+
+class Part:
+    """Counts its passes; what it returns is what it could not do."""
+
+    def __init__(self, took_s: float = 0.0) -> None:
+        self.passes, self.problems, self._took_s = 0, ["x: do y"], took_s
+        self._lock = threading.Lock()
+
+    def __call__(self) -> list[str]:
+        assert self._lock.acquire(blocking=False), "two passes at once"
+        self.passes += 1
+        time.sleep(self._took_s)
+        self._lock.release()
+        return self.problems
+
+
+async def until(condition) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+def settings(**keys: float) -> Live:
+    return Live(Config(network=Network(**keys)))
+
+
+@pytest.mark.setting("network.reconcile_interval")
+def test_it_is_looked_after_in_an_interval() -> None:
+    async def run() -> None:
+        part = Part()
+        looking = Reconciler(settings(reconcile_interval=0.1, change_settle_max=0.0), [part])
+        await until(lambda: part.passes >= 4)
+        assert looking.problems == ["x: do y"]
+        part.problems = []
+        await until(lambda: not looking.problems)
+        await looking.close()
+        passes = part.passes
+        looking.look()
+        await asyncio.sleep(0.3)
+        assert part.passes == passes
+
+    asyncio.run(run())
+
+
+def test_a_change_is_looked_at_at_once_and_a_fight_ever_less_often() -> None:
+    async def run() -> None:
+        part = Part(took_s=0.01)
+        looking = Reconciler(settings(change_settle=0.02, change_settle_max=0.4), [part])
+        await until(lambda: part.passes == 1 and not looking.busy)
+        await asyncio.sleep(0.5)
+        assert part.passes == 1
+        asked_s = time.monotonic()
+        looking.look()
+        await until(lambda: part.passes == 2)
+        assert time.monotonic() - asked_s < 0.2
+        for _ in range(200):
+            looking.look()
+            await asyncio.sleep(0.005)
+        assert 4 <= part.passes <= 10
+        await looking.close()
+
+    asyncio.run(run())
