@@ -19,13 +19,15 @@ from shards.flow.prefixes import set_of
 from shards.inbound import Inbound
 from shards.outbound import Outbound
 from shards.peer.table import Peer, PeerTable
-from shards.session.link import Link, StreamLane, Surroundings
+from shards.session.bare import BareLink
+from shards.session.link import Link, StreamLane
+from shards.session.surroundings import Surroundings
 from shards.session.transport import Transport
 from shards.stream.session import Session
 from vpnd.config.live import Live
 from vpnd.config.schema import Config
 from vpnd.packet.record import Capabilities
-from vpnd.session import Established
+from vpnd.session import SUBNET_NODE, Established
 
 log = logging.getLogger("shard")
 
@@ -170,9 +172,12 @@ class Plane:
         if peer is None:
             return False
         session = Session(established, self._common.hello, self.live.config.session, self.now())
-        link = Link(
-            transport, session, session_id, established.initiator, peer, self, self._common, established.path
-        )
+        path = established.path
+        if established.protocol == SUBNET_NODE:
+            link: Link = BareLink(transport, session, session_id, peer, self, self._common, path)
+        else:
+            initiator = established.initiator
+            link = Link(transport, session, session_id, initiator, peer, self, self._common, path)
         self.links[link.session_id] = link
         self._peer_of[link] = peer
         peer.pool.add(link)

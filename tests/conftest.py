@@ -27,6 +27,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="run the tests that show what a setting changes with that setting frozen: they must fail",
     )
+    parser.addoption(
+        "--interop",
+        action="store_true",
+        help="also the tests against libp2p of other makers, which need Go and npm and the network",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

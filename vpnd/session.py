@@ -10,6 +10,9 @@ from vpnd.nat.paths import Path
 CHACHAPOLY = "chachapoly"
 AESGCM = "aesgcm"
 KEY_BYTES = 32
+#: What is spoken in a session's streams: vpnd's records behind a HELLO, or bare packets (shards/session/bare.py).
+VPND = "vpnd"
+SUBNET_NODE = "subnet-node"
 
 
 class Established(msgspec.Struct, frozen=True, kw_only=True):
@@ -17,7 +20,7 @@ class Established(msgspec.Struct, frozen=True, kw_only=True):
 
     `initiator`: this node dialed, which decides the parity of stream ids. Keys of `KEY_BYTES`; nonces are the next ones
     to use. `leftover`: plaintext received behind the negotiation, to be parsed first. `path`: how it
-    reaches the peer.
+    reaches the peer. `protocol`: VPND or SUBNET_NODE.
     """
 
     peer_id: str
@@ -29,6 +32,7 @@ class Established(msgspec.Struct, frozen=True, kw_only=True):
     receive_nonce: int
     leftover: bytes
     path: Path = Path()
+    protocol: str = VPND
 
     def __repr__(self) -> str:  # keys never reach a log or a traceback
         return f"Established(peer_id={self.peer_id!r}, initiator={self.initiator}, cipher={self.cipher!r})"

@@ -21,38 +21,23 @@ import asyncio
 import functools
 import os
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
-from shards.budget import Budget
-from shards.counters import Counts, Traffic
+from shards.counters import Traffic
 from shards.flow.fair import FairQueue
 from shards.flow.flows import STAY, Chunk, Flow
-from shards.flow.prefixes import Prefixes
-from shards.inbound import Inbound, Reassembly
-from shards.outbound import Outbound
+from shards.inbound import Reassembly
 from shards.session.health import HealthTimer, Verdict
+from shards.session.surroundings import Delivery, Fit, Remote, Surroundings
 from shards.session.transport import Transport
 from shards.stream.events import Data, Event, GoneAway, Pong, StreamClosed, StreamReady, WindowOpened
 from shards.stream.session import Session
 from shards.stream.yamux import Stream
-from vpnd.config.live import Live
 from vpnd.errors import FloodError, LocalProtocolError, RemoteProtocolError
 from vpnd.nat.paths import RELAYED, Path
 from vpnd.packet.flow import key_of
 from vpnd.packet.offload import fit_span
-from vpnd.packet.record import LENGTH, LENGTH_BYTES, PACKET_OFFSET, VNET_BYTES, Capabilities
-
-
-class Remote(Protocol):
-    """What a session needs of the peer at its other end. `sources`: the addresses it may send from. `budget`: what its
-    sessions may use together."""
-
-    peer_id: str
-    name: str
-    budget: Budget
-
-    @property
-    def sources(self) -> Prefixes[bool]: ...
+from vpnd.packet.record import LENGTH, LENGTH_BYTES, PACKET_OFFSET, VNET_BYTES
 
 
 class LinkEvents(Protocol):
@@ -80,31 +65,19 @@ class LinkEvents(Protocol):
         """It has ended; its flows and its queue are to find other places. Once, and the last event."""
 
 
-class Surroundings(NamedTuple):
-    """What all links of a shard have in common. `hello`: what our TUN takes. `now`: the clock of everything.
-    `batch_done` is called when packets have come in."""
-
-    live: Live
-    outbound: Outbound
-    inbound: Inbound
-    counts: Counts
-    hello: Capabilities
-    now: Callable[[], float]
-    batch_done: Callable[[], None]
-
-
 class StreamLane:
     """One open stream of a link, as flows see it: a Lane. Owner: its link.
 
-    It is used both ways: both nodes pin flows to it, whoever opened the stream. `adapt_to`: what the peer's TUN takes,
-    if less than ours gives. `reassembly` is the other direction: what the peer sends on the stream.
+    It is used both ways: both nodes pin flows to it, whoever opened the stream. `fit` makes of a span what the peer
+    takes, if that is less than our TUN gives (see fit_span). `reassembly` is the other direction: what the peer sends
+    on the stream.
     """
 
     __slots__ = (
         "active_s",
-        "adapt_to",
         "carrier",
         "closed",
+        "fit",
         "flows",
         "holding",
         "leaving",
@@ -115,8 +88,8 @@ class StreamLane:
         "stream",
     )
 
-    def __init__(self, link: Link, stream: Stream, adapt_to: Capabilities | None, now_s: float) -> None:
-        self.carrier, self.stream, self.adapt_to = link, stream, adapt_to
+    def __init__(self, link: Link, stream: Stream, fit: Fit | None, now_s: float) -> None:
+        self.carrier, self.stream, self.fit = link, stream, fit
         self.flows: set[Flow] = set()
         self.movable_before_s = STAY
         self.reassembly = Reassembly(link.peer.budget)
@@ -173,7 +146,8 @@ class Link:
         self._ended_packets = self._ended_bytes = 0  # received on lanes that are gone
         self._loop = asyncio.get_running_loop()
         self._transport, self._session, self._events = transport, session, events
-        self._outbound, self._inbound, self._counts = common.outbound, common.inbound, common.counts
+        self._outbound, self._counts = common.outbound, common.counts
+        self._inbound: Delivery = common.inbound
         self._hello, self._batch_done = common.hello, common.batch_done
         self._opening: set[Stream] = set()
         self._barriers: dict[int, tuple[float, Callable[[float], None]]] = {}
@@ -219,8 +193,8 @@ class Link:
         session, stream = self._session, lane.stream
         size = end - start - packets * PACKET_OFFSET
         unfit = 0
-        if lane.adapt_to is not None:  # here, and not before it waits: a record that was cut counts as one
-            buffer, start, end, unfit = fit_span(buffer, start, end, lane.adapt_to)
+        if lane.fit is not None:  # here, and not before it waits: a record that was cut counts as one
+            buffer, start, end, unfit = lane.fit(buffer, start, end)
         if not session.send(stream, buffer, start, end):
             self.flush()
             if self.closed or not session.send(stream, buffer, start, end):
@@ -369,13 +343,12 @@ class Link:
     def _on_event(self, event: object) -> None:
         match event:
             case StreamReady(stream=stream, hello=hello):
-                self._opening.discard(stream)
                 fits = hello.offloads & self._hello.offloads == self._hello.offloads
                 fits = fits and hello.max_record >= self._hello.max_record
-                lane = StreamLane(self, stream, None if fits else hello, self.now())
+                lane = self._add_lane(
+                    stream, None if fits else functools.partial(fit_span, capabilities=hello)
+                )
                 stream.context = lane.reassembly
-                self.lanes.append(lane)
-                self._events.lane_ready(lane)
             case WindowOpened():
                 self.queue.unblock()
                 self._send_queue()
@@ -385,17 +358,7 @@ class Link:
                     sent_s, then = self._barriers.pop(value)
                     then(sent_s)
             case StreamClosed(stream=stream, reason=reason):
-                self._opening.discard(stream)
-                lane_of = next((lane for lane in self.lanes if lane.stream is stream), None)
-                if lane_of is None:
-                    self._events.lane_failed(self, reason)
-                    return
-                self.lanes.remove(lane_of)
-                lane_of.closed = True
-                self._ended_packets += lane_of.reassembly.packets
-                self._ended_bytes += lane_of.reassembly.bytes
-                lane_of.reassembly.take()
-                self._events.lane_closed(lane_of)
+                self._remove_lane(stream, reason)
             case GoneAway() if fault := event.fault():
                 self.close(f"the peer gives up: {fault}")
             case GoneAway():
@@ -403,6 +366,29 @@ class Link:
                 self._events.link_leaving(self)
 
     # --- streams and order
+
+    def _add_lane(self, stream: Stream, fit: Fit | None) -> StreamLane:
+        self._opening.discard(stream)
+        lane = StreamLane(self, stream, fit, self.now())
+        self.lanes.append(lane)
+        self._events.lane_ready(lane)
+        return lane
+
+    def _remove_lane(self, stream: Stream, reason: str) -> None:
+        self._opening.discard(stream)
+        lane = next((lane for lane in self.lanes if lane.stream is stream), None)
+        if lane is None:
+            self._events.lane_failed(self, reason)
+            return
+        self.lanes.remove(lane)
+        lane.closed = True
+        self._no_more_of(lane.reassembly)
+        self._events.lane_closed(lane)
+
+    def _no_more_of(self, reassembly: Reassembly) -> None:
+        self._ended_packets += reassembly.packets
+        self._ended_bytes += reassembly.bytes
+        reassembly.take()
 
     def open_lane(self) -> bool:
         try:
@@ -563,13 +549,16 @@ class Link:
         return None if direct else least_s
 
     def traffic(self) -> Traffic:
-        received = [lane.reassembly for lane in self.lanes]
+        received = self._receiving()
         return Traffic(
             self.bytes_sent,
             self._ended_bytes + sum(each.bytes for each in received),
             self.packets_sent,
             self._ended_packets + sum(each.packets for each in received),
         )
+
+    def _receiving(self) -> list[Reassembly]:
+        return [lane.reassembly for lane in self.lanes]
 
     def local_address(self) -> str:
         """See Transport."""

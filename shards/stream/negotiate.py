@@ -6,7 +6,7 @@
 
 The opener does not wait between its three items; an answerer takes them one by one as well, and answers each
 as it comes. An answerer that does not know the protocol says `na`. Each item is `varint length | body`; a
-line's body ends in a newline that the length counts.
+line's body ends in a newline that the length counts. The subnet node's protocol has no HELLO.
 
 Bytes that are no such items are a fault of the peer (RemoteProtocolError); a clear "no" is an outcome.
 """
@@ -14,7 +14,7 @@ Bytes that are no such items are a fault of the peer (RemoteProtocolError); a cl
 from __future__ import annotations
 
 import enum
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import msgspec
 from msgspec import Meta
@@ -77,8 +77,38 @@ def decode_hello_untrusted(body: bytes | bytearray) -> Capabilities:
 
 
 MULTISTREAM_ITEM = item(spec.MULTISTREAM_ID + spec.LINE_END)
-PROTOCOL_ITEM = item(spec.PACKET_PROTOCOL_ID + spec.LINE_END)
 NOT_AVAILABLE_ITEM = item(spec.NOT_AVAILABLE + spec.LINE_END)
+
+
+class StreamProtocol(NamedTuple):
+    """What is agreed on for every stream of a session.
+
+    `hello_item`: our HELLO, empty where the protocol has none; then every peer is taken to be of `assumed`.
+    `ordered`: the peer's stream ids rise. go-yamux gives an id out before it sends it, so one may overtake another.
+    """
+
+    name: bytes
+    hello_item: bytes
+    assumed: Capabilities | None
+    ordered: bool
+
+    @property
+    def item(self) -> bytes:
+        """The line that asks for it."""
+        return item(self.name + spec.LINE_END)
+
+
+def packet_protocol(hello: Capabilities) -> StreamProtocol:
+    """Records, for a node whose TUN takes what `hello` says. LocalProtocolError if a peer would not take that."""
+    return StreamProtocol(spec.PACKET_PROTOCOL_ID, encode_hello(hello), None, True)
+
+
+SUBNET_NODE = StreamProtocol(
+    spec.SUBNET_NODE_PROTOCOL_ID,
+    b"",
+    Capabilities(offloads=0, max_record=PACKET_OFFSET + spec.SUBNET_NODE_MTU, mtu=spec.SUBNET_NODE_MTU),
+    False,
+)
 
 
 class _Expect(enum.Enum):
@@ -92,12 +122,11 @@ class _Expect(enum.Enum):
 class Negotiation:
     """One side of one stream's opening, fed with any cuts. Holds at most one item of the peer."""
 
-    __slots__ = ("_body", "_expect", "_hello_item", "_length", "_length_bytes", "_opener", "hello", "outcome")
+    __slots__ = ("_body", "_expect", "_length", "_length_bytes", "_opener", "_protocol", "hello", "outcome")
 
-    def __init__(self, *, opener: bool, hello_item: bytes) -> None:
-        """`hello_item`: ours, from encode_hello()."""
+    def __init__(self, *, opener: bool, protocol: StreamProtocol) -> None:
         self._opener = opener
-        self._hello_item = hello_item
+        self._protocol = protocol
         self._expect = _Expect.MULTISTREAM
         self._length = 0
         self._length_bytes = 0
@@ -107,7 +136,7 @@ class Negotiation:
 
     def opening(self) -> bytes:
         """What the opener sends with its SYN."""
-        return MULTISTREAM_ITEM + PROTOCOL_ITEM + self._hello_item
+        return MULTISTREAM_ITEM + self._protocol.item + self._protocol.hello_item
 
     def feed_untrusted(self, data: memoryview) -> tuple[int, bytes]:
         """Take bytes until there is an outcome; return how many were taken and what to answer.
@@ -158,9 +187,12 @@ class Negotiation:
                 raise RemoteProtocolError("the peer does not speak multistream-select 1.0.0")
             self._expect = _Expect.PROTOCOL
             return b"" if self._opener else MULTISTREAM_ITEM
-        if line == spec.PACKET_PROTOCOL_ID:
-            self._expect = _Expect.HELLO
-            return b"" if self._opener else PROTOCOL_ITEM + self._hello_item
+        if line == self._protocol.name:
+            if self._protocol.hello_item:
+                self._expect = _Expect.HELLO
+            else:
+                self.hello, self.outcome = self._protocol.assumed, Outcome.AGREED
+            return b"" if self._opener else self._protocol.item + self._protocol.hello_item
         if not self._opener:
             self.outcome = Outcome.UNKNOWN_PROTOCOL
             return NOT_AVAILABLE_ITEM

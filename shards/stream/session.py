@@ -18,10 +18,11 @@ import sys
 
 from shards.stream import spec
 from shards.stream.events import Data, Event
-from shards.stream.negotiate import encode_hello
+from shards.stream.negotiate import SUBNET_NODE, packet_protocol
 from shards.stream.noise import Opener, Sealer
 from shards.stream.table import StreamTable
 from shards.stream.yamux import Stream, StreamState
+from vpnd import session
 from vpnd.config.schema import Session as Settings
 from vpnd.errors import RemoteProtocolError
 from vpnd.packet.record import MIN_RECORD_BYTES, Capabilities
@@ -48,7 +49,7 @@ class Session:
     def __init__(
         self, established: Established, hello: Capabilities, settings: Settings, now_s: float
     ) -> None:
-        """`hello` is told to the peer on every stream. LocalProtocolError: `established` cannot be the
+        """`hello` is told to the peer on every stream that has a HELLO. LocalProtocolError: `established` cannot be the
         state of a session."""
         cipher, leftover = established.cipher, established.leftover
         send_nonce, receive_nonce = established.send_nonce, established.receive_nonce
@@ -65,7 +66,7 @@ class Session:
         self._table = StreamTable(
             initiator=established.initiator,
             sealer=self._sealer,
-            hello_item=encode_hello(hello),
+            protocol=SUBNET_NODE if established.protocol == session.SUBNET_NODE else packet_protocol(hello),
             settings=settings,
             now_s=now_s,
         )
@@ -246,6 +247,10 @@ class Session:
         A stream that is not ready yet is reset. StreamClosed follows; closing twice does nothing.
         """
         self._table.close(stream)
+
+    def reset_stream(self, stream: Stream) -> None:
+        """End a stream at once, both ways. StreamClosed follows."""
+        self._table.reset(stream)
 
     def go_away(self, code: int = spec.GO_AWAY_NORMAL) -> None:
         """Tell the peer to open no more streams, and refuse those it opens nevertheless. Open ones go on."""

@@ -80,6 +80,9 @@ DATA_OVERHEAD_BYTES = MESSAGE_LENGTH_BYTES + HEADER_BYTES + TAG_BYTES
 
 MULTISTREAM_ID = b"/multistream/1.0.0"
 PACKET_PROTOCOL_ID = b"/vpnd/packet/1.0.0"
+#: Of the subnet node, whose streams carry bare packets without a HELLO, up to the MTU it is always set to.
+SUBNET_NODE_PROTOCOL_ID = b"/vpn/1.0.0"
+SUBNET_NODE_MTU = 1400
 NOT_AVAILABLE = b"na"
 LINE_END = b"\n"
 #: Longest line taken from a peer, its end included. Protocol ids are far shorter; go's limit is the same.

@@ -9,8 +9,8 @@ A peer pays for its control frames, and for data frames too short for a packet, 
 they cost more than they carry.
 
 Three rules are narrower than Yamux leaves them. Only a ping that was sent is answered, once. Ids of new streams rise,
-so "was it ever open" needs one number and not a set; frames of a stream that was are dropped in silence, for they may
-have crossed our FIN or RST. And no frame may be longer than a whole window.
+where the streams' protocol says so; then "was it ever open" needs one number and not a set. Frames of a stream that was
+are dropped in silence, for they may have crossed our FIN or RST. And no frame may be longer than a whole window.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections import deque
 
 from shards.stream import spec, yamux
 from shards.stream.events import CloseReason, Event, GoneAway, Pong, StreamClosed, StreamReady, WindowOpened
-from shards.stream.negotiate import Negotiation, Outcome
+from shards.stream.negotiate import Negotiation, Outcome, StreamProtocol
 from shards.stream.noise import Sealer
 from shards.stream.yamux import Stream, StreamEvent, StreamState
 from vpnd.config.schema import Session as Settings
@@ -31,13 +31,13 @@ class StreamTable:
     """Stream table of one session. Owner: the session; not thread-safe."""
 
     def __init__(
-        self, *, initiator: bool, sealer: Sealer, hello_item: bytes, settings: Settings, now_s: float
+        self, *, initiator: bool, sealer: Sealer, protocol: StreamProtocol, settings: Settings, now_s: float
     ) -> None:
         self.events: deque[Event] = deque()
         self.streams: dict[int, Stream] = {}
         self.now_s = now_s
         self._sealer = sealer
-        self._hello_item = hello_item
+        self._protocol = protocol
         self._settings = settings
         self._window = settings.window_bytes
         self._raise_by = settings.window_bytes - spec.INITIAL_WINDOW_BYTES
@@ -47,6 +47,8 @@ class StreamTable:
         self._highest_theirs = (
             spec.FIRST_ID_ACCEPTOR if initiator else spec.FIRST_ID_INITIATOR
         ) - spec.ID_STEP
+        #: Lower ids it may still open; at most max_streams of them.
+        self._skipped: set[int] = set()
         self._count_ours = 0
         self._count_theirs = 0
         self._deadlines: dict[Stream, tuple[float, CloseReason]] = {}
@@ -233,14 +235,18 @@ class StreamTable:
     def _was_open(self, stream_id: int) -> bool:
         if stream_id % spec.ID_STEP == self._next_id % spec.ID_STEP:
             return stream_id < self._next_id
-        return stream_id <= self._highest_theirs
+        return stream_id <= self._highest_theirs and stream_id not in self._skipped
 
     def _take_syn_untrusted(self, stream_id: int, flags: int) -> Stream | None:
         if stream_id % spec.ID_STEP == self._next_id % spec.ID_STEP:
             raise RemoteProtocolError(f"the peer opens stream {stream_id}, which is not of its parity")
         if stream_id <= self._highest_theirs:
-            raise RemoteProtocolError(f"the peer opens stream {stream_id} again, or out of order")
-        self._highest_theirs = stream_id
+            if stream_id not in self._skipped:
+                raise RemoteProtocolError(f"the peer opens stream {stream_id} again, or out of order")
+            self._skipped.discard(stream_id)
+        else:
+            self._skip(stream_id)
+            self._highest_theirs = stream_id
         if flags & spec.FLAG_RST:
             return None
         if self._leaving or self._count_theirs >= self._settings.max_streams:
@@ -249,6 +255,11 @@ class StreamTable:
         stream, _ = self._add(stream_id, ours=False, now_s=self.now_s)
         self._answer(yamux.window_update(stream_id, self._raise_by, spec.FLAG_ACK))
         return stream
+
+    def _skip(self, stream_id: int) -> None:
+        left_out = range(self._highest_theirs + spec.ID_STEP, stream_id, spec.ID_STEP)
+        if not self._protocol.ordered and len(left_out) + len(self._skipped) <= self._settings.max_streams:
+            self._skipped.update(left_out)
 
     def negotiate_untrusted(self, stream: Stream, payload: memoryview) -> int:
         """Feed payload to a stream's negotiation; return how much it took.
@@ -306,7 +317,7 @@ class StreamTable:
     # --- within
 
     def _add(self, stream_id: int, *, ours: bool, now_s: float) -> tuple[Stream, Negotiation]:
-        negotiation = Negotiation(opener=ours, hello_item=self._hello_item)
+        negotiation = Negotiation(opener=ours, protocol=self._protocol)
         stream = Stream(stream_id, ours=ours, receive_window=self._window, negotiation=negotiation)
         self.streams[stream_id] = stream
         self._deadlines[stream] = (now_s + self._settings.negotiate_timeout, CloseReason.NEGOTIATE_TIMEOUT)

@@ -6,7 +6,7 @@ from typing import Any
 
 from shards.stream import spec, yamux
 from shards.stream.events import Data, StreamReady
-from shards.stream.negotiate import MULTISTREAM_ITEM, PROTOCOL_ITEM, encode_hello
+from shards.stream.negotiate import MULTISTREAM_ITEM, encode_hello, packet_protocol
 from shards.stream.noise import Opener, Sealer
 from shards.stream.session import Session
 from shards.stream.yamux import Stream, StreamState
@@ -19,6 +19,7 @@ KEY_B = bytes(range(32, 64))
 HELLO_A = Capabilities(offloads=0x07, max_record=65_589, mtu=1400)
 HELLO_B = Capabilities(offloads=0x01, max_record=1_600, mtu=1280)
 #: What the dialing side sends first on a stream.
+PROTOCOL_ITEM = packet_protocol(HELLO_A).item
 OPENING = MULTISTREAM_ITEM + PROTOCOL_ITEM + encode_hello(HELLO_A)
 SMALL = Settings(window_bytes=1 << 18, send_buffer_bytes=1 << 17, receive_buffer_bytes=1 << 17)
 

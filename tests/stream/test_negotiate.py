@@ -11,24 +11,26 @@ from shards.stream import spec
 from shards.stream.negotiate import (
     MULTISTREAM_ITEM,
     NOT_AVAILABLE_ITEM,
-    PROTOCOL_ITEM,
     Negotiation,
     Outcome,
     decode_hello_untrusted,
     encode_hello,
     item,
+    packet_protocol,
 )
 from stream.pair import HELLO_A, HELLO_B
 from vpnd.errors import LocalProtocolError, RemoteProtocolError
 from vpnd.packet.record import Capabilities
 
-OURS = encode_hello(HELLO_A)
+PROTOCOL = packet_protocol(HELLO_A)
+PROTOCOL_ITEM = PROTOCOL.item
+OURS = PROTOCOL.hello_item
 THEIRS = encode_hello(HELLO_B)
 ACCEPTED = MULTISTREAM_ITEM + PROTOCOL_ITEM + THEIRS
 
 
 def side(opener: bool) -> Negotiation:
-    return Negotiation(opener=opener, hello_item=OURS)
+    return Negotiation(opener=opener, protocol=PROTOCOL)
 
 
 def run(negotiation: Negotiation, parts: list[bytes]) -> tuple[bytes, bytes]:

@@ -16,7 +16,7 @@ from shards.stream.events import (
     StreamReady,
     WindowOpened,
 )
-from shards.stream.negotiate import MULTISTREAM_ITEM, NOT_AVAILABLE_ITEM, PROTOCOL_ITEM, encode_hello, item
+from shards.stream.negotiate import MULTISTREAM_ITEM, NOT_AVAILABLE_ITEM, encode_hello, item
 from shards.stream.noise import Sealer
 from shards.stream.yamux import StreamEvent, StreamState
 from stream.pair import (
@@ -24,6 +24,7 @@ from stream.pair import (
     HELLO_B,
     KEY_A,
     OPENING,
+    PROTOCOL_ITEM,
     SMALL,
     Pair,
     Peer,

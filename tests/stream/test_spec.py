@@ -49,6 +49,8 @@ PINNED = {
     # opening a stream
     "MULTISTREAM_ID": b"/multistream/1.0.0",
     "PACKET_PROTOCOL_ID": b"/vpnd/packet/1.0.0",
+    "SUBNET_NODE_PROTOCOL_ID": b"/vpn/1.0.0",
+    "SUBNET_NODE_MTU": 1400,
     "NOT_AVAILABLE": b"na",
     "LINE_END": b"\n",
     "MAX_LINE_BYTES": 1024,

@@ -8,7 +8,7 @@ connect         an ordinary libp2p connection, with streams
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import trio
@@ -25,7 +25,6 @@ from libp2p.transport.upgrader import TransportUpgrader
 from multiaddr import Multiaddr
 
 from vpnd.adapter.addresses import Endpoint, resolve
-from vpnd.adapter.cipher import SESSION_MUXERS
 from vpnd.adapter.framing import read_message_untrusted, write_message
 from vpnd.adapter.handoff import Detached, detach
 from vpnd.adapter.identify import agent_untrusted
@@ -56,14 +55,15 @@ async def dial_session(
     upgrader: TransportUpgrader,
     address: str,
     peer_id: ID,
-    ciphers: Sequence[str],
+    muxers: Mapping[str, str],
+    protocol: str,
     patience: Patience,
 ) -> Detached:
-    """A data session with `peer_id` at the multiaddr `address`; `ciphers`: those to ask for, in this order.
+    """A data session with `peer_id` at the multiaddr `address`. `muxers`: muxer ids to ask for, in this order, with the
+    cipher of each. `protocol`: what its streams are to carry.
 
     The holder closes it. Raises DialError.
     """
-    muxers = {SESSION_MUXERS[cipher]: cipher for cipher in ciphers}
 
     async def take_out(session: Any, chosen: str) -> Detached:
         if chosen not in muxers:
@@ -71,11 +71,13 @@ async def dial_session(
             raise DialError(
                 f"{address}: the node there speaks libp2p, but is not vpnd ({agent or 'it does not say what'})"
             )
-        return detach(session, muxers[chosen])
+        return detach(session, muxers[chosen], protocol)
 
     async def use(raw: Any) -> Detached:
         # The ordinary muxer last: every vpnd that knows this node agrees to one of the others.
-        return await secured(raw, upgrader, peer_id, [*muxers, YAMUX], patience.dial_s, take_out)
+        return await secured(
+            raw, upgrader, peer_id, list(dict.fromkeys((*muxers, YAMUX))), patience.dial_s, take_out
+        )
 
     return await dial_raw(tcp, address, patience, use)
 

@@ -21,7 +21,7 @@ from vpnd.adapter.cipher import derive
 from vpnd.endpoint import of_socket_address
 from vpnd.errors import VpndError
 from vpnd.nat.paths import Path
-from vpnd.session import AESGCM, KEY_BYTES, Established
+from vpnd.session import AESGCM, KEY_BYTES, VPND, Established
 
 
 class NotDetachable(VpndError):
@@ -39,8 +39,9 @@ class Detached(NamedTuple):
         os.close(self.fd)
 
 
-def detach(session: Any, cipher: str) -> Detached:
-    """Copy a SecureSession's state and duplicate its socket; `cipher` is what was agreed with the muxer.
+def detach(session: Any, cipher: str, protocol: str = VPND) -> Detached:
+    """Copy a SecureSession's state and duplicate its socket; `cipher` is what was agreed with the muxer, `protocol`
+    what its streams are to carry.
 
     Synchronous on purpose: no read may be under way, and none may start between copying and closing. The
     caller closes libp2p's own socket afterwards without another word on it; the duplicate lives on.
@@ -74,6 +75,7 @@ def detach(session: Any, cipher: str) -> Detached:
         receive_nonce=receive_nonce,
         leftover=leftover,
         path=_path(stream),
+        protocol=protocol,
     )
     return Detached(established, os.dup(fileno))
 

@@ -27,7 +27,7 @@ import contextlib
 import functools
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import trio
 from libp2p import new_host
@@ -63,6 +63,7 @@ from vpnd.adapter.transport import WatchfulTcp, close_now, raw_of
 from vpnd.config.live import Live
 from vpnd.errors import VpndError
 from vpnd.nat.messages import MEET
+from vpnd.session import CHACHAPOLY, SUBNET_NODE, VPND
 
 Result = TypeVar("Result")
 
@@ -82,7 +83,8 @@ class Host:
     """One libp2p host. Use inside `running`; the rest is valid only there.
 
     `member_addresses()`: multiaddrs at which members are. `count` counts under names of vpnd.metrics, `connections` is
-    told how many libp2p connections there are when one comes or goes.
+    told how many libp2p connections there are when one comes or goes. `speaks` is the protocol of a peer's sessions
+    (vpnd.session).
     Owner: control's trio loop.
     """
 
@@ -96,6 +98,7 @@ class Host:
         count: Count,
         connections: Callable[[int], None],
         seldom: Seldom,
+        speaks: Callable[[str], str] = lambda _: VPND,
     ) -> None:
         config = live.config
         p2p = config.p2p
@@ -107,6 +110,7 @@ class Host:
         self._count = count
         self._seldom = seldom
         self._is_member = is_member
+        self._speaks = speaks
         self._take_session: TakeSession | None = None
         self._ciphers = offered(config.session.cipher)
         self._requested = [parse_endpoint(text) for text in p2p.listen]
@@ -161,6 +165,7 @@ class Host:
             p2p.max_streams_per_connection,
             p2p.max_unread_per_connection,
             lambda why: seldom.warn("connection", why),
+            self._divert,
         )
         self.desk.install(self.swarm)
         tcp = FreshTcp(config.session.user_timeout, p2p.keepalive_interval, self._permits)
@@ -251,10 +256,17 @@ class Host:
         """A new data session; see vpnd.adapter.dial.dial_session."""
         upgrader, target = self.swarm.upgrader, ID.from_string(peer_id)
 
-        async def dial() -> Detached:
-            return await dial_session(self._tcp, upgrader, address, target, self._ciphers, self._patience())
+        protocol = self._speaks(peer_id)
+        muxers = {SESSION_MUXERS[cipher]: cipher for cipher in self._ciphers}
+        if protocol == SUBNET_NODE:
+            muxers = {YAMUX: CHACHAPOLY}
 
-        return await self._introduced(dial, (address,), peer_id)
+        async def dial() -> Detached:
+            return await dial_session(
+                self._tcp, upgrader, address, target, muxers, protocol, self._patience()
+            )
+
+        return await (dial() if protocol == SUBNET_NODE else self._introduced(dial, (address,), peer_id))
 
     async def ask(
         self, addresses: Sequence[str], peer_id: str, request: bytes, max_answer: int, question: str = ENROL
@@ -381,15 +393,24 @@ class Host:
         questions = {TProtocol(one): functools.partial(Asking, one) for one in (*QUESTIONS, MEET)}
         return {**sessions, **questions}
 
+    def _divert(self, connection: Any, peer_id: str) -> None:
+        """A connection of a subnet node carries packets beside all else: it is a session."""
+        if self._speaks(peer_id) == SUBNET_NODE:
+            self._take_out(connection, peer_id, CHACHAPOLY, SUBNET_NODE)
+
     def _session_muxer(self, cipher: str, connection: Any, peer_id: ID) -> Any:
-        """Called by libp2p where it would build a muxer: takes the session out and ends libp2p's part."""
+        """Called by libp2p where it would build a muxer."""
+        self._take_out(connection, str(peer_id), cipher, VPND)
+
+    def _take_out(self, connection: Any, peer_id: str, cipher: str, protocol: str) -> NoReturn:
+        """Take an inbound session out, and end libp2p's part."""
         try:
-            session = detach(connection, cipher)
+            session = detach(connection, cipher, protocol)
         except NotDetachable as error:
             self._seldom.warn("detach", f"refused a session of {peer_id}: {error}")
             raise
         stream = raw_of(connection).stream
-        if isinstance(stream, WayStream) and not stream.take(str(peer_id)):
+        if isinstance(stream, WayStream) and not stream.take(peer_id):
             session.close()
             raise UnknownPeer(f"{peer_id} came to a meeting with somebody else")
         self._handshakes.member_from(raw_of(connection).source)

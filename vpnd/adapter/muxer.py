@@ -75,14 +75,23 @@ def bound(muxed: Yamux, max_streams: int, max_bytes: int, told: Callable[[str], 
     muxed._read_data_body = read_data_body  # type: ignore[method-assign]
 
 
-def bound_all(swarm: Any, max_streams: int, max_bytes: int, told: Callable[[str], None]) -> None:
-    """Every libp2p connection of a swarm. Before it listens."""
+def bound_all(
+    swarm: Any,
+    max_streams: int,
+    max_bytes: int,
+    told: Callable[[str], None],
+    divert: Callable[[Any, str], None],
+) -> None:
+    """Every libp2p connection of a swarm. Before it listens. `divert` is given the secured connection and peer id of
+    each inbound one, and may take it out and raise."""
     muxers = swarm.upgrader.muxer_multistream
     stock = muxers.new_conn
 
     async def new_conn(conn: Any, peer_id: Any) -> Any:
         muxed = await stock(conn, peer_id)
         if isinstance(muxed, Yamux):
+            if not conn.is_initiator:
+                divert(conn, str(peer_id))
             bound(muxed, max_streams, max_bytes, told)
         return muxed
 

@@ -71,6 +71,7 @@ class PeerReport(msgspec.Struct, frozen=True, kw_only=True):
             "How each session reaches it: direct ADDRESS, direct ADDRESS (punched) through NATs, or relayed via NAME."
         ),
     ] = ()
+    protocol: Annotated[str, told("What it speaks: vpnd or subnet-node.")] = "vpnd"
     ownership: Annotated[
         tuple[str, ...], told("A line for each address it claims that the contract does not confirm.")
     ] = ()

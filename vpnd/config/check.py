@@ -14,6 +14,7 @@ from typing import Protocol
 
 from vpnd.config import multiaddrs, paths
 from vpnd.config.schema import Config, Peer
+from vpnd.session import SUBNET_NODE
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Prefix = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -106,6 +107,12 @@ def _endpoints(config: Config, report: Report) -> None:
                 "p2p.listen", text, "must be an address of this machine; write it like /ip4/0.0.0.0/tcp/4001"
             )
     for place, peer in enumerate(config.peers):
+        if peer.protocol == SUBNET_NODE and ":" in peer.virtual_ip:
+            report(
+                f"peers[{place}].protocol",
+                peer.protocol,
+                "knows IPv4 alone; give the peer an IPv4 virtual_ip",
+            )
         for text in peer.addresses:
             endpoint = multiaddrs.parse(text)
             path = f"peers[{place}].addresses"

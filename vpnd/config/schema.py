@@ -7,7 +7,7 @@ is in `check`.
 from __future__ import annotations
 
 from vpnd.config.setting import REQUIRED, Table, choice, duration, number, share, size, switch, text
-from vpnd.session import AESGCM, CHACHAPOLY
+from vpnd.session import AESGCM, CHACHAPOLY, SUBNET_NODE, VPND
 
 # A table: one setting a line where it fits.
 # fmt: off
@@ -232,6 +232,8 @@ class Peer(Table, frozen=True):
     peer_id: str = text(REQUIRED, "peer_id", "Its peer id, as `vpnd id` prints it there.", essential=True)
     virtual_ip: str = text(REQUIRED, "ip", "Its address inside the VPN.", essential=True)
     addresses: tuple[str, ...] = text((), "multiaddr", "Multiaddrs to dial; empty: wait for its dial.", essential=True)
+    protocol: str = choice(VPND, (VPND, SUBNET_NODE),
+        "What it speaks. subnet-node: it runs the Go program that vpnd rebuilds, not vpnd; see docs/interop.md.")
 
 
 class Worker(Table, frozen=True):

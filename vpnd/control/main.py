@@ -58,6 +58,7 @@ from vpnd.errors import ConfigError, VpndError, kind_of
 from vpnd.membership.store import Store
 from vpnd.metrics import CONTROL_COUNTERS, CounterPage
 from vpnd.nat.messages import MEET, NAT
+from vpnd.session import VPND
 
 NANOSECONDS_PER_MS = 1_000_000
 
@@ -155,6 +156,7 @@ async def _run(
         live,
         is_member=lambda peer_id: registry.find(peer_id) is not None,
         member_addresses=lambda: (address for member in registry.members() for address in member.addresses),
+        speaks=lambda peer_id: member.protocol if (member := registry.find(peer_id)) is not None else VPND,
         count=page.add,
         connections=lambda number: page.set("connections", number),
         seldom=seldom,

@@ -296,6 +296,7 @@ class Planner:
             virtual_ips=peer.member.virtual_ips,
             routes=peer.member.routes,
             source=peer.member.source,
+            protocol=peer.member.protocol,
         )
 
     # --- when

@@ -14,6 +14,7 @@ from typing import Protocol
 import msgspec
 
 from vpnd.config.schema import Peer
+from vpnd.session import VPND
 
 #: Where a member is from that is configured by hand.
 CONFIGURATION = "configuration"
@@ -24,7 +25,7 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
 
     `prefixes`: the networks it may send packets from, the most specific meaning its own address.
     `addresses`: multiaddrs to dial, without the /p2p part; empty when it can only dial us. `source`: who says so,
-    configuration or membership.
+    configuration or membership. `protocol`: see vpnd.session.
     """
 
     peer_id: str
@@ -32,6 +33,7 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
     prefixes: tuple[str, ...]
     addresses: tuple[str, ...]
     source: str = CONFIGURATION
+    protocol: str = VPND
 
     @property
     def virtual_ips(self) -> tuple[str, ...]:
@@ -228,6 +230,7 @@ def _member(peer: Peer) -> Member:
         name=peer.name,
         prefixes=(f"{address}/{address.max_prefixlen}",),
         addresses=tuple(_without_peer_id(text) for text in peer.addresses),
+        protocol=peer.protocol,
     )
 
 
