@@ -29,6 +29,7 @@ from stream.pair import HELLO_A, OPENING, Peer
 from shards.counters import Counts
 from shards.flow.prefixes import Prefixes
 from shards.inbound import Inbound, Reassembly
+from shards.session.bare import BareFrames, BareInbound
 from shards.stream import negotiate, yamux
 from vpnd.adapter import framing, identify, muxer, noise
 from vpnd.config.schema import Session as Settings
@@ -41,6 +42,7 @@ from vpnd.membership.refusal import MembershipRefused
 from vpnd.nat import messages as meeting
 from vpnd.packet import icmp
 from vpnd.packet.offload import check
+from vpnd.packet.record import VNET_BYTES
 from vpnd.peerid import public_key_untrusted
 
 
@@ -124,6 +126,17 @@ def tun(data: bytes) -> None:
     for part in (data[:half], data[half:]):
         with memoryview(part) as view:
             inbound.deliver_untrusted(anybody, reassembly, view, 64)
+
+
+def bare(data: bytes) -> None:
+    anybody: Prefixes[bool] = Prefixes()
+    anybody.add("0.0.0.0/0", True)
+    inbound = BareInbound(Inbound(lambda packet: None, anybody, Counts()))
+    frames = BareFrames(Unlimited(), lambda: None)  # type: ignore[arg-type]
+    half = len(data) // 2
+    for part in (data[:half], data[half:]):
+        with memoryview(part) as view:
+            inbound.deliver_untrusted(anybody, frames, view, 64)
 
 
 def session(data: bytes) -> None:
@@ -304,6 +317,12 @@ ENTRIES = {
         (RemoteProtocolError,),
         (RECORDS,),
         ("shards.inbound.deliver_untrusted", "shards.inbound._complete_untrusted"),
+    ),
+    "bare frames of a stream": Entry(
+        bare,
+        (),
+        tuple(struct.pack(">I", len(packet) - VNET_BYTES) + packet[VNET_BYTES:] for packet in PACKETS),
+        ("shards.session.bare.deliver_untrusted", "shards.session.bare.records_untrusted"),
     ),
     "hello": Entry(
         negotiate.decode_hello_untrusted,

@@ -64,7 +64,7 @@ def test_a_node_dials_a_member_of_another_make(lab: Lab, command: tuple[str, ...
     wait_until(lambda: a.ask()["peers"][0]["addresses"], PATIENCE_S, "a knows where b is")
     assert b.stop() == 0
     with in_place_of(b, command, f"/ip4/{b.namespace.address}/tcp/{P2P_PORT}") as peer:
-        # Nobody listens there, so only a connection that the node has dialed carries the pings. It dials for sessions, too,
+        # Nobody listens there, so only what the node has dialed carries the pings. It dials for sessions, too,
         # and hangs up when it hears that this is not vpnd: that is not the one.
         nowhere = f"/ip4/{a.namespace.address}/tcp/1/p2p/{a.peer_id()}"
 
