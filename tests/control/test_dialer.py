@@ -52,8 +52,9 @@ class AnsweringHost(SilentHost):
 class Relays:
     """A relay at which every peer can be met, or none; each meeting brings what `brings` gives, in turn."""
 
-    def __init__(self, *brings: str | None) -> None:
-        self.brings = list(brings)
+    def __init__(self, *brings: str | None, near: bool = True) -> None:
+        """`near`: the addresses of peers could be theirs."""
+        self.brings, self._near = list(brings), near
         self.begun: list[tuple[float, str]] = []
         self._since_s: float | None = None
 
@@ -61,7 +62,7 @@ class Relays:
         return bool(self.brings)
 
     def may_answer(self, address: str) -> bool:
-        return True
+        return self._near
 
     async def meet(self, member: Member, mode: str, deliver: Callable[[Detached], bool]) -> None:
         if self._since_s is None:
@@ -231,3 +232,15 @@ def test_a_direct_session_ends_the_meeting() -> None:
         assert relays.begun == []
 
     assert played(config, node, then, relays, host_of=AnsweringHost) == [DIRECT]
+
+
+@pytest.mark.parametrize("near", [True, False])
+def test_who_is_behind_a_nat_and_has_no_relay_is_said_to_and_what_helps(near: bool) -> None:
+    config, node = hidden(settings())
+
+    async def then(live: Live, host: SilentHost, dialer: Dialer) -> None:
+        said = node.planner.report(0.0)[0].last_error
+        assert "connection refused" in said
+        assert ("forward a port" in said) == (not near)
+
+    assert played(config, node, then, Relays(near=near), host_of=RefusingHost) == []

@@ -35,12 +35,20 @@ SEEN = parse("203.0.113.2:40001")
 class Registry:
     """All others are members, at addresses nobody answers at."""
 
-    def __init__(self, *peer_ids: str) -> None:
-        self.peer_ids = list(peer_ids)
+    def __init__(self, *peer_ids: str, hidden: str = "") -> None:
+        """`hidden`: one that says an address of somebody else's network."""
+        self.peer_ids, self._hidden = list(peer_ids), hidden
 
     def members(self) -> list[Member]:
         return [
-            Member(peer_id=peer_id, name=peer_id[-4:], prefixes=(), addresses=("/ip4/203.0.113.2/tcp/4001",))
+            Member(
+                peer_id=peer_id,
+                name=peer_id[-4:],
+                prefixes=(),
+                addresses=(
+                    "/ip4/192.168.211.2/tcp/4001" if peer_id == self._hidden else "/ip4/203.0.113.2/tcp/4001",
+                ),
+            )
             for peer_id in self.peer_ids
         ]
 
@@ -92,6 +100,12 @@ def test_everybody_is_asked_in_one_order_few_at_a_time() -> None:
     found = [peer_id for _, peer_id in asked(Nat(relays=1), Registry(*OTHERS), 1.0)]
     assert sorted(found) == sorted(OTHERS)
     assert found == [peer_id for _, peer_id in asked(Nat(relays=1), Registry(*reversed(OTHERS)), 1.0)]
+
+
+def test_who_can_hardly_be_dialed_is_asked_last() -> None:
+    for peer_id in OTHERS:
+        found = [asked_id for _, asked_id in asked(Nat(relays=1), Registry(*OTHERS, hidden=peer_id), 1.0)]
+        assert found[-1] == peer_id
 
 
 @pytest.mark.setting("nat.relays")

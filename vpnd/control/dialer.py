@@ -22,6 +22,13 @@ from vpnd.nat.paths import RELAYED
 log = logging.getLogger(__name__)
 
 
+#: Of a peer whose addresses mean nothing here.
+NO_RELAY = (
+    "it is behind a NAT, and no member that both can reach relays: forward a port to one member's p2p.listen; see "
+    "docs/nat.md"
+)
+
+
 class ShardBusy(VpndError):
     """The shard does not read its messages: it would get a session too late, and the peer is not to blame."""
 
@@ -246,7 +253,10 @@ class Dialer:
             if self._traversal.can_meet(member.peer_id):
                 nursery.start_soon(meet)
         if not got:
-            raise DialError("; ".join(errors) or "no address is known, and no relay")
+            near = any(map(self._traversal.may_answer, member.addresses))
+            if not near and not self._traversal.can_meet(member.peer_id):
+                errors.append(NO_RELAY)
+            raise DialError("; ".join(errors))
 
     async def _improve(self, host: Host, taker: Taker, dial: Dial) -> None:
         """Behind a relayed session: try for a direct one until there is one, or no session any more."""

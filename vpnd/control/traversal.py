@@ -131,7 +131,12 @@ class Traversal:
         others = [member for member in members if member.addresses and member.peer_id not in asked]
         ready = [member for member in others if self._rests.get(member.peer_id, 0.0) <= now_s]
         again_s = min((until_s for until_s in self._rests.values() if until_s > now_s), default=math.inf)
-        return sorted(ready, key=_order)[:lacking], again_s
+        return sorted(ready, key=self._order)[:lacking], again_s
+
+    def _order(self, member: Member) -> tuple[bool, bytes]:
+        """The same at every node, but for those that can hardly be dialed from here, which come last."""
+        near = any(map(self.may_answer, member.addresses))
+        return not near, hashlib.sha256(member.peer_id.encode()).digest()
 
     async def _ask(self, member: Member) -> None:
         """One relay, from the question to its end. Whatever goes wrong stays in here."""
@@ -315,8 +320,3 @@ class Traversal:
         except Exception as error:  # of libp2p, in great variety: this connection came to nothing
             log.debug("no %s session with %s: %r", path.kind, peer_id, error)
             return None
-
-
-def _order(member: Member) -> bytes:
-    """The same order at every node."""
-    return hashlib.sha256(member.peer_id.encode()).digest()
