@@ -390,6 +390,8 @@ ENTRIES = {
 #: Functions that hand what they read to those above, and whose own part is waiting, counting and answering; where it is
 #: seen that nothing comes out of them.
 SHELLS = {
+    # a Protocol without a body
+    "shards.session.surroundings.deliver_untrusted": "tests/shards/test_bare.py",
     "vpnd.adapter.contract._post_untrusted": "tests/discovery/test_contract_http.py",
     "vpnd.adapter.dht._values_untrusted": "tests/control/test_dht.py",
     "vpnd.adapter.guests._receive_stranger_untrusted": "tests/control/test_guests.py",
