@@ -33,7 +33,7 @@ from typing import Any
 
 import msgspec
 
-from supervisor import probing, report, requests, statedir
+from supervisor import report, requests, statedir
 from supervisor.export import Exporter
 from supervisor.fleet import Fleet
 from supervisor.network import killswitch
@@ -211,7 +211,7 @@ class Node:
     async def _on_probe(self, request: Mapping[str, Any]) -> dict[str, Any]:
         config = self._live.config
         patience_s = config.health.timeout + config.status.timeout
-        return await probing.measure(request, self._fleet, self._pump, patience_s)
+        return await requests.probe(request, self._fleet, self._pump, patience_s)
 
     async def request(self, command: str, arguments: dict[str, Argument], timeout_s: float) -> bytes:
         """See requests.Asked."""

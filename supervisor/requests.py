@@ -1,20 +1,30 @@
-"""Commands of the user that control carries out: checked here, asked of control.
+"""Commands of the user that others than the supervisor carry out: checked here, asked of control or of a shard.
 
 On the status socket a request is {"command": name, "patience_s": seconds, argument: value, …}, the answer
-{"answer": what control said}.
+{"answer": what control said}. Of a shard:
+
+    {"command": "probe", "address": IP}   →  {"shard": index, "session": {…}, "why": ""}
+
+the shard and the session that carry pings to an address, measured. `session` is null where none carries them, its
+`rtt_ms` is null where it did not answer, and `why` says so in words.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
 import msgspec
 
+from supervisor.fleet import Fleet
+from supervisor.pump import Pump
 from supervisor.questions import Argument
+from vpnd.api.reports import SessionProbe
 from vpnd.config.live import Live
-from vpnd.errors import VpndError
+from vpnd.errors import ConfigError, VpndError
+from vpnd.packet.flow import echo_key
 
 #: Command -> its arguments; every one may be missing. The first group needs a network.
 MEMBERSHIP: dict[str, frozenset[str]] = {
@@ -93,3 +103,30 @@ def _number(value: object, otherwise: float) -> float:
     if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= MOST_PATIENCE_S:
         return float(value)
     return otherwise
+
+
+async def probe(request: Mapping[str, Any], fleet: Fleet, pump: Pump, timeout_s: float) -> dict[str, Any]:
+    """The answer. `timeout_s`: of the shard, which itself waits for health.timeout. Raises ConfigError for what is no
+    address."""
+    try:
+        address = ipaddress.ip_address(str(request.get("address")))
+    except ValueError:
+        raise ConfigError("address: must be an IP address") from None
+    index = pump.shard_of(echo_key(address))
+    if index < 0:
+        return {"shard": None, "session": None, "why": "no shard is up"}
+    told = await fleet.questions.probe(fleet.shards[index], str(address), timeout_s)
+    if told is None:
+        return {"shard": index, "session": None, "why": f"shard {index} does not answer"}
+    session = _row(told.session) if told.session is not None else None
+    return {"shard": index, "session": session, "why": told.why}
+
+
+def _row(session: SessionProbe) -> dict[str, Any]:
+    return {
+        "id": f"{session.session_id:x}",
+        "peer_id": session.peer_id,
+        "local": session.local,
+        "remote": session.remote,
+        "rtt_ms": session.rtt_ms,
+    }

@@ -4,7 +4,7 @@
 {"command": "stop"}                 →  {"stopping": true}; the node then stops
 {"command": "reload"}               →  what of the configuration is in force now, and what needs a restart
 {"command": "scale", "shards": N}   →  how many there were and are, once it is done
-{"command": "probe", "address": IP} →  what carries pings to it, measured now (supervisor/probing.py)
+{"command": "probe", "address": IP} →  what carries pings to it, measured now (supervisor/requests.py)
 {"command": "invite", …}            →  what control answers (supervisor/requests.py has the names)
 anything else                       →  {"error": "…"}
 what is refused                     →  {"error": "…", "kind": name of a class of vpnd.errors}; one problem on each line

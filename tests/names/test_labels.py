@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vpnd.names.labels import MAX_LABEL, assign, is_label
+from vpnd.names.members import MAX_LABEL, assign, is_label
 
 names = st.text(min_size=1, max_size=63) | st.text("aAbB-._ü", min_size=1, max_size=5)
 

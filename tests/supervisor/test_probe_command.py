@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from supervisor import probing
+from supervisor import requests
 from supervisor.pump import FlowTable
 from vpnd.api.messages import ProbeAnswer
 from vpnd.api.reports import SessionProbe
@@ -40,7 +40,7 @@ class Shards:
 
 
 def measure(shards: Shards, request: dict[str, Any]) -> dict[str, Any]:
-    return asyncio.run(probing.measure(request, shards, shards, TIMEOUT_S))  # type: ignore[arg-type]
+    return asyncio.run(requests.probe(request, shards, shards, TIMEOUT_S))  # type: ignore[arg-type]
 
 
 ANSWERS = [

@@ -16,9 +16,7 @@ def members(rows: Sequence[Fields]) -> str:
     """`vpnd members`."""
     if not rows:
         return "No members."
-    head = [
-        ("member", "<"), ("address", "<"), ("state", "<"), ("connected", "<"), ("authority", "<"), ("valid for", "<"),
-    ]  # fmt: skip
+    head = ["member", "address", "state", "connected", "authority", "valid for"]
     shown = [
         (
             text(row.get("name")),
@@ -34,7 +32,7 @@ def members(rows: Sequence[Fields]) -> str:
         (text(row.get("name")), text(row.get("peer_id")), _all(row.get("routes")), _all(row.get("groups")))
         for row in rows
     ]
-    more = [("member", "<"), ("peer id", "<"), ("routes", "<"), ("groups", "<")]
+    more = ["member", "peer id", "routes", "groups"]
     return f"{table(head, shown)}\n\n{table(more, besides)}"
 
 
@@ -42,10 +40,7 @@ def invitations(rows: Sequence[Fields]) -> str:
     """`vpnd invitations`."""
     if not rows:
         return "No invitations."
-    head = [
-        ("id", "<"), ("state", "<"), ("uses left", ">"), ("valid for", "<"), ("for", "<"), ("joined", "<"),
-        ("routes", "<"), ("groups", "<"),
-    ]  # fmt: skip
+    head = ["id", "state", ">uses left", "valid for", "for", "joined", "routes", "groups"]
     return table(
         head,
         [
@@ -68,7 +63,7 @@ def authorities(rows: Sequence[Fields]) -> str:
     """`vpnd authority list`."""
     if not rows:
         return "No authorities."
-    head = [("authority", "<"), ("state", "<"), ("peer id", "<"), ("key", "<")]
+    head = ["authority", "state", "peer id", "key"]
     return table(
         head,
         [
@@ -124,14 +119,7 @@ def peers(status: Status) -> str:
     """`vpnd peers`: a row for each, and below it where it is reached and what is behind it."""
     if not status.peers:
         return no_peers(status)
-    head = [
-        ("peer", "<"),
-        ("addresses", "<"),
-        ("state", "<"),
-        ("rtt", ">"),
-        ("sessions", ">"),
-        ("source", "<"),
-    ]
+    head = ["peer", "addresses", "state", ">rtt", ">sessions", "source"]
     rows = [
         (
             text(peer.name),
@@ -146,7 +134,7 @@ def peers(status: Status) -> str:
     places = [(text(peer.name), _all(peer.addresses), _all(peer.routes)) for peer in status.peers]
     parts = [
         table(head, rows) + left_out(status),
-        table([("peer", "<"), ("dialed at", "<"), ("routes", "<")], places),
+        table(["peer", "dialed at", "routes"], places),
         "\n".join(ownership(status.peers)),
     ]
     return "\n\n".join(filter(None, parts))
@@ -158,11 +146,11 @@ def resolved(answer: Fields) -> str:
         (text(step.get("source")), _age(step.get("age_s")), text(step.get("result")))
         for step in answer.get("steps") or []
     ]
-    lines = [table([("looked in", "<"), ("age", ">"), ("result", "<")], steps)] if steps else []
+    lines = [table(["looked in", ">age", "result"], steps)] if steps else []
     if answer.get("peer_id"):
         rows = [("name", text(answer.get("name"))), ("peer id", text(answer.get("peer_id")))]
         rows.append(("reached at", _all(answer.get("addresses"))))
-        lines.append(table([("", "")], rows))
+        lines.append(table((), rows))
     else:
         lines.append(printable(f"Nobody is known as {answer.get('what')}."))
     return "\n\n".join(lines)

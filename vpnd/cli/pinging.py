@@ -1,7 +1,7 @@
 """`vpnd ping`: round trips through the tunnel, each beside that of the session in it.
 
 An echo request goes through the TUN device to the peer's virtual IP (vpnd/cli/echo.py). Then the daemon is asked which
-session carries this flow, and measures it (supervisor/probing.py); the rest of the way is in the two nodes and their
+session carries this flow, and measures it (supervisor/requests.py); the rest of the way is in the two nodes and their
 kernels. Without a session that answers, the controls' libp2p connection tells whether the peer's daemon is there.
 """
 

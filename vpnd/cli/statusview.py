@@ -68,7 +68,7 @@ def _node(status: Status) -> str:
         ("to tun", f"{count(tun.packets_written)} packets, {size(tun.bytes_written)}"),
         ("processes", f"supervisor {status.supervisor.pid}, control {control.pid}{again}"),
     ]
-    return table([("", "")], [(name, text(value)) for name, value in rows])
+    return table((), [(name, text(value)) for name, value in rows])
 
 
 def _items(struct: object) -> list[tuple[str, int]]:
@@ -90,16 +90,13 @@ def _network(network: NetworkPart) -> str:
         rows.append(("membership", f"valid for another {duration(network.expires_s)}, renewed before"))
     rows += [("conflict", text(conflict)) for conflict in network.conflicts]
     rows += [("warning", text(warning)) for warning in network.warnings]
-    return table([("", "")], rows)
+    return table((), rows)
 
 
 def _peers(status: Status) -> str:
     if not status.peers:
         return no_peers(status)
-    head = [
-        ("peer", "<"), ("address", "<"), ("state", "<"), ("rtt", ">"), ("sessions", ">"),
-        ("sent", ">"), ("received", ">"),
-    ]  # fmt: skip
+    head = ["peer", "address", "state", ">rtt", ">sessions", ">sent", ">received"]
     return table(head, [_peer(peer) for peer in status.peers]) + left_out(status) + _paths(status.peers)
 
 
@@ -110,7 +107,7 @@ def _paths(peers: Sequence[Peer]) -> str:
         for peer in peers
         for path, times in Counter(peer.paths).items()
     ]
-    return "\n\n" + table([("peer", "<"), ("path", "<")], ways) if ways else ""
+    return "\n\n" + table(["peer", "path"], ways) if ways else ""
 
 
 def _peer(peer: Peer) -> Sequence[str]:
@@ -181,11 +178,8 @@ def why_not(peer: Peer) -> str:
 
 
 def _shards(shards: Sequence[Shard]) -> str:
-    head = [
-        ("shard", ">"), ("state", "<"), ("cpu", ">"), ("memory", ">"), ("from tun", ">"), ("to tun", ">"),
-        ("drops", ">"), ("flows", ">"), ("sessions", ">"), ("ring", ">"),
-    ]  # fmt: skip
-    return table(head, [_shard(shard) for shard in shards])
+    traffic = [">from tun", ">to tun", ">drops", ">flows", ">sessions", ">ring"]
+    return table([">shard", "state", ">cpu", ">memory", *traffic], [_shard(shard) for shard in shards])
 
 
 def _shard(shard: Shard) -> Sequence[str]:
@@ -210,25 +204,25 @@ def _drops(status: Status) -> str:
         for reason, n in sorted(status.dropped_packets.items(), key=lambda item: -item[1])
         if n
     ]
-    return table([("packets", ">"), ("dropped", "<"), ("", "<")], rows) or "Nothing dropped."
+    return table([">packets", "dropped", ""], rows) or "Nothing dropped."
 
 
 def _wrapped(paragraph: str) -> str:
     return textwrap.fill(paragraph, WIDTH, subsequent_indent=_GAP, break_on_hyphens=False)
 
 
-def table(head: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]]) -> str:
-    """Aligned columns, at most WIDTH wide; `head` is (title, "<" or ">") of each, without a line of titles when all are
-    empty. What is too wide is wrapped: the widest column that is aligned to the left."""
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Aligned columns, at most WIDTH wide, below the titles in `head`, or without any. ">" in front of a title: aligned
+    to the right. What is too wide is wrapped: the widest column that is aligned to the left."""
     if not rows:
         return ""
-    columns = len(rows[0])
-    titles = [title for title, _ in head] + [""] * (columns - len(head))
-    aligns = [align or "<" for _, align in head] + ["<"] * (columns - len(head))
+    head = head or [""] * len(rows[0])
+    titles = [title.removeprefix(">") for title in head]
+    aligns = [">" if title.startswith(">") else "<" for title in head]
     lines = [titles, *rows] if any(titles) else list(rows)
-    widths = [max(len(line[column]) for line in lines) for column in range(columns)]
-    while sum(widths) + len(_GAP) * (columns - 1) > WIDTH:
-        place = max((at for at in range(columns) if aligns[at] == "<"), key=lambda at: widths[at])
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    while sum(widths) + len(_GAP) * (len(head) - 1) > WIDTH:
+        place = max((at for at in range(len(head)) if aligns[at] == "<"), key=lambda at: widths[at])
         if widths[place] <= _LEAST_WRAPPED:
             break
         widths[place] -= 1

@@ -36,7 +36,7 @@ from dns.rdtypes.IN.A import A
 from dns.rdtypes.IN.AAAA import AAAA
 
 from vpnd.config.schema import Dns
-from vpnd.names.members import Address, Members
+from vpnd.names.members import Address, MemberTable
 from vpnd.names.reverse import Network, Place, locate
 
 #: Every network's zone is a child of this name, which the root does not have.
@@ -66,7 +66,7 @@ class _Found(NamedTuple):
 
 
 def origin_of(network: str) -> str:
-    """The zone of a network, without the last dot. `network` must be a host label (`labels.is_label`)."""
+    """The zone of a network, without the last dot. `network` must be a host label (`members.is_label`)."""
     return f"{network}.{SUFFIX}"
 
 
@@ -77,7 +77,7 @@ class Zone:
     """
 
     def __init__(
-        self, network: str, label: str, prefixes: Iterable[Network], settings: Dns, members: Members
+        self, network: str, label: str, prefixes: Iterable[Network], settings: Dns, members: MemberTable
     ) -> None:
         """`prefixes`: the VPN's networks, whose reverse names are answered. ValueError: not host labels."""
         try:
@@ -92,7 +92,7 @@ class Zone:
         self._members = members
         self._serial = 1
 
-    def replace(self, members: Members) -> None:
+    def replace(self, members: MemberTable) -> None:
         """Other members from now on; the SOA's serial goes up (RFC 1982: it wraps)."""
         self._members = members
         self._serial = self._serial % 0xFFFFFFFF + 1
