@@ -12,12 +12,14 @@ import pytest
 import trio
 from control_harness import free_port
 from control_nodes import Node, offered, running
+from lab import Lab
 
 from vpnd.adapter import addresses, binding, host
 from vpnd.adapter.addresses import parse_endpoint
 from vpnd.errors import AlreadyRunningError, ConfigError, MachineError
 
 Monkey = pytest.MonkeyPatch
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize(
@@ -147,10 +149,36 @@ def test_wildcards_become_the_addresses_of_the_machine_without_the_vpns_own(monk
     ]
     expanded = addresses.expand_wildcards(bound, "vpnd0", ("10.87.0.1", ""))
     assert [endpoint.multiaddr() for endpoint in expanded] == [
-        "/ip4/192.0.2.7/tcp/1",
         "/ip4/198.51.100.1/tcp/2",
         "/ip6/2001:db8::7/tcp/3",
+        "/ip4/192.0.2.7/tcp/1",
     ]
+
+
+@pytest.mark.root
+def test_the_most_useful_addresses_come_first() -> None:
+    with Lab(2) as lab:
+        host, router = lab.nodes
+        for number in range(4):  # as Docker makes them, before the machine's own
+            for name in (f"docker{number}", f"br{number}"):
+                lab.ip(host, "link", "add", name, "type", "bridge")
+                lab.ip(host, "addr", "add", f"172.{17 + number}.{len(name)}.1/24", "dev", name)
+        lab.ip(host, "addr", "add", "fd00:77::1/64", "dev", "eth0", "nodad")
+        lab.ip(host, "addr", "add", "8.8.4.4/32", "dev", "eth0")
+        lab.ip(host, "link", "add", "other0", "type", "veth", "peer", "name", "other1")
+        lab.ip(host, "addr", "add", "9.9.9.9/32", "dev", "other0")
+        lab.ip(host, "route", "add", "default", "via", router.address)
+        bound = [parse_endpoint(text) for text in ("/ip4/0.0.0.0/tcp/1", "/ip6/::/tcp/1")]
+        # a process of its own: /sys shows the interfaces of the namespace that mounted it
+        program = (
+            "import sys; from vpnd.adapter.addresses import *; bound = map(parse_endpoint, sys.argv[1:]); "
+            "print(*(each.ip for each in expand_wildcards(bound, '')))"
+        )
+        words = [each.multiaddr() for each in bound]
+        done = lab.run(host, sys.executable, "-P", "-c", program, *words, env={"PYTHONPATH": str(ROOT)})
+        order = done.stdout.split()
+        assert order[:4] == ["8.8.4.4", "fd00:77::1", host.address, "9.9.9.9"]
+        assert len(order) == 12 and all(text.startswith("172.") for text in order[4:])
 
 
 def test_names_are_looked_up_and_bad_addresses_are_refused_in_words() -> None:

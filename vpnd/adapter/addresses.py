@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
+import os
 import socket
 from collections.abc import Iterable, Sequence
 
@@ -16,6 +18,23 @@ from vpnd.errors import ConfigError
 #: Protocol name in a multiaddr -> address family to look a host name up in.
 NAME_FAMILIES = {"dns": socket.AF_UNSPEC, "dns4": socket.AF_INET, "dns6": socket.AF_INET6}
 FAMILIES = {"ip4": socket.AF_INET, "ip6": socket.AF_INET6}
+#: How interfaces are called that lead to containers and virtual machines.
+INSIDE = (
+    "docker",
+    "br-",
+    "veth",
+    "virbr",
+    "vnet",
+    "cni",
+    "flannel",
+    "cali",
+    "lxc",
+    "lxdbr",
+    "podman",
+    "kube",
+)
+
+IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def parse_endpoint(text: str) -> Endpoint:
@@ -61,26 +80,50 @@ def expand_wildcards(
     """What others can dial: wildcards become the addresses of the machine's interfaces, the rest stays.
 
     Left out: loopback and link-local addresses, those of `without_interface` (the VPN's own TUN: reaching a
-    node through the VPN it carries is a loop), and `without_ips`.
+    node through the VPN it carries is a loop), and `without_ips`. The most useful come first, for a token and a
+    presence have room for a few: those that are named, then those of the interface with the default route, those of
+    bridges (containers, virtual machines) last; among them public ones, then IPv6's private ones, then IPv4's.
     """
     excluded = {ipaddress.ip_address(text) for text in without_ips if text}
-    result: dict[Endpoint, None] = {}
-    for endpoint in bound:
-        if not endpoint.ip.is_unspecified:
-            result[endpoint] = None
-            continue
-        for ip in _interface_addresses(without_interface):
-            if ip.version == endpoint.ip.version and ip not in excluded:
-                result[Endpoint(ip, endpoint.port)] = None
-    return list(result)
+    endpoints = list(bound)
+    named = [endpoint for endpoint in endpoints if not endpoint.ip.is_unspecified]
+    wild = [endpoint for endpoint in endpoints if endpoint.ip.is_unspecified]
+    found = [
+        Endpoint(ip, endpoint.port)
+        for ip in (_interface_addresses(without_interface) if wild else ())
+        for endpoint in wild
+        if ip.version == endpoint.ip.version and ip not in excluded
+    ]
+    return list(dict.fromkeys((*named, *found)))
 
 
-def _interface_addresses(without: str) -> Iterable[ipaddress.IPv4Address | ipaddress.IPv6Address]:
+def _interface_addresses(without: str) -> list[IPAddress]:
+    found: list[tuple[int, int, IPAddress]] = []
+    uplinks = _uplinks()
     for name, entries in psutil.net_if_addrs().items():
         if name == without:
             continue
+        place = 0 if name in uplinks else 2 if _is_inside(name) else 1
         for entry in entries:
             if entry.family in FAMILIES.values():
                 ip = ipaddress.ip_address(entry.address.partition("%")[0])
                 if not ip.is_loopback and not ip.is_link_local:
-                    yield ip
+                    found.append((place, 0 if ip.is_global else 1 if ip.version == 6 else 2, ip))
+    # not by the addresses themselves: in the interfaces' order
+    return [ip for _, _, ip in sorted(found, key=lambda each: each[:2])]
+
+
+def _uplinks() -> set[str]:
+    """Interfaces with a default route. Formats: proc(5), /proc/net/route and /proc/net/ipv6_route."""
+    found = set()
+    for file, interface, target, length in (("route", 0, 1, 7), ("ipv6_route", 9, 0, 1)):
+        with contextlib.suppress(OSError), open(f"/proc/net/{file}") as lines:
+            for words in (line.split() for line in lines):
+                if len(words) > max(interface, length) and not (words[target] + words[length]).strip("0"):
+                    found.add(words[interface])
+    return found - {"lo"}
+
+
+def _is_inside(name: str) -> bool:
+    """Whether it leads to containers or virtual machines of this machine, not out of it."""
+    return name.startswith(INSIDE) or os.path.isdir(f"/sys/class/net/{name}/bridge")
