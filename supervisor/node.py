@@ -101,7 +101,8 @@ async def start_node(
         undo.callback(tun.close)
 
         async def give_back_machine() -> None:
-            asked = stopped.done() and stopped.result() in (STOPPED, LEFT, MOVED, ENDED)
+            # not MOVED: it is started again at once, and nothing is to leave past an exit node in between
+            asked = stopped.done() and stopped.result() in (STOPPED, LEFT, ENDED)
             await machine.close(deliberate=asked)
 
         undo.push_async_callback(give_back_machine)
