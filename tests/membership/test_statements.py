@@ -14,12 +14,14 @@ from vpnd.membership.statements import (
     HEADER_BYTES,
     MAX_LIFETIME_MS,
     MAX_STATEMENT,
+    VERSION,
     Grant,
     Kind,
     Membership,
     Presence,
     Removal,
     Revoke,
+    Statement,
     parse_untrusted,
     sign,
 )
@@ -127,6 +129,21 @@ def test_a_membership_outside_its_rules_is_malformed_though_signed(rule, changes
 def test_a_presence_names_only_what_can_be_dialed(address):
     with pytest.raises(MembershipRefused):
         presence("b", address=address)
+
+
+def with_one_field_more(statement: Statement, signer: str) -> bytes:
+    """What a later version may say, signed as it would."""
+    data = msgspec.msgpack.encode([*msgspec.msgpack.decode(statement.wire[HEADER_BYTES:]), ["more"]])
+    domain = f"vpnd {statement.kind.name.lower()} {VERSION}\0".encode()
+    return statement.wire[:2] + key(signer).sign(domain + data) + data
+
+
+def test_of_itself_a_member_may_say_more_than_this_version_reads_but_no_authority_of_others():
+    said = presence("a")
+    read = parse_untrusted(with_one_field_more(said, "a"))
+    assert read.body == said.body and read.wire != said.wire and read.slot == said.slot
+    assert parse_untrusted(read.wire) == read
+    assert reason_of(with_one_field_more(membership("a"), "root")) == "malformed"
 
 
 def test_what_does_not_fit_is_refused_before_it_is_read():

@@ -129,10 +129,11 @@ class Membership(Body, frozen=True):
     serial: Serial = 0
 
 
-class Presence(Body, frozen=True):
+class Presence(Body, frozen=True, forbid_unknown_fields=False):
     """Where `peer_id` can be dialed, by its own word: signed by the key in the peer id.
 
-    `routes`: networks behind it that it announces; its membership has to permit them.
+    `routes`: networks behind it that it announces; its membership has to permit them. A later version may say more of
+    itself: fields behind these are kept with the signed bytes, and not read.
     """
 
     peer_id: PeerId
