@@ -90,7 +90,9 @@ class Exporter:
         loop = asyncio.get_running_loop()
         await asyncio.sleep(self._told_s + self._live.config.metrics.max_age - loop.time())
         self._told_s = loop.time()
-        content = await encoded(await self._status())
-        self._telling = None
+        try:
+            content = await encoded(await self._status())
+        finally:
+            self._telling = None
         for part in parts.split(messages.StatusTold(content=content)):
             self.child.send(part)

@@ -19,6 +19,7 @@ import pytest
 from vpnd.api import channel, messages, parts
 from vpnd.api.channel import Channel, ChannelClosed
 from vpnd.config.schema import Config, Metrics
+from vpnd.config.schema import Status as StatusSettings
 from vpnd.status import Ailment, Peer, Status, judged
 
 STATUS = judged(
@@ -31,7 +32,7 @@ class Supervisor:
     """Tells the exporter `status` whenever it asks, in a thread of its own; `asked` counts. With `status` None it says
     nothing."""
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, status: dict[str, Any], **settings: Any) -> None:
         self.status: Status | None = STATUS
         self.asked = 0
         self._listening = socket.create_server(("127.0.0.1", 0))
@@ -44,7 +45,9 @@ class Supervisor:
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
             )
         self._channel = Channel(self._ours, "supervisor", "exporter")
-        start = messages.ExporterStart(config=Config(metrics=Metrics(**settings)))
+        start = messages.ExporterStart(
+            config=Config(metrics=Metrics(**settings), status=StatusSettings(**status))
+        )
         self._channel.send(start, (self._listening.fileno(),))
         self._ready = threading.Event()
         threading.Thread(target=self._serve, daemon=True).start()
@@ -84,8 +87,8 @@ class Supervisor:
 
 
 @contextlib.contextmanager
-def exporter(**settings: Any) -> Iterator[Supervisor]:
-    supervisor = Supervisor(**settings)
+def exporter(status: dict[str, Any] | None = None, **settings: Any) -> Iterator[Supervisor]:
+    supervisor = Supervisor(status or {}, **settings)
     try:
         yield supervisor
     finally:
@@ -101,6 +104,15 @@ def test_health_and_metrics_are_those_of_the_status():
         assert code == 200 and 'vpnd_peer_rtt_seconds{peer="b",peer_id=""} 0.002' in body
         assert supervisor.get("/metrics", "HEAD") == (200, "")
         assert supervisor.get("/")[0] == 404 and supervisor.get("/metrics", "POST")[0] == 501
+
+
+def test_a_supervisor_that_does_not_tell_is_asked_again():
+    with exporter(status={"timeout": 0.2}) as supervisor:
+        supervisor.status = None
+        for path in ("/metrics", "/healthz", "/readyz"):
+            assert supervisor.get(path)[0] == 503
+        supervisor.status = STATUS
+        assert supervisor.get("/healthz") == (200, "ok\n")
 
 
 def test_thousands_of_peers_are_told_in_parts():

@@ -83,8 +83,10 @@ class Told:
                 if not self._asked:
                     self._asked = True
                     self._channel.send(messages.StatusWanted())
-                self._news.wait_for(self._fresh, self.config.status.timeout)
-            return self._status if self._fresh() else None
+                if not self._news.wait_for(self._fresh, self.config.status.timeout):
+                    self._asked = False  # it may have been lost: whoever comes next asks again
+                    return None
+            return self._status
 
     def _fresh(self) -> bool:
         return self._status is not None and time.monotonic() < self._at_s + self.config.metrics.max_age

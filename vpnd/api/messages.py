@@ -337,7 +337,8 @@ class ProbeAnswer(Message, frozen=True):
 
 
 class StatusWanted(Message, frozen=True):
-    """The exporter asks for the status of the node. It asks again only when it has been told."""
+    """The exporter asks for the status of the node. It asks again when it has been told, or after
+    status.timeout."""
 
     rule = Rule((EXPORTER_TO_SUPERVISOR,), after=(Ready,))
 
