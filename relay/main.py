@@ -17,9 +17,7 @@ import gc
 import logging
 import math
 import os
-import signal
 import socket
-import sys
 from time import monotonic
 from typing import Any
 
@@ -30,7 +28,7 @@ from relay.shaper import Shaper
 from vpnd import logs, privileges
 from vpnd.api import messages
 from vpnd.api.aio import LoopChannel
-from vpnd.api.channel import Channel, first_message
+from vpnd.api.channel import Channel, first_message, run_child
 from vpnd.config.schema import Config
 
 log = logging.getLogger("relay")
@@ -172,13 +170,15 @@ class Relay:
 
 
 def main() -> None:
-    """Entry point: everything is imported; take the start message, give up root, run."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the supervisor decides
-    parent = os.getppid()
-    channel = Channel(socket.socket(fileno=int(sys.argv[1])), "relay", "supervisor")
+    """`python -m relay CHANNEL_FD`."""
+    run_child("relay", _main)
+
+
+def _main(channel: Channel, parent_pid: int) -> None:
+    """Everything is imported: take the start message, give up root, run."""
     start, _ = first_message(channel, messages.RelayStart)
     logs.configure(start.config.log.level, "relay")
-    privileges.drop(start.config.process.user, parent)
+    privileges.drop(start.config.process.user, parent_pid)
     gc.freeze()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_run(channel, start))

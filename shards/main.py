@@ -22,9 +22,7 @@ import functools
 import gc
 import logging
 import os
-import signal
 import socket
-import sys
 from random import SystemRandom
 from time import monotonic
 from typing import Any
@@ -38,10 +36,9 @@ from shards.plane import Plane, Recurring
 from vpnd import logs, privileges
 from vpnd.api import messages, parts
 from vpnd.api.aio import LoopChannel
-from vpnd.api.channel import Channel, first_message
+from vpnd.api.channel import Channel, first_message, run_child
 from vpnd.config.live import Live
 from vpnd.discovery.registry import StaticRegistry
-from vpnd.errors import VpndError, kind_of
 from vpnd.metrics import SHARD_COUNTERS, CounterPage, heartbeat_s
 from vpnd.packet import ring
 from vpnd.packet.record import MAX_RECORD_BYTES, Capabilities
@@ -169,18 +166,15 @@ class Shard:
 
 
 def main() -> None:
-    """Entry point: everything is imported; take the start message, give up root, run."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the supervisor decides
-    parent = os.getppid()
-    sock = socket.socket(fileno=int(sys.argv[1]))
-    channel = Channel(sock, "shard", "supervisor")
+    """`python -m shards CHANNEL_FD`."""
+    run_child("shard", _main)
+
+
+def _main(channel: Channel, parent_pid: int) -> None:
+    """Everything is imported: take the start message, give up root, run."""
     start, descriptors = first_message(channel, messages.ShardStart)
     logs.configure(start.config.log.level, f"shard {start.index}")
-    try:
-        privileges.drop(start.config.process.user, parent)
-    except VpndError as error:
-        channel.send(messages.Failed(kind=kind_of(error), error=str(error)))
-        sys.exit(error.exit_code)
+    privileges.drop(start.config.process.user, parent_pid)
     gc.freeze()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_run(channel, start, descriptors))

@@ -12,12 +12,9 @@ metrics.max_age.
 
 from __future__ import annotations
 
-import contextlib
 import http.server
 import logging
-import os
 import resource
-import signal
 import socket
 import sys
 import threading
@@ -34,35 +31,27 @@ from prometheus_client.registry import Collector
 
 from vpnd import logs, metrics, privileges
 from vpnd.api import messages, parts
-from vpnd.api.channel import Channel, ChannelClosed, first_message
+from vpnd.api.channel import Channel, first_message, run_child
 from vpnd.config.schema import Config
-from vpnd.errors import VpndError, kind_of
 from vpnd.status import HEALTHY, Peer, Shard, Status
 
 log = logging.getLogger(__name__)
 
 
-def main(arguments: Sequence[str]) -> int:
-    """`python -m vpnd.exporter CHANNEL_FD`; returns the exit code."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the supervisor decides
-    parent_pid = os.getppid()
-    channel = Channel(socket.socket(fileno=int(arguments[1])), "exporter", "supervisor")
-    try:
-        start, (listening,) = first_message(channel, messages.ExporterStart)
-        logs.configure(start.config.log.level, "exporter")
-        # Below this line nothing is imported: the files of vpnd may be readable by root alone.
-        privileges.drop(start.config.process.user, parent_pid)
-        told = Told(channel, start.config)
-        server = Server(socket.socket(fileno=listening), told)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        told.serve()
-    except ChannelClosed:
-        return 0
-    except VpndError as error:
-        with contextlib.suppress(ChannelClosed):
-            channel.send(messages.Failed(kind=kind_of(error), error=str(error)))
-        return error.exit_code
-    return 0
+def main() -> None:
+    """`python -m vpnd.exporter CHANNEL_FD`."""
+    run_child("exporter", _main)
+
+
+def _main(channel: Channel, parent_pid: int) -> None:
+    start, (listening,) = first_message(channel, messages.ExporterStart)
+    logs.configure(start.config.log.level, "exporter")
+    # Below this line nothing is imported: the files of vpnd may be readable by root alone.
+    privileges.drop(start.config.process.user, parent_pid)
+    told = Told(channel, start.config)
+    server = Server(socket.socket(fileno=listening), told)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    told.serve()
 
 
 class Told:
@@ -344,4 +333,4 @@ def _peers(peers: Sequence[Peer]) -> Iterator[Metric]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    main()

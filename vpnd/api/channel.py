@@ -10,15 +10,18 @@ from __future__ import annotations
 import array
 import contextlib
 import os
+import signal
 import socket
+import sys
 from collections import deque
+from collections.abc import Callable
 from select import select
-from typing import TypeVar, Union
+from typing import NoReturn, TypeVar, Union
 
 import msgspec
 
-from vpnd.api.messages import ALL, MAX_DESCRIPTORS, OPENERS, Message, Way
-from vpnd.errors import ProtocolViolation
+from vpnd.api.messages import ALL, MAX_DESCRIPTORS, OPENERS, Failed, Message, Way
+from vpnd.errors import ProtocolViolation, VpndError, kind_of
 
 #: Longest datagram; PeerKnown and status are the largest, far below. Also asked for as SO_SNDBUF.
 MAX_MESSAGE_BYTES = 1 << 20
@@ -192,3 +195,22 @@ def first_message(channel: Channel, kind: type[Start]) -> tuple[Start, list[int]
     message, descriptors = received
     assert isinstance(message, kind)
     return message, descriptors
+
+
+def run_child(name: str, body: Callable[[Channel, int], None]) -> NoReturn:
+    """Be a child of the supervisor, with a channel to it on the descriptor in the first argument.
+
+    Runs `body(channel, parent's pid)`, then ends the process. A VpndError out of it is told to the supervisor.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the supervisor decides
+    parent_pid = os.getppid()
+    channel = Channel(socket.socket(fileno=int(sys.argv[1])), name, "supervisor")
+    try:
+        body(channel, parent_pid)
+    except ChannelClosed:
+        pass
+    except VpndError as error:
+        with contextlib.suppress(ChannelClosed):
+            channel.send(Failed(kind=kind_of(error), error=str(error)))
+        sys.exit(error.exit_code)
+    sys.exit(0)

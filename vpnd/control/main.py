@@ -20,12 +20,9 @@ imported from then on: the files of vpnd may be readable by root alone.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import os
-import signal
-import socket
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -38,7 +35,7 @@ from vpnd.adapter.identity import peer_id_of, read_key_pair, signing_key
 from vpnd.adapter.logs import Seldom, tame_libp2p
 from vpnd.adapter.shape import check_libp2p, preload
 from vpnd.api import messages
-from vpnd.api.channel import Channel, ChannelClosed, first_message
+from vpnd.api.channel import Channel, first_message, run_child
 from vpnd.config import paths
 from vpnd.config.live import Live
 from vpnd.config.schema import Config
@@ -54,7 +51,7 @@ from vpnd.control.requests import Requests
 from vpnd.control.sessions import Sessions
 from vpnd.control.traversal import Traversal
 from vpnd.discovery.registry import CompositeRegistry
-from vpnd.errors import ConfigError, VpndError, kind_of
+from vpnd.errors import ConfigError, VpndError
 from vpnd.membership.store import Store
 from vpnd.metrics import CONTROL_COUNTERS, CounterPage
 from vpnd.nat.messages import MEET, NAT
@@ -65,22 +62,12 @@ NANOSECONDS_PER_MS = 1_000_000
 log = logging.getLogger(__name__)
 
 
-def main(arguments: list[str]) -> int:
-    """`python -m vpnd.control CHANNEL_FD`; returns the exit code."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the supervisor decides
-    parent_pid = os.getppid()
-    channel = Channel(socket.socket(fileno=int(arguments[1])), "control", "supervisor")
-    try:
-        return _main(channel, parent_pid)
-    except ChannelClosed:
-        return 0
-    except VpndError as error:
-        with contextlib.suppress(ChannelClosed):
-            channel.send(messages.Failed(kind=kind_of(error), error=str(error)))
-        return error.exit_code
+def main() -> None:
+    """`python -m vpnd.control CHANNEL_FD`."""
+    run_child("control", _main)
 
 
-def _main(channel: Channel, parent_pid: int) -> int:
+def _main(channel: Channel, parent_pid: int) -> None:
     preload()
     start, descriptors = first_message(channel, messages.ControlStart)
     tame_libp2p(logs.configure(start.config.log.level, "control"))
@@ -100,7 +87,6 @@ def _main(channel: Channel, parent_pid: int) -> int:
     trio.run(_run, start, keys, page, TrioChannel(channel), store, contract, failed)
     if failed:
         raise failed[0]
-    return 0
 
 
 def _contract(config: Config, page: CounterPage) -> Contract | None:
