@@ -93,6 +93,23 @@ def test_a_machine_that_starts_with_a_wrong_clock_is_well_when_it_is_set(
     assert not b.report().warnings
 
 
+def test_an_authority_whose_clock_is_behind_decides_nothing(nodes, clocks) -> None:
+    a, b = nodes
+    joined(a, b)
+    a.do("authority-add", who="b")
+    eventually(lambda: b.report().authority)
+    b.do("authority-add", who="a")  # something of another authority; a has its own key for it already
+    eventually(lambda: len(a.do("authority-list")) == 3)
+    a.stop()
+    clocks[0].set("-3600")
+    a.start()
+    for command, arguments in (("remove", {"who": "b"}), ("authority-revoke", {"who": b.peer_id})):
+        assert "clock" in a.ask(command, **arguments).error
+    clocks[0].set("+0")
+    eventually(lambda: healthy(a, b), HEALED_S)
+    a.do("authority-revoke", who="b")
+
+
 def test_a_clock_that_is_set_while_the_node_runs(nodes, clocks) -> None:
     a, b = nodes
     joined(a, b)

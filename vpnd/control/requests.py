@@ -208,10 +208,10 @@ class Requests:
 
     async def _remove(self, arguments: Arguments) -> Result:
         own, now_ms = self._own(), self._now_ms()
+        authority = self._authority(own)
         peer_id = own.whom(_required(arguments, "who"))
         if peer_id == own.peer_id:
             raise ConfigError("this node is not removed by itself; use vpnd leave")
-        authority = self._authority(own)
         name = self._name(own, peer_id)
         # One that was an authority could let itself in again.
         held = _authorities_of(own, peer_id)
@@ -265,11 +265,12 @@ class Requests:
 
     async def _authority_add(self, arguments: Arguments) -> Result:
         own, now_ms = self._own(), self._now_ms()
+        authority = self._authority(own)
         peer_id = own.whom(_required(arguments, "who"))
         if own.directory.find(peer_id, now_ms) is None:
             raise MembershipRefused("not_member", "only a member can be an authority")
         # The key of a node is its authority's key: it is in its peer id, and the node need not be there.
-        grant = self._authority(own).grant(peerid.public_key_untrusted(peer_id), peer_id, now_ms)
+        grant = authority.grant(peerid.public_key_untrusted(peer_id), peer_id, now_ms)
         return {"name": self._name(own, peer_id), "peer_id": peer_id, "told": self._publish([grant])}
 
     async def _authority_list(self, arguments: Arguments) -> Result:
@@ -288,8 +289,9 @@ class Requests:
 
     async def _authority_revoke(self, arguments: Arguments) -> Result:
         own, now_ms = self._own(), self._now_ms()
+        authority = self._authority(own)
         peer_id = own.whom(_required(arguments, "who"))
-        authority, held = self._authority(own), _authorities_of(own, peer_id)
+        held = _authorities_of(own, peer_id)
         answer: dict[str, Any] = {"name": self._name(own, peer_id), "peer_id": peer_id}
         if arguments.get("stolen"):
             if not held:
@@ -364,6 +366,11 @@ class Requests:
         if own.authority is None:
             raise MembershipRefused(
                 "not_authority", "this node is no authority of the network; use one that is (vpnd members)"
+            )
+        if own.clock_is_behind(self._now_ms()):
+            raise MembershipRefused(
+                "not_yet_valid",
+                "this machine's clock is behind what other authorities have signed; set it first",
             )
         return own.authority
 

@@ -112,18 +112,22 @@ class OwnNetwork:
     def signed_ahead(self, now_ms: int) -> list[Statement]:
         """What this node signed while its clock was ahead. Nobody else takes it as it is.
 
-        Nothing while it is this machine's clock that is behind, as far as that can be known: other authorities have
-        signed in its future. (Of a clock that is a little behind, what is signed again does no harm: whoever has what
-        it is to replace keeps that.)
+        Nothing while it is this machine's clock that is behind: other authorities have signed in its future. (Of a
+        clock that is a little behind, what is signed again does no harm: whoever has what it is to replace keeps it.)
         """
         keys = {
             self._identity.public_key().public_bytes_raw(),
             *(one.public_key for one in self._authorities),
         }
-        early = [one for one in self.directory.early() if one.signer in keys or one.kind is not Kind.PRESENCE]
-        if now_ms < WRITTEN_MS or any(one.signer not in keys for one in early):
+        if self.clock_is_behind(now_ms):
             return []
-        return early
+        return [one for one in self.directory.early() if one.signer in keys]
+
+    def clock_is_behind(self, now_ms: int) -> bool:
+        """Whether what this node signs now would be dated back, as far as that can be known."""
+        keys = {authority.public_key for authority in self._authorities}
+        early = (one for one in self.directory.early() if one.kind is not Kind.PRESENCE)
+        return now_ms < WRITTEN_MS or any(one.signer not in keys for one in early)
 
     def signed_again(self, ahead: Sequence[Statement], now_ms: int) -> list[Statement]:
         """Of `signed_ahead`, what is to be known all the same, signed anew."""
