@@ -62,7 +62,7 @@ class Network(Table, frozen=True):
         "Quiet time after which changes of the machine's addresses and routes are acted on together.")
     change_settle_max: float = duration(5.0, 0.0, 600.0,
         "Upper limit of change_settle, which doubles while changes continue.")
-    reconcile_interval: float = duration(10.0, 0.1, 3600.0,
+    reconcile_interval: float = duration(30.0, 0.1, 3600.0,
         "Interval of comparing device, routes, rules and nftables with what they have to be. It is done at every "
         "change the kernel reports, too.")
     suspend_check: float = duration(1.0, 0.1, 60.0,
