@@ -167,5 +167,5 @@ def test_rings_that_are_full_drop_and_nothing_else() -> None:
         assert report["end"]["sum"]["packets"] > 0
         dropped = drops(settled(a))
         assert dropped.get("ring_full", 0) > 0
-        assert set(dropped) <= {"ring_full", "queue_full", "queue_delay", "flow_full"}
+        assert set(dropped) <= {"tun_queue_full", "ring_full", "queue_full", "queue_delay", "flow_full"}
         assert ping(a.lab, a.namespace, b.virtual_ip, count=20).loss == 0
