@@ -8,6 +8,7 @@
     control       channel                         Child: Ready, Failed; Questions: ControlStatus, Answer;
                                                   Overlay, through Fleet: OwnChanged, RoutesKnown
     commands      status socket                   StatusServer: status, stop, reload, scale, probe; requests: invite …
+    relay         channel, once it is wanted      Child: Ready, Failed; RelayChild gives it a channel to control
     exporter      channel, if metrics.listen      Child: Ready, Failed; Exporter: StatusWanted
 
 Rights kept: the TUN descriptor (it moves the packets), CAP_NET_ADMIN (it takes its addresses and routes

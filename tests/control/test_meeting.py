@@ -28,7 +28,7 @@ from vpnd.control.traversal import Traversal
 from vpnd.discovery.registry import Member
 from vpnd.nat import messages
 from vpnd.nat.messages import BOTH, MEET, NAT, PUNCH, Meet
-from vpnd.nat.paths import PUNCHED, RELAYED
+from vpnd.nat.paths import PUNCHED, RELAYED, Path
 from vpnd.session import Established
 
 PATIENCE = Patience(5.0, 2.0)
@@ -270,5 +270,30 @@ def test_tokens_are_of_one_caller_and_one_callee() -> None:
                     await eventually(lambda: bool(answers))
                     stolen = await refused(here, c, leg_request(here.a.peer_id, token))
                     assert stolen == messages.NOT_YOURS
+
+    trio.run(main)
+
+
+def test_who_comes_to_a_meeting_is_who_was_called() -> None:
+    """A relay that joins others than it said gets nobody a session."""
+
+    async def main() -> None:
+        a, b, c = Node(), Node(), Node()
+        async with running(a, b, c):
+            for expected, taken in ((b, 0), (c, 1)):
+                with socket.create_server(("127.0.0.1", 0)) as listening:
+                    one = socket.create_connection(listening.getsockname())
+                    other, _ = listening.accept()
+                path = Path(kind=RELAYED)
+                answers: list[bool] = []
+
+                async def respond(sock: socket.socket = one, peer_id: str = expected.peer_id) -> None:
+                    answers.append(await a.host.ends.respond(sock, path, peer_id))  # noqa: B023
+
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(respond)
+                    with contextlib.suppress(Exception):
+                        (await c.host.ends.initiate(other, path, a.peer_id, 5.0)).close()
+                assert answers == [bool(taken)] and len(a.taken) == taken
 
     trio.run(main)

@@ -4,14 +4,15 @@
     -------------  -------------------------------  -----------------------------------------------------
     supervisor     channel (inherited descriptor)   main: ControlStart; Control._on_supervisor: ShardArrived,
                                                     ShardLeft, StatusRequest, NetworkChanged, Reconfigure,
-                                                    Request, Stop
+                                                    RelayArrived, Request, Stop
     each shard     channel (from ShardArrived)      Sessions._on_shard: SessionsHeld, SessionUp, SessionDown,
                                                     SessionWanted, OwnerWanted
+    relay          channel (from RelayArrived)      Relaying: RelayHeld, RelayPairEnded, RelayMoved
     a contract     HTTP, registry.kind "contract"   Owning: who owns an address
     other nodes    libp2p over TCP                  Host: Noise, identify, ping; Sessions: inbound data sessions;
                                                     Dialer: outbound ones; Gossiping,
                                                     Introducing, EnrolmentDesk: members, and who
-                                                    wants to be one
+                                                    wants to be one; Traversal, Rendezvous: meetings
 
 It starts as root, holding one channel. Rights kept after `privileges.drop`: the channels, the counter page,
 sockets of its own on unprivileged ports, the private key in memory, the directory of its network. Nothing is
