@@ -7,9 +7,8 @@ import ipaddress
 
 import pytest
 
-from vpnd.discovery.cache import AnswerCache
 from vpnd.discovery.contract import Owner
-from vpnd.discovery.lookup import Found, Known, Lookup, Resolution, is_peer_id
+from vpnd.discovery.lookup import AnswerCache, Found, Known, Lookup, Resolution, is_peer_id
 from vpnd.errors import VpndError
 
 PEER = "12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN"
@@ -26,7 +25,7 @@ class Sources:
         self.owners: dict[str, str] = {}
         self.fails = self.stale = False
         self.asked: list[str] = []
-        self.cache: AnswerCache[Found] = AnswerCache(60.0, 5.0, 10)
+        self.cache = AnswerCache(60.0, 5.0, 10)
 
     def find(self, what: str) -> Known | None:
         return self.known.get(what)
@@ -48,8 +47,8 @@ class Sources:
     def resolve(self, what: str, *, contract: bool = False, dht: bool = True) -> Resolution:
         lookup = Lookup(
             self,
-            self.cache,
             lambda: self.now_s,
+            cache=self.cache,
             search=self.search if dht else None,
             owner=self.owner if contract else None,
         )
@@ -171,7 +170,7 @@ def test_without_a_table_there_are_no_further_steps(sources: Sources) -> None:
 
 def test_where_a_member_is_can_be_asked_alone(sources: Sources) -> None:
     sources.table[PEER] = Found(addresses=(NEW,), age_s=10.0)
-    lookup = Lookup(sources, sources.cache, lambda: sources.now_s, search=sources.search)
+    lookup = Lookup(sources, lambda: sources.now_s, cache=sources.cache, search=sources.search)
     first = asyncio.run(lookup.whereabouts(PEER))
     sources.now_s += 7.0
     again = asyncio.run(lookup.whereabouts(PEER))

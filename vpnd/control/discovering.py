@@ -23,9 +23,8 @@ from vpnd.control.dns_service import NameService
 from vpnd.control.membership import NetworkService
 from vpnd.control.resolving import LocalDirectory
 from vpnd.control.state import milliseconds
-from vpnd.discovery.cache import AnswerCache
 from vpnd.discovery.localnet import Recognizer
-from vpnd.discovery.lookup import AskOwner, Found, Lookup
+from vpnd.discovery.lookup import AnswerCache, AskOwner, Found, Lookup
 from vpnd.discovery.records import RecordRules
 from vpnd.discovery.registry import Change, CompositeRegistry
 from vpnd.membership.statements import Presence
@@ -73,14 +72,14 @@ class Discovering:
         self._live, self._count, now_s = common.live, common.count, common.now_s
         self._now_ms = common.now_ms
         settings = self._live.config.discovery
-        self.cache: AnswerCache[Found] = AnswerCache(
+        self.cache = AnswerCache(
             settings.cache_lifetime, settings.negative_cache_lifetime, settings.cache_entries
         )
         #: For users and for `_search_on`: they share what was found.
         self.lookup = Lookup(
             LocalDirectory(registry, self._own, self._now_ms),
-            self.cache,
             now_s,
+            cache=self.cache,
             search=self._search,
             owner=owner,
         )

@@ -34,13 +34,14 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
+import trio
 
 from vpnd import peerid
 from vpnd.adapter.dial import DialError
 from vpnd.api.messages import Answer, Request
 from vpnd.config.live import Live
 from vpnd.control.membership import NetworkService
-from vpnd.control.resolving import Resolver
+from vpnd.control.resolving import LocalDirectory
 from vpnd.control.state import EXPIRED, MEMBER, MILLISECONDS, REMOVED, OwnNetwork, milliseconds
 from vpnd.discovery.lookup import AskOwner, Lookup
 from vpnd.discovery.registry import CompositeRegistry
@@ -78,7 +79,8 @@ log = logging.getLogger(__name__)
 class Requests:
     """Owner: control's loop. `network` None: every peer is configured by hand.
 
-    `connected(peer_id)`: whether packets flow.
+    `connected(peer_id)`: whether packets flow. `lookup`: with all sources; None where this node's own knowledge and
+    `owner` are all.
     """
 
     def __init__(
@@ -97,7 +99,7 @@ class Requests:
         self._connected = connected
         self._now_ms = now_ms
         own = network.own if network is not None else None
-        self._resolver = Resolver(registry, own, now_ms, lookup, owner)
+        self._lookup = lookup or Lookup(LocalDirectory(registry, own, now_ms), trio.current_time, owner=owner)
         self._commands: dict[str, Callable[[Arguments], Awaitable[Result]]] = {
             "invite": self._invite,
             "members": self._members,
@@ -335,11 +337,11 @@ class Requests:
     # --- where they are
 
     async def _resolve(self, arguments: Arguments) -> Result:
-        found: Result = msgspec.to_builtins(await self._resolver.resolve(_required(arguments, "what")))
+        found: Result = msgspec.to_builtins(await self._lookup.resolve(_required(arguments, "what")))
         return found
 
     async def _ping_member(self, arguments: Arguments) -> Result:
-        resolution = await self._resolver.resolve(_required(arguments, "who"))
+        resolution = await self._lookup.resolve(_required(arguments, "who"))
         member = self._registry.find(resolution.peer_id)
         if member is None:
             raise ConfigError(f"{resolution.what} is no peer of this node")

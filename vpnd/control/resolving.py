@@ -5,11 +5,8 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Callable
 
-import trio
-
 from vpnd.control.state import MILLISECONDS, OwnNetwork
-from vpnd.discovery.cache import AnswerCache
-from vpnd.discovery.lookup import AskOwner, Found, Known, Lookup, Resolution
+from vpnd.discovery.lookup import Known
 from vpnd.discovery.registry import CompositeRegistry, Member
 from vpnd.membership.refusal import MembershipRefused
 from vpnd.membership.statements import Presence
@@ -55,29 +52,6 @@ class LocalDirectory:
             addresses=member.multiaddrs,
             age_s=max(0.0, (now_ms - said_ms) / MILLISECONDS),
         )
-
-
-class Resolver:
-    """Look-ups for users. `lookup`: with all sources; None where this node's own knowledge and `owner` are all.
-
-    Owner: control's loop.
-    """
-
-    def __init__(
-        self,
-        registry: CompositeRegistry,
-        own: OwnNetwork | None,
-        now_ms: Callable[[], int],
-        lookup: Lookup | None = None,
-        owner: AskOwner | None = None,
-    ) -> None:
-        nothing: AnswerCache[Found] = AnswerCache(0.0, 0.0, 0)
-        directory = LocalDirectory(registry, own, now_ms)
-        self._lookup = lookup or Lookup(directory, nothing, trio.current_time, owner=owner)
-
-    async def resolve(self, what: str) -> Resolution:
-        """See vpnd.discovery.lookup.Lookup."""
-        return await self._lookup.resolve(what)
 
 
 def _known(member: Member) -> Known:

@@ -13,13 +13,13 @@ where it was, and for users who ask.
 from __future__ import annotations
 
 import ipaddress
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 import msgspec
 
 from vpnd import peerid
-from vpnd.discovery.cache import AnswerCache
 from vpnd.discovery.contract import Owner
 from vpnd.errors import VpndError
 
@@ -76,23 +76,67 @@ AskOwner = Callable[[ipaddress.IPv4Address], Awaitable[Owner]]
 Search = Callable[[str], Awaitable[Found | None]]
 
 
+class Entry(msgspec.Struct, frozen=True):
+    """One answer of the table. `value` None: there was nothing. `found_s`: when it was found."""
+
+    value: Found | None
+    found_s: float
+
+
+class AnswerCache:
+    """Answers of the table by what was asked for. Over `most` entries, the one stored longest ago goes. Owner: control.
+
+    Time is an argument, in seconds of one clock.
+    """
+
+    def __init__(self, positive_s: float, negative_s: float, most: int) -> None:
+        """`positive_s`, `negative_s`: how long an answer, and that there is none, is believed."""
+        self._positive_s, self._negative_s, self._most = positive_s, negative_s, most
+        self._entries: OrderedDict[str, Entry] = OrderedDict()
+
+    def get(self, key: str, now_s: float) -> Entry | None:
+        """The answer while it is believed; None: ask."""
+        entry = self._entries.get(key)
+        if entry is None:
+            return None
+        lifetime_s = self._negative_s if entry.value is None else self._positive_s
+        if now_s < entry.found_s + lifetime_s:
+            return entry
+        del self._entries[key]
+        return None
+
+    def put(self, key: str, value: Found | None, now_s: float) -> None:
+        """Remember an answer, or None for nothing, instead of what was there."""
+        self._entries.pop(key, None)
+        self._entries[key] = Entry(value, now_s)
+        while len(self._entries) > self._most:
+            self._entries.popitem(last=False)
+
+    def clear(self) -> None:
+        """Forget everything: the world is another one."""
+        self._entries.clear()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
 class Lookup:
     """The chain of sources. Owner: control.
 
-    `search` or `owner` None: there is no such source. `cache` holds what `search` found.
+    `search` or `owner` None: there is no such source. `cache` holds what `search` found, and is there with it.
     """
 
     def __init__(
         self,
         directory: Directory,
-        cache: AnswerCache[Found],
         now_s: Callable[[], float],
         *,
+        cache: AnswerCache | None = None,
         search: Search | None = None,
         owner: AskOwner | None = None,
     ) -> None:
-        self._directory, self._cache, self._now_s = directory, cache, now_s
-        self._search, self._owner = search, owner
+        self._directory, self._now_s = directory, now_s
+        self._cache, self._search, self._owner = cache, search, owner
 
     async def resolve(self, what: str) -> Resolution:
         """Every step from `what` to addresses. Never raises for what sources fail with: that is in the steps."""
@@ -146,7 +190,7 @@ class Lookup:
         )
 
     async def _whereabouts(self, peer_id: str, steps: list[Step]) -> Found | None:
-        if self._search is None:
+        if self._search is None or self._cache is None:
             return None
         now_s = self._now_s()
         entry = self._cache.get(peer_id, now_s)
