@@ -192,6 +192,7 @@ def service_of(made: OwnWorld) -> NetworkService:
         made.common(),
         CompositeRegistry(()),
         NobodyAnswers(),  # type: ignore[arg-type]
+        made.founding(),
         tell=lambda message: None,
     )
 
