@@ -1,4 +1,4 @@
-"""What the swarm wants to tell, and nobody hears: a base for those who listen to a part of it."""
+"""Base for listeners to events of libp2p's swarm: every event is ignored unless a subclass overrides it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What nearly every part of control uses, in one parcel."""
+"""What nearly every part of control uses: settings, counters, the rate-limited log, clocks and dice."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def wall_clock_ms() -> int:
 
 
 class Common(msgspec.Struct, frozen=True):
-    """`count` adds one to a counter of control's, `seldom` logs what strangers can provoke. `now_s` is a clock that
-    nobody sets."""
+    """`count` adds one to a counter of control's, `seldom` logs what strangers can provoke. `now_s` is a
+    monotonic clock in seconds, `now_ms` the wall clock in milliseconds since 1970."""
 
     live: Live
     count: Count

@@ -1,12 +1,12 @@
-"""Members that do not know each other yet: who is turned away shows what makes it a member, and is let in from then on.
+"""Introductions: a member that another member does not know yet proves its membership to it.
 
-Two members may never have heard of each other: one was enrolled while the other was off, and nobody is there who knows
-both. The one that knows the other dials it, is turned away right after the handshake, and asks it once, with its
-statements (`vpnd.membership.introduction`); then it dials again. That only one of the two knows the other is enough.
-Where neither does, discovery.bootstrap is: the answer shows statements too, and nothing else is said to who shows none.
+Two members may never have heard of each other: one was enrolled while the other was off, and no third member that knows
+both is up. The one that knows the other dials it, is refused right after the handshake, sends its statements
+(`vpnd.membership.introduction`), and dials again. It is enough that one of the two knows the other. Where neither does,
+discovery.bootstrap says whom to dial: whoever is admitted gets the other member's statements with the answer.
 
-Who asks is told yes, or why not: of another network, removed here, signed by nobody this node trusts. How often a
-member is asked is bounded: only after it turned a dial away, and after it said no less and less often ([retry]).
+Otherwise the answer is the reason of the refusal: another network, removed here, signed by no authority that this node
+knows. A member is asked only after it refused a dial, and after each refusal it is asked less often ([retry]).
 """
 
 from __future__ import annotations
