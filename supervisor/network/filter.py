@@ -49,13 +49,13 @@ class KillSwitch(NamedTuple):
 class Filter:
     """The nftables table of one node. Owner: one thread at a time; all blocks for some milliseconds.
 
-    `own` is what the node's addresses are, and may be replaced at any time.
+    `own` is what the node's addresses are, and may be replaced at any time. `hint`: what a machine without nft misses.
     """
 
     def __init__(self, interface: str, kill_switch: KillSwitch | None) -> None:
         self._interface, self._kill_switch = interface, kill_switch
         self.own: tuple[str, ...] = ()
-        self._asked = self._printed = ""
+        self._asked = self._printed = self.hint = ""
 
     @property
     def table(self) -> str:
@@ -64,6 +64,12 @@ class Filter:
 
     def mend(self) -> list[str]:
         """Make the table what it is to be, if it is not; a line for what hinders it."""
+        self.hint = ""
+        if self._kill_switch is None and shutil.which("nft", path=PROGRAMS) is None:
+            self.hint = (
+                f"there is no nft, so {self._missed()}: apt-get install nftables, or network.nftables = false"
+            )
+            return []
         try:
             near = converse(self._near) if self._kill_switch else ()
             text = ruleset(self._interface, self.own, self._kill_switch, near)

@@ -163,7 +163,7 @@ class Machine:
     @property
     def warnings(self) -> list[str]:
         """One line each: what hinders, and what the user can do about it."""
-        return self._announced.hints
+        return [*self._announced.hints, *([self._filter.hint] if self._filter.hint else [])]
 
     @property
     def exit_peer(self) -> str:

@@ -8,6 +8,8 @@ import time
 
 import pytest
 
+from supervisor.network import filter
+from supervisor.network.filter import KillSwitch
 from supervisor.network.machine import Reconciler
 from vpnd.config.live import Live
 from vpnd.config.schema import Config, Network
@@ -28,6 +30,17 @@ class Part:
         time.sleep(self._took_s)
         self._lock.release()
         return self.problems
+
+
+@pytest.mark.parametrize(("switch", "problems"), [(None, 0), (KillSwitch(user=1, table=7669), 1)])
+def test_a_machine_without_nft_is_healthy_unless_there_is_a_kill_switch(
+    monkeypatch: pytest.MonkeyPatch, switch: KillSwitch | None, problems: int
+) -> None:
+    monkeypatch.setattr(filter, "PROGRAMS", "/nowhere")
+    wanted = filter.Filter("tn0", switch)
+    said = wanted.mend()
+    assert len(said) == problems and bool(wanted.hint) is not bool(problems)
+    assert "install" in (*said, wanted.hint)[0]
 
 
 async def until(condition) -> None:
