@@ -17,7 +17,7 @@ from vpnd.adapter.dial import DialError
 from vpnd.adapter.handoff import Detached
 from vpnd.config.live import Live
 from vpnd.config.schema import P2P, Config, Nat
-from vpnd.control.dialer import Dialer
+from vpnd.control.dialer import CalledMeanwhile, Dialer
 from vpnd.discovery.registry import Member
 from vpnd.nat.paths import DIRECT, PUNCHED, RELAYED, Path
 from vpnd.session import Established
@@ -244,3 +244,24 @@ def test_who_is_behind_a_nat_and_has_no_relay_is_said_to_and_what_helps(near: bo
         assert ("forward a port" in said) == (not near)
 
     assert played(config, node, then, Relays(near=near), host_of=RefusingHost) == []
+
+
+def test_a_peer_that_calls_at_the_same_moment_is_not_to_blame() -> None:
+    config, node = hidden(settings())
+
+    class Calling(Relays):
+        async def meet(self, member: Member, mode: str, deliver: Callable[[Detached], bool]) -> None:
+            self.begun.append((0.0, mode))
+            raise CalledMeanwhile("m calls at the same moment")
+
+    relays = Calling(RELAYED)
+
+    async def then(live: Live, host: SilentHost, dialer: Dialer) -> None:
+        assert len(relays.begun) > 1 and node.circuit() == "closed"
+        assert node.planner.report(0.0)[0].dial_failures
+
+    breaker = msgspec.structs.replace(config.circuit_breaker, failure_threshold=1)
+    config = msgspec.structs.replace(config, circuit_breaker=breaker)
+    node = Node("a", member("m", addresses=("/ip4/192.0.2.1/tcp/4001",)), config=config)
+    node.planner.shard_ready(0, 0.0)
+    assert played(config, node, then, relays, host_of=RefusingHost) == []

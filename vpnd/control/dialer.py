@@ -33,6 +33,10 @@ class ShardBusy(VpndError):
     """The shard does not read its messages: it would get a session too late, and the peer is not to blame."""
 
 
+class CalledMeanwhile(VpndError):
+    """The peer calls this node at the same moment, and its call stands: a session comes that way."""
+
+
 class Host(Protocol):
     """What is needed of vpnd.adapter.host.Host."""
 
@@ -73,7 +77,7 @@ class Traversal(Protocol):
         ...
 
     async def meet(self, member: Member, mode: str, deliver: Callable[[Detached], bool]) -> None:
-        """Deliver sessions with a member, the better one last. Raises DialError."""
+        """Deliver sessions with a member, the better one last. Raises DialError, CalledMeanwhile."""
         ...
 
 
@@ -152,7 +156,7 @@ class Dialer:
                 await self._try(host, taker, attempt)
         except DialError as failure:
             error = str(failure)
-        except ShardBusy as failure:
+        except (ShardBusy, CalledMeanwhile) as failure:
             error, blame = str(failure), False
         except Exception as failure:
             log.exception("dialing %s failed in an unforeseen way", dial.member.name)
@@ -211,10 +215,11 @@ class Dialer:
         self, host: Host, member: Member, mode: str, deliver: Callable[[Detached], bool]
     ) -> None:
         """Deliver what can be had: from an address of the peer, which has nat.meet_delay for it, and from a meeting
-        beside. A direct session ends it. Raises DialError when there was nothing."""
+        beside. A direct session ends it. Raises DialError when there was nothing, CalledMeanwhile when the peer's call
+        will bring one."""
         settings = self._live.config
         errors: list[str] = []
-        got = False
+        got = called = False
         failed = trio.Event()
 
         def take(detached: Detached) -> bool:
@@ -239,11 +244,15 @@ class Dialer:
                 failed.set()
 
         async def meet() -> None:
+            nonlocal called
             if any(map(self._traversal.may_answer, member.addresses)):
                 with trio.move_on_after(settings.nat.meet_delay):
                     await failed.wait()
             try:
                 await self._traversal.meet(member, mode, take)
+            except CalledMeanwhile as error:
+                called = True
+                errors.append(str(error))
             except DialError as error:
                 errors.append(str(error))
 
@@ -256,7 +265,7 @@ class Dialer:
             near = any(map(self._traversal.may_answer, member.addresses))
             if not near and not self._traversal.can_meet(member.peer_id):
                 errors.append(NO_RELAY)
-            raise DialError("; ".join(errors))
+            raise (CalledMeanwhile if called else DialError)("; ".join(errors))
 
     async def _improve(self, host: Host, taker: Taker, dial: Dial) -> None:
         """Behind a relayed session: try for a direct one until there is one, or no session any more."""
@@ -274,7 +283,7 @@ class Dialer:
                     await elsewhere.wait()
                 if not taker.relayed(*key):
                     return
-                with contextlib.suppress(DialError):
+                with contextlib.suppress(DialError, CalledMeanwhile):
                     await self._by_all_ways(
                         host, dial.member, PUNCH, lambda detached: self._deliver(detached, taker, dial, True)
                     )

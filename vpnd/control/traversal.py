@@ -29,6 +29,7 @@ from vpnd.adapter.meeting import Ends, Leg, MeetingRefused
 from vpnd.adapter.punch import punch
 from vpnd.config import multiaddrs
 from vpnd.control.common import Common
+from vpnd.control.dialer import CalledMeanwhile
 from vpnd.control.relaying import Rate, local_networks
 from vpnd.discovery.registry import Member, Registry
 from vpnd.endpoint import Endpoint, of_socket_address
@@ -213,7 +214,7 @@ class Traversal:
     async def meet(self, member: Member, mode: str, deliver: Deliver) -> None:
         """Meet a member at one relay after another until one lets us, and deliver what comes of it: with BOTH a relayed
         session and then, if it can be had, a direct one; with PUNCH only that. Returns when there is nothing more to
-        come. Raises DialError when no relay lets us."""
+        come. Raises DialError when no relay lets us, CalledMeanwhile when the member's own call stands."""
         leg, relay_id = await self._leg(member, mode)
         self._count("meetings")
         await self._conclude(leg, relay_id, member.peer_id, deliver)
@@ -238,7 +239,7 @@ class Traversal:
                     if not calling:
                         self._calling.pop(member.peer_id, None)
             if scope.cancelled_caught:
-                raise DialError(f"{member.name} calls at the same moment")
+                raise CalledMeanwhile(f"{member.name} calls at the same moment")
         raise DialError("; ".join(errors) or "no relay is known")
 
     async def _at(self, relay: Member, request: Meet) -> Leg:
