@@ -1,0 +1,80 @@
+"""A member against the libp2p part of another: what it says there costs control little, and others nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from statistics import mean
+
+import pytest
+from attack_tools import (
+    ATTACK_S,
+    arena,
+    assert_unharmed,
+    beside,
+    dialed,
+    knock,
+    stranger_of,
+)
+from lab import Node
+from lab.stranger import NOISE, Plain, Secured, honest
+from libp2p.identity.identify.pb.identify_pb2 import Identify
+from libp2p.utils.varint import encode_uvarint
+
+from shards.stream import spec, yamux
+from vpnd import identity
+
+pytestmark = [pytest.mark.root, pytest.mark.alone]  # round trips are compared
+
+#: By how much longer control may keep others waiting meanwhile, on average; and how many messages come at once.
+LONGER_S = 0.05
+AT_ONCE = 24
+KNOCKS = 5
+FRAME_BYTES = 1 << 14
+
+
+def address(number: int) -> bytes:
+    """/ip4/192.0.x.y/tcp/4001"""
+    return b"\x04\xc0\x00" + number.to_bytes(2, "big") + b"\x06\x0f\xa1"
+
+
+#: Each costs libp2p a tenth of a second.
+MESSAGES = (
+    Identify(listen_addrs=map(address, range(1000))).SerializeToString(),
+    Identify(protocols=[f"/{number:x}" for number in range(30_000)]).SerializeToString(),
+)
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[list[Node]]:
+    with arena(3) as nodes:
+        yield nodes
+
+
+def test_what_a_member_says_of_itself_holds_up_nobody(nodes: list[Node]) -> None:
+    a, b, c = nodes
+    key, source = identity.read_private(c.state_dir / "identity.pem"), stranger_of(a)
+    c.stop()
+    waits, before = [], [knock(source, b) for _ in range(KNOCKS)]
+    with beside(a, b) as during:
+        end = time.monotonic() + ATTACK_S
+        while time.monotonic() < end:
+            with dialed(c.namespace, b) as sock:
+                Plain(sock).select(NOISE)
+                member = Secured(sock, honest(key), initiator=True)
+                member.select("/yamux/1.0.0")
+                for number in range(AT_ONCE):
+                    say(member, 2 * number + 1, MESSAGES[number % len(MESSAGES)])
+                waits += [knock(source, b) for _ in range(KNOCKS)]
+    assert mean(waits) < mean(before) + LONGER_S
+    assert_unharmed(during)
+
+
+def say(member: Secured, stream_id: int, message: bytes) -> None:
+    """Open a stream for identify/push and say one message, without waiting for an answer."""
+    lines = ("/multistream/1.0.0", "/ipfs/id/push/1.0.0")
+    data = b"".join(bytes([len(line) + 1]) + line.encode() + b"\n" for line in lines)
+    data += encode_uvarint(len(message)) + message
+    member.send(yamux.window_update(stream_id, 0, spec.FLAG_SYN))
+    for at in range(0, len(data), FRAME_BYTES):
+        member.send(yamux.data_frame(stream_id, data[at : at + FRAME_BYTES]))
