@@ -18,7 +18,7 @@ log = logging.getLogger("supervisor")
 class RelaySlot:
     """The relay process, seen from the supervisor. Nothing of it outlives it."""
 
-    title, role, module, more_time_s = "relay", "relay", "relay", 0.0
+    title, role, module, more_time_s = "relay", "relay", "vpnd.relay", 0.0
 
     def __init__(self, live: Live) -> None:
         self._live = live

@@ -26,9 +26,7 @@ CHILDREN = "supervisor.claims."
 def untrusted() -> set[str]:
     """module.function of all of the product."""
     found = set()
-    for path in (
-        path for part in ("vpnd", "shards", "supervisor", "relay") for path in (ROOT / part).rglob("*.py")
-    ):
+    for path in (path for part in ("vpnd", "shards", "supervisor") for path in (ROOT / part).rglob("*.py")):
         module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.endswith("_untrusted"):

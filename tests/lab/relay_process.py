@@ -15,14 +15,14 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 class RelayProcess:
-    """`python -m relay`. `channel`: control's end of its channel."""
+    """`python -m vpnd.relay`. `channel`: control's end of its channel."""
 
     def __init__(self, config: Config) -> None:
         ours, theirs = pair()
         self.supervisor = Channel(ours, "supervisor", "relay")
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "relay", str(theirs.fileno())],
+                [sys.executable, "-P", "-m", "vpnd.relay", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 env={"PYTHONPATH": str(REPOSITORY)},
             )

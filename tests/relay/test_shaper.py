@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from relay.shaper import BURST_S, Shaper
+from vpnd.relay.shaper import BURST_S, Shaper
 
 PART = 1 << 19
 

@@ -23,13 +23,13 @@ from typing import Any
 
 import uvloop
 
-from relay.pair import PART, Direction, Pair
-from relay.shaper import Shaper
 from vpnd import logs, privileges
 from vpnd.api import messages
 from vpnd.api.aio import LoopChannel
 from vpnd.api.channel import Channel, first_message, run_child
 from vpnd.config.schema import Config
+from vpnd.relay.pair import PART, Direction, Pair
+from vpnd.relay.shaper import Shaper
 
 log = logging.getLogger("relay")
 
@@ -170,7 +170,7 @@ class Relay:
 
 
 def main() -> None:
-    """`python -m relay CHANNEL_FD`."""
+    """`python -m vpnd.relay CHANNEL_FD`."""
     run_child("relay", _main)
 
 
