@@ -102,7 +102,7 @@ def test_a_relayed_session_becomes_direct_and_a_relay_may_die_while_packets_flow
         print(f"{gap_s:.2f} s without an answer when the relay died")
         assert gap_s <= REPLACED_S
         wait_until(
-            lambda: relay.namespace.label not in "".join(paths(a, "b")),
+            lambda: f"via {relay.namespace.label}" not in " ".join(paths(a, "b")),
             REACHED_S,
             "another one is their relay",
         )
