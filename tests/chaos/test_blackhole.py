@@ -1,4 +1,4 @@
-"""A peer whose packets vanish without a word, while another one is talked to: issue 3's promise in numbers."""
+"""A peer whose packets vanish without a word, while another one is talked to: what is promised then, in numbers."""
 
 from __future__ import annotations
 
