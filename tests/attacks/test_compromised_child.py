@@ -106,6 +106,7 @@ FLOODS = {
 }
 
 
+@pytest.mark.alone  # round trips are compared
 @pytest.mark.parametrize("kind", list(FLOODS))
 def test_a_flood_on_a_childs_channel_costs_packets_little(nodes: list[Node], kind: str) -> None:
     a, b = nodes

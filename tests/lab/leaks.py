@@ -70,7 +70,7 @@ class Leaks:
         while not self._ended.is_set():
             try:
                 packet, where = self._device.recvfrom(_HEAD_BYTES)
-            except TimeoutError:
+            except OSError:  # nothing in time, or the device is down for now
                 continue
             destination = packet[24:40] if packet[0] >> 4 == 6 else packet[16:20]
             if where[2] == _OUTGOING and destination in self._packed:

@@ -261,7 +261,8 @@ class Lab:
 
         Multicast and link-local entries, which the kernel adds when it likes, are left out.
         """
-        found = {f"process {pid}: {command_line(pid)}" for pid in pids_in_network_namespace(namespace.path)}
+        processes = {pid: command_line(pid) for pid in pids_in_network_namespace(namespace.path)}
+        found = {f"process {pid}: {line}" for pid, line in processes.items() if not _passing(line)}
         for link in json.loads(self.ip(namespace, "-json", "addr", "show") or "[]"):
             found.add(f"device {link['ifname']}")
             found |= {
@@ -289,6 +290,11 @@ class Lab:
         left = [f"namespace {namespace.name}" for namespace in self._all() if namespace.path.exists()]
         left += [f"process {pid}: {command_line(pid)}" for pid in self._living()]
         return left + [f"file {path}" for path in self._paths if path.exists()]
+
+
+def _passing(command: str) -> bool:
+    """Whether it is a program that a node runs for a moment, now and then."""
+    return Path(command.partition(" ")[0]).name == "nft"
 
 
 def wait_until(condition: Any, timeout_s: float, what: str) -> Any:

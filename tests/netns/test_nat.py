@@ -14,7 +14,7 @@ from lab import Node, check_logs, wait_for_answer, wait_until
 from lab.joining import address, join, machine
 from lab.nat import NatLab
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.alone]  # times are held to what is promised
 
 #: From the start of a joining node on; an idle machine takes half of it.
 REACHED_S = 10.0

@@ -11,8 +11,8 @@ from lab.joining import address, join, machine
 from lab.nat import NatLab
 from test_nat import DIRECT_MS, RTT_MS, paths, rtt_ms
 
+# Not marked root: there these must not be skipped, and here they are, but for who asks for them.
 pytestmark = [
-    pytest.mark.root,
     pytest.mark.slow,
     pytest.mark.skipif("VPND_LONG_TESTS" not in os.environ, reason="takes minutes; VPND_LONG_TESTS=1"),
 ]

@@ -311,15 +311,19 @@ class Planner:
         return self._live.config.p2p.max_sessions_per_peer - held
 
     def _candidates(self, peer: PeerDials) -> list[int]:
-        """Shards to dial the peer for, sooner or later."""
+        """Shards to dial the peer for, sooner or later. Who has never said where it is, is met for packets alone: most
+        likely it is nowhere."""
         peer_id = peer.member.peer_id
-        if not (peer.member.addresses or self._can_meet(peer_id)) or self._room(peer) <= 0:
+        nowhere = not peer.member.addresses
+        if nowhere and not self._can_meet(peer_id) or self._room(peer) <= 0:
             return []
         busy = {dial.shard for dial in peer.under_way}
         return [
             shard
             for shard in self._shards
-            if shard not in busy and self._book.count_of(peer_id, shard) < self._wanted(peer, shard)
+            if shard not in busy
+            and (shard in peer.wanted or not nowhere)
+            and self._book.count_of(peer_id, shard) < self._wanted(peer, shard)
         ]
 
     def _due_s(self, peer: PeerDials, shard: int) -> float:
