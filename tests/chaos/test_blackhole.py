@@ -38,6 +38,7 @@ EXPECTED_DROPS = {
     "queue_delay",
     "flow_full",
     "ring_full",
+    "tun_queue_full",
 }
 
 

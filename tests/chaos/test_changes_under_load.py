@@ -67,7 +67,7 @@ def test_scaling_while_shards_are_killed_ends_with_the_number_asked_for() -> Non
         assert flow.late == 0
         assert flow.longest_gap_s() < 3.0
         dropped = drops(settled(a))
-        assert set(dropped) <= {"shard_died", "shard_down", "no_session", "ring_full"}
+        assert set(dropped) <= {"shard_died", "shard_down", "no_session", "ring_full", "tun_queue_full"}
 
 
 def reload(node: Node, **tables: dict[str, Any]) -> set[str]:
@@ -111,6 +111,12 @@ def test_settings_of_health_and_multiplexer_change_under_load_and_nothing_is_los
         assert received_bytes(report) > 0
         assert (flow.lost, flow.late) == (0, 0)
         for node in nodes:
-            assert set(drops(settled(node))) <= {"ring_full", "queue_full", "queue_delay", "flow_full"}
+            assert set(drops(settled(node))) <= {
+                "tun_queue_full",
+                "ring_full",
+                "queue_full",
+                "queue_delay",
+                "flow_full",
+            }
         assert not sum(shard["health_deaths"] for shard in a.ask()["shards"])
         assert shard_pid(a, 0) and shard_pid(a, 1)

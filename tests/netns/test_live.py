@@ -31,7 +31,7 @@ from vpnd.packet import flow
 pytestmark = pytest.mark.root
 
 #: What a flow that fills its queue may lose.
-CONGESTION = {"ring_full", "queue_full", "queue_delay", "flow_full"}
+CONGESTION = {"tun_queue_full", "ring_full", "queue_full", "queue_delay", "flow_full"}
 CHANGED_S = 5.0
 
 

@@ -78,7 +78,7 @@ def test_a_hundred_thousand_destinations_cost_little_memory_and_hold_up_no_bulk_
         status = settled(a)
         for shard in status["shards"]:
             assert shard["flows"] == shard["flows_created"] - shard["flows_reaped"]
-        assert set(drops(status)) <= {"ring_full", "queue_full", "queue_delay", "flow_full"}
+        assert set(drops(status)) <= {"tun_queue_full", "ring_full", "queue_full", "queue_delay", "flow_full"}
 
 
 def test_no_more_flows_are_remembered_than_allowed() -> None:
