@@ -141,8 +141,9 @@ def ruleset(
     for word, version in (("ip", 4), ("ip6", 6)):
         addresses = [text for text in own if ipaddress.ip_address(text).version == version]
         if addresses:
-            foreign = f'iifname != {{ {device}, "lo" }} fib saddr type != local'
-            lines.append(f"{foreign} {word} daddr {{ {', '.join(addresses)} }} counter drop")
+            # The address first: nearly every packet is done with it, and looking up a route for each would be felt
+            ours = f"{word} daddr {{ {', '.join(addresses)} }}"
+            lines.append(f'{ours} iifname != {{ {device}, "lo" }} fib saddr type != local counter drop')
     lines.append("}")
     if kill_switch is not None:
         allowed = [f'oifname {{ {device}, "lo" }} accept', *_near_rules(near)]
