@@ -206,8 +206,17 @@ def test_a_detached_node_that_cannot_start_says_why(tmp_path):
     assert main(["status", "--state-dir", str(tmp_path)]) == errors.NotRunningError.exit_code
 
 
-def test_version_is_that_of_the_package():
-    run = vpnd("version")
+@pytest.mark.parametrize(
+    "words", [["-h"], ["--help"], ["status", "-h"], ["config", "show", "-h"]], ids=" ".join
+)
+def test_help_is_there_by_both_its_names(words, capsys):
+    assert main(words) == 0
+    assert "Usage: vpnd" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("word", ["version", "--version"])
+def test_version_is_that_of_the_package(word):
+    run = vpnd(word)
     assert run.returncode == 0
     assert run.stdout.startswith("vpnd 0.")
 

@@ -11,12 +11,30 @@ import typer
 
 from vpnd import __version__
 from vpnd.cli import configuration, membership, pinging, running
-from vpnd.cli.command import Where, command, group
+from vpnd.cli.command import ConfigOption, StateDirOption, Where, command, group, remember
 from vpnd.config import load
 from vpnd.config.schema import Config
 from vpnd.errors import PrivilegeError
 
-app = group("A peer-to-peer mesh VPN.")
+
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"vpnd {__version__}")
+        raise typer.Exit
+
+
+def _options(
+    context: typer.Context,
+    config: ConfigOption = None,
+    state_dir: StateDirOption = None,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    remember(context, config, state_dir)
+
+
+app = group("A peer-to-peer mesh VPN.", _options)
 
 
 def run(arguments: list[str]) -> int:
@@ -99,7 +117,7 @@ def show_id(place: Where) -> None:
 @command(app)
 def version(place: Where) -> None:
     """Print the version."""
-    typer.echo(f"vpnd {__version__}")
+    _tell_version(True)
 
 
 for module in (running, membership, pinging):

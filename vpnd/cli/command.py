@@ -59,23 +59,24 @@ class Where(NamedTuple):
         return load_with_origins(self.config_file, self.state_dir, {}, os.environ, only=only)
 
 
-def group(help: str) -> typer.Typer:
-    """Commands with a name in common."""
+def remember(context: typer.Context, config: ConfigOption = None, state_dir: StateDirOption = None) -> None:
+    """The options of this command, else those before its name."""
+    before = context.obj or Where()
+    context.obj = Where(config or before.config_file, state_dir or before.state_dir)
+
+
+def group(help: str, options: Callable[..., None] = remember) -> typer.Typer:
+    """Commands with a name in common. `options` takes what may stand before that of a command."""
     # Plain help and plain errors: the decorated ones load another library for longer than most commands run
     return typer.Typer(
         help=help,
-        callback=_remember,
+        callback=options,
+        context_settings={"help_option_names": ["-h", "--help"]},
         no_args_is_help=True,
         add_completion=False,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
     )
-
-
-def _remember(context: typer.Context, config: ConfigOption = None, state_dir: StateDirOption = None) -> None:
-    """The options of this command, else those before its name."""
-    before = context.obj or Where()
-    context.obj = Where(config or before.config_file, state_dir or before.state_dir)
 
 
 def command(app: typer.Typer, name: str | None = None) -> Callable[[Callable[..., None]], None]:
@@ -84,10 +85,10 @@ def command(app: typer.Typer, name: str | None = None) -> Callable[[Callable[...
     def add(function: Callable[..., None]) -> None:
         @functools.wraps(function)
         def run(context: typer.Context, config: Path | None, state_dir: Path | None, **given: Any) -> None:
-            _remember(context, config, state_dir)
+            remember(context, config, state_dir)
             function(context.obj, **given)
 
-        context, *shared = inspect.signature(_remember, eval_str=True).parameters.values()
+        context, *shared = inspect.signature(remember, eval_str=True).parameters.values()
         _, *own = inspect.signature(function, eval_str=True).parameters.values()
         run.__signature__ = inspect.Signature([context, *own, *shared])  # type: ignore[attr-defined]
         app.command(name)(run)
