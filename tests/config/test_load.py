@@ -194,6 +194,16 @@ WRONG = [
     ("another peer's address", {"peers": [peer(addresses=[f"/dns/a/tcp/1/p2p/{C}"])]}, "names another peer"),
     ("dialing everywhere", {"peers": [peer(addresses=["/ip4/0.0.0.0/tcp/1"])]}, "cannot be dialed"),
     ("dialing no port", {"peers": [peer(addresses=["/ip4/1.2.3.4/tcp/0"])]}, "has no port"),
+    ("a subnet node at nowhere", {"peers": [peer(protocol="subnet-node")]}, "set worker.shards = 1"),
+    (
+        "IPv6 of a subnet node",
+        {
+            "network": {"virtual_ip": "fd00::1", "subnet": 64},
+            "worker": {"shards": 1},
+            "peers": [peer(protocol="subnet-node", virtual_ip="fd00::2")],
+        },
+        "IPv4 alone",
+    ),
     ("retries that shrink", {"retry": {"initial_interval": "1m"}}, "must not be above retry.max_interval"),
     ("a user nobody has", {"process": {"user": "no-such-user"}}, "useradd --system no-such-user"),
     ("children as root", {"process": {"user": "root"}}, "is root"),

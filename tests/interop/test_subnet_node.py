@@ -129,6 +129,19 @@ def test_foreign_sources_do_not_come_in(pair: tuple[Node, SubnetNode], lab: Lab)
     books_are_exact(node)
 
 
+def test_who_cannot_be_dialed_dials(pair: tuple[Node, SubnetNode], lab: Lab) -> None:
+    node, other = pair
+    assert node.stop() == 0
+    node.config["peers"][0]["addresses"] = []
+    node.config["worker"]["shards"] = 1
+    node.start()
+    node.wait_ready()
+    other.start(node)
+    wait_for_answer(lab, other.namespace, OURS, PATIENCE_S)
+    wait_for_answer(lab, node.namespace, THEIRS, PATIENCE_S)
+    check_logs([node])
+
+
 def test_it_comes_back_after_the_other_is_started_again(pair: tuple[Node, SubnetNode], lab: Lab) -> None:
     node, other = pair
     process = other.start(node)

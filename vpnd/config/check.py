@@ -107,12 +107,8 @@ def _endpoints(config: Config, report: Report) -> None:
                 "p2p.listen", text, "must be an address of this machine; write it like /ip4/0.0.0.0/tcp/4001"
             )
     for place, peer in enumerate(config.peers):
-        if peer.protocol == SUBNET_NODE and ":" in peer.virtual_ip:
-            report(
-                f"peers[{place}].protocol",
-                peer.protocol,
-                "knows IPv4 alone; give the peer an IPv4 virtual_ip",
-            )
+        if peer.protocol == SUBNET_NODE:
+            _subnet_node(config, place, peer, report)
         for text in peer.addresses:
             endpoint = multiaddrs.parse(text)
             path = f"peers[{place}].addresses"
@@ -124,6 +120,16 @@ def _endpoints(config: Config, report: Report) -> None:
                 report(
                     path, text, f"names another peer than its peer_id {peer.peer_id}; remove the /p2p part"
                 )
+
+
+def _subnet_node(config: Config, place: int, peer: Peer, report: Report) -> None:
+    if ":" in peer.virtual_ip:
+        text = "knows IPv4 alone; give the peer an IPv4 virtual_ip"
+        report(f"peers[{place}].protocol", peer.protocol, text)
+    if not peer.addresses and config.worker.shards != 1:
+        # The one connection it makes is one shard's
+        text = "a subnet node dials once; name where each shard can dial it, or set worker.shards = 1"
+        report(f"peers[{place}].addresses", "[]", text)
 
 
 def _peers_differ(config: Config, report: Report) -> None:
