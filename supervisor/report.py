@@ -17,13 +17,14 @@ from supervisor.fleet import Fleet
 from supervisor.network.tun import Tun
 from supervisor.pump import Pump
 from supervisor.slots import ShardSlot, traffic_with
-from vpnd import __version__, status
+from vpnd import status
 from vpnd.api.messages import ControlStatus, ShardStatus
 from vpnd.api.reports import OwnAddresses, PeerReport, SessionReport
 from vpnd.config.live import Live
 from vpnd.config.schema import Config
 from vpnd.metrics import DROP_REASONS, SHARD_METRICS, Drops, Stage, reasons
 from vpnd.packet.record import Offload
+from vpnd.version import __version__
 
 #: Rows made while packets wait; each takes some 10 µs.
 _PEERS_A_TURN = 32

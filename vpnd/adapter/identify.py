@@ -26,9 +26,9 @@ from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicat
 from libp2p.stream_muxer.yamux.yamux import Yamux
 from libp2p.utils.varint import read_length_prefixed_protobuf, read_varint_prefixed_bytes_limited
 
-from vpnd import __version__
 from vpnd.errors import RemoteProtocolError
 from vpnd.printable import printable
+from vpnd.version import __version__
 
 AGENT = f"vpnd/{__version__}"
 #: As go-libp2p has it, for a message of identify with a signed record.

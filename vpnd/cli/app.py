@@ -9,12 +9,12 @@ from typing import Annotated
 
 import typer
 
-from vpnd import __version__
 from vpnd.cli import configuration, membership, pinging, running
 from vpnd.cli.command import ConfigOption, StateDirOption, Where, command, group, remember
 from vpnd.config import load
 from vpnd.config.schema import Config
 from vpnd.errors import PrivilegeError
+from vpnd.version import __version__
 
 
 def _tell_version(wanted: bool) -> None:
