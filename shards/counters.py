@@ -7,7 +7,7 @@ asked for.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from vpnd.metrics import DROP_REASONS, GAUGES, SHARD_COUNTERS, CounterPage, Drops
 
@@ -40,6 +40,36 @@ class Counts:
         self.sessions_opened = self.sessions_closed = self.sessions_rotated = 0
         self.session_errors = self.session_floods = 0
         self.health_probes = self.health_failures = self.health_deaths = 0
+
+
+class Dropping(Protocol):
+    """Who counts what was dropped: Drops, of all, or PeerDrops."""
+
+    def span(self, reason: str, buffer: memoryview, start: int, end: int, records: int) -> None:
+        """See Drops."""
+
+    def plain(self, reason: str, records: int = 1) -> None:
+        """See Drops."""
+
+
+class PeerDrops:
+    """What of one peer's packets was dropped, in `records` by reason; counted in `total` as well."""
+
+    __slots__ = ("_total", "records")
+
+    def __init__(self, total: Drops) -> None:
+        self._total = total
+        self.records: dict[str, int] = {}  # of many peers nothing is ever dropped
+
+    def span(self, reason: str, buffer: memoryview, start: int, end: int, records: int) -> None:
+        """See Drops."""
+        self._total.span(reason, buffer, start, end, records)
+        self.records[reason] = self.records.get(reason, 0) + records
+
+    def plain(self, reason: str, records: int = 1) -> None:
+        """See Drops."""
+        self._total.plain(reason, records)
+        self.records[reason] = self.records.get(reason, 0) + records
 
 
 class Traffic(NamedTuple):

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from shards.budget import Budget
-from shards.counters import Counts
+from shards.counters import Counts, Dropping
 from shards.flow.prefixes import Prefixes
 from vpnd.errors import BadPacket, RemoteProtocolError
 from vpnd.packet.offload import inspect_untrusted
@@ -33,14 +33,14 @@ _MOST = MAX_RECORD_BYTES - LENGTH_BYTES
 
 class Reassembly:
     """The beginning of a record whose rest has not come yet, and what came before; one for each stream of a
-    session. `budget`: the peer's."""
+    session. `budget` and `drops`: the peer's."""
 
-    __slots__ = ("_budget", "bytes", "packets", "partial")
+    __slots__ = ("_budget", "bytes", "drops", "packets", "partial")
 
-    def __init__(self, budget: Budget) -> None:
+    def __init__(self, budget: Budget, drops: Dropping) -> None:
         self.partial = bytearray()
         self.packets = self.bytes = 0
-        self._budget = budget
+        self._budget, self.drops = budget, drops
 
     def keep(self, part: memoryview) -> None:
         """More of a record that is not whole yet. Raises FloodError: the peer leaves too many unfinished."""
@@ -79,7 +79,7 @@ class Inbound:
             position = self._complete_untrusted(sources, reassembly, view)
         length_at, write, inspect = LENGTH.unpack_from, self._write, inspect_untrusted
         counts, local = self._counts, self.local.find
-        drops = counts.drops
+        drops = reassembly.drops
         allowed = sources.find
         begun = position
         packets = good = good_bytes = 0

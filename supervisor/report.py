@@ -16,7 +16,7 @@ from supervisor.children import Child
 from supervisor.fleet import Fleet
 from supervisor.network.tun import Tun
 from supervisor.pump import Pump
-from supervisor.slots import ShardSlot, traffic_with
+from supervisor.slots import ShardSlot, drops_with, traffic_with
 from vpnd import status
 from vpnd.api.messages import ControlStatus, ShardStatus
 from vpnd.api.reports import OwnAddresses, PeerReport, SessionReport
@@ -168,6 +168,7 @@ def _peer(who: PeerReport, sessions: list[SessionReport], slots: list[ShardSlot]
     fields = asdict(who)
     if any(session.state == "up" for session in sessions):
         fields["state"] = "connected"
+    traffic = [slot.traffic for slot in slots]
     rtts = [session.rtt_ms for session in sessions if session.rtt_ms is not None]
     return status.Peer(
         **fields,
@@ -178,7 +179,8 @@ def _peer(who: PeerReport, sessions: list[SessionReport], slots: list[ShardSlot]
         suspect=sum(session.health != "healthy" for session in sessions),
         queued_bytes=sum(session.queued_bytes for session in sessions),
         queue_delay_ms=max((session.queue_delay_ms for session in sessions), default=0.0),
-        **traffic_with(who.peer_id, [slot.traffic for slot in slots]),
+        drops=drops_with(who.peer_id, traffic),
+        **traffic_with(who.peer_id, traffic),
     )
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+from collections import Counter
 from collections.abc import Sequence
 from operator import add
 from pathlib import Path
@@ -20,7 +21,7 @@ from vpnd.api.reports import PeerTraffic
 from vpnd.config.live import Live
 from vpnd.config.schema import Config
 from vpnd.errors import ProtocolViolation
-from vpnd.metrics import CONTROL_COUNTERS, GAUGES, OUTBOUND_DROPS, SHARD_COUNTERS, create_page
+from vpnd.metrics import CONTROL_COUNTERS, DROPS, GAUGES, OUTBOUND_DROPS, SHARD_COUNTERS, create_page
 from vpnd.packet import ring
 
 log = logging.getLogger("supervisor")
@@ -40,17 +41,24 @@ class Traffic:
         # counts in the order of TRAFFIC
         self._before: dict[str, list[int]] = {}
         self._now: dict[str, list[int]] = {}
+        # drops by reason; of most peers there are none
+        self._drops_before: dict[str, dict[str, int]] = {}
+        self._drops_now: dict[str, dict[str, int]] = {}
 
     def told(self, rows: tuple[PeerTraffic, ...]) -> None:
         """The process there is told its counts, or a part of them."""
         for row in rows:
             self._now[row.peer_id] = [getattr(row, name) for name in TRAFFIC]
+            if row.drops:
+                self._drops_now[row.peer_id] = row.drops
 
     def ended(self) -> None:
         """The process is gone; the next one counts from zero."""
         for peer_id in self._now:
             self._before[peer_id] = self.of(peer_id)
-        self._now = {}
+        for peer_id in self._drops_now:
+            self._drops_before[peer_id] = self.drops_of(peer_id)
+        self._now, self._drops_now = {}, {}
 
     def __len__(self) -> int:
         """Peers, those of the process there is and those of the processes before each counted."""
@@ -59,6 +67,19 @@ class Traffic:
     def of(self, peer_id: str) -> list[int]:
         """The totals of one peer, in the order of TRAFFIC."""
         return list(map(add, self._before.get(peer_id, _NOTHING), self._now.get(peer_id, _NOTHING)))
+
+    def drops_of(self, peer_id: str) -> dict[str, int]:
+        """What of its packets was dropped, either way, by reason; without those that are 0."""
+        before, now = self._drops_before.get(peer_id, {}), self._drops_now.get(peer_id, {})
+        return {reason: n for reason in DROPS if (n := before.get(reason, 0) + now.get(reason, 0))}
+
+
+def drops_with(peer_id: str, slots: Sequence[Traffic]) -> dict[str, int]:
+    """What was dropped of one peer's packets over all slots."""
+    total: Counter[str] = Counter()
+    for slot in slots:
+        total.update(slot.drops_of(peer_id))
+    return dict(total)
 
 
 def traffic_with(peer_id: str, slots: Sequence[Traffic]) -> dict[str, Any]:

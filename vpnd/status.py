@@ -149,6 +149,12 @@ class Peer(PeerReport, frozen=True):
     bytes_received: Annotated[int, told("From it since the start.", "bytes")] = 0
     packets_sent: Annotated[int, told("To it since the start.", "records")] = 0
     packets_received: Annotated[int, told("From it since the start.", "records")] = 0
+    drops: Annotated[
+        dict[str, int],
+        told(
+            "What was dropped of packets to it and from it, by reason; without those that are 0.", "records"
+        ),
+    ] = {}
 
 
 class TunPart(Part, frozen=True):

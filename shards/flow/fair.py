@@ -22,9 +22,9 @@ import itertools
 from collections import deque
 from math import sqrt
 
+from shards.counters import Dropping
 from shards.flow.flows import Backlog, Chunk, Flow
 from vpnd.config.live import Live
-from vpnd.metrics import Drops
 
 #: RFC 8289, section 5.5: for so many intervals the pace of the last dropping is remembered.
 _MEMORY_INTERVALS = 16
@@ -35,7 +35,7 @@ _LOOKED_AT = 8
 class FairQueue:
     """All waiting packets of one session. Owner: the link. `drops` counts packets by reason."""
 
-    def __init__(self, live: Live, drops: Drops) -> None:
+    def __init__(self, live: Live, drops: Dropping) -> None:
         self._live, self._drops = live, drops
         self._new: deque[Flow] = deque()
         self._old: deque[Flow] = deque()

@@ -19,9 +19,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from shards.counters import Counts
+from shards.counters import Counts, Dropping
 from vpnd.config.live import Live
-from vpnd.metrics import Drops
 from vpnd.packet.flow import READ_AHEAD_BYTES, destination_of
 from vpnd.packet.record import LENGTH, LENGTH_BYTES
 from vpnd.packet.ring import SCRATCH
@@ -67,11 +66,11 @@ class Chunk:
     def __len__(self) -> int:
         return self.end - self.start
 
-    def drop(self, drops: Drops, reason: str) -> None:
+    def drop(self, drops: Dropping, reason: str) -> None:
         """Count it as dropped."""
         drops.span(reason, self.buffer, self.start, self.end, self.packets)
 
-    def drop_first(self, drops: Drops, reason: str) -> int:
+    def drop_first(self, drops: Dropping, reason: str) -> int:
         """Leave out the first record, and count it; the bytes it took. Scratch grows by what it was."""
         (count,) = LENGTH.unpack_from(self.buffer, self.start)
         size: int = LENGTH_BYTES + count
@@ -129,7 +128,7 @@ class Discard:
     movable_before_s = STAY
     holding = False
 
-    def __init__(self, reason: str, drops: Drops, seen: Callable[[], None] | None = None) -> None:
+    def __init__(self, reason: str, drops: Dropping, seen: Callable[[], None] | None = None) -> None:
         self.flows: set[Flow] = set()
         self._reason, self._drops, self._seen = reason, drops, seen
 

@@ -12,9 +12,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 
+from shards.counters import Dropping
 from shards.flow.flows import STAY, Chunk, Flow
 from vpnd.config.live import Live
-from vpnd.metrics import Drops
 
 
 class Queue:
@@ -56,7 +56,9 @@ class Pending:
     movable_before_s = STAY
     holding = False
 
-    def __init__(self, live: Live, drops: Drops, now: Callable[[], float], want: Callable[[], None]) -> None:
+    def __init__(
+        self, live: Live, drops: Dropping, now: Callable[[], float], want: Callable[[], None]
+    ) -> None:
         self.flows: set[Flow] = set()
         self.queue = Queue()
         self._live, self._drops, self._now, self._want = live, drops, now, want
@@ -98,7 +100,7 @@ class ReorderBuffer:
     movable_before_s = STAY
     holding = True
 
-    def __init__(self, live: Live, drops: Drops, now: Callable[[], float]) -> None:
+    def __init__(self, live: Live, drops: Dropping, now: Callable[[], float]) -> None:
         self.flows: set[Flow] = set()
         self.queue = Queue()
         self._live, self._drops, self._now = live, drops, now

@@ -19,7 +19,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
-from shards.counters import Counts
+from shards.counters import Counts, Dropping
 from shards.flow.flows import Chunk, Flow, unpin
 from shards.flow.queues import ReorderBuffer
 from shards.peer.carrier import Carrier, Lane
@@ -47,13 +47,16 @@ class PoolHost(Protocol):
 
 class StreamPool:
     """Owner: the peer's `Peer`, on the shard's loop. `carriers`: all that are not closed, also those being
-    left."""
+    left. `drops`: the peer's."""
 
-    def __init__(self, peer_id: str, live: Live, host: PoolHost, lost: Callable[[], None]) -> None:
+    def __init__(
+        self, peer_id: str, live: Live, host: PoolHost, drops: Dropping, lost: Callable[[], None]
+    ) -> None:
         self.carriers: list[Carrier] = []
         #: sessions the multiplexer wants for the load there is
         self.scaled = live.config.multiplexer.min_sessions
         self._peer_id, self._live, self._host, self._now = peer_id, live, host, host.now
+        self._drops = drops
         self._loop = asyncio.get_running_loop()
         #: what flows are held back in, while their lane of this carrier is left
         self._reordering: dict[ReorderBuffer, Carrier] = {}
@@ -209,10 +212,10 @@ class StreamPool:
         """Drop all that waits here, under `reason`."""
         for carrier in self.carriers:
             for chunk in carrier.take_queued():
-                chunk.drop(self._host.counts.drops, reason)
+                chunk.drop(self._drops, reason)
         for buffer in self._reordering:
             while buffer.queue:
-                buffer.queue.take().drop(self._host.counts.drops, reason)
+                buffer.queue.take().drop(self._drops, reason)
 
     def rotate(self, carrier: Carrier) -> None:
         """Replace a session: ask for another one, leave this one when that is up."""
@@ -247,7 +250,7 @@ class StreamPool:
             return
         lane.leaving = True
         carrier = lane.carrier
-        buffer = ReorderBuffer(self._live, self._host.counts.drops, self._now)
+        buffer = ReorderBuffer(self._live, self._drops, self._now)
         for chunk in carrier.take_queued(lane.flows):
             buffer.hold(chunk)
         for flow in list(lane.flows):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 from shards.budget import Budget
-from shards.counters import Traffic
+from shards.counters import PeerDrops, Traffic
 from shards.flow.flows import Discard, Flow, Sink, unpin
 from shards.flow.prefixes import Prefixes, set_of
 from shards.flow.queues import Pending
@@ -51,7 +51,7 @@ class Sources(Prefixes[bool]):
 
 class Peer:
     """One peer. `sources`: the addresses it may send from, and by which it is reached (cryptokey routing).
-    `budget`: what its sessions may use together."""
+    `budget`: what its sessions may use together. `drops`: what of its packets was dropped, either way."""
 
     def __init__(self, peer_id: str, name: str, live: Live, host: PeerHost) -> None:
         self.peer_id, self.name = peer_id, name
@@ -59,9 +59,9 @@ class Peer:
         self.sources = Sources()
         self.budget = Budget(live, host.now)
         self.circuit = CLOSED
-        drops = host.counts.drops
+        self.drops = drops = PeerDrops(host.counts.drops)
         self.pending = Pending(live, drops, host.now, lambda: host.want_now(self))
-        self.pool = StreamPool(peer_id, live, host, self._lost)
+        self.pool = StreamPool(peer_id, live, host, drops, self._lost)
         self.multiplexer = Multiplexer(live, self.pool, host.draw)
         self._host, self._live = host, live
         self._discard = Discard("circuit_open", drops, self._discarding)
@@ -138,7 +138,7 @@ class Peer:
         total = self._ended
         for carrier in self.pool.carriers:
             total = total.plus(carrier.traffic())
-        return PeerTraffic(peer_id=self.peer_id, **total._asdict())
+        return PeerTraffic(peer_id=self.peer_id, drops=self.drops.records, **total._asdict())
 
 
 class Unowned:

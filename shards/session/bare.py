@@ -16,6 +16,7 @@ import functools
 from collections.abc import Callable
 
 from shards.budget import Budget
+from shards.counters import Dropping
 from shards.flow.prefixes import Prefixes
 from shards.inbound import Inbound, Reassembly
 from shards.session.link import Link, LinkEvents
@@ -40,8 +41,8 @@ class BareFrames:
 
     __slots__ = ("broken", "records", "refuse", "rest")
 
-    def __init__(self, budget: Budget, refuse: Callable[[], None]) -> None:
-        self.records, self.rest = Reassembly(budget), Reassembly(budget)
+    def __init__(self, budget: Budget, drops: Dropping, refuse: Callable[[], None]) -> None:
+        self.records, self.rest = Reassembly(budget, drops), Reassembly(budget, drops)
         self.refuse = refuse
         self.broken = False
 
@@ -122,7 +123,7 @@ class BareLink(Link):
         match event:
             case StreamReady(stream=stream):
                 stream.context = frames = BareFrames(
-                    self.peer.budget, functools.partial(self._session.reset_stream, stream)
+                    self.peer.budget, self.peer.drops, functools.partial(self._session.reset_stream, stream)
                 )
                 if stream.ours:
                     frames.broken = True  # the other way is not used

@@ -92,7 +92,7 @@ class StreamLane:
         self.carrier, self.stream, self.fit = link, stream, fit
         self.flows: set[Flow] = set()
         self.movable_before_s = STAY
-        self.reassembly = Reassembly(link.peer.budget)
+        self.reassembly = Reassembly(link.peer.budget, link.peer.drops)
         self.closed = self.leaving = self.holding = False
         self.packets_sent = self.seen_packets = 0
         self.active_s = now_s  # when `idle_since` last saw traffic
@@ -134,7 +134,7 @@ class Link:
         """`path`: how it reaches the peer, for those who ask."""
         self.session_id, self.initiator, self.peer, self.path = session_id, initiator, peer, path
         self.now = common.now
-        self.queue = FairQueue(common.live, common.counts.drops)
+        self.queue = FairQueue(common.live, peer.drops)
         self.lanes: list[StreamLane] = []
         self.rtt_s: float | None = None
         self.closed = self.left = self.peer_left = False
@@ -201,7 +201,7 @@ class Link:
                 return False
         counts = self._counts
         if unfit:
-            counts.drops.plain("too_big", unfit)
+            self.peer.drops.plain("too_big", unfit)
             packets -= unfit
         lane.packets_sent += packets
         self.packets_sent += packets

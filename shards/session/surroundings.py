@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 from shards.budget import Budget
-from shards.counters import Counts
+from shards.counters import Counts, Dropping
 from shards.flow.prefixes import Prefixes
 from shards.inbound import Inbound
 from shards.outbound import Outbound
@@ -27,11 +27,14 @@ class Delivery(Protocol):
 
 class Remote(Protocol):
     """What a session needs of the peer at its other end. `sources`: the addresses it may send from. `budget`: what its
-    sessions may use together."""
+    sessions may use together. `drops`: counts what of its packets is dropped."""
 
     peer_id: str
     name: str
     budget: Budget
+
+    @property
+    def drops(self) -> Dropping: ...
 
     @property
     def sources(self) -> Prefixes[bool]: ...

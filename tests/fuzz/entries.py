@@ -39,6 +39,7 @@ from vpnd.discovery.records import RecordRules, dht_key
 from vpnd.errors import BadPacket, RemoteProtocolError
 from vpnd.membership import enrolment, introduction, messages, network, statements, token
 from vpnd.membership.refusal import MembershipRefused
+from vpnd.metrics import Drops
 from vpnd.nat import messages as meeting
 from vpnd.packet import icmp
 from vpnd.packet.offload import check
@@ -121,7 +122,7 @@ def tun(data: bytes) -> None:
     anybody: Prefixes[bool] = Prefixes()
     anybody.add("0.0.0.0/0", True)
     inbound = Inbound(lambda packet: None, anybody, Counts())
-    reassembly = Reassembly(Unlimited())  # type: ignore[arg-type]
+    reassembly = Reassembly(Unlimited(), Drops())  # type: ignore[arg-type]
     half = len(data) // 2
     for part in (data[:half], data[half:]):
         with memoryview(part) as view:
@@ -132,7 +133,7 @@ def bare(data: bytes) -> None:
     anybody: Prefixes[bool] = Prefixes()
     anybody.add("0.0.0.0/0", True)
     inbound = BareInbound(Inbound(lambda packet: None, anybody, Counts()))
-    frames = BareFrames(Unlimited(), lambda: None)  # type: ignore[arg-type]
+    frames = BareFrames(Unlimited(), Drops(), lambda: None)  # type: ignore[arg-type]
     half = len(data) // 2
     for part in (data[:half], data[half:]):
         with memoryview(part) as view:

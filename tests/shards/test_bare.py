@@ -44,7 +44,10 @@ class Arrivals:
         self.budget = asyncio.run(make_budget())
         self._sources = set_of((f"{V4[0]}/32",))
         inbound = Inbound(self._write, set_of((f"{V4[1]}/32",)), self.counts)
-        self._inbound, self._frames = BareInbound(inbound), BareFrames(self.budget, self._end)
+        self._inbound, self._frames = (
+            BareInbound(inbound),
+            BareFrames(self.budget, self.counts.drops, self._end),
+        )
 
     def _write(self, packet: memoryview) -> None:
         assert bytes(packet[:VNET_BYTES]) == bytes(VNET_BYTES)

@@ -71,7 +71,7 @@ def test_unfinished_packets_of_a_peer_are_bounded_over_all_its_streams(most: int
     part = memoryview(RECORD)[:900]
 
     def begin() -> Reassembly:
-        reassembly = Reassembly(budget)
+        reassembly = Reassembly(budget, Counts().drops)
         assert inbound.deliver_untrusted(sources, reassembly, part, 10) == (900, 0)
         return reassembly
 
@@ -94,7 +94,7 @@ def test_records_are_taken_a_few_at_a_time_wherever_they_are_cut(most: int, cut:
     with loop.running():
         budget = Budget(live(), loop.time)
     inbound = Inbound(lambda view: written.append(bytes(view)), set_of(["10.86.0.2/32"]), Counts())
-    sources, reassembly = set_of(["10.86.0.1/32"]), Reassembly(budget)
+    sources, reassembly = set_of(["10.86.0.1/32"]), Reassembly(budget, Counts().drops)
     data = memoryview(RECORD * 7)
     for start in range(0, len(data), len(data) - cut):
         view, position = data[start : start + len(data) - cut], 0

@@ -51,3 +51,13 @@ def test_the_heartbeat_is_no_counter_and_wraps(slot: Any) -> None:
     before = page.read()
     page.beat()
     assert page.beats == 0 and page.read() == before
+
+
+def test_what_was_dropped_of_a_peer_outlives_the_process_that_dropped_it(slot: Any) -> None:
+    slot.told(
+        (PeerTraffic(peer_id="p", drops={"queue_full": 3, "no_such_reason": 9}), PeerTraffic(peer_id="q"))
+    )
+    slot.traffic.ended()
+    slot.told((PeerTraffic(peer_id="p", drops={"queue_full": 1, "too_big": 2}),))
+    assert slot.traffic.drops_of("p") == {"queue_full": 4, "too_big": 2}
+    assert slot.traffic.drops_of("q") == slot.traffic.drops_of("nobody") == {}

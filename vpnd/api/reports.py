@@ -6,7 +6,7 @@ from typing import Annotated
 
 import msgspec
 
-from vpnd.metrics import MOST, told
+from vpnd.metrics import DROPS, MOST, told
 from vpnd.nat.paths import Path
 
 #: Of a peer id as text; ours have 52 characters.
@@ -16,6 +16,8 @@ COUNT = msgspec.Meta(ge=0, le=MOST)
 MEASURE = msgspec.Meta(ge=-1, le=1e12)
 Count = Annotated[int, COUNT]
 Measure = Annotated[float, MEASURE]
+#: By drop reason.
+Counts = Annotated[dict[str, Count], msgspec.Meta(max_length=len(DROPS))]
 
 
 class OwnAddresses(msgspec.Struct, frozen=True, kw_only=True):
@@ -136,10 +138,12 @@ class SessionProbe(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PeerTraffic(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """What went between a shard and one peer, over all sessions, those that have ended too."""
+    """What went between a shard and one peer, over all sessions, those that have ended too. `drops`: of its packets,
+    either way, in records by reason."""
 
     peer_id: Annotated[str, msgspec.Meta(max_length=MAX_PEER_ID)]
     bytes_sent: Count = 0
     bytes_received: Count = 0
     packets_sent: Count = 0
     packets_received: Count = 0
+    drops: Counts = {}
