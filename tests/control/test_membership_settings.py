@@ -86,12 +86,11 @@ def test_the_directory_holds_so_many_peer_ids(tmp_path: Path) -> None:
 def test_a_token_is_good_for_so_long(tmp_path: Path) -> None:
     made = world(tmp_path, invite_lifetime=60.0)
     requests = Requests(
-        Live(made.config),
+        made.common(),
         SimpleNamespace(own=made.own),  # type: ignore[arg-type]
         CompositeRegistry(()),
         SimpleNamespace(listen_addresses=lambda: ("/ip4/192.0.2.1/tcp/4001",)),  # type: ignore[arg-type]
         connected=lambda peer_id: False,
-        now_ms=made.now_ms,
     )
     answer = trio.run(requests.carry_out, Request(serial=1, command="invite", arguments={}))
     token = tokens.parse_untrusted(msgspec.json.decode(answer.result)["token"])

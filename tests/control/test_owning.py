@@ -33,6 +33,7 @@ from vpnd.api import messages
 from vpnd.api.reports import OwnAddresses
 from vpnd.config.live import Live
 from vpnd.config.schema import Config, Log, Network, Registry
+from vpnd.control.common import Common
 from vpnd.control.owning import Owning
 
 pytestmark = pytest.mark.root
@@ -241,15 +242,14 @@ def test_what_the_contract_is_asked_about(
 ) -> None:
     listed = config(1, *([peer("b", Identity(), 2)] if peers else []))
     network = Network(virtual_ip=OURS, subnet=16, routes=("10.88.0.0/16",))
+    live = Live(msgspec.structs.replace(listed, registry=Registry(kind="contract"), network=network))
+    seldom = Seldom(logging.getLogger(), live, lambda: 0.0)
     owning = Owning(
         None,  # type: ignore[arg-type]  # nothing is asked
-        msgspec.structs.replace(listed, registry=Registry(kind="contract"), network=network),
+        Common(live, lambda name: None, seldom, lambda: 0.0),
         "me",
         in_network=in_network,
-        count=lambda name: None,
         gauge=lambda name, value: None,
-        seldom=Seldom(logging.getLogger(), Live(listed), lambda: 0.0),
-        now_s=lambda: 0.0,
     )
     if in_network:
         owning.own_changed(

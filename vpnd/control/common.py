@@ -7,10 +7,12 @@ import time
 from collections.abc import Callable
 
 import msgspec
+import trio
 
 from vpnd.adapter.guards import Count
 from vpnd.adapter.logs import Seldom
 from vpnd.config.live import Live
+from vpnd.resilience import Backoff
 
 NANOSECONDS_PER_MS = 1_000_000
 
@@ -30,3 +32,33 @@ class Common(msgspec.Struct, frozen=True):
     now_s: Callable[[], float]
     now_ms: Callable[[], int] = wall_clock_ms
     dice: random.Random = msgspec.field(default_factory=random.SystemRandom)
+
+    def backoff(self) -> Backoff:
+        """By [retry] as it is now."""
+        retry = self.live.config.retry
+        return Backoff(retry.initial_interval, retry.max_interval, retry.multiplier, self.dice.uniform)
+
+
+class Waits:
+    """Peers not to be tried again yet, each with its own backoff. Moments are trio's. Owner: control's loop."""
+
+    def __init__(self, common: Common) -> None:
+        self._common = common
+        self._by_peer: dict[str, tuple[Backoff, float]] = {}
+
+    def until_s(self, peer_id: str) -> float:
+        """When the peer may be tried again; long ago for one that has not failed."""
+        return self._by_peer[peer_id][1] if peer_id in self._by_peer else 0.0
+
+    def fail(self, peer_id: str) -> None:
+        """It failed: the next wait begins now."""
+        backoff = self._by_peer[peer_id][0] if peer_id in self._by_peer else self._common.backoff()
+        self._by_peer[peer_id] = backoff, backoff.fail(trio.current_time())
+
+    def reset(self, peer_id: str) -> None:
+        """It worked."""
+        self._by_peer.pop(peer_id, None)
+
+    def clear(self) -> None:
+        """The circumstances are new: everybody may be tried at once."""
+        self._by_peer.clear()

@@ -21,8 +21,8 @@ import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from vpnd.adapter.dial import DialError, NotAdmitted
+from vpnd.adapter.host import Host
 from vpnd.control.common import Common
-from vpnd.control.renewing import Host
 from vpnd.control.state import MEMBER, OwnNetwork
 from vpnd.errors import ConfigError, RefusedError
 from vpnd.membership import enrolment, network
@@ -37,7 +37,6 @@ from vpnd.membership.statements import parse_untrusted, parse_verified
 from vpnd.membership.store import Store
 from vpnd.membership.token import Token
 from vpnd.printable import printable
-from vpnd.resilience import Backoff
 
 #: Statements read from disk between two moments in which the loop serves others; a quarter of a millisecond each where
 #: they have to be verified.
@@ -58,7 +57,7 @@ class Founding:
         node_name: str,
         identity: Ed25519PrivateKey,
     ) -> None:
-        self._store, self._config = store, common.live.config
+        self._store, self._common, self._config = store, common, common.live.config
         self._peer_id, self._node_name, self._identity = peer_id, node_name, identity
         self._count, self._now_ms, self._dice = common.count, common.now_ms, common.dice
 
@@ -214,8 +213,7 @@ class Founding:
 
     async def _ask(self, host: Host, token: Token) -> Welcome | Refusal:
         """The authority's answer, asked until membership.join_timeout."""
-        retry = self._config.retry
-        backoff = Backoff(retry.initial_interval, retry.max_interval, retry.multiplier, self._dice.uniform)
+        backoff = self._common.backoff()
         request = enrolment.encode(Join(secret=token.secret, name=self._node_name[:MAX_WISHED_NAME]))
         last = "no answer"
         with trio.move_on_after(self._config.membership.join_timeout):
@@ -229,8 +227,7 @@ class Founding:
                     ) from None
                 except DialError as error:
                     last = str(error)
-                now_s = trio.current_time()
-                await trio.sleep_until(backoff.fail(now_s))
+                await trio.sleep_until(backoff.fail(trio.current_time()))
         raise RefusedError(f"the network could not be joined: {last}")
 
     def _merge(self, own: OwnNetwork, *wires: bytes) -> None:

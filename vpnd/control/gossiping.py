@@ -12,34 +12,26 @@ import logging
 import math
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from typing import Any
 
 import trio
 
 from vpnd.adapter.dial import DialError, NotAdmitted
 from vpnd.adapter.framing import read_message_untrusted, write_message
+from vpnd.adapter.host import Host
 from vpnd.config.multiaddrs import parse
-from vpnd.control.common import Common
+from vpnd.control.common import Common, Waits
 from vpnd.control.state import OwnNetwork
 from vpnd.errors import RemoteProtocolError
 from vpnd.membership.gossip import Outcome
 from vpnd.membership.messages import MAX_MESSAGE
 from vpnd.membership.refusal import MembershipRefused
-from vpnd.resilience import Backoff
 
 GOSSIP = "/vpnd/gossip/1.0.0"
 #: Reasons no honest neighbour is refused for.
 HOSTILE = frozenset({"forged", "malformed"})
 
 log = logging.getLogger(__name__)
-
-
-class Host(Protocol):
-    """What is needed of vpnd.adapter.host.Host."""
-
-    async def open_stream(self, addresses: tuple[str, ...], peer_id: str, protocol: str) -> Any:
-        """A new stream. Raises DialError."""
-        ...
 
 
 class _Link:
@@ -74,7 +66,7 @@ class Gossiping:
         self._now_ms, self._dice = common.now_ms, common.dice
         self._links: dict[str, list[_Link]] = {}
         self._dialing: set[str] = set()
-        self._backoffs: dict[str, tuple[Backoff, float]] = {}  # and the end of the wait
+        self._waits = Waits(common)
         self._woken = trio.Event()
         self._bootstrap: dict[str, tuple[str, ...]] = {}
         for endpoint in map(parse, self._live.config.discovery.bootstrap):
@@ -93,7 +85,7 @@ class Gossiping:
 
     def begin_anew(self) -> None:
         """The network changed: whoever could not be dialed is tried again at once."""
-        self._backoffs.clear()
+        self._waits.clear()
         self.wake()
 
     def send(self, messages: Iterable[tuple[str, bytes]]) -> None:
@@ -164,10 +156,10 @@ class Gossiping:
             known[peer_id] = tuple(dict.fromkeys((*known.get(peer_id, ()), *addresses)))
         busy = self._links.keys() | self._dialing | {self._own.peer_id}
         members = [(peer_id, addresses) for peer_id, addresses in known.items() if peer_id not in busy]
-        waits = {peer_id: self._backoffs[peer_id][1] for peer_id, _ in members if peer_id in self._backoffs}
-        ready = [one for one in members if waits.get(one[0], 0.0) <= now_s]
+        waits = [self._waits.until_s(peer_id) for peer_id, _ in members]
+        ready = [one for one, until_s in zip(members, waits, strict=True) if until_s <= now_s]
         chosen = self._dice.sample(ready, min(lacking, len(ready)))
-        later = [until_s for until_s in waits.values() if until_s > now_s]
+        later = [until_s for until_s in waits if until_s > now_s]
         return chosen, min(later, default=math.inf) if len(chosen) < lacking else math.inf
 
     async def _dial(self, host: Host, peer_id: str, addresses: tuple[str, ...]) -> None:
@@ -188,14 +180,9 @@ class Gossiping:
 
     def _left(self, peer_id: str, heard: bool) -> None:
         if heard:
-            self._backoffs.pop(peer_id, None)
+            self._waits.reset(peer_id)
         else:
-            retry = self._live.config.retry
-            backoff, _ = self._backoffs.get(peer_id) or (
-                Backoff(retry.initial_interval, retry.max_interval, retry.multiplier, self._dice.uniform),
-                0.0,
-            )
-            self._backoffs[peer_id] = backoff, backoff.fail(trio.current_time())
+            self._waits.fail(peer_id)
         self._woken.set()
 
     async def _converse(self, link: _Link) -> None:

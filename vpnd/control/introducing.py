@@ -13,35 +13,24 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import trio
 
 from vpnd.adapter.dial import DialError
 from vpnd.adapter.guests import BOTH, INTRODUCE
+from vpnd.adapter.host import Host
 from vpnd.config.multiaddrs import parse
-from vpnd.control.common import Common
+from vpnd.control.common import Common, Waits
 from vpnd.control.state import OwnNetwork
 from vpnd.membership import enrolment, introduction
 from vpnd.membership.enrolment import MAX_ANSWER, Refusal
 from vpnd.membership.gossip import Outcome
 from vpnd.membership.refusal import MembershipRefused
 from vpnd.printable import printable
-from vpnd.resilience import Backoff
 
 ADMITTED = introduction.Admitted()
 
 log = logging.getLogger(__name__)
-
-
-class Host(Protocol):
-    """What is needed of vpnd.adapter.host.Host."""
-
-    async def ask(
-        self, addresses: Sequence[str], peer_id: str, request: bytes, max_answer: int, question: str
-    ) -> bytes:
-        """The answer to one request. Raises DialError."""
-        ...
 
 
 class _Asking:
@@ -55,20 +44,14 @@ class _Asking:
 class Introducing:
     """Owner: control's loop. `act` is given what comes of statements."""
 
-    def __init__(
-        self,
-        own: OwnNetwork,
-        common: Common,
-        *,
-        act: Callable[[Outcome], None],
-    ) -> None:
+    def __init__(self, own: OwnNetwork, common: Common, *, act: Callable[[Outcome], None]) -> None:
         self._own, self._act = own, act
         self._live, self._count, self._seldom = common.live, common.count, common.seldom
-        self._now_ms, self._dice = common.now_ms, common.dice
+        self._now_ms = common.now_ms
         #: What the operator says is a member of the network, whether this node has heard of it or not.
         self._bootstrap = {parse(address).peer_id for address in self._live.config.discovery.bootstrap}
         self._asking: dict[str, _Asking] = {}
-        self._waits: dict[str, tuple[Backoff, float]] = {}  # of those that said no, and the end of the wait
+        self._waits = Waits(common)  # of those that said no
 
     def begin_anew(self) -> None:
         """The network changed: whoever could not be asked may be at once."""
@@ -138,7 +121,7 @@ class Introducing:
         if asking is not None:
             await asking.over.wait()
             return asking.admitted
-        if peer_id in self._waits and trio.current_time() < self._waits[peer_id][1]:
+        if trio.current_time() < self._waits.until_s(peer_id):
             return False
         asking = self._asking[peer_id] = _Asking()
         try:
@@ -156,22 +139,14 @@ class Introducing:
             answer = introduction.parse_answer_untrusted(data)
         except (DialError, MembershipRefused) as error:
             log.debug("%s was not asked to let this node in: %s", peer_id, error)
-            self._wait(peer_id)
+            self._waits.fail(peer_id)
             return False
         if isinstance(answer, Refusal):
             log.info("%s does not let this node in: %s", peer_id, printable(answer.text))
-            self._wait(peer_id)
+            self._waits.fail(peer_id)
             self._act(self._own.gossip.learn(answer.statements, self._now_ms()))
             return False
-        self._waits.pop(peer_id, None)
+        self._waits.reset(peer_id)
         if isinstance(answer, introduction.Acquainted):
             self._act(self._own.gossip.learn(answer.statements, self._now_ms()))
         return True
-
-    def _wait(self, peer_id: str) -> None:
-        retry = self._live.config.retry
-        backoff, _ = self._waits.get(peer_id) or (
-            Backoff(retry.initial_interval, retry.max_interval, retry.multiplier, self._dice.uniform),
-            0.0,
-        )
-        self._waits[peer_id] = backoff, backoff.fail(trio.current_time())

@@ -58,8 +58,6 @@ from vpnd.metrics import CONTROL_COUNTERS, CounterPage
 from vpnd.nat.messages import MEET, NAT
 from vpnd.session import VPND
 
-NANOSECONDS_PER_MS = 1_000_000
-
 log = logging.getLogger(__name__)
 
 
@@ -127,16 +125,7 @@ async def _run(
     common = Common(live, page.add, seldom, trio.current_time)
     owning = None
     if contract is not None:
-        owning = Owning(
-            contract,
-            start.config,
-            start.peer_id,
-            in_network=store is not None,
-            count=page.add,
-            gauge=page.set,
-            seldom=seldom,
-            now_s=trio.current_time,
-        )
+        owning = Owning(contract, common, start.peer_id, in_network=store is not None, gauge=page.set)
     registry = owning.registry if owning is not None else CompositeRegistry(start.config.peers)
     host = Host(
         keys,
@@ -202,12 +191,11 @@ def _complete(
     if network is not None:
         discovering = Discovering(network, common, registry, unreachable=sessions.unreachable, owner=owner)
     requests = Requests(
-        live,
+        common,
         network,
         registry,
         host,
         connected=sessions.connected,
-        now_ms=common.now_ms,
         lookup=discovering.lookup if discovering is not None else None,
         owner=owner,
     )

@@ -19,11 +19,9 @@ from typing import Protocol
 import msgspec
 import trio
 
-from vpnd.adapter.guards import Count
-from vpnd.adapter.logs import Seldom
 from vpnd.api.reports import OwnAddresses, PeerReport
 from vpnd.config import check
-from vpnd.config.schema import Config
+from vpnd.control.common import Common
 from vpnd.discovery.contract import Owner, RegistryError
 from vpnd.discovery.ownership import NEVER, Ownership
 from vpnd.discovery.registry import CompositeRegistry
@@ -47,23 +45,21 @@ class Owning:
     """Owner: control's trio loop; `run` once, `settled` at any time after that began.
 
     `registry`: the peers, with the addresses the contract leaves them. `in_network`: `own_changed` says what this node
-    is, before there are members. `gauge` sets numbers of vpnd.metrics, `count` adds to them.
+    is, before there are members. `gauge` sets numbers of vpnd.metrics.
     """
 
     def __init__(
         self,
         contract: Contract,
-        config: Config,
+        common: Common,
         own_id: str,
         *,
         in_network: bool,
-        count: Count,
         gauge: Callable[[str, int], None],
-        seldom: Seldom,
-        now_s: Callable[[], float],
     ) -> None:
+        config = common.live.config
         self.contract, self._settings, self._own_id = contract, config.registry, own_id
-        self._count, self._gauge, self._seldom, self._now_s = count, gauge, seldom, now_s
+        self._count, self._gauge, self._seldom, self._now_s = common.count, gauge, common.seldom, common.now_s
         self._asking = 0
         self._woken, self._settled = trio.Event(), trio.Event()
         self.ownership = Ownership(config.registry, config.retry.multiplier, self._wake)

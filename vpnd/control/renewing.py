@@ -9,11 +9,11 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
 
 import trio
 
 from vpnd.adapter.dial import DialError
+from vpnd.adapter.host import Host
 from vpnd.control.common import Common
 from vpnd.control.state import EARLY, MILLISECONDS, REMOVED, OwnNetwork
 from vpnd.membership import enrolment
@@ -23,21 +23,12 @@ from vpnd.membership.refusal import MembershipRefused
 from vpnd.membership.statements import Grant, Statement
 from vpnd.membership.store import StoreError
 from vpnd.printable import printable
-from vpnd.resilience import Backoff
 
 #: Of the share of its lifetime at which a membership is renewed, so much is drawn by lot, or all that joined together
 #: would ask together.
 JITTER = 0.2
 
 log = logging.getLogger(__name__)
-
-
-class Host(Protocol):
-    """What is needed of vpnd.adapter.host.Host."""
-
-    async def ask(self, addresses: Sequence[str], peer_id: str, request: bytes, max_answer: int) -> bytes:
-        """The answer to one request. Raises DialError."""
-        ...
 
 
 class Renewing:
@@ -57,16 +48,12 @@ class Renewing:
         self._asked, self._anew = trio.Event(), trio.Event()
         self._drawn: tuple[int, int] = (-1, 0)  # (issue of a membership, when it is to be renewed)
         self._error = ""
-        self._backoff = self._new_backoff()
+        self._common, self._backoff = common, common.backoff()
         self._live.watch(lambda config: config.retry, self._other_waits)
 
     def _other_waits(self) -> None:
         """The first of the new ones comes next."""
-        self._backoff = self._new_backoff()
-
-    def _new_backoff(self) -> Backoff:
-        retry = self._live.config.retry
-        return Backoff(retry.initial_interval, retry.max_interval, retry.multiplier, self._dice.uniform)
+        self._backoff = self._common.backoff()
 
     def ask(self) -> None:
         """Something is wrong with the membership, or may be: ask an authority now."""

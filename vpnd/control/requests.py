@@ -30,16 +30,17 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any
 
 import msgspec
 import trio
 
 from vpnd import peerid
 from vpnd.adapter.dial import DialError
+from vpnd.adapter.host import Host
 from vpnd.api.messages import Answer, Request
-from vpnd.config.live import Live
+from vpnd.control.common import Common
 from vpnd.control.membership import NetworkService
 from vpnd.control.resolving import LocalDirectory
 from vpnd.control.state import EXPIRED, MEMBER, MILLISECONDS, REMOVED, OwnNetwork, milliseconds
@@ -53,19 +54,6 @@ from vpnd.membership.refusal import MembershipRefused
 from vpnd.membership.statements import Membership, Removal, Statement
 from vpnd.membership.store import StoreError
 from vpnd.membership.token import SECRET_BYTES, Token
-
-
-class Host(Protocol):
-    """What is needed of vpnd.adapter.host.Host."""
-
-    def listen_addresses(self) -> tuple[str, ...]:
-        """The addresses to put into tokens."""
-        ...
-
-    async def ping(self, peer_id: str, addresses: Sequence[str], count: int) -> list[float | None]:
-        """Round trips in milliseconds over a libp2p connection; None for one that was not answered."""
-        ...
-
 
 Arguments = Mapping[str, str | int | float | bool | None]
 Result = dict[str, Any] | list[dict[str, Any]]
@@ -85,21 +73,20 @@ class Requests:
 
     def __init__(
         self,
-        live: Live,
+        common: Common,
         network: NetworkService | None,
         registry: CompositeRegistry,
         host: Host,
         *,
         connected: Callable[[str], bool],
-        now_ms: Callable[[], int],
         lookup: Lookup | None = None,
         owner: AskOwner | None = None,
     ) -> None:
-        self._live, self._network, self._registry, self._host = live, network, registry, host
-        self._connected = connected
-        self._now_ms = now_ms
+        self._live, self._now_ms = common.live, common.now_ms
+        self._network, self._registry, self._host, self._connected = network, registry, host, connected
         own = network.own if network is not None else None
-        self._lookup = lookup or Lookup(LocalDirectory(registry, own, now_ms), trio.current_time, owner=owner)
+        local = LocalDirectory(registry, own, self._now_ms)
+        self._lookup = lookup or Lookup(local, trio.current_time, owner=owner)
         self._commands: dict[str, Callable[[Arguments], Awaitable[Result]]] = {
             "invite": self._invite,
             "members": self._members,
