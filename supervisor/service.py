@@ -17,6 +17,7 @@ import msgspec
 import uvloop
 
 from supervisor.node import LEFT, MOVED, STOPPED, Node, start_node
+from supervisor.notify import READY, STOPPING, Notifier, in_a_line
 from vpnd import logs, privileges
 from vpnd.config import load, reference
 from vpnd.config.schema import Config
@@ -183,6 +184,7 @@ def run_foreground(
     start.
     """
     logs.configure(config.log.level, "supervisor")
+    notifier = Notifier(os.environ)
     token = join
     while True:
         service = VPNService(
@@ -193,13 +195,13 @@ def run_foreground(
             reloaded=lambda config: logs.set_level(config.log.level),
         )
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            code = runner.run(_run(service, announce))
+            code = runner.run(_run(service, announce, notifier))
         if code is not None:
             return code
         config, token = reread(), ""
 
 
-async def _run(service: VPNService, announce: Callable[[str], None]) -> int | None:
+async def _run(service: VPNService, announce: Callable[[str], None], notifier: Notifier) -> int | None:
     """The exit code; None: to be started again, in another network."""
     loop = asyncio.get_running_loop()
     this = asyncio.current_task()
@@ -222,37 +224,48 @@ async def _run(service: VPNService, announce: Callable[[str], None]) -> int | No
     except asyncio.CancelledError:
         log.info("%s while starting; nothing is left behind", signalled.result())
         return 128 + signal.Signals[signalled.result()].value
+    status = await service.status()
+    notifier.tell(READY, in_a_line(status))
     try:
-        for line in welcome(await service.status()):
+        for line in welcome(status):
             announce(line)
     except BrokenPipeError:
         # who started it has what it wanted to read, and no other way to end it
         log.error("nobody reads standard output any more; stopping")
         await service.stop()
         return 1
-    reloading = loop.create_task(_reload_at(hung_up, service))
+    reloading = loop.create_task(_reload_at(hung_up, service, notifier))
+    beating = loop.create_task(notifier.beat(service.status))
     ended = loop.create_task(service.wait_stopped())
     await asyncio.wait([signalled, ended], return_when=asyncio.FIRST_COMPLETED)
     reason = signalled.result() if signalled.done() else ended.result()
     ended.cancel()
     reloading.cancel()
+    beating.cancel()
     log.info("stopping: %s", reason)
+    again = not signalled.done() and reason == MOVED
+    if again:
+        notifier.reloading()
+    else:
+        notifier.tell(STOPPING)
     await service.stop()
-    if not signalled.done() and reason == MOVED:
+    if again:
         return None
     return 0 if signalled.done() or reason in (STOPPED, LEFT) else 1
 
 
-async def _reload_at(hung_up: asyncio.Event, service: VPNService) -> None:
+async def _reload_at(hung_up: asyncio.Event, service: VPNService, notifier: Notifier) -> None:
     """`vpnd reload` at every SIGHUP; one that came while the node started counts as well."""
     while True:
         await hung_up.wait()
         hung_up.clear()
+        notifier.reloading()
         try:
             await service.reload()
         except VpndError as error:
             for line in str(error).split("\n"):
                 log.error("not reloaded: %s", printable(line))
+        notifier.tell(READY)
 
 
 def welcome(status: Status) -> list[str]:

@@ -18,6 +18,9 @@ from vpnd.config import paths
 from vpnd.config.schema import Config
 from vpnd.errors import AlreadyRunningError, MachineError, PrivilegeError
 
+#: Of the network's directory: process.user's, and root's group may read it.
+NETWORK_MODE = 0o750
+
 
 def lock(config: Config) -> int:
     """Lock the state directory, made when missing: a descriptor, and the lock goes with it, however we end.
@@ -43,7 +46,8 @@ def lock(config: Config) -> int:
 
 
 def open_network(config: Config) -> int:
-    """A descriptor of the network's directory, made when missing; it and what is in it are process.user's then.
+    """A descriptor of the network's directory, made when missing; it and what is in it are process.user's then, and
+    root's group may look into it: no right of root's is needed to get past its mode.
 
     Raises PrivilegeError for a user that does not exist, MachineError when the directory cannot be used.
     """
@@ -57,35 +61,38 @@ def open_network(config: Config) -> int:
     try:
         with contextlib.suppress(FileExistsError):
             os.mkdir(path, 0o700)
+        found = os.lstat(path)
+        as_wanted = (found.st_gid, stat.S_IMODE(found.st_mode)) == (0, NETWORK_MODE)
+        if stat.S_ISDIR(found.st_mode) and not as_wanted:
+            os.chown(path, 0, 0, follow_symlinks=False)  # only its owner sets a mode
+            os.chmod(path, NETWORK_MODE)
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
         raise _unusable(path, error) from error
     try:
-        _hand_over(fd, user.pw_uid, user.pw_gid)
+        if found.st_uid != user.pw_uid:
+            _hand_over(fd, found.st_uid, user.pw_uid, user.pw_gid)
+        os.fchown(fd, user.pw_uid, 0)
     except OSError as error:
         os.close(fd)
         raise _unusable(path, error) from error
     return fd
 
 
-def _hand_over(fd: int, uid: int, gid: int) -> None:
-    """Another process.user than before: it gets the directory, and the files that were the former user's. Nothing
-    else, for that user could have linked another's file into the directory."""
-    former = os.fstat(fd).st_uid
-    if former != uid:
-        for name in os.listdir(fd):
-            try:
-                file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=fd)
-            except OSError:  # a link, a socket, or gone
-                continue
-            try:  # by the descriptor, for the former user may put another file under the name at any time
-                found = os.fstat(file)
-                if stat.S_ISREG(found.st_mode) and found.st_uid == former and found.st_nlink == 1:
-                    os.fchown(file, uid, gid)
-            finally:
-                os.close(file)
-        os.fchown(fd, uid, gid)
-    os.fchmod(fd, 0o700)
+def _hand_over(fd: int, former: int, uid: int, gid: int) -> None:
+    """Another process.user than before: it gets the files that were the former user's. Nothing else, for that user
+    could have linked another's file into the directory."""
+    for name in os.listdir(fd):
+        try:
+            file = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+        except OSError:  # gone
+            continue
+        try:  # by the descriptor, for the former user may put another file under the name at any time
+            found = os.fstat(file)
+            if stat.S_ISREG(found.st_mode) and found.st_uid == former and found.st_nlink == 1:
+                os.chown(f"/proc/self/fd/{file}", uid, gid)
+        finally:
+            os.close(file)
 
 
 def _unusable(path: Path, error: OSError) -> MachineError:

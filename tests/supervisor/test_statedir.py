@@ -28,12 +28,15 @@ def test_one_daemon_has_the_directory(tmp_path: Path):
 
 
 @pytest.mark.root
-def test_the_networks_directory_is_the_unprivileged_users_alone(tmp_path: Path):
+def test_the_networks_directory_is_the_unprivileged_users_and_root_looks_in_without_rights(tmp_path: Path):
     path = tmp_path / "network"
+    nobody = pwd.getpwnam("nobody")
+    path.mkdir(0o700)  # as earlier versions left it
+    os.chown(path, nobody.pw_uid, nobody.pw_gid)
     for _ in range(2):
         os.close(statedir.open_network(config(tmp_path)))
         found = path.stat()
-        assert (found.st_uid, stat.S_IMODE(found.st_mode)) == (pwd.getpwnam("nobody").pw_uid, 0o700)
+        assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (nobody.pw_uid, 0, 0o750)
 
 
 @pytest.mark.setting("process.user")
