@@ -194,6 +194,9 @@ WRONG = [
     ("another peer's address", {"peers": [peer(addresses=[f"/dns/a/tcp/1/p2p/{C}"])]}, "names another peer"),
     ("dialing everywhere", {"peers": [peer(addresses=["/ip4/0.0.0.0/tcp/1"])]}, "cannot be dialed"),
     ("dialing no port", {"peers": [peer(addresses=["/ip4/1.2.3.4/tcp/0"])]}, "has no port"),
+    ("announcing everywhere", {"p2p": {"announce": ["/ip6/::/tcp/1"]}}, "cannot be dialed"),
+    ("announcing no port", {"p2p": {"announce": ["/dns/a/tcp/0"]}}, "has no port"),
+    ("announcing a peer", {"p2p": {"announce": [f"/dns/a/tcp/1/p2p/{C}"]}}, "remove the /p2p part"),
     ("a subnet node at nowhere", {"peers": [peer(protocol="subnet-node")]}, "set worker.shards = 1"),
     (
         "IPv6 of a subnet node",

@@ -34,6 +34,19 @@ class Listener(NamedTuple):
     inode: int
 
 
+def of_this_kernel(endpoints: Sequence[Endpoint]) -> list[Endpoint]:
+    """Less the wildcard of an IP version that the kernel was built or started without."""
+    return [endpoint for endpoint in endpoints if not endpoint.ip.is_unspecified or _has(endpoint.family)]
+
+
+def _has(family: socket.AddressFamily) -> bool:
+    try:
+        socket.socket(family, socket.SOCK_STREAM).close()
+    except OSError as error:
+        return error.errno != errno.EAFNOSUPPORT
+    return True
+
+
 def probe(endpoints: Iterable[Endpoint]) -> None:
     """Raises AlreadyRunningError when somebody listens on one, MachineError when one cannot be bound."""
     for endpoint in endpoints:

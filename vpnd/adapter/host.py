@@ -113,7 +113,7 @@ class Host:
         self._speaks = speaks
         self._take_session: TakeSession | None = None
         self._ciphers = offered(config.session.cipher)
-        self._requested = [parse_endpoint(text) for text in p2p.listen]
+        self._requested = binding.of_this_kernel([parse_endpoint(text) for text in p2p.listen])
         self._introduce: Introduce | None = None
         membership = config.membership
         # What one member may hold is what may be under way from where members are.
@@ -243,10 +243,8 @@ class Host:
             raise refused
 
     def listen_addresses(self) -> tuple[str, ...]:
-        """Multiaddrs others can dial, without /p2p; the bound ones when the machine has no other address."""
-        bound = self._bound()
-        endpoints = self._expanded(bound) or bound
-        return tuple(endpoint.multiaddr() for endpoint in endpoints)
+        """Multiaddrs others can dial, without /p2p, the most useful first; none when the machine has no address."""
+        return self._dialable(self._bound())
 
     def connections(self) -> int:
         """libp2p connections, which data sessions are not."""
@@ -358,13 +356,15 @@ class Host:
         for each in self._listening():
             each.listen(BACKLOG_SHARE * self._live.config.p2p.max_inbound_handshakes)
 
-    def _expanded(self, bound: Sequence[Endpoint]) -> list[Endpoint]:
+    def _dialable(self, bound: Sequence[Endpoint]) -> tuple[str, ...]:
         network = self._live.config.network
-        return expand_wildcards(bound, network.interface, (network.virtual_ip,))
+        seen = expand_wildcards(bound, network.interface, (network.virtual_ip,))
+        texts = (*self._live.config.p2p.announce, *(endpoint.multiaddr() for endpoint in seen))
+        return tuple(dict.fromkeys(texts))
 
     def _announce(self, candidates: Sequence[Multiaddr]) -> list[Multiaddr]:
         bound = [parse_endpoint(str(address)) for address in candidates]
-        return [Multiaddr(endpoint.multiaddr()) for endpoint in self._expanded(bound)]
+        return [Multiaddr(text) for text in self._dialable(bound)]
 
     def _permits(self, endpoint: Endpoint) -> bool:
         """Whether it may be dialed. What others say of where they are must not lead to services of this machine alone,

@@ -106,20 +106,31 @@ def _endpoints(config: Config, report: Report) -> None:
             report(
                 "p2p.listen", text, "must be an address of this machine; write it like /ip4/0.0.0.0/tcp/4001"
             )
+    for text in config.p2p.announce:
+        endpoint = multiaddrs.parse(text)
+        if endpoint.peer_id:
+            report("p2p.announce", text, "is this node's: remove the /p2p part")
+        else:
+            _to_dial("p2p.announce", text, endpoint, report)
     for place, peer in enumerate(config.peers):
         if peer.protocol == SUBNET_NODE:
             _subnet_node(config, place, peer, report)
         for text in peer.addresses:
             endpoint = multiaddrs.parse(text)
             path = f"peers[{place}].addresses"
-            if endpoint.port == 0:
-                report(path, text, f"has no port from 1 to {multiaddrs.MAX_PORT} behind /tcp/")
-            elif endpoint.kind in ("ip4", "ip6") and ipaddress.ip_address(endpoint.host).is_unspecified:
-                report(path, text, "cannot be dialed; write an address the other machine has")
-            elif endpoint.peer_id not in ("", peer.peer_id):
+            if endpoint.peer_id not in ("", peer.peer_id):
                 report(
                     path, text, f"names another peer than its peer_id {peer.peer_id}; remove the /p2p part"
                 )
+            else:
+                _to_dial(path, text, endpoint, report)
+
+
+def _to_dial(path: str, text: str, endpoint: multiaddrs.Endpoint, report: Report) -> None:
+    if endpoint.port == 0:
+        report(path, text, f"has no port from 1 to {multiaddrs.MAX_PORT} behind /tcp/")
+    elif endpoint.kind in ("ip4", "ip6") and ipaddress.ip_address(endpoint.host).is_unspecified:
+        report(path, text, "cannot be dialed; write an address that others can reach")
 
 
 def _subnet_node(config: Config, place: int, peer: Peer, report: Report) -> None:

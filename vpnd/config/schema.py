@@ -136,8 +136,11 @@ class Discovery(Table, frozen=True, restart=True):
 class P2P(Table, frozen=True):
     """libp2p: identity, listening, dialing."""
 
-    listen: tuple[str, ...] = text(("/ip4/0.0.0.0/tcp/4001",), "multiaddr",
+    listen: tuple[str, ...] = text(("/ip4/0.0.0.0/tcp/4001", "/ip6/::/tcp/4001"), "multiaddr",
         "Multiaddrs to listen on (TCP).", essential=True, restart=True)
+    announce: tuple[str, ...] = text((), "multiaddr",
+        "Multiaddrs at which others can dial this node beside those of its interfaces: what a router forwards to "
+        "p2p.listen. They are told first.", essential=True)
     identity_file: str = text("identity.pem", "path",
         "Private key of this node: PEM, mode 0600, relative to the state directory.", essential=True, restart=True)
     dial_timeout: float = duration(5.0, 0.1, 300.0, "Deadline of one dial, handshake included.")

@@ -140,7 +140,7 @@ async def _run(
     base = Base(start, common, registry, page, host, supervisor)
     async with host.running():
         listen = host.listen_addresses()
-        log.info("listening on %s", ", ".join(listen))
+        log.info("listening on %s", ", ".join(listen) or "no address that others could dial")
         network = own = None
         if store is not None:
             try:

@@ -93,6 +93,7 @@ class NetworkService:
         self._desk = EnrolmentDesk(own, common, publish=self.publish)
         self._introducing = Introducing(own, common, act=self.act)
         self._renewing = Renewing(own, common, publish=self.publish, learn=self.learn)
+        self._live.watch(lambda config: config.p2p.announce, self.say_where)
 
     # --- the life of it
 

@@ -125,7 +125,10 @@ class Requests:
             raise MembershipRefused("not_authority", "this node is no authority; invite on one that is")
         listen = self._host.listen_addresses()
         if not listen:
-            raise ConfigError("this node has no address others could dial; see p2p.listen")
+            raise ConfigError(
+                "no machine could join by a token: this node has no address that others could dial. Connect the "
+                "machine to a network, or set p2p.announce to where it can be reached"
+            )
         lifetime_s = float(arguments.get("expires_s") or self._live.config.membership.invite_lifetime)
         uses = int(arguments.get("uses") or 1)
         if uses < 1 or lifetime_s <= 0:
