@@ -1,4 +1,4 @@
-"""Text from elsewhere on its way to a terminal."""
+"""Text on its way to a person: from elsewhere, and what numbers mean."""
 
 from __future__ import annotations
 
@@ -8,3 +8,14 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)
+
+
+def span(seconds: float) -> str:
+    """Seconds in the two largest units: "3 d 4 h", "1 m 5 s"."""
+    left = int(seconds)
+    shown: list[str] = []
+    for unit, length in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
+        amount, left = divmod(left, length)
+        if amount or shown or unit == "s":
+            shown.append(f"{amount} {unit}")
+    return " ".join(shown[:2])

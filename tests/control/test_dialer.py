@@ -64,13 +64,14 @@ class Relays:
     def may_answer(self, address: str) -> bool:
         return self._near
 
-    async def meet(self, member: Member, mode: str, deliver: Callable[[Detached], bool]) -> None:
+    async def meet(self, member: Member, mode: str, deliver: Callable[[Detached], bool]) -> str:
         if self._since_s is None:
             self._since_s = trio.current_time()
         self.begun.append((round(trio.current_time() - self._since_s, 3), mode))
         kind = self.brings.pop(0) if len(self.brings) > 1 else self.brings[0]
         if kind is not None:
             deliver(session(member.peer_id, Path(kind=kind)))
+        return "" if kind == PUNCHED else "the peer's NAT is symmetric"
 
 
 def session(peer_id: str, path: Path) -> Detached:
@@ -214,13 +215,32 @@ def test_a_direct_connection_is_tried_again_later_and_later_and_at_once_from_ano
         waits = [later - sooner for (sooner, _), (later, _) in itertools.pairwise(relays.begun)]
         assert waits == pytest.approx([5.0, 10.0, 15.0, 15.0], abs=0.5)
         state = dialer.improving("m", 0)
-        assert state is not None and state.tries == 5
+        assert state is not None and state.tries == 5 and state.why == "the peer's NAT is symmetric"
         before = len(relays.begun)
-        dialer.network_changed()
+        dialer.begin_anew()
         await trio.sleep(0.1)
         assert len(relays.begun) == before + 1
 
     assert played(config, node, then, relays, seconds=50.0, host_of=RefusingHost) == [RELAYED]
+
+
+def test_a_relayed_session_of_an_earlier_control_is_improved_on_too() -> None:
+    config, node = hidden(settings(), upgrade_interval=5.0, meet_delay=0.0)
+    peer = node.planner.report(0.0)[0]
+    node.book.add(1, peer.peer_id, 0, True, 0.0, up=True, path=Path(kind=RELAYED))
+    relays = Relays(PUNCHED)
+
+    async def then(live: Live, host: SilentHost, dialer: Dialer) -> None:
+        assert relays.begun == []
+        dialer.found_relayed(member("m"), 0)
+        dialer.replan()
+        await trio.sleep(4.9)
+        state = dialer.improving("m", 0)
+        assert relays.begun == [] and state is not None and state.tries == 0
+        await trio.sleep(0.2)
+        assert [mode for _, mode in relays.begun] == ["punch"]
+
+    assert played(config, node, then, relays, host_of=RefusingHost) == [PUNCHED]
 
 
 def test_a_direct_session_ends_the_meeting() -> None:
@@ -250,7 +270,7 @@ def test_a_peer_that_calls_at_the_same_moment_is_not_to_blame() -> None:
     config, node = hidden(settings())
 
     class Calling(Relays):
-        async def meet(self, member: Member, mode: str, deliver: Callable[[Detached], bool]) -> None:
+        async def meet(self, member: Member, mode: str, deliver: Callable[[Detached], bool]) -> str:
             self.begun.append((0.0, mode))
             raise CalledMeanwhile("m calls at the same moment")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import os
 import secrets
 import socket
@@ -26,6 +27,7 @@ from vpnd.control.common import Common
 from vpnd.control.relaying import Relaying
 from vpnd.control.traversal import Traversal
 from vpnd.discovery.registry import Member
+from vpnd.endpoint import Endpoint
 from vpnd.nat import messages
 from vpnd.nat.messages import BOTH, MEET, NAT, PUNCH, Meet
 from vpnd.nat.paths import PUNCHED, RELAYED, Path
@@ -90,6 +92,8 @@ class Meeting:
         self.r.host.desk.serve(MEET, rendezvous.serve_leg_untrusted)
         if self.process is not None:
             self.nursery.start_soon(self.relaying.serve, self.process.channel)
+        for node in (self.a, self.b):
+            node.host.ends._addresses_with = lambda port: []  # loopback is all there is
         self.of_a, self.of_b = self.traversal(self.a), self.traversal(self.b)
         for traversal in (self.of_a, self.of_b):
             self.nursery.start_soon(traversal.run)
@@ -195,6 +199,21 @@ def test_what_is_relayed_is_the_other_members_own_session() -> None:
 
         patch.setattr(paths, "_means_one_machine", lambda endpoint, without: False)
         trio.run(main, process)
+
+
+def test_where_a_member_says_it_is_is_tried_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both listen nowhere there: the two SYNs have to cross, from the very ports that were told."""
+    from vpnd.nat import paths
+
+    async def main() -> None:
+        async with meeting(Config()) as here:
+            for node in (here.a, here.b):
+                node.host.ends._addresses_with = lambda port: [Endpoint(ipaddress.ip_address("::1"), port)]
+            got = await here.meet(PUNCH)
+            assert [session.path.address.startswith("[::1]:") for session in got] == [True]
+
+    monkeypatch.setattr(paths, "to_punch", lambda you, peer, candidates, *_: candidates)
+    trio.run(main)
 
 
 @pytest.mark.setting("nat.punch_timeout", "nat.punch_interval")

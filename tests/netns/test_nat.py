@@ -107,6 +107,16 @@ def test_a_relayed_session_becomes_direct_and_a_relay_may_die_while_packets_flow
             "another one is their relay",
         )
 
+        for node in (a, b):  # what they began, their successors go on with
+            os.kill(node.ask()["control"]["pid"], signal.SIGKILL)
+        for node, other in ((a, "b"), (b, "a")):
+            wait_until(lambda node=node: node.ask().get("ready"), REACHED_S, "control is back")
+            wait_until(lambda node=node, other=other: paths(node, other), REACHED_S, "it knows the sessions")
+            assert all(path.startswith("relayed") for path in paths(node, other))
+        wait_until(
+            lambda: "punch" in " ".join((*paths(a, "b"), *paths(b, "a"))), REACHED_S, "a direct one is tried"
+        )
+
         sent = Pings(a, address(b), count=600, interval_s=0.02)
         for gateway in (1, 2):
             lab.nat(gateway, "masq")

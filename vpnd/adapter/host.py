@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import ipaddress
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from typing import Any, NoReturn, TypeVar
@@ -169,7 +170,7 @@ class Host:
         )
         self.desk.install(self.swarm)
         tcp = FreshTcp(config.session.user_timeout, p2p.keepalive_interval, self._permits)
-        self.ends = Ends(self.swarm, self._ciphers, tcp)
+        self.ends = Ends(self.swarm, self._ciphers, tcp, self._addresses_with)
         self.swarm.register_notifee(_Gauge(lambda: connections(self.connections())))
         self._contain_handlers()
 
@@ -361,6 +362,10 @@ class Host:
         seen = expand_wildcards(bound, network.interface, (network.virtual_ip,))
         texts = (*self._live.config.p2p.announce, *(endpoint.multiaddr() for endpoint in seen))
         return tuple(dict.fromkeys(texts))
+
+    def _addresses_with(self, port: int) -> list[Endpoint]:
+        """This machine's addresses, the most useful first, with a port."""
+        return self._expanded([Endpoint(ipaddress.ip_address(wild), port) for wild in ("0.0.0.0", "::")])
 
     def _announce(self, candidates: Sequence[Multiaddr]) -> list[Multiaddr]:
         bound = [parse_endpoint(str(address)) for address in candidates]

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import trio
 from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.peer.id import ID
+from msgspec.structs import replace
 
 from vpnd.adapter.cipher import SESSION_MUXERS
 from vpnd.adapter.dial import DialError, Patience, dial_raw, secured
@@ -37,11 +38,11 @@ class MeetingRefused(DialError):
 
 
 class Leg:
-    """One leg after Met. `local`: our end of it. Close it."""
+    """One leg after Met. `places`: our end of it, and where else this machine has its port. Close it."""
 
-    def __init__(self, met: Met, sock: socket.socket) -> None:
+    def __init__(self, met: Met, sock: socket.socket, places: Sequence[Endpoint]) -> None:
         self.met = met
-        self.local: Endpoint = of_socket_address(sock.getsockname())
+        self.places = places
         self.relay: Endpoint = of_socket_address(sock.getpeername())
         self._sock: socket.socket | None = sock
 
@@ -59,18 +60,29 @@ class Leg:
 
 
 class Ends:
-    """Makes legs and sessions. Owner: the host's trio loop."""
+    """Makes legs and sessions. `addresses_with(port)`: where this machine is, the most useful first. Owner: the host's
+    trio loop."""
 
-    def __init__(self, swarm: Any, ciphers: Sequence[str], tcp: FreshTcp) -> None:
+    def __init__(
+        self,
+        swarm: Any,
+        ciphers: Sequence[str],
+        tcp: FreshTcp,
+        addresses_with: Callable[[int], Sequence[Endpoint]],
+    ) -> None:
         self._swarm = swarm
         self._muxers = {SESSION_MUXERS[cipher]: cipher for cipher in ciphers}
-        self._tcp = tcp
+        self._tcp, self._addresses_with = tcp, addresses_with
 
     async def meet(self, address: str, relay_id: str, request: Meet, patience: Patience) -> Leg:
-        """Meet at the relay that listens at `address`. Raises MeetingRefused, DialError."""
+        """Meet at the relay that listens at `address`; it is told where else this machine can be tried. Raises
+        MeetingRefused, DialError."""
 
         async def exchange(session: Any, _: str) -> Leg | str:
-            await write_message(session, messages.encode(request))
+            local = of_socket_address(socket_of(raw_of(session)).socket.getsockname())
+            others = self._addresses_with(local.port)[: messages.MAX_CANDIDATES]
+            asked = replace(request, candidates=tuple(map(str, others)))
+            await write_message(session, messages.encode(asked))
             data = await read_message_untrusted(session, messages.MAX_MESSAGE)
             answer = messages.parse_untrusted(data, Met, Refused)
             if isinstance(answer, Refused):
@@ -79,7 +91,7 @@ class Ends:
             if session.high_watermark > session.low_watermark:
                 raise DialError("the relay said something behind Met")
             fd = os.dup(socket_of(raw_of(session)).socket.fileno())
-            return Leg(answer, socket.socket(fileno=fd))
+            return Leg(answer, socket.socket(fileno=fd), tuple(dict.fromkeys((local, *others))))
 
         async def use(raw: Any) -> Leg | str:
             target = ID.from_string(relay_id)

@@ -71,13 +71,13 @@ class FreshTcp(WatchfulTcp):
 
 
 async def punch(
-    local: Endpoint,
+    places: Sequence[Endpoint],
     targets: Sequence[Endpoint],
     interval_s: float,
     use: Callable[[socket.socket], Awaitable[bool]],
 ) -> bool:
-    """Connect from the port of `local` to all of `targets`, and listen there, until `use` is content with a connection,
-    which it owns. Has no deadline of its own."""
+    """Connect to all of `targets` from `places`, which are a leg's own end and that port at other addresses, and listen
+    there, until `use` is content with a connection, which it owns. Has no deadline of its own."""
     done = False
 
     async def use_one(sock: socket.socket) -> None:
@@ -88,9 +88,13 @@ async def punch(
 
     async def connect(target: Endpoint) -> None:
         while True:
+            # From where the other one was told that we are: its firewall lets in nothing else.
+            here = next((each for each in places if each.family == target.family), None)
+            if here is None:
+                return
             try:
-                sock = _reserve(local, target.family)
-            except OSError:  # the machine has no such addresses
+                sock = _reserve(here)
+            except OSError:  # the address has gone meanwhile
                 return
             try:
                 await sock.connect((str(target.ip), target.port))
@@ -106,9 +110,9 @@ async def punch(
             await use_one(_stdlib(sock))
             return
 
-    async def listen() -> None:
+    async def listen(place: Endpoint) -> None:
         try:
-            listening = _reserve(local, local.family)
+            listening = _reserve(place)
         except OSError:  # the address has gone meanwhile
             return
         with listening, contextlib.suppress(OSError):
@@ -118,7 +122,8 @@ async def punch(
                 nursery.start_soon(use_one, _stdlib(accepted))
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(listen)
+        for place in places:
+            nursery.start_soon(listen, place)
         for target in targets:
             nursery.start_soon(connect, target)
     return done
@@ -128,14 +133,12 @@ async def punch(
 _HOPELESS = {errno.EAFNOSUPPORT, errno.EACCES, errno.EPERM, errno.EINVAL}
 
 
-def _reserve(local: Endpoint, family: socket.AddressFamily) -> trio.socket.SocketType:
-    """A socket on the leg's port. Of the other family too: the port is as good there."""
-    sock = socket.socket(family, socket.SOCK_STREAM)
+def _reserve(local: Endpoint) -> trio.socket.SocketType:
+    """A socket on the leg's port, which others share."""
+    sock = socket.socket(local.family, socket.SOCK_STREAM)
     try:
         _share_port(sock)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        sock.bind((str(local.ip) if family == local.family else "", local.port))
+        sock.bind((str(local.ip), local.port))
     except BaseException:
         sock.close()
         raise

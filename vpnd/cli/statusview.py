@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import typer
 
 from vpnd.metrics import DROPS
-from vpnd.printable import printable
+from vpnd.printable import printable, span
 from vpnd.status import DOWN, HEALTHY, NetworkPart, Peer, Shard, Status
 
 _GAP = "  "
@@ -270,13 +270,5 @@ def size(amount: float) -> str:
 
 
 def duration(seconds: object) -> str:
-    """Seconds in the two largest units: "3 d 4 h", "1 m 5 s"."""
-    if not isinstance(seconds, int | float):
-        return _NONE
-    left = int(seconds)
-    shown: list[str] = []
-    for unit, length in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
-        amount, left = divmod(left, length)
-        if amount or shown or unit == "s":
-            shown.append(f"{amount} {unit}")
-    return " ".join(shown[:2])
+    """Seconds as `vpnd.printable.span` writes them; a dash for what is no number."""
+    return span(seconds) if isinstance(seconds, int | float) else _NONE

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Callable
 from typing import Protocol
@@ -76,8 +75,9 @@ class Traversal(Protocol):
         """Whether an address is likely to be where its owner says, seen from here."""
         ...
 
-    async def meet(self, member: Member, mode: str, deliver: Callable[[Detached], bool]) -> None:
-        """Deliver sessions with a member, the better one last. Raises DialError, CalledMeanwhile."""
+    async def meet(self, member: Member, mode: str, deliver: Callable[[Detached], bool]) -> str:
+        """Deliver sessions with a member, the better one last; why there is no direct one, if there is none. Raises
+        DialError, CalledMeanwhile."""
         ...
 
 
@@ -115,6 +115,7 @@ class Dialer:
         self._changed = trio.Event()
         self._elsewhere = trio.Event()
         self._improving: dict[tuple[str, int], Improving] = {}
+        self._found: list[tuple[Member, int]] = []
 
     def _other_limit(self) -> None:
         self._slots.total_tokens = self._live.config.p2p.max_dials
@@ -123,10 +124,14 @@ class Dialer:
         """Look at the plan again: it may be another one."""
         self._changed.set()
 
-    def network_changed(self) -> None:
-        """What could not be had directly may be had from here: it is tried at once."""
+    def begin_anew(self) -> None:
+        """What could not be had directly may be had now: it is tried at once."""
         self._elsewhere.set()
         self._elsewhere = trio.Event()
+
+    def found_relayed(self, member: Member, shard: int) -> None:
+        """The shard has a relayed session with the member, which this node dialed before control was started anew."""
+        self._found.append((member, shard))
 
     def improving(self, peer_id: str, shard: int) -> Improving | None:
         """What is being done about a relayed session of the shard with that peer, if this node dialed it."""
@@ -143,6 +148,9 @@ class Dialer:
                 for dial in self._planner.take_due(self._now_s()):
                     attempt = self._attempts[dial] = _Attempt(dial)
                     nursery.start_soon(self._dial, host, taker, attempt)
+                while self._found:
+                    member, shard = self._found.pop()
+                    nursery.start_soon(self._improve, host, taker, member, shard)
                 taker.announce()
                 wait_s = self._planner.next_due_s() - self._now_s()
                 with trio.move_on_after(max(0.0, wait_s) if wait_s < NEVER else NEVER):
@@ -150,10 +158,10 @@ class Dialer:
 
     async def _dial(self, host: Host, taker: Taker, attempt: _Attempt) -> None:
         """One dial, from plan to session or failure, and what comes after. Whatever goes wrong stays in here."""
-        dial, error, blame = attempt.dial, "", True
+        dial, error, blame, why = attempt.dial, "", True, ""
         try:
             with attempt.scope:
-                await self._try(host, taker, attempt)
+                why = await self._try(host, taker, attempt)
         except DialError as failure:
             error = str(failure)
         except (ShardBusy, CalledMeanwhile) as failure:
@@ -164,7 +172,7 @@ class Dialer:
         finally:
             del self._attempts[dial]
         self._over(taker, attempt, error, blame=blame)
-        await self._improve(host, taker, dial)
+        await self._improve(host, taker, dial.member, dial.shard, why)
 
     def _over(self, taker: Taker, attempt: _Attempt, error: str = "", *, blame: bool = True) -> None:
         if attempt.over:
@@ -177,7 +185,8 @@ class Dialer:
         taker.announce()
         self.replan()
 
-    async def _try(self, host: Host, taker: Taker, attempt: _Attempt) -> None:
+    async def _try(self, host: Host, taker: Taker, attempt: _Attempt) -> str:
+        """Why there is no direct session, if there is none."""
         dial = attempt.dial
         await self._slots.acquire_on_behalf_of(attempt)
         try:
@@ -188,13 +197,14 @@ class Dialer:
                 self._count("retries")
 
             def deliver(detached: Detached) -> bool:
-                taken = self._deliver(detached, taker, dial, attempt.over or self._planner.expects(dial))
+                wanted = attempt.over or self._planner.expects(dial)
+                taken = self._deliver(detached, taker, dial.shard, wanted)
                 self._over(taker, attempt)
                 if self._slots_held(attempt):
                     self._slots.release_on_behalf_of(attempt)
                 return taken
 
-            await self._by_all_ways(host, dial.member, BOTH, deliver)
+            return await self._by_all_ways(host, dial.member, BOTH, deliver)
         finally:
             if self._slots_held(attempt):
                 self._slots.release_on_behalf_of(attempt)
@@ -202,9 +212,9 @@ class Dialer:
     def _slots_held(self, attempt: _Attempt) -> bool:
         return attempt in self._slots.statistics().borrowers
 
-    def _deliver(self, detached: Detached, taker: Taker, dial: Dial, wanted: bool) -> bool:
+    def _deliver(self, detached: Detached, taker: Taker, shard: int, wanted: bool) -> bool:
         try:
-            taken = wanted and taker.dialed(detached, dial.shard)
+            taken = wanted and taker.dialed(detached, shard)
         finally:
             detached.close()
         if taken:
@@ -213,13 +223,14 @@ class Dialer:
 
     async def _by_all_ways(
         self, host: Host, member: Member, mode: str, deliver: Callable[[Detached], bool]
-    ) -> None:
+    ) -> str:
         """Deliver what can be had: from an address of the peer, which has nat.meet_delay for it, and from a meeting
-        beside. A direct session ends it. Raises DialError when there was nothing, CalledMeanwhile when the peer's call
-        will bring one."""
+        beside. A direct session ends it; why there is none, if not. Raises DialError when there was nothing at all,
+        CalledMeanwhile when the peer's call will bring a session."""
         settings = self._live.config
         errors: list[str] = []
         got = called = False
+        why = ""
         failed = trio.Event()
 
         def take(detached: Detached) -> bool:
@@ -244,12 +255,14 @@ class Dialer:
                 failed.set()
 
         async def meet() -> None:
-            nonlocal called
+            nonlocal called, why
             if any(map(self._traversal.may_answer, member.addresses)):
                 with trio.move_on_after(settings.nat.meet_delay):
                     await failed.wait()
             try:
-                await self._traversal.meet(member, mode, take)
+                why = await self._traversal.meet(member, mode, take)
+                if why:
+                    errors.append(why)
             except CalledMeanwhile as error:
                 called = True
                 errors.append(str(error))
@@ -261,19 +274,21 @@ class Dialer:
                 nursery.start_soon(dial)
             if self._traversal.can_meet(member.peer_id):
                 nursery.start_soon(meet)
-        if not got:
+        if not got and not (why and mode == PUNCH):
             near = any(map(self._traversal.may_answer, member.addresses))
             if not near and not self._traversal.can_meet(member.peer_id):
                 errors.append(NO_RELAY)
             raise (CalledMeanwhile if called else DialError)("; ".join(errors))
+        return why
 
-    async def _improve(self, host: Host, taker: Taker, dial: Dial) -> None:
-        """Behind a relayed session: try for a direct one until there is one, or no session any more."""
-        key = dial.member.peer_id, dial.shard
+    async def _improve(self, host: Host, taker: Taker, member: Member, shard: int, why: str = "") -> None:
+        """Behind a relayed session: try for a direct one until there is one, or no session any more. `why`: what came
+        of the try that there was already."""
+        key = member.peer_id, shard
         if key in self._improving or not taker.relayed(*key):
             return
         settings = self._live.config.nat
-        state = self._improving[key] = Improving(1, "no direct connection came about", 0.0)
+        state = self._improving[key] = Improving(int(bool(why)), why, 0.0)
         wait_s = settings.upgrade_interval
         try:
             while True:
@@ -283,21 +298,23 @@ class Dialer:
                     await elsewhere.wait()
                 if not taker.relayed(*key):
                     return
-                with contextlib.suppress(DialError, CalledMeanwhile):
-                    await self._by_all_ways(
-                        host, dial.member, PUNCH, lambda detached: self._deliver(detached, taker, dial, True)
+                try:
+                    state.why = await self._by_all_ways(
+                        host, member, PUNCH, lambda detached: self._deliver(detached, taker, shard, True)
                     )
+                except (DialError, CalledMeanwhile) as error:
+                    state.why = str(error)
                 state.tries += 1
                 wait_s = settings.upgrade_interval if elsewhere.is_set() else wait_s * 2
                 wait_s = min(wait_s, settings.upgrade_max_interval)
         except Exception:
-            log.exception("a better way to %s failed in an unforeseen way", dial.member.name)
+            log.exception("a better way to %s failed in an unforeseen way", member.name)
         finally:
             del self._improving[key]
 
 
 class Improving:
-    """`tries` so far for a direct connection, `why` they came to nothing, and when the next one is due."""
+    """`tries` so far for a direct connection, `why` the last one came to nothing, and when the next one is due."""
 
     def __init__(self, tries: int, why: str, next_s: float) -> None:
         self.tries, self.why, self.next_s = tries, why, next_s

@@ -31,6 +31,7 @@ from vpnd.discovery.registry import Change, CompositeRegistry
 from vpnd.errors import ProtocolViolation
 from vpnd.metrics import CounterPage
 from vpnd.nat.paths import PUNCHED, RELAYED
+from vpnd.printable import span
 from vpnd.resilience import Circuit
 
 log = logging.getLogger(__name__)
@@ -86,9 +87,11 @@ class Sessions:
         improving = self._dialer.improving(held.peer_id, held.shard) if held.initiator else None
         if improving is None:
             return via
+        wait = span(max(0.0, improving.next_s - self._now_s()))
+        if not improving.tries:
+            return f"{via} (next punch in {wait})"
         times = "once" if improving.tries == 1 else f"{improving.tries} times"
-        wait_s = max(0.0, improving.next_s - self._now_s())
-        return f"{via} (a direct connection failed {times}; next try in {wait_s:.0f} s)"
+        return f"{via} (punch failed {times}: {improving.why}; next try in {wait})"
 
     def unreachable(self) -> list[str]:
         """Peer ids of those without a session that could not be dialed, or whose addresses nobody knows."""
@@ -121,12 +124,13 @@ class Sessions:
     def network_changed(self) -> None:
         """The machine has other addresses or routes: dialing begins anew. Sessions are looked after by their shards."""
         self._planner.network_changed()
-        self._dialer.network_changed()
+        self._dialer.begin_anew()
         self.settle()
 
     def _relays_changed(self) -> None:
         """There is another way to peers that cannot be dialed."""
         self._planner.relays_changed()
+        self._dialer.begin_anew()
         self.settle()
 
     def settle(self) -> None:
@@ -204,6 +208,9 @@ class Sessions:
             self._book.add(
                 held.session_id, held.peer_id, link.index, held.initiator, now_s, up=True, path=held.path
             )
+            member = self._registry.find(held.peer_id)
+            if member is not None and held.initiator and held.path.kind == RELAYED:
+                self._dialer.found_relayed(member, link.index)
         link.ready = True
         self._planner.shard_ready(link.index, now_s)
 

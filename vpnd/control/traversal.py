@@ -84,6 +84,8 @@ class Traversal:
         self._asking: set[str] = set()
         self._rests: dict[str, float] = {}
         self._calls = Rate(self._now_s)
+        #: what the NAT in front of this node makes of ports, as far as it is known; a word of `messages`
+        self.mapping = messages.UNKNOWN
         #: meetings of our own that no relay has answered yet, by whom they are with
         self._calling: dict[str, set[trio.CancelScope]] = {}
         self._changed = trio.Event()
@@ -145,7 +147,7 @@ class Traversal:
         try:
             stream = await self._host.open_stream(member.addresses, peer_id, NAT)
             with trio.fail_after(self._live.config.p2p.dial_timeout):
-                await write_message(stream, messages.encode(Hello()))
+                await write_message(stream, messages.encode(Hello(self.mapping)))
                 data = await read_message_untrusted(stream, messages.MAX_MESSAGE)
             welcome = messages.parse_untrusted(data, Welcome)
             assert isinstance(welcome, Welcome)
@@ -211,20 +213,21 @@ class Traversal:
             return True
         return not paths.is_private(ip) or any(ip in network for network in local_networks())
 
-    async def meet(self, member: Member, mode: str, deliver: Deliver) -> None:
+    async def meet(self, member: Member, mode: str, deliver: Deliver) -> str:
         """Meet a member at one relay after another until one lets us, and deliver what comes of it: with BOTH a relayed
         session and then, if it can be had, a direct one; with PUNCH only that. Returns when there is nothing more to
-        come. Raises DialError when no relay lets us, CalledMeanwhile when the member's own call stands."""
+        come, and why there is no direct one, if not. Raises DialError when no relay lets us, CalledMeanwhile when the
+        member's own call stands."""
         leg, relay_id = await self._leg(member, mode)
         self._count("meetings")
-        await self._conclude(leg, relay_id, member.peer_id, deliver)
+        return await self._conclude(leg, relay_id, member.peer_id, deliver)
 
     async def _leg(self, member: Member, mode: str) -> tuple[Leg, str]:
         errors = []
         for relay in list(self._relays.values()):
             if relay.member.peer_id == member.peer_id:
                 continue
-            request = Meet(secrets.token_bytes(TOKEN_BYTES), member.peer_id, mode, self._candidates())
+            request = Meet(secrets.token_bytes(TOKEN_BYTES), member.peer_id, mode, mapping=self.mapping)
             with trio.CancelScope() as scope:
                 calling = self._calling.setdefault(member.peer_id, set())
                 calling.add(scope)
@@ -256,14 +259,10 @@ class Traversal:
                 errors.append(str(error))
         raise DialError("; ".join(errors) or "it has no address")
 
-    def _candidates(self) -> tuple[str, ...]:
-        """Where else this node could be reached: filled in by what knows ports, not legs."""
-        return ()
-
     async def _come(self, relay: Member, call: Call) -> None:
         """Follow a call. Whatever goes wrong stays in here."""
         try:
-            leg = await self._at(relay, Meet(call.token, call.caller, call.mode, self._candidates()))
+            leg = await self._at(relay, Meet(call.token, call.caller, call.mode, mapping=self.mapping))
             self._count("calls_followed")
             await self._conclude(leg, relay.peer_id, call.caller, None)
         except DialError as error:
@@ -271,8 +270,9 @@ class Traversal:
         except Exception:
             log.exception("a meeting with %s failed in an unforeseen way", call.caller)
 
-    async def _conclude(self, leg: Leg, relay_id: str, peer_id: str, deliver: Deliver | None) -> None:
-        """Make what sessions can be made after Met. `deliver`: of who called; the other end's are inbound ones."""
+    async def _conclude(self, leg: Leg, relay_id: str, peer_id: str, deliver: Deliver | None) -> str:
+        """Make what sessions can be made after Met; why there is no direct one, if not. `deliver`: of who called; the
+        other end's are inbound ones."""
         settings = self._live.config.nat
         relaying = trio.CancelScope()
 
@@ -287,7 +287,9 @@ class Traversal:
                     deliver(detached)
 
         async def use(sock: socket.socket) -> bool:
-            path = Path(kind=paths.PUNCHED, address=str(of_socket_address(sock.getpeername())))
+            address = of_socket_address(sock.getpeername())
+            kind = paths.DIRECT if paths.is_private(address.ip) else paths.PUNCHED
+            path = Path(kind=kind, address=str(address))
             if deliver is None:
                 won = await self._host.ends.respond(sock, path, peer_id)
                 if won:
@@ -305,15 +307,28 @@ class Traversal:
         candidates = [parse_endpoint(text) for text in leg.met.candidates]
         without = [ipaddress.ip_network(text, strict=False) for text in self._without()]
         targets = paths.to_punch(you, peer, candidates, local_networks(), without)
+        won = False
         try:
             async with trio.open_nursery() as nursery:
                 if leg.met.relayed:
                     nursery.start_soon(relayed)
                 self._count("punches")
                 with trio.move_on_after(settings.punch_timeout):
-                    await punch(leg.local, targets, settings.punch_interval, use)
+                    won = await punch(leg.places, targets, settings.punch_interval, use)
         finally:
             leg.close()
+        return "" if won else self._why(leg.met.mapping)
+
+    def _why(self, theirs: str) -> str:
+        """What kept two from a direct connection, as far as it is known."""
+        match self.mapping == messages.RANDOM, theirs == messages.RANDOM:
+            case True, True:
+                return "both NATs are symmetric"
+            case True, False:
+                return "the NAT of this node is symmetric"
+            case False, True:
+                return "the peer's NAT is symmetric"
+        return f"nothing came through within {self._live.config.nat.punch_timeout:g} s"
 
     async def _initiated(self, sock: socket.socket, path: Path, peer_id: str) -> Detached | None:
         try:
