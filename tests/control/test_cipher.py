@@ -68,6 +68,21 @@ def test_a_derived_key_is_the_same_at_both_ends_and_never_the_one_it_comes_from(
     assert len({key, other, cipher.derive(key), cipher.derive(other)}) == 4
 
 
+def test_no_two_sessions_have_a_key_in_common() -> None:
+    """Neither of one pair of nodes, nor with what the same identities made before: they come of the handshake alone."""
+
+    async def main() -> None:
+        keys: set[bytes] = set()
+        a, b = Node(), Node()
+        async with running(a, b):
+            for _ in range(3):
+                (detached := await a.host.dial(b.address, b.peer_id)).close()
+                keys |= {detached.session.send_key, detached.session.receive_key}
+        assert len(keys) == 6
+
+    trio.run(main)
+
+
 CPUS = [
     ("x86-64 with both", "processor\t: 0\nflags\t\t: fpu aes sse2 pclmulqdq\n", True),
     ("x86-64 without the multiplication", "flags\t\t: fpu aes sse2\n", False),

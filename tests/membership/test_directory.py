@@ -22,6 +22,7 @@ from membership_world import (
 )
 
 from vpnd.membership import charter, network
+from vpnd.membership.authority import Authority
 from vpnd.membership.claims import Conflict
 from vpnd.membership.statements import Grant, Removal, Revoke, sign
 
@@ -69,7 +70,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("what", "statements", "reason"), REFUSED, ids=[row[0] for row in REFUSED])
-def test_refused(what, statements, reason):
+def test_a_statement_that_is_of_no_use_is_refused_for_its_reason(what, statements, reason):
     held = directory()
     for statement in statements[:-1]:
         assert not merge(held, statement).refused
@@ -91,6 +92,22 @@ def test_a_full_directory_takes_no_new_peer_but_news_of_those_it_has():
     held = directory(max_members=1)
     assert reasons(merge(held, membership("b"), membership("c"))) == ["directory_full"]
     assert not merge(held, membership("b", issued_ms=NOW + 1)).refused
+
+
+def test_what_is_set_aside_is_bounded():
+    """Who lets in and removes one peer without end loses its own statements, not those that seniors signed."""
+    held = directory(max_members=10)
+    thiefs = Authority(key("root"), held, lifetime_ms=LIFETIME).grant(public("thief"), peer("thief"), NOW)
+    merge(held, thiefs, membership("b"))
+    merge(held, removal("b", NOW, "thief"))
+    for number in range(1, 41):
+        at_ms = NOW + 2 * number
+        merge(held, membership("x", "thief", issued_ms=at_ms, enrolled_ms=at_ms), now_ms=at_ms)
+        merge(held, removal("x", at_ms + 1, "thief"), now_ms=at_ms + 1)
+    assert len(held.statements()) <= 10 + 3, "beside those: a grant, two removals"
+    assert held.find(peer("b"), NOW) is None
+    merge(held, revocation("root", "thief", NOW + 100), now_ms=NOW + 100)
+    assert held.find(peer("b"), NOW) is not None
 
 
 def test_a_member_is_found_by_everything_it_has():

@@ -97,7 +97,7 @@ def test_any_text_of_the_alphabet_is_refused(text):
     assert refusal(token.PREFIX + text).reason in ("mistyped", "malformed")
 
 
-def test_secrets_are_in_no_representation():
+def test_secrets_of_tokens_are_in_no_representation():
     assert "secret" not in repr(made()) and str(bytes(range(16))) not in repr(made())
     assert token.secret_hash(bytes(16)) != token.secret_hash(bytes(15) + b"\x01")
 

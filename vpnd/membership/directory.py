@@ -8,7 +8,7 @@ Directories that were given the same statements are equal, whatever the order an
 statement came after those it rests on (a grant before what the granted key signs, a membership before its member's
 presence); `merge` orders what comes at once, and what came too early is refused and taken when it is offered again.
 What is void because its authority was revoked, or its subject removed, is set aside and comes back should the
-revocation or removal turn out to be void itself.
+revocation or removal turn out to be void itself; of these it keeps at most as many as it may have members.
 
 Expired memberships are neither valid nor told to others, but known for a while longer: the member may still renew,
 and its addresses are not given away; those of authorities are known for ever, for it is they who are asked. Removals
@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import msgspec
 
@@ -341,7 +342,22 @@ class Directory:
         for statement in ordered:
             if statement.kind not in _CHARTER:
                 take(statement)
+        if len(self._aside) > self._max_members:
+            self._forget_aside()
         return accepted, dirty
+
+    def _forget_aside(self) -> None:
+        """Of what is set aside keep the half of max_members that authorities signed that are the most senior, and of
+        one authority the newest: who can remove and let in without end pushes out its own."""
+        table, aside = self._charter.table, self._aside
+
+        def worth(statement: Statement) -> tuple[Any, ...]:
+            standing = table.get(statement.signer)
+            return (standing is None, standing.seniority if standing else (), -statement.issued_ms)
+
+        for statement in sorted(aside.values(), key=worth)[self._max_members // 2 :]:
+            del aside[statement.digest]
+            self._digests.discard(statement.digest)
 
     def _is_early(self, statement: Statement, now_ms: int) -> bool:
         return statement.issued_ms > now_ms + self._skew_ms
