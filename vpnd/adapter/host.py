@@ -358,14 +358,18 @@ class Host:
             each.listen(BACKLOG_SHARE * self._live.config.p2p.max_inbound_handshakes)
 
     def _dialable(self, bound: Sequence[Endpoint]) -> tuple[str, ...]:
-        network = self._live.config.network
-        seen = expand_wildcards(bound, network.interface, (network.virtual_ip,))
-        texts = (*self._live.config.p2p.announce, *(endpoint.multiaddr() for endpoint in seen))
+        texts = (*self._live.config.p2p.announce, *(each.multiaddr() for each in self._own(bound)))
         return tuple(dict.fromkeys(texts))
+
+    def _own(self, bound: Sequence[Endpoint]) -> list[Endpoint]:
+        """The same with this machine's addresses in the place of wildcards."""
+        network = self._live.config.network
+        return expand_wildcards(bound, network.interface, (network.virtual_ip,))
 
     def _addresses_with(self, port: int) -> list[Endpoint]:
         """This machine's addresses, the most useful first, with a port."""
-        return self._expanded([Endpoint(ipaddress.ip_address(wild), port) for wild in ("0.0.0.0", "::")])
+        wild = [Endpoint(ipaddress.ip_address(text), port) for text in ("0.0.0.0", "::")]
+        return self._own(wild)
 
     def _announce(self, candidates: Sequence[Multiaddr]) -> list[Multiaddr]:
         bound = [parse_endpoint(str(address)) for address in candidates]
