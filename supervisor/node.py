@@ -36,7 +36,7 @@ import msgspec
 
 from supervisor import report, requests, statedir
 from supervisor.export import Exporter
-from supervisor.fleet import Fleet
+from supervisor.fleet import Fleet, Scaling
 from supervisor.network import killswitch
 from supervisor.network.machine import Machine
 from supervisor.network.tun import Tun
@@ -45,7 +45,6 @@ from supervisor.overlay import Overlay
 from supervisor.pacing import Pacing, Reading
 from supervisor.pump import Pump
 from supervisor.questions import Argument
-from supervisor.scaling import Scaling
 from supervisor.slots import ControlSlot
 from supervisor.statusd import Command, StatusServer
 from supervisor.watchdog import Watchdog

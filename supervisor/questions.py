@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
-from supervisor.children import State
+from supervisor.children import Child
 from vpnd.api import messages, parts
 from vpnd.errors import ProtocolViolation, VpndError, of_kind
 
@@ -18,24 +18,10 @@ MOST_PARTS = 512
 _ANSWERS = messages.ControlStatus | messages.ShardStatus | messages.ProbeAnswer | messages.Answer
 
 
-class Asked(Protocol):
-    """What is needed of supervisor.children.Child."""
-
-    title: str
-    state: State
-
-    @property
-    def works(self) -> bool:
-        """Whether it can be asked."""
-
-    def send(self, message: messages.Message) -> None:
-        """Send to the process there is."""
-
-
 class _Question:
     """One that waits for its answer; `parts` of it have come."""
 
-    def __init__(self, child: Asked, answer: asyncio.Future[Any]) -> None:
+    def __init__(self, child: Child[Any], answer: asyncio.Future[Any]) -> None:
         self.child, self.answer = child, answer
         self.parts: list[Any] = []
 
@@ -47,7 +33,7 @@ class Questions:
         self._next = 1
         self._waiting: dict[int, _Question] = {}
 
-    def heard(self, child: Asked, message: messages.Message) -> None:
+    def heard(self, child: Child[Any], message: messages.Message) -> None:
         """Pass an answer to who waits for it. Anything else, and what nobody waits for any more, is passed over.
 
         Raises ProtocolViolation for an answer to no question, and for one without an end.
@@ -68,13 +54,13 @@ class Questions:
             message = parts.joined(question.parts)
         question.answer.set_result(message)
 
-    def gone(self, child: Asked) -> None:
+    def gone(self, child: Child[Any]) -> None:
         """Nobody need wait for what it was asked."""
         for question in self._waiting.values():
             if question.child is child and not question.answer.done():
                 question.answer.set_result(None)
 
-    def last_words(self, child: Asked) -> None:
+    def last_words(self, child: Child[Any]) -> None:
         """Have it say once more how it is; nobody waits for the answer."""
         child.send(messages.StatusRequest(serial=self._serial()))
 
@@ -82,11 +68,13 @@ class Questions:
         self._next += 1
         return self._next - 1
 
-    async def ask(self, child: Asked, timeout_s: float) -> Any:
+    async def ask(self, child: Child[Any], timeout_s: float) -> Any:
         """How a child is: its ControlStatus or ShardStatus, None when it is not up or does not say."""
         return await self._exchange(child, lambda serial: messages.StatusRequest(serial=serial), timeout_s)
 
-    async def probe(self, shard: Asked, destination: str, timeout_s: float) -> messages.ProbeAnswer | None:
+    async def probe(
+        self, shard: Child[Any], destination: str, timeout_s: float
+    ) -> messages.ProbeAnswer | None:
         """What a shard measures for `vpnd ping`; None as for `ask`."""
         answer: messages.ProbeAnswer | None = await self._exchange(
             shard, lambda serial: messages.ProbeRequest(serial=serial, destination=destination), timeout_s
@@ -94,7 +82,7 @@ class Questions:
         return answer
 
     async def request(
-        self, control: Asked, command: str, arguments: dict[str, Argument], timeout_s: float
+        self, control: Child[Any], command: str, arguments: dict[str, Argument], timeout_s: float
     ) -> bytes:
         """Have control carry out a command: its answer, JSON. Raises the error it refuses with, or VpndError when it
         is away or does not answer in time; it may have been carried out then."""
@@ -111,7 +99,7 @@ class Questions:
         return result
 
     async def _exchange(
-        self, child: Asked, question: Callable[[int], messages.Message], timeout_s: float
+        self, child: Child[Any], question: Callable[[int], messages.Message], timeout_s: float
     ) -> Any:
         if not child.works:
             return None

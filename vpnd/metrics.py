@@ -13,12 +13,13 @@ The hot path adds to plain ints and stores them here once a batch.
 from __future__ import annotations
 
 import enum
+import fcntl
 import mmap
+import os
 from typing import Annotated, NamedTuple, get_type_hints
 
 import msgspec
 
-from vpnd import memory
 from vpnd.membership.refusal import REASONS
 from vpnd.nat.messages import REFUSALS
 from vpnd.packet.record import segments
@@ -366,7 +367,18 @@ def page_bytes(names: tuple[str, ...]) -> int:
     return -(-(len(names) + 1) * 8 // mmap.PAGESIZE) * mmap.PAGESIZE
 
 
+def shared_memory(title: str, size: int) -> int:
+    """A descriptor of `size` zeroed bytes, to be passed to another process; nothing appears in any file system.
+
+    Its size is sealed. Cut by the other side, the next access of this one would be a SIGBUS.
+    """
+    fd = os.memfd_create(title, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, size)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+    return fd
+
+
 def create_page(names: tuple[str, ...], title: str) -> tuple[CounterPage, int]:
     """A new zeroed page in a memfd called `title`, and its descriptor, to be passed to a child."""
-    fd = memory.create(title, page_bytes(names))
+    fd = shared_memory(title, page_bytes(names))
     return CounterPage(names, fd), fd

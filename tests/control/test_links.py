@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vpnd.api import messages
-from vpnd.control.links import greeting, news
+from vpnd.control.channels import greeting, news
 from vpnd.discovery.registry import Member, difference
 
 

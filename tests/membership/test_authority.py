@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from membership_world import DAY, LIFETIME, NETWORK, NOW, World, peer, presence, public, reason
 
-from vpnd.membership import allocation, enrolment, names, network
+from vpnd.membership import allocation, enrolment, network, statements
 from vpnd.membership.authority import renewal_ms
 from vpnd.membership.invitations import Invitations
 from vpnd.membership.refusal import REASONS, MembershipRefused
@@ -256,8 +256,8 @@ class TestInvitations:
 
 @given(st.text(max_size=100), st.integers(2, 99999))
 def test_any_name_becomes_a_label(text, number):
-    assert names.is_label(names.to_label(text))
-    assert names.is_label(names.numbered(names.to_label(text), number))
+    assert statements.is_label(statements.to_label(text))
+    assert statements.is_label(statements.numbered(statements.to_label(text), number))
 
 
 class TestEnrolmentMessages:

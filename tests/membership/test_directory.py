@@ -23,7 +23,7 @@ from membership_world import (
 
 from vpnd.membership import charter, network
 from vpnd.membership.authority import Authority
-from vpnd.membership.claims import Conflict
+from vpnd.membership.roster import Conflict
 from vpnd.membership.statements import Grant, Removal, Revoke, sign
 
 LAST = NOW + LIFETIME + SKEW  # the last millisecond a membership of NOW is valid

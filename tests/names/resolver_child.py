@@ -17,7 +17,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path.cwd())]
 from names_tools import make_zone  # noqa: E402
 
 from vpnd.config.schema import Dns  # noqa: E402
-from vpnd.control.dns_server import NameServer  # noqa: E402
+from vpnd.control.dns_service import NameServer  # noqa: E402
 
 TIMEOUT_S = 30
 

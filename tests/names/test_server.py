@@ -17,7 +17,7 @@ import trio.testing
 from names_tools import make_zone, rows
 
 from vpnd.config.schema import Dns
-from vpnd.control.dns_server import NameServer
+from vpnd.control.dns_service import NameServer
 
 A = {"a.home.vpn. A 10.86.0.1"}
 QUERY = dns.message.make_query("a.home.vpn.", "A").to_wire()

@@ -33,8 +33,8 @@ from libp2p.records.validator import NamespacedValidator, Validator
 from libp2p.tools.anyio_service import background_trio_service
 from multiaddr import Multiaddr
 
+from vpnd.adapter.guards import Notifee
 from vpnd.adapter.host import Host
-from vpnd.adapter.notifee import Notifee
 from vpnd.config.schema import Discovery
 from vpnd.discovery.lookup import Found
 from vpnd.discovery.records import PREFIX, RecordRules, dht_key

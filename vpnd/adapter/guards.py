@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import trio
+from libp2p.abc import INotifee
 
 from vpnd.adapter.arrivals import Arrival, Places
 from vpnd.adapter.logs import Seldom
@@ -120,3 +121,25 @@ def contained(
                     return
 
     return run
+
+
+class Notifee(INotifee):
+    """Override what is of interest. Called inline by the swarm, so nothing here may wait."""
+
+    async def connected(self, network: Any, conn: Any) -> None:
+        return
+
+    async def disconnected(self, network: Any, conn: Any) -> None:
+        return
+
+    async def opened_stream(self, network: Any, stream: Any) -> None:
+        return
+
+    async def closed_stream(self, network: Any, stream: Any) -> None:
+        return
+
+    async def listen(self, network: Any, multiaddr: Any) -> None:
+        return
+
+    async def listen_close(self, network: Any, multiaddr: Any) -> None:
+        return

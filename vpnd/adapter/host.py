@@ -50,7 +50,7 @@ from vpnd.adapter.arrivals import Places
 from vpnd.adapter.cipher import SESSION_MUXERS, offered
 from vpnd.adapter.dial import DialError, NotAdmitted, Patience, ask, connect, dial_session, first
 from vpnd.adapter.echo import measure
-from vpnd.adapter.guards import Count, HandedOver, InboundGate, StreamHandler, contained
+from vpnd.adapter.guards import Count, HandedOver, InboundGate, Notifee, StreamHandler, contained
 from vpnd.adapter.guests import ENROL, QUESTIONS, Asking, Desk
 from vpnd.adapter.handoff import Detached, NotDetachable, detach
 from vpnd.adapter.identify import bound_messages
@@ -58,7 +58,6 @@ from vpnd.adapter.logs import Seldom
 from vpnd.adapter.meeting import Ends
 from vpnd.adapter.muxer import bound_all, limit_negotiation, negotiate_at_once
 from vpnd.adapter.noise import MembersOnlyNoise, UnknownPeer, ed25519_only
-from vpnd.adapter.notifee import Notifee
 from vpnd.adapter.punch import FreshTcp, WayStream
 from vpnd.adapter.transport import WatchfulTcp, close_now, raw_of
 from vpnd.config.live import Live

@@ -16,8 +16,7 @@ from vpnd import statusclient, trust
 from vpnd.config import load, paths
 from vpnd.config.schema import Config
 from vpnd.errors import ChildError, ConfigError, MachineError, VpndError
-from vpnd.logs import Output
-from vpnd.printable import printable
+from vpnd.logs import Output, printable
 from vpnd.status import Status
 
 if TYPE_CHECKING:

@@ -1,15 +1,16 @@
-"""A message channel on a trio loop: one task that reads it, one that sends what did not fit at once."""
+"""Message channels on a trio loop; those to the shards, and what each of these has to know: peers and circuits."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 
 import trio
 
 from vpnd.api import messages
 from vpnd.api.channel import Channel, ChannelClosed
+from vpnd.discovery.registry import Change, Member
 
 #: Gets each message and its descriptors; those it has not taken out of the list are closed behind it.
 Handler = Callable[[messages.Message, list[int]], None]
@@ -72,3 +73,105 @@ class TrioChannel:
             self._closed = True
             trio.lowlevel.notify_closing(self._channel.fileno())
             self._channel.close()
+
+
+class ShardLink:
+    """Control's side of one shard. `greeted`: it was told of all peers. `ready`: it has told what it holds and takes
+    sessions."""
+
+    def __init__(self, index: int, channel: TrioChannel) -> None:
+        self.index = index
+        self.channel = channel
+        self.greeted = self.ready = False
+        self.scope = trio.CancelScope()
+
+    @property
+    def takes_sessions(self) -> bool:
+        """False also while the shard does not read what it was sent."""
+        return self.ready and not self.channel.backlog
+
+    def greet(self, told: Iterable[messages.Message]) -> None:
+        """Tell it everybody (`greeting`); from now on it is told what changes. Raises ChannelClosed."""
+        self.greeted = True
+        for message in told:
+            self.channel.send(message)
+
+
+def known(member: Member) -> messages.PeerKnown:
+    """What a shard has to know of a member."""
+    return messages.PeerKnown(peer_id=member.peer_id, name=member.name, prefixes=member.prefixes)
+
+
+def greeting(
+    members: Iterable[Member], circuits: Mapping[str, str], governed: tuple[str, ...] = ()
+) -> list[messages.Message]:
+    """What a shard that has just arrived is told. `circuits`: of the peers whose is not closed. `governed`: networks in
+    which single addresses have owners."""
+    told: list[messages.Message] = [messages.OwnersAsked(networks=governed)] if governed else []
+    for member in members:
+        told.append(known(member))
+        if state := circuits.get(member.peer_id):
+            told.append(messages.PeerCircuit(peer_id=member.peer_id, state=state))
+    return [*told, messages.PeersComplete()]
+
+
+def news(change: Change) -> list[messages.Message]:
+    """What the shards are told when members change, in an order in which no prefix ever has two owners."""
+    told: list[messages.Message] = [
+        messages.PeerForgotten(peer_id=member.peer_id) for member in change.removed
+    ]
+    owners = {prefix: after.peer_id for _, after in change.changed for prefix in after.prefixes}
+    for before, after in change.changed:
+        if any(owners.get(prefix, after.peer_id) != after.peer_id for prefix in before.prefixes):
+            # Another one takes over what it gives up: it lets go first.
+            told.append(messages.PeerKnown(peer_id=after.peer_id, name=after.name, prefixes=()))
+    told += [known(after) for _, after in change.changed]
+    return told + [known(member) for member in change.added]
+
+
+class ShardLinks:
+    """The links by index of their shard. Owner: control's loop."""
+
+    def __init__(self) -> None:
+        self._links: dict[int, ShardLink] = {}
+
+    def add(self, link: ShardLink) -> None:
+        """Enter a link; there must be none of that index."""
+        self._links[link.index] = link
+
+    def remove(self, index: int) -> ShardLink | None:
+        """Take a link out; closing it is the caller's."""
+        return self._links.pop(index, None)
+
+    def get(self, index: int) -> ShardLink | None:
+        """The link of a shard, if it is there."""
+        return self._links.get(index)
+
+    def current(self, link: ShardLink) -> bool:
+        """Whether that link is the one its shard has now, not one from before."""
+        return self._links.get(link.index) is link
+
+    def taking_sessions(self) -> list[int]:
+        """The shards that take a session now."""
+        return [index for index, link in self._links.items() if link.takes_sessions]
+
+    def tell(self, told: Iterable[messages.Message], whom: set[int] | None = None) -> list[int]:
+        """Send to all that were greeted, or to some of them. Returns the shards whose channel turned out to be
+        closed."""
+        told = tuple(told)
+        links = [
+            (index, link)
+            for index, link in self._links.items()
+            if link.greeted and (whom is None or index in whom)
+        ]
+        return [index for index, link in links if not _send_all(link, told)]
+
+
+def _send_all(link: ShardLink, told: Iterable[messages.Message]) -> bool:
+    """Send to one shard. False when its channel is closed."""
+    try:
+        for message in told:
+            link.channel.send(message)
+    except ChannelClosed:
+        return False
+    return True

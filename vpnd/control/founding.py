@@ -29,11 +29,10 @@ from vpnd.membership import enrolment, network
 from vpnd.membership import token as tokens
 from vpnd.membership.authority import Authority, Wish
 from vpnd.membership.enrolment import MAX_ANSWER, MAX_WISHED_NAME, Join, Refusal, Welcome
-from vpnd.membership.names import to_label
 from vpnd.membership.network import Network
 from vpnd.membership.refusal import MembershipRefused
 from vpnd.membership.roster import permitted
-from vpnd.membership.statements import parse_untrusted, parse_verified
+from vpnd.membership.statements import parse_untrusted, parse_verified, to_label
 from vpnd.membership.store import Store
 from vpnd.membership.token import Token
 from vpnd.printable import printable

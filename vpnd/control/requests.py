@@ -41,8 +41,8 @@ from vpnd.adapter.dial import DialError
 from vpnd.adapter.host import Host
 from vpnd.api.messages import Answer, Request
 from vpnd.control.common import Common
+from vpnd.control.discovering import LocalDirectory
 from vpnd.control.membership import NetworkService
-from vpnd.control.resolving import LocalDirectory
 from vpnd.control.state import EXPIRED, MEMBER, MILLISECONDS, REMOVED, OwnNetwork, milliseconds
 from vpnd.discovery.lookup import AskOwner, Lookup
 from vpnd.discovery.registry import CompositeRegistry

@@ -18,11 +18,10 @@ from vpnd.api import messages
 from vpnd.api.channel import Channel, ChannelClosed
 from vpnd.api.reports import PeerReport
 from vpnd.control.book import Held, SessionBook
-from vpnd.control.channels import TrioChannel
+from vpnd.control.channels import ShardLink, ShardLinks, TrioChannel, greeting, news
 from vpnd.control.common import Common
 from vpnd.control.dialer import Dialer
 from vpnd.control.dialstate import CircuitChange
-from vpnd.control.links import ShardLink, ShardLinks, greeting, news
 from vpnd.control.membership import SOURCE
 from vpnd.control.owning import Owning
 from vpnd.control.planner import Planner

@@ -18,7 +18,6 @@ from vpnd.membership.authority import Authority
 from vpnd.membership.directory import Directory
 from vpnd.membership.gossip import Gossip
 from vpnd.membership.invitations import Invitations
-from vpnd.membership.names import to_label
 from vpnd.membership.network import Network
 from vpnd.membership.refusal import MembershipRefused
 from vpnd.membership.roster import permitted
@@ -31,6 +30,7 @@ from vpnd.membership.statements import (
     Statement,
     check_multiaddr,
     sign,
+    to_label,
 )
 from vpnd.membership.store import Store
 

@@ -13,7 +13,7 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from vpnd import peerid
-from vpnd.membership import allocation, names
+from vpnd.membership import allocation
 from vpnd.membership.directory import Directory
 from vpnd.membership.refusal import MembershipRefused
 from vpnd.membership.statements import (
@@ -24,6 +24,8 @@ from vpnd.membership.statements import (
     Removal,
     Revoke,
     Statement,
+    is_label,
+    numbered,
     sign,
     signed_ms,
 )
@@ -314,11 +316,11 @@ def renewal_ms(issued_ms: int, expires_ms: int, share: float) -> int:
 
 
 def _free_name(wish: Wish, taken: Collection[str]) -> str:
-    if not names.is_label(wish.name):
+    if not is_label(wish.name):
         raise MembershipRefused("malformed", f"{wish.name!r} cannot be a name: a-z, 0-9 and - only")
     if wish.name not in taken:
         return wish.name
     if wish.firm:
         raise MembershipRefused("name_taken", f"{wish.name} is the name of another member")
-    free = (names.numbered(wish.name, number) for number in range(2, len(taken) + 3))
+    free = (numbered(wish.name, number) for number in range(2, len(taken) + 3))
     return next(name for name in free if name not in taken)

@@ -28,12 +28,11 @@ import msgspec
 
 from vpnd.membership import charter
 from vpnd.membership.charter import Charter, Standing, Table
-from vpnd.membership.claims import Conflict
 from vpnd.membership.dossier import Dossier
 from vpnd.membership.index import Index
 from vpnd.membership.network import Network
 from vpnd.membership.refusal import MembershipRefused
-from vpnd.membership.roster import Changes, Member, Roster, Valid
+from vpnd.membership.roster import Changes, Conflict, Member, Roster, Valid
 from vpnd.membership.statements import (
     Grant,
     Kind,

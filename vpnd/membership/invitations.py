@@ -14,9 +14,8 @@ import msgspec
 from vpnd.membership import allocation
 from vpnd.membership.authority import Authority, Wish
 from vpnd.membership.directory import Directory
-from vpnd.membership.names import is_label, to_label
 from vpnd.membership.refusal import MembershipRefused
-from vpnd.membership.statements import MAX_GROUPS, MAX_ROUTES, Statement
+from vpnd.membership.statements import MAX_GROUPS, MAX_ROUTES, Statement, is_label, to_label
 from vpnd.membership.token import secret_hash
 
 #: Of networks and groups in one invitation: with all else that is in a membership it has to be a statement.

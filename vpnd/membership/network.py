@@ -15,9 +15,8 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from vpnd.membership.names import is_label
 from vpnd.membership.refusal import MembershipRefused
-from vpnd.membership.statements import NETWORK_ID_BYTES, Key, Label
+from vpnd.membership.statements import NETWORK_ID_BYTES, Key, Label, is_label
 
 VERSION = 1
 MAX_BYTES = 256

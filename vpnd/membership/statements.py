@@ -19,6 +19,7 @@ from __future__ import annotations
 import enum
 import hashlib
 import ipaddress
+import re
 from typing import Annotated
 
 import msgspec
@@ -28,8 +29,32 @@ from msgspec import Meta
 
 from vpnd import peerid
 from vpnd.config import multiaddrs
-from vpnd.membership.names import LABEL_PATTERN
 from vpnd.membership.refusal import MembershipRefused
+
+#: RFC 1035 section 2.3.4.
+MAX_LABEL = 63
+#: RFC 1123 section 2.1 (a digit may come first), in lower case: DNS does not tell cases apart, so only one is stored.
+LABEL_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\Z"
+
+_label = re.compile(LABEL_PATTERN, re.ASCII)
+_other = re.compile(r"[^a-z0-9]+", re.ASCII)
+
+
+def is_label(text: str) -> bool:
+    """Whether `text` can be a name as it stands."""
+    return _label.match(text) is not None
+
+
+def to_label(text: str, fallback: str = "node") -> str:
+    """The name nearest to what a person or a machine calls itself: "Ann's Laptop" is "ann-s-laptop"."""
+    return _other.sub("-", text.lower())[:MAX_LABEL].strip("-") or fallback
+
+
+def numbered(label: str, number: int) -> str:
+    """`label` made different from its like: "laptop-2"; within the length of a label."""
+    tail = f"-{number}"
+    return label[: MAX_LABEL - len(tail)].rstrip("-") + tail
+
 
 VERSION = 1
 MAX_STATEMENT = 1024

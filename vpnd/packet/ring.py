@@ -36,7 +36,7 @@ import platform
 import threading
 from collections.abc import Callable
 
-from vpnd import memory
+from vpnd.metrics import shared_memory
 
 TAIL, HEAD, SLEEPS = 0, 8, 16
 HEADER_BYTES = mmap.PAGESIZE
@@ -91,7 +91,7 @@ class Descriptors:
         """A new, empty ring of `size` data bytes (a power of two, whole pages). Nothing appears in any file system."""
         if size & (size - 1) or size % mmap.PAGESIZE:
             raise ValueError(f"ring size {size} is not a power of two of whole pages")
-        shared = memory.create(title, HEADER_BYTES + size)
+        shared = shared_memory(title, HEADER_BYTES + size)
         return cls(shared, os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
 
     def all(self) -> tuple[int, int]:
