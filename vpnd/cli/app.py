@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from vpnd.cli import configuration, membership, pinging, running, service
+from vpnd.cli import completion, configuration, manual, membership, pinging, running, service
 from vpnd.cli.command import ConfigOption, StateDirOption, Where, command, group, remember
 from vpnd.config import load
 from vpnd.config.schema import Config
@@ -124,3 +124,5 @@ for module in (running, membership, pinging):
     app.add_typer(module.app)
 app.add_typer(configuration.app, name="config")
 app.add_typer(service.app, name="service")
+for describing in (completion, manual):
+    describing.add_to(app)
