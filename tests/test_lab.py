@@ -29,6 +29,7 @@ from lab import (
     wait_for_answer,
     wait_until,
 )
+from lab.link import PROFILES, Link, parse
 from lab.measure import METRICS, QUICK
 from lab.node import ROOT
 from lab.paired import measure_paired, paired_table, variants
@@ -49,6 +50,43 @@ def test_first_and_last_node_reach_each_other(nodes: int, last: str) -> None:
         assert ping(lab, lab.nodes[0], last, count=3).loss == 0
         assert lab.leaks() == []
     assert lab.leaks() == []
+
+
+@root
+def test_a_link_is_as_late_and_as_lossy_as_it_is_told() -> None:
+    with Lab(link=Link(delay_ms=10, jitter_ms=2, loss_percent=10)) as lab:
+        a, b = lab.nodes
+        seen = ping(lab, a, b.address, count=300)
+        assert seen.min_ms >= 16 and seen.avg_ms >= 19
+        assert 0.1 < seen.loss < 0.3, "both ways together 19 %"
+
+
+@root
+def test_a_link_is_no_faster_than_its_rate() -> None:
+    with Lab(link=Link(rate_mbit=20)) as lab:
+        a, b = lab.nodes
+        report = iperf3(lab, a, b, b.address, udp=True, seconds=1, length=1200, bitrate="60M")
+        assert 10e6 < goodput_bps(report) < 21e6
+        assert lab.leaks() == []
+
+
+@pytest.mark.parametrize(
+    ("text", "link"),
+    [
+        ("dsl", PROFILES["dsl"]),
+        ("5", Link(5)),
+        ("20,2,0.5", Link(20, 2, 0.5)),
+        ("40,8,1,0,50", Link(40, 8, 1, 0, 50)),
+    ],
+)
+def test_a_link_is_a_name_or_numbers(text: str, link: Link) -> None:
+    assert parse(text) == link
+
+
+@pytest.mark.parametrize("text", ["", "adsl", "1,2,101", "-1", "1,2,3,4,5,6", "1;2"])
+def test_what_is_no_link_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="DELAY"):
+        parse(text)
 
 
 @root

@@ -17,7 +17,7 @@ from .network import Lab, LabError, Namespace, run_command, wait_until
 from .node import ROOT, Node, pair_of_nodes, script_command
 
 #: Debian's packages of the contenders, and of the tools that drive them.
-PACKAGES = ("iperf3", "nebula", "wireguard-go", "wireguard-tools")
+PACKAGES = ("iperf3", "nebula", "wireguard-go", "wireguard-tools", "gcc", "libc6-dev", "ethtool")
 
 WIREGUARD_PORT = 51820
 #: What wg-quick(8) sets on a link of 1500 bytes.

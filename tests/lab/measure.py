@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from . import call
 from .contenders import Contender
 from .faults import lossy
+from .link import Link
 from .network import Lab, LabError
 from .processes import cpu_seconds, pss_bytes
 from .traffic import Ping, goodput_bps, iperf3, loss_share, ping, received_bytes, sent_bps, wait_for_answer
@@ -40,6 +45,10 @@ class Plan:
     settle_s: float = 1.0
     #: Share of the packets the link loses, each way, at random.
     loss: float = 0.0
+    #: What is between the two nodes, if not a bare veth; a call beside TCP is measured there.
+    link: Link | None = None
+    #: A packet of a call is late when it takes so much longer than the link's delay and jitter.
+    call_late_ms: float = 30.0
 
 
 QUICK = Plan(
@@ -74,6 +83,8 @@ METRICS = (
     Metric("loaded_avg", "ping under TCP avg", "ms", False),
     Metric("loaded_p99", "ping under TCP p99", "ms", False),
     Metric("loaded_loss", "  its loss", "%", False, divisible=False),
+    Metric("call_late", "call beside TCP, late", "%", False, divisible=False),
+    Metric("call_lost", "  lost", "%", False, divisible=False),
     Metric("cpu_tcp", "CPU per GB, TCP", "s/GB", False),
     Metric("cpu_udp", "CPU per GB, UDP", "s/GB", False),
     Metric("memory", "memory per node", "MB PSS", False),
@@ -86,7 +97,7 @@ def measure(make: Callable[[Lab], Contender], plan: Plan) -> dict[str, float]:
 
     Raises LabError, with the end of the contender's logs, when it does not work.
     """
-    with Lab() as lab:
+    with Lab(link=plan.link) as lab:
         contender = make(lab)
         try:
             with lossy(lab, plan.loss) if plan.loss else contextlib.nullcontext():
@@ -145,6 +156,10 @@ def _measure(lab: Lab, contender: Contender, plan: Plan) -> dict[str, float]:
     loaded, _ = _ping_under_load(lab, contender, plan, Meter(processes))
     numbers |= {"loaded_avg": loaded.avg_ms, "loaded_p99": loaded.p99_ms, "loaded_loss": loaded.loss * 100}
 
+    if plan.link:
+        beside = _call_under_load(lab, contender, plan, plan.link)
+        numbers |= {"call_late": beside.late * 100, "call_lost": beside.lost * 100}
+
     numbers |= _udp_goodput(lab, contender, plan, processes)
     if processes:
         numbers["memory"] = max(pss_bytes(roots) for roots in contender.roots()) / MB
@@ -169,6 +184,24 @@ def _ping_under_load(lab: Lab, contender: Contender, plan: Plan, meter: Meter) -
 
     report = meter.count(lambda: _iperf3(lab, contender, seconds=seconds, during=during))
     return answers[0], report
+
+
+def _call_under_load(lab: Lab, contender: Contender, plan: Plan, link: Link) -> call.Call:
+    """A call beside one TCP flow the same way."""
+    here, there = lab.nodes
+    seconds = max(plan.seconds, 4)
+    words = (contender.target, str(call.PORT), str(seconds))
+    listener = lab.spawn(there, sys.executable, call.__file__, "listen", *words, output=subprocess.PIPE)
+    assert listener.stdout
+    listener.stdout.readline()
+
+    def during() -> None:
+        time.sleep(1)
+        lab.run(here, sys.executable, call.__file__, "talk", *words, timeout_s=seconds + 30)
+
+    _iperf3(lab, contender, seconds=seconds + 2, during=during)
+    delays = json.loads(listener.communicate(timeout=seconds + 30)[0])
+    return call.judge(delays, seconds, link.delay_ms + link.jitter_ms + plan.call_late_ms)
 
 
 @dataclass(frozen=True, order=True)
@@ -223,7 +256,7 @@ def _udp_run(lab: Lab, contender: Contender, plan: Plan, bits_per_second: float)
                 bitrate=str(round(bits_per_second)),
             )  # fmt: skip
         except LabError:
-            if not left or not plan.loss:
+            if not left or not (plan.loss or plan.link):
                 raise
     raise AssertionError("no attempts")
 

@@ -26,6 +26,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from .link import Link
 from .processes import command_line, pids_in_network_namespace
 
 NETWORK = "192.168.77"
@@ -66,15 +67,18 @@ class Lab:
     `directory` is a temporary directory for state and logs, removed with the rest. Owner: one thread.
     """
 
-    def __init__(self, nodes: int = 2, *, netem: str = "", link_mtu: int = 1500) -> None:
-        """`netem` is what tc(8) takes after the word netem ("delay 4ms"), for each node's sending."""
+    def __init__(
+        self, nodes: int = 2, *, netem: str = "", link_mtu: int = 1500, link: Link | None = None
+    ) -> None:
+        """`netem` is what tc(8) takes after the word netem ("delay 4ms"), for each node's sending. `link`: what
+        is between two nodes, for kernels without netem; packets of at most the MTU then."""
         self.token = f"{os.getpid():x}{secrets.token_hex(2)}"
         self.nodes = [
             Namespace(f"lab-{self.token}-{label}", label, f"{NETWORK}.{place}")
             for place, label in zip(range(1, nodes + 1), "abcdefghijklmnop", strict=False)
         ]
-        self._switch = Namespace(f"lab-{self.token}-switch", "switch", "") if nodes > 2 else None
-        self._netem = netem
+        self._switch = Namespace(f"lab-{self.token}-switch", "switch", "") if nodes > 2 or link else None
+        self._netem, self._link = netem, link
         self._link_mtu = link_mtu
         self._processes: list[subprocess.Popen[Any]] = []
         self._paths: list[Path] = []
@@ -110,7 +114,9 @@ class Lab:
 
     def _connect(self) -> None:
         """Links and addresses between the namespaces."""
-        if self._switch:
+        if self._switch and self._link:
+            self._impair_between(self._switch, self._link)
+        elif self._switch:
             self.ip(self._switch, "link", "add", "br0", "type", "bridge")
             self.ip(self._switch, "link", "set", "br0", "up")
             for namespace in self.nodes:
@@ -131,6 +137,21 @@ class Lab:
         that is marked linkdown now would look like another one later."""
         self._fresh = {namespace.name: self.inventory(namespace) for namespace in self.nodes}
         return not any("linkdown" in item.split() for found in self._fresh.values() for item in found)
+
+    def _impair_between(self, middle: Namespace, link: Link) -> None:
+        ports = [f"to-{namespace.label}" for namespace in self.nodes]
+        for namespace, port in zip(self.nodes, ports, strict=True):
+            self._join(namespace, middle, port)
+            self.ip(namespace, "link", "set", "dev", DEVICE, "gso_max_segs", "1")
+            # What is left to a card to do would be left undone
+            self.run(namespace, "ethtool", "-K", DEVICE, "tx", "off", "gro", "off")
+            self.ip(middle, "link", "set", port, "mtu", str(self._link_mtu), "up")
+        process = self.spawn(
+            middle, *link.command(self.directory), *ports, *link.words(), output=subprocess.PIPE
+        )
+        assert process.stdout
+        if process.stdout.readline().strip() != "up":
+            raise LabError("the link's program does not run")
 
     def _join(self, one: Namespace, other: Namespace, other_device: str) -> None:
         peer = ("peer", "name", other_device, "netns", other.name)

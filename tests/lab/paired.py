@@ -52,7 +52,7 @@ def measure_paired(
     with contextlib.ExitStack() as stack:
         pairs = []
         for variant in compared:
-            lab = stack.enter_context(Lab())
+            lab = stack.enter_context(Lab(link=plan.link))
             pairs.append((variant.name, lab, Vpnd(lab, shards, variant.root, variant.env)))
         for _, _, contender in pairs:
             contender.prepare()
