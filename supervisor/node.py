@@ -140,6 +140,7 @@ async def start_node(
             exporter = Exporter(live, fleet.priorities, node.status)
             undo.push_async_callback(exporter.stop)
             await exporter.start()
+        await node.hear_control()
         node.ready = True
         return node
     except BaseException:
@@ -282,6 +283,11 @@ class Node:
 
     # --- status and end
 
+    async def hear_control(self) -> None:
+        """Have control say what this node is: it is not ready before that is known (`_report`)."""
+        patience_s = self._live.config.process.ready_timeout
+        self._last_told = await self._fleet.questions.ask(self._fleet.control, patience_s)
+
     async def status(self) -> Status:
         """See supervisor.report. A child that does not answer within half of status.timeout is reported without what
         only it knows."""
@@ -331,7 +337,7 @@ class Node:
             last_told=self._last_told,
             shard_statuses=shards,
             peers=peers,
-            ready=self.ready,
+            ready=self.ready and told is not None,
             ailments=self._machine.ailments,
         )
 

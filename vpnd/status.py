@@ -205,7 +205,9 @@ class Status(Part, frozen=True):
     version: Annotated[str, told("Version of the daemon.")] = ""
     health: Annotated[str, told("healthy, degraded or down: the worst of ailments.")] = ""
     ailments: Annotated[tuple[Ailment, ...], told("Why not healthy, most serious first.")] = ()
-    ready: Annotated[bool, told("Whether all processes are up.")] = False
+    ready: Annotated[bool, told("Whether all processes are up, and control has said what this node is.")] = (
+        False
+    )
     node: Annotated[NodePart, told("The node.")] = NodePart()
     supervisor: Annotated[SupervisorPart, told("The supervisor.")] = SupervisorPart()
     control: Annotated[ControlPart, told("Control.")] = ControlPart()

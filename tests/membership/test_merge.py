@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from membership_world import NETWORK, NOW, SKEW, directory, key, membership, peer, presence, public
 
@@ -110,6 +110,11 @@ def test_what_is_kept_over_a_restart_is_enough(statements, seed):
 
 @settings(max_examples=80)
 @given(st.lists(STATEMENTS, max_size=25), st.integers(0, 1 << 30), st.integers(NOW - SKEW - 9, NOW + 9))
+@example(
+    [_removal("root", "b", NOW), _revoke("root", "second", NOW, NOW), _removal("third", "b", NOW)],
+    0,
+    NOW - SKEW,
+)
 def test_a_clock_that_is_wrong_for_a_while_changes_nothing(statements, seed, wrong_ms):
     held = directory(parse)
     tell(held, BASE + statements, random.Random(seed))

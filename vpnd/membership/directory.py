@@ -63,7 +63,7 @@ class Merged(msgspec.Struct, frozen=True):
 
 
 #: Void, but not by their own fault or age: set aside.
-VOID = frozenset({"revoked_authority", "removed"})
+VOID = frozenset({"revoked_authority", "unknown_authority", "removed"})
 Parse = Callable[[bytes], Statement]
 
 
