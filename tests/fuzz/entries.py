@@ -253,6 +253,7 @@ ENTRIES = {
         (
             "vpnd.membership.enrolment.parse_answer_untrusted",
             "vpnd.membership.enrolment.decode_answer_untrusted",
+            "vpnd.membership.refusal.decode_untrusted",
         ),
     ),
     "introduction": Entry(

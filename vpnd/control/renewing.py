@@ -136,7 +136,7 @@ class Renewing:
         return False
 
     def _whom_to_ask(self, suspicious: bool) -> list[tuple[str, tuple[str, ...]]]:
-        """Authorities first, the most senior on top: what it gives nobody junior can take away (`membership.claims`).
+        """Authorities first, the most senior on top: what it gives nobody junior can take away (`membership.roster`).
         When it may be over, in any order, and some others that may know.
 
         Authorities whose own membership has ended too are asked where they were last.

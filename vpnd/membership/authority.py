@@ -106,9 +106,8 @@ class Authority:
             addresses = self._new_addresses(peer_id, taken)
         removal = self._directory.removal(peer_id)
         enrolled_ms = max(now_ms, removal.issued_ms + 1 if removal else 0)
-        return self._membership(
-            before, peer_id, name, addresses, wish.routes, wish.groups, enrolled_ms, now_ms
-        )
+        given = msgspec.structs.replace(wish, name=name, addresses=addresses)
+        return self._membership(before, peer_id, given, enrolled_ms, now_ms)
 
     def renew(self, peer_id: str, now_ms: int) -> Statement:
         """A member's membership for another lifetime; what it lost to a better claim is replaced.
@@ -123,9 +122,8 @@ class Authority:
         name = before.name
         if self._directory.holder(name) not in (None, peer_id):
             name = _free_name(Wish(name=name), taken)
-        return self._membership(
-            before, peer_id, name, addresses, before.routes, before.groups, before.enrolled_ms, now_ms
-        )
+        given = Wish(name=name, addresses=addresses, routes=before.routes, groups=before.groups)
+        return self._membership(before, peer_id, given, before.enrolled_ms, now_ms)
 
     def remove(self, peer_id: str, now_ms: int) -> Statement:
         """Put a node out: by this statement, every membership it has had so far is void. Any peer id may be named."""
@@ -197,24 +195,13 @@ class Authority:
 
         found = []
         for body in (one.body for one in sorted(signed, key=lambda one: (one.kind, one.issued_ms))):
-            issued_ms = at(signed_ms(body))
+            times = {"issued_ms": at(signed_ms(body))}
             if isinstance(body, Membership):
-                life_ms = body.expires_ms - body.issued_ms
-                body = msgspec.structs.replace(
-                    body,
-                    enrolled_ms=min(issued_ms, at(body.enrolled_ms)),
-                    issued_ms=issued_ms,
-                    expires_ms=issued_ms + life_ms,
-                )
-            elif isinstance(body, Grant):
-                body = msgspec.structs.replace(
-                    body, granted_ms=min(issued_ms, at(body.granted_ms)), issued_ms=issued_ms
-                )
-            elif isinstance(body, Revoke):
-                body = msgspec.structs.replace(body, since_ms=at(body.since_ms), issued_ms=issued_ms)
-            elif isinstance(body, Removal):
-                body = msgspec.structs.replace(body, issued_ms=issued_ms)
-            found.append(sign(self._key, body))
+                times["expires_ms"] = times["issued_ms"] + body.expires_ms - body.issued_ms
+            for began in ("enrolled_ms", "granted_ms", "since_ms"):
+                if began in body.__struct_fields__:
+                    times[began] = min(times["issued_ms"], at(getattr(body, began)))
+            found.append(sign(self._key, msgspec.structs.replace(body, **times)))
         return found
 
     def _revoke(self, key: bytes, since_ms: int, now_ms: int) -> Statement:
@@ -259,10 +246,7 @@ class Authority:
         self,
         before: Membership | None,
         peer_id: str,
-        name: str,
-        addresses: tuple[str, ...],
-        routes: tuple[str, ...],
-        groups: tuple[str, ...],
+        given: Wish,
         enrolled_ms: int,
         now_ms: int,
     ) -> Statement:
@@ -273,10 +257,10 @@ class Authority:
             network=self._id,
             signer=self.public_key,
             peer_id=peer_id,
-            name=name,
-            addresses=addresses,
-            routes=routes,
-            groups=groups,
+            name=given.name,
+            addresses=given.addresses,
+            routes=given.routes,
+            groups=given.groups,
             enrolled_ms=enrolled_ms,
             issued_ms=issued_ms,
             expires_ms=issued_ms + self._lifetime_ms,

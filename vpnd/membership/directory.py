@@ -21,7 +21,7 @@ until its time comes, but is not forgotten, for it may be this machine's clock t
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -158,9 +158,7 @@ class Directory:
     def departed(self, now_ms: int) -> list[tuple[Membership, Removal | None]]:
         """The last memberships of those who are no members any more, with the removal; without one it has expired."""
         last: dict[str, Membership] = {}
-        for body in (
-            one.body for one in (*self._aside.values(), *(s for d in self._dossiers.values() for s in d))
-        ):
+        for body in (one.body for one in (*self._aside.values(), *self._of_peers())):
             if isinstance(body, Membership) and self.find(body.peer_id, now_ms) is None:
                 held = last.get(body.peer_id)
                 if held is None or held.issued_ms < body.issued_ms:
@@ -231,7 +229,7 @@ class Directory:
 
     def statements(self) -> list[bytes]:
         """Everything to be kept over a restart, for `restore`."""
-        held = [*self._charter, *(s for d in self._dossiers.values() for s in d)]
+        held = [*self._charter, *self._of_peers()]
         return [one.wire for one in _in_order([*held, *self._aside.values(), *self._early.values()])]
 
     def vouching(self, key: bytes) -> list[Statement]:
@@ -267,7 +265,7 @@ class Directory:
 
     def judge_anew(self, now_ms: int) -> Changes:
         """The clock was set: judge again, by that time, everything that is held."""
-        held = [*self._charter, *(one for dossier in self._dossiers.values() for one in dossier)]
+        held = [*self._charter, *self._of_peers()]
         everything = [*held, *self._aside.values(), *self._early.values()]
         peer_ids = set(self._dossiers)
         self.index = Index()
@@ -291,6 +289,9 @@ class Directory:
         return min([*due_ms, self._early_until_ms()] if self._early else due_ms, default=None)
 
     # inside
+
+    def _of_peers(self) -> Iterator[Statement]:
+        return (statement for dossier in self._dossiers.values() for statement in dossier)
 
     def _merge(self, wires: Iterable[bytes], now_ms: int, parse: Parse, *, restoring: bool) -> Merged:
         fresh: dict[bytes, Statement] = {}
@@ -443,7 +444,7 @@ class Directory:
 
     def _replay(self, dirty: set[str]) -> None:
         """Authorities came or went: judge again everything that is held or was set aside."""
-        everything = [*self._aside.values(), *(s for d in self._dossiers.values() for s in d)]
+        everything = [*self._aside.values(), *self._of_peers()]
         dirty.update(self._dossiers)
         for dossier in self._dossiers.values():
             for shown in dossier.shared.values():

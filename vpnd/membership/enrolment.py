@@ -17,8 +17,8 @@ import msgspec
 from msgspec import Meta
 
 from vpnd.membership import network
-from vpnd.membership.refusal import REASONS, MembershipRefused
-from vpnd.membership.statements import MAX_STATEMENT, NETWORK_ID_BYTES
+from vpnd.membership.refusal import REASONS, MembershipRefused, decode_untrusted
+from vpnd.membership.statements import NetworkId, Wire
 from vpnd.membership.token import SECRET_BYTES
 
 MAX_REQUEST = 512
@@ -49,13 +49,13 @@ class Join(Message, frozen=True, tag=1):
 class Renew(Message, frozen=True, tag=2):
     """Renew the membership of the node that asks."""
 
-    network: Annotated[bytes, Meta(min_length=NETWORK_ID_BYTES, max_length=NETWORK_ID_BYTES)]
+    network: NetworkId
 
 
 class Leave(Message, frozen=True, tag=5):
     """End the membership of the node that asks, so that its name and addresses are free."""
 
-    network: Annotated[bytes, Meta(min_length=NETWORK_ID_BYTES, max_length=NETWORK_ID_BYTES)]
+    network: NetworkId
 
 
 Request = Join | Renew | Leave
@@ -65,7 +65,7 @@ class Welcome(Message, frozen=True, tag=3):
     """`network`: its description (`network.parse_untrusted`). `statements`: for the directory, in this order."""
 
     network: Annotated[bytes, Meta(max_length=network.MAX_BYTES)]
-    statements: tuple[Annotated[bytes, Meta(max_length=MAX_STATEMENT)], ...]
+    statements: tuple[Wire, ...]
 
 
 class Refusal(Message, frozen=True, tag=4):
@@ -76,7 +76,7 @@ class Refusal(Message, frozen=True, tag=4):
 
     reason: Annotated[str, Meta(max_length=MAX_REASON)]
     text: Annotated[str, Meta(max_length=MAX_REFUSAL_TEXT)] = ""
-    statements: tuple[Annotated[bytes, Meta(max_length=MAX_STATEMENT)], ...] = ()
+    statements: tuple[Wire, ...] = ()
 
 
 Answer = TypeVar("Answer")
@@ -97,13 +97,7 @@ def refusal(error: MembershipRefused, statements: Iterable[bytes] = ()) -> Refus
 
 def parse_request_untrusted(data: bytes) -> Request:
     """A request. Raises MembershipRefused only."""
-    if len(data) > MAX_REQUEST:
-        raise MembershipRefused("too_long", f"a request has at most {MAX_REQUEST} bytes")
-    try:
-        return _requests.decode(data)
-    except (msgspec.MsgspecError, ValueError):
-        # the error of a decoder may quote the secret
-        raise MembershipRefused("malformed", "a request is malformed") from None
+    return decode_untrusted(_requests, data, MAX_REQUEST, "a request", secret=True)
 
 
 def parse_answer_untrusted(data: bytes) -> Welcome | Refusal:
@@ -113,12 +107,7 @@ def parse_answer_untrusted(data: bytes) -> Welcome | Refusal:
 
 def decode_answer_untrusted(decoder: msgspec.msgpack.Decoder[Answer], data: bytes) -> Answer:
     """An answer, to this or another question; the reason in a Refusal is a known one. Raises MembershipRefused only."""
-    if len(data) > MAX_ANSWER:
-        raise MembershipRefused("too_long", f"an answer has at most {MAX_ANSWER} bytes")
-    try:
-        answer = decoder.decode(data)
-    except (msgspec.MsgspecError, ValueError) as error:
-        raise MembershipRefused("malformed", f"an answer is malformed: {error}") from None
+    answer = decode_untrusted(decoder, data, MAX_ANSWER, "an answer")
     if isinstance(answer, Refusal) and answer.reason not in REASONS:
         raise MembershipRefused("malformed", "an answer refuses for a reason that is unknown here")
     return answer

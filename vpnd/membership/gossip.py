@@ -96,9 +96,7 @@ class Gossip:
 
     def publish(self, statements: Iterable[Statement], now_ms: int) -> Outcome:
         """Statements this node signed or was given: into the directory and to all neighbours."""
-        outcome = Outcome()
-        self._take([statement.wire for statement in statements], None, now_ms, outcome)
-        return outcome
+        return self.learn([statement.wire for statement in statements], now_ms)
 
     def learn(self, wires: Sequence[bytes], now_ms: int) -> Outcome:
         """Statements that came another way, of anybody: as if a neighbour had sent them."""
@@ -144,18 +142,19 @@ class Gossip:
         outcome = Outcome()
         if state is None:  # disconnected meanwhile
             return outcome
-        if isinstance(message, messages.Summary):
-            self._on_summary(neighbour, message, outcome)
-        elif isinstance(message, messages.Buckets):
-            self._on_buckets(neighbour, message, outcome)
-        elif isinstance(message, messages.Entries):
-            self._on_entries(neighbour, state, message, now_ms, outcome)
-        elif isinstance(message, messages.Announce):
-            self._on_announce(neighbour, state, message, now_ms, outcome)
-        elif isinstance(message, messages.Wants):
-            self._on_wants(neighbour, state, message, outcome)
-        else:
-            self._take(message.wires, neighbour, now_ms, outcome)
+        match message:
+            case messages.Summary():
+                self._on_summary(neighbour, message, outcome)
+            case messages.Buckets():
+                self._on_buckets(neighbour, message, outcome)
+            case messages.Entries():
+                self._on_named(neighbour, state, message.entries, now_ms, outcome, message.buckets)
+            case messages.Announce():
+                self._on_named(neighbour, state, message.entries, now_ms, outcome)
+            case messages.Wants():
+                self._on_wants(neighbour, state, message, outcome)
+            case messages.Statements():
+                self._take(message.wires, neighbour, now_ms, outcome)
         return outcome
 
     def _compare(self, neighbours: Iterable[str], now_ms: int) -> Outcome:
@@ -172,9 +171,8 @@ class Gossip:
         if message.network != self._directory.network.id:
             raise MembershipRefused("wrong_network", "the other node is in another network")
         if message.root != self._directory.index.root():
-            outcome.send.append(
-                (neighbour, messages.encode(messages.Buckets(self._directory.index.hashes())))
-            )
+            buckets = messages.Buckets(self._directory.index.hashes())
+            outcome.send.append((neighbour, messages.encode(buckets)))
 
     def _on_buckets(self, neighbour: str, message: messages.Buckets, outcome: Outcome) -> None:
         index = self._directory.index
@@ -184,28 +182,29 @@ class Gossip:
         content = ((number, b"".join(map(entry, index.bucket(number).values()))) for number in different)
         outcome.send += [(neighbour, page) for page in messages.bucket_pages(content)]
 
-    def _on_entries(
-        self, neighbour: str, state: _Neighbour, message: messages.Entries, now_ms: int, outcome: Outcome
+    def _on_named(
+        self,
+        neighbour: str,
+        state: _Neighbour,
+        entries: bytes,
+        now_ms: int,
+        outcome: Outcome,
+        buckets: bytes = b"",
     ) -> None:
-        theirs = messages.split(message.entries, ENTRY_BYTES)
+        """The neighbour has these `entries`, and of the `buckets` no others."""
+        theirs = messages.split(entries, ENTRY_BYTES)
         state.remember(theirs)
         # What both have in different versions is asked for; if theirs is the older one, ours is sent then.
         named = {name[:SLOT_BYTES] for name in theirs}
         offered = [
             entry(statement)
-            for number in set(message.buckets)
+            for number in set(buckets)
             for statement in self._directory.index.bucket(number).values()
             if statement.slot not in named
         ]
         outcome.send += [(neighbour, page) for page in messages.pages(offered, messages.Announce)]
-        self._ask(neighbour, self._lacking(theirs, now_ms), outcome)
-
-    def _on_announce(
-        self, neighbour: str, state: _Neighbour, message: messages.Announce, now_ms: int, outcome: Outcome
-    ) -> None:
-        theirs = messages.split(message.entries, ENTRY_BYTES)
-        state.remember(theirs)
-        self._ask(neighbour, self._lacking(theirs, now_ms), outcome)
+        lacking = self._lacking(theirs, now_ms)
+        outcome.send += [(neighbour, page) for page in messages.pages(lacking, messages.Wants)]
 
     def _on_wants(self, neighbour: str, state: _Neighbour, message: messages.Wants, outcome: Outcome) -> None:
         index = self._directory.index
@@ -226,9 +225,6 @@ class Gossip:
                 asked[name] = now_ms + self._request_ms
             wanted.append(name[:SLOT_BYTES])
         return wanted
-
-    def _ask(self, neighbour: str, slots: list[bytes], outcome: Outcome) -> None:
-        outcome.send += [(neighbour, page) for page in messages.pages(slots, messages.Wants)]
 
     def _send(self, neighbour: str, state: _Neighbour, statements: list[Statement], outcome: Outcome) -> None:
         statements.sort(key=lambda statement: statement.kind)

@@ -18,8 +18,8 @@ from msgspec import Meta
 
 from vpnd.membership.directory import Directory
 from vpnd.membership.enrolment import Message, Refusal, decode_answer_untrusted
-from vpnd.membership.refusal import MembershipRefused
-from vpnd.membership.statements import MAX_STATEMENT, NETWORK_ID_BYTES
+from vpnd.membership.refusal import decode_untrusted
+from vpnd.membership.statements import MAX_STATEMENT, NetworkId, Wire
 
 #: Of a chain of authority longer than this, those nearest to the root are left out: they are the best known.
 MAX_GRANTS = 16
@@ -29,16 +29,13 @@ MAX_STATEMENTS = MAX_GRANTS + 2
 _OVERHEAD = 128
 MAX_REQUEST = MAX_STATEMENTS * MAX_STATEMENT + _OVERHEAD
 
-
-Statements = Annotated[
-    tuple[Annotated[bytes, Meta(max_length=MAX_STATEMENT)], ...], Meta(max_length=MAX_STATEMENTS)
-]
+Statements = Annotated[tuple[Wire, ...], Meta(max_length=MAX_STATEMENTS)]
 
 
 class Introduction(Message, frozen=True, tag=1):
     """The node that sends this is a member of `network`, as these statements show."""
 
-    network: Annotated[bytes, Meta(min_length=NETWORK_ID_BYTES, max_length=NETWORK_ID_BYTES)]
+    network: NetworkId
     statements: Statements
 
 
@@ -53,12 +50,11 @@ class Acquainted(Message, frozen=True, tag=3):
 
 
 _requests = msgspec.msgpack.Decoder(Introduction)
-_answers: msgspec.msgpack.Decoder[Admitted | Acquainted | Refusal] = msgspec.msgpack.Decoder(
-    Admitted | Acquainted | Refusal
-)
+Answer = Admitted | Acquainted | Refusal
+_answers: msgspec.msgpack.Decoder[Answer] = msgspec.msgpack.Decoder(Answer)
 
 
-def encode(message: Introduction | Admitted | Acquainted | Refusal) -> bytes:
+def encode(message: Introduction | Answer) -> bytes:
     """The bytes of a message."""
     return msgspec.msgpack.encode(message)
 
@@ -76,14 +72,9 @@ def of_member(directory: Directory, peer_id: str) -> Introduction | None:
 
 def parse_request_untrusted(data: bytes) -> Introduction:
     """A request. Raises MembershipRefused only."""
-    if len(data) > MAX_REQUEST:
-        raise MembershipRefused("too_long", f"an introduction has at most {MAX_REQUEST} bytes")
-    try:
-        return _requests.decode(data)
-    except (msgspec.MsgspecError, ValueError) as error:
-        raise MembershipRefused("malformed", f"an introduction is malformed: {error}") from None
+    return decode_untrusted(_requests, data, MAX_REQUEST, "an introduction")
 
 
-def parse_answer_untrusted(data: bytes) -> Admitted | Acquainted | Refusal:
+def parse_answer_untrusted(data: bytes) -> Answer:
     """An answer; see `enrolment.decode_answer_untrusted`."""
     return decode_answer_untrusted(_answers, data)

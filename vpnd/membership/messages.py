@@ -22,8 +22,8 @@ import msgspec
 from msgspec import Meta
 
 from vpnd.membership.index import BUCKET_HASH_BYTES, BUCKETS, ENTRY_BYTES, ROOT_BYTES
-from vpnd.membership.refusal import MembershipRefused
-from vpnd.membership.statements import MAX_STATEMENT, NETWORK_ID_BYTES, SLOT_BYTES
+from vpnd.membership.refusal import MembershipRefused, decode_untrusted
+from vpnd.membership.statements import SLOT_BYTES, NetworkId, Wire
 
 VERSION = 1
 #: Some sixty of the largest statements, four thousand entries.
@@ -43,7 +43,7 @@ class Summary(Message, frozen=True, tag=1):
     """`version` of this exchange, the network, the root hash of the index."""
 
     version: Annotated[int, Meta(ge=VERSION, le=VERSION)]
-    network: Annotated[bytes, Meta(min_length=NETWORK_ID_BYTES, max_length=NETWORK_ID_BYTES)]
+    network: NetworkId
     root: Annotated[bytes, Meta(min_length=ROOT_BYTES, max_length=ROOT_BYTES)]
 
 
@@ -78,7 +78,7 @@ class Wants(Message, frozen=True, tag=5):
 class Statements(Message, frozen=True, tag=6):
     """Signed statements."""
 
-    wires: tuple[Annotated[bytes, Meta(max_length=MAX_STATEMENT)], ...]
+    wires: tuple[Wire, ...]
 
 
 AnyMessage = Summary | Buckets | Entries | Announce | Wants | Statements
@@ -99,12 +99,7 @@ def encode(message: AnyMessage) -> bytes:
 
 def parse_untrusted(data: bytes) -> AnyMessage:
     """The message in `data`. Raises MembershipRefused only."""
-    if len(data) > MAX_MESSAGE:
-        raise MembershipRefused("too_long", f"a message has at most {MAX_MESSAGE} bytes")
-    try:
-        message = _decoder.decode(data)
-    except (msgspec.MsgspecError, ValueError) as error:
-        raise MembershipRefused("malformed", f"a message is malformed: {error}") from None
+    message = decode_untrusted(_decoder, data, MAX_MESSAGE, "a message")
     field, stride = _strides.get(type(message), ("", 1))
     if field and len(getattr(message, field)) % stride:
         raise MembershipRefused("malformed", "a message is cut within an entry")

@@ -1,11 +1,17 @@
-"""The one error of this package: something was refused, and why.
+"""The one error of this package: something was refused, and why; and the reading of messages, which raises it.
 
 The reasons are a closed list, because each of them is counted.
 """
 
 from __future__ import annotations
 
+from typing import TypeVar
+
+import msgspec
+
 from vpnd.errors import VpndError
+
+Decoded = TypeVar("Decoded")
 
 #: Why a statement, a message or a token was refused.
 REASONS = (
@@ -44,3 +50,20 @@ class MembershipRefused(VpndError):
     def __init__(self, reason: str, text: str = "") -> None:
         super().__init__(text or reason.replace("_", " "))
         self.reason = reason
+
+
+def decode_untrusted(
+    decoder: msgspec.msgpack.Decoder[Decoded], data: bytes, most: int, what: str, *, secret: bool = False
+) -> Decoded:
+    """What `data`, at most `most` bytes, says; `what` names it in errors. Raises MembershipRefused only.
+
+    `secret`: there is one in it, which the decoder's error may quote: the error does not say what it said.
+    """
+    if len(data) > most:
+        raise MembershipRefused("too_long", f"{what} has at most {most} bytes")
+    try:
+        return decoder.decode(data)
+    except (msgspec.MsgspecError, ValueError) as error:  # UnicodeDecodeError is a ValueError
+        raise MembershipRefused(
+            "malformed", f"{what} is malformed" + (f": {error}" if not secret else "")
+        ) from None

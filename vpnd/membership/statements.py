@@ -86,6 +86,8 @@ class Kind(enum.IntEnum):
 
 
 NetworkId = Annotated[bytes, Meta(min_length=NETWORK_ID_BYTES, max_length=NETWORK_ID_BYTES)]
+#: The bytes of a statement, where a message carries one.
+Wire = Annotated[bytes, Meta(max_length=MAX_STATEMENT)]
 Key = Annotated[bytes, Meta(min_length=KEY_BYTES, max_length=KEY_BYTES)]
 PeerId = Annotated[str, Meta(max_length=peerid.MAX_TEXT)]
 Label = Annotated[str, Meta(pattern=LABEL_PATTERN)]
@@ -169,13 +171,6 @@ class Presence(Body, frozen=True, forbid_unknown_fields=False):
 
 AnyBody = Grant | Revoke | Removal | Membership | Presence
 
-KINDS: dict[type[Body], Kind] = {
-    Grant: Kind.GRANT,
-    Revoke: Kind.REVOKE,
-    Removal: Kind.REMOVAL,
-    Membership: Kind.MEMBERSHIP,
-    Presence: Kind.PRESENCE,
-}
 _BODIES: dict[int, type[AnyBody]] = {
     Kind.GRANT: Grant,
     Kind.REVOKE: Revoke,
@@ -183,6 +178,7 @@ _BODIES: dict[int, type[AnyBody]] = {
     Kind.MEMBERSHIP: Membership,
     Kind.PRESENCE: Presence,
 }
+_KINDS = {body: Kind(kind) for kind, body in _BODIES.items()}
 _DOMAINS = {kind: f"vpnd {kind.name.lower()} {VERSION}\0".encode() for kind in Kind}
 _DECODERS = {kind: msgspec.msgpack.Decoder(body) for kind, body in _BODIES.items()}
 _encoder = msgspec.msgpack.Encoder()
@@ -238,7 +234,7 @@ def sign(key: Ed25519PrivateKey, body: AnyBody) -> Statement:
 
     Raises MembershipRefused when the key is not its signer's, or it is malformed or too long.
     """
-    kind = KINDS[type(body)]
+    kind = _KINDS[type(body)]
     data = _encoder.encode(body)
     head = bytes([VERSION, kind])
     return parse_untrusted(head + key.sign(_DOMAINS[kind] + data) + data)
