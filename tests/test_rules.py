@@ -178,7 +178,7 @@ STOREYS = [
     ("shards.peer", "shards.session"),
     ("shards.outbound", "shards.inbound"),
     ("shards.flow",),
-    ("shards.budget", "shards.counters", "shards.stream"),
+    ("shards.budget", "shards.counters", "shards.stream", "shards.datagram"),
 ]
 
 
@@ -195,10 +195,9 @@ def test_rooms_of_a_shard_import_only_what_is_below_them():
     assert breaches(offends) == []
 
 
-def test_the_session_engine_is_bytes_in_and_events_out():
-    assert (
-        breaches(lambda here, there: within(here, "shards.stream") and there.partition(".")[0] in WORLD) == []
-    )
+def test_the_engines_of_sessions_and_datagrams_are_bytes_in_and_bytes_out():
+    engines = "shards.stream", "shards.datagram"
+    assert breaches(lambda here, there: within(here, *engines) and there.partition(".")[0] in WORLD) == []
 
 
 @pytest.mark.parametrize("path", ALL, ids=[str(path.relative_to(ROOT)) for path in ALL])

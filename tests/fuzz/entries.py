@@ -9,10 +9,13 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable, Coroutine
+from random import Random
 from typing import Any, NamedTuple
 
 import dns.message
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from datagram.pair import HERE, datagrams
+from datagram.pair import Net as DatagramNet
 from gossip_net import Net
 from lab.stranger import RSA, field, honest, public_key, rsa_bomb
 from libp2p.crypto.ed25519 import create_new_key_pair
@@ -24,6 +27,8 @@ from membership_world import NETWORK, NOW, SKEW, World, membership, peer, presen
 from names_tools import make_zone
 from noise.connection import Keypair, NoiseConnection
 from packet.builder import V4, V6, ip, tcp, udp, vnet
+from packet.builder import record as framed
+from packet.test_offload_slices import sliced
 from stream.pair import HELLO_A, OPENING, Peer
 
 from shards.counters import Counts
@@ -43,7 +48,8 @@ from vpnd.metrics import Drops
 from vpnd.nat import messages as meeting
 from vpnd.packet import icmp
 from vpnd.packet.offload import check
-from vpnd.packet.record import VNET_BYTES
+from vpnd.packet.offload.slices import SLICE, Joiner
+from vpnd.packet.record import LENGTH, VNET_BYTES
 from vpnd.peerid import public_key_untrusted
 
 
@@ -107,6 +113,12 @@ def zone(data: bytes) -> None:
             dns.message.from_wire(answer)
 
 
+#: Of superpackets, as they lie in a datagram.
+SLICES = [
+    *sliced(framed(vnet(tcp(V4, bytes(3000)), gso_size=1000))),
+    *sliced(framed(vnet(udp(V6, bytes(3000)), gso_size=500))),
+    LENGTH.pack(SLICE) + vnet(tcp(V4, b"")),
+]
 #: Plaintext of one Noise message.
 NOISE_BYTES = 1 << 14
 
@@ -116,6 +128,25 @@ class Unlimited:
 
     def hold(self, count: int) -> None:
         return
+
+
+def datagram(data: bytes) -> None:
+    """A datagram of anybody, and the same bytes as the body of one that the peer has sealed."""
+    sender, receiver = DatagramNet(Random(1)).ends
+    receiver.association.deliver = lambda records: None
+    receiver.take([data], HERE)
+    body = (data + bytes(4))[: 1 << 16]
+    sender.association._sealer.seal(sender.batch, body)
+    sender.association._sealer.seal(sender.batch, body)
+    receiver.take(datagrams(sender.batch), HERE)
+
+
+def slices(data: bytes) -> None:
+    joiner = Joiner()
+    with memoryview(data) as view:
+        joiner.begin_untrusted(0, 0, view)
+        joiner.append_untrusted(view)
+    joiner.finish()
 
 
 def tun(data: bytes) -> None:
@@ -349,6 +380,31 @@ ENTRIES = {
             "shards.stream.negotiate.feed_untrusted",
             "shards.stream.negotiate._take_length_byte_untrusted",
             "shards.stream.negotiate._take_item_untrusted",
+        ),
+    ),
+    "datagram": Entry(
+        datagram,
+        (RemoteProtocolError,),
+        (
+            SLICES[0],
+            (0x02000000).to_bytes(4, "big") + bytes(24),
+            (0x02000001).to_bytes(4, "big") + bytes(24),
+            b"\0\0\0\x1e" + bytes(30),
+        ),
+        (
+            "shards.datagram.association.receive_untrusted",
+            "shards.datagram.association._take_slice_untrusted",
+            "shards.datagram.association._take_probe_untrusted",
+            "shards.datagram.sealing.open_untrusted",
+        ),
+    ),
+    "slices of a superpacket": Entry(
+        slices,
+        (BadPacket,),
+        tuple(SLICES),
+        (
+            "vpnd.packet.offload.slices.begin_untrusted",
+            "vpnd.packet.offload.slices.append_untrusted",
         ),
     ),
     "framed message": Entry(

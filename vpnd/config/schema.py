@@ -317,6 +317,25 @@ class Session(Table, frozen=True):
         "TCP_USER_TIMEOUT: time without acknowledgement that ends a session.", restart=True)
 
 
+class Carrier(Table, frozen=True):
+    """Datagrams (UDP) to a peer, beside the streams of a session."""
+
+    probe_interval: float = duration(0.25, 0.01, 60.0,
+        "Interval of probing whether datagrams in use arrive, and the first wait before a silent peer is asked again.")
+    probe_timeout: float = duration(0.7, 0.02, 60.0,
+        "Time without an answered probe after which flows leave the datagrams for the streams.")
+    retry_interval: float = duration(5.0, 0.02, 3600.0,
+        "Upper limit of the wait before a peer that does not answer is asked again.")
+    keepalive: float = duration(15.0, 0.1, 3600.0,
+        "Interval of probing datagrams that nobody uses, so that NATs and firewalls between keep the path open.")
+    search_interval: float = duration(600.0, 1.0, 86400.0,
+        "Interval of searching for a larger datagram that the path carries (path MTU discovery, RFC 8899).")
+    largest_datagram: int = number(1472, 1200, 8952, "bytes",
+        "Largest UDP payload that is tried; 1472 fills the 1500 bytes of Ethernet.")
+    loss_limit: float = share(0.1, 0.001, 1.0,
+        "Loss of datagrams above which they are sent more slowly: the path is then taken to be full.")
+
+
 class StreamPool(Table, frozen=True):
     """Streams to one peer, in each shard."""
 
@@ -489,6 +508,7 @@ class Config(Table, frozen=True):
     peers: tuple[Peer, ...] = ()
     worker: Worker = Worker()
     session: Session = Session()
+    carrier: Carrier = Carrier()
     stream_pool: StreamPool = StreamPool()
     multiplexer: Multiplexer = Multiplexer()
     circuit_breaker: CircuitBreaker = CircuitBreaker()

@@ -1,0 +1,1 @@
+"""The datagram engine: records in, sealed datagrams out, and back; no socket, loop or clock in it."""
