@@ -38,7 +38,7 @@ from vpnd.api import messages, parts
 from vpnd.api.aio import LoopChannel
 from vpnd.api.channel import Channel, first_message, run_child
 from vpnd.config.live import Live
-from vpnd.discovery.registry import StaticRegistry
+from vpnd.discovery.registry import PeerRegistry
 from vpnd.metrics import SHARD_COUNTERS, CounterPage, heartbeat_s
 from vpnd.packet import ring
 from vpnd.packet.record import MAX_RECORD_BYTES, Capabilities
@@ -70,7 +70,7 @@ class Shard:
         )
         self._control = ControlClient(port, self._plane)
         # Until control has told who the peers are, their packets wait instead of having no route.
-        for member in StaticRegistry(config.peers).members():
+        for member in PeerRegistry(config.peers).members():
             self._plane.peers.know(member.peer_id, member.name, member.prefixes)
         self._draining_until_s = 0.0
         self._loop.set_exception_handler(self._on_bug)

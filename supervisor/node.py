@@ -192,8 +192,8 @@ class Node:
         return {
             "status": self._on_status,
             "stop": self._on_stop,
-            "reload": self._on_reload,
-            "scale": self._on_scale,
+            "reload": lambda request: self.reload_again(),
+            "scale": lambda request: self.scale(request.get("shards")),
             "probe": self._on_probe,
         }
 
@@ -203,12 +203,6 @@ class Node:
     async def _on_stop(self, request: Mapping[str, Any]) -> dict[str, Any]:
         asyncio.get_running_loop().call_soon(self._end, STOPPED)
         return {"stopping": True, "pid": os.getpid()}
-
-    async def _on_reload(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        return await self.reload_again()
-
-    async def _on_scale(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        return await self.scale(request.get("shards"))
 
     async def _on_probe(self, request: Mapping[str, Any]) -> dict[str, Any]:
         config = self._live.config

@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vpnd import peerid
+from vpnd.config.check import default_virtual_ip
 from vpnd.errors import ConfigError
-from vpnd.identity import default_virtual_ip, load_or_create, read_private
+from vpnd.identity import load_or_create, read_private
 
 
 def test_an_identity_is_made_once_and_found_again(tmp_path):

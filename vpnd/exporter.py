@@ -19,7 +19,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from select import select
 from typing import Any
 
@@ -33,7 +33,7 @@ from vpnd import logs, metrics, privileges
 from vpnd.api import messages, parts
 from vpnd.api.channel import Channel, first_message, run_child
 from vpnd.config.schema import Config
-from vpnd.status import HEALTHY, Peer, Shard, Status
+from vpnd.status import HEALTHY, Peer, Shard, Status, TunPart
 
 log = logging.getLogger(__name__)
 
@@ -186,15 +186,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 # --- what a status is to Prometheus
 
-#: Field of status.tun -> metric.
-_TUN = {
-    "packets_read": metrics.Metric("Read from the TUN device, merged ones as one.", "records", False),
-    "packets_written": metrics.Metric("Written into the TUN device.", "records", False),
-    "bytes_read": metrics.Metric("Read from the TUN device.", "bytes", False),
-    "bytes_written": metrics.Metric("Written into the TUN device.", "bytes", False),
-    "reads": metrics.Metric("Reads of the TUN device that gave something.", "reads", False),
-    "merged": metrics.Metric("Datagrams merged into the one before them.", "datagrams", False),
-}
+#: What is counted in status.tun.
+_TUN = ("packets_read", "packets_written", "bytes_read", "bytes_written", "reads", "merged")
+_TUN_METRICS = metrics.described(TunPart)
 
 
 class Exposed(Collector):
@@ -215,8 +209,8 @@ class Exposed(Collector):
         yield from _rings(status.shards)
         for name, metric in metrics.CONTROL_METRICS.items():
             yield _family(f"vpnd_control_{name}", metric, (), {(): status.control.counters.get(name, 0)})
-        for name, metric in _TUN.items():
-            yield _family(f"vpnd_tun_{name}", metric, (), {(): getattr(status.tun, name)})
+        for name in _TUN:
+            yield _family(f"vpnd_tun_{name}", _TUN_METRICS[name], (), {(): getattr(status.tun, name)})
         for unit, dropped in (("packets", status.dropped_packets), ("records", status.dropped)):
             metric = metrics.Metric("Dropped, by reason; docs/status.md explains each.", unit, False)
             rows = {(reason,): count for reason, count in dropped.items()}
@@ -283,52 +277,52 @@ def _processes(status: Status) -> Iterator[Metric]:
 
 
 def _rings(shards: Sequence[Shard]) -> Iterator[Metric]:
-    used = metrics.Metric("In the ring to a shard.", "bytes", True)
-    size = metrics.Metric("Size of the ring to a shard.", "bytes", True)
-    rows = {(str(shard.index),): shard.ring for shard in shards}
-    yield _family(
-        "vpnd_shard_ring_used_bytes", used, ("shard",), {key: ring.used for key, ring in rows.items()}
-    )
-    yield _family(
-        "vpnd_shard_ring_size_bytes", size, ("shard",), {key: ring.size for key, ring in rows.items()}
-    )
+    for name, meaning in (("used", "In the ring to a shard."), ("size", "Size of the ring to a shard.")):
+        rows = {(str(shard.index),): getattr(shard.ring, name) for shard in shards}
+        metric = metrics.Metric(meaning, "bytes", True)
+        yield _family(f"vpnd_shard_ring_{name}_bytes", metric, ("shard",), rows)
 
 
 #: Metric -> what it is, and its value of a peer; None where there is none.
-_PEER: dict[str, metrics.Metric] = {
-    "connected": metrics.Metric("Whether a session with the peer is up.", "0 or 1", True),
-    "sessions": metrics.Metric("Sessions with the peer.", "sessions", True),
-    "suspect_sessions": metrics.Metric("Sessions whose last probe failed.", "sessions", True),
-    "rtt_seconds": metrics.Metric("Round trip of its fastest session.", "seconds", True),
-    "queue_delay_seconds": metrics.Metric("How long the packet sent last waited.", "seconds", True),
-    "queued_bytes": metrics.Metric("Waits for its sessions.", "bytes", True),
-    "sent_bytes": metrics.Metric("Sent to the peer.", "bytes", False),
-    "received_bytes": metrics.Metric("Received from the peer.", "bytes", False),
-    "sent_packets": metrics.Metric("Sent to the peer.", "records", False),
-    "received_packets": metrics.Metric("Received from the peer.", "records", False),
+_PEER: dict[str, tuple[metrics.Metric, Callable[[Peer], float | None]]] = {
+    "connected": (
+        metrics.Metric("Whether a session with the peer is up.", "0 or 1", True),
+        lambda peer: peer.state == "connected",
+    ),
+    "sessions": (metrics.Metric("Sessions with the peer.", "sessions", True), lambda peer: peer.sessions),
+    "suspect_sessions": (
+        metrics.Metric("Sessions whose last probe failed.", "sessions", True),
+        lambda peer: peer.suspect,
+    ),
+    "rtt_seconds": (
+        metrics.Metric("Round trip of its fastest session.", "seconds", True),
+        lambda peer: None if peer.rtt_ms is None else peer.rtt_ms / 1000,
+    ),
+    "queue_delay_seconds": (
+        metrics.Metric("How long the packet sent last waited.", "seconds", True),
+        lambda peer: peer.queue_delay_ms / 1000,
+    ),
+    "queued_bytes": (
+        metrics.Metric("Waits for its sessions.", "bytes", True),
+        lambda peer: peer.queued_bytes,
+    ),
+    "sent_bytes": (metrics.Metric("Sent to the peer.", "bytes", False), lambda peer: peer.bytes_sent),
+    "received_bytes": (
+        metrics.Metric("Received from the peer.", "bytes", False),
+        lambda peer: peer.bytes_received,
+    ),
+    "sent_packets": (metrics.Metric("Sent to the peer.", "records", False), lambda peer: peer.packets_sent),
+    "received_packets": (
+        metrics.Metric("Received from the peer.", "records", False),
+        lambda peer: peer.packets_received,
+    ),
 }
 
 
-def _peer(peer: Peer) -> tuple[float | None, ...]:
-    """In the order of _PEER."""
-    return (
-        int(peer.state == "connected"),
-        peer.sessions,
-        peer.suspect,
-        None if peer.rtt_ms is None else peer.rtt_ms / 1000,
-        peer.queue_delay_ms / 1000,
-        peer.queued_bytes,
-        peer.bytes_sent,
-        peer.bytes_received,
-        peer.packets_sent,
-        peer.packets_received,
-    )
-
-
 def _peers(peers: Sequence[Peer]) -> Iterator[Metric]:
-    values = {(peer.name, peer.peer_id): _peer(peer) for peer in peers}
-    for place, (name, metric) in enumerate(_PEER.items()):
-        rows = {labels: value for labels, row in values.items() if (value := row[place]) is not None}
+    for name, (metric, of) in _PEER.items():
+        values = {(peer.name, peer.peer_id): of(peer) for peer in peers}
+        rows = {labels: value for labels, value in values.items() if value is not None}
         yield _family(f"vpnd_peer_{name}", metric, ("peer", "peer_id"), rows)
 
 

@@ -17,10 +17,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from vpnd import peerid, trust
-from vpnd.config.check import default_virtual_ip
 from vpnd.errors import ConfigError, PrivilegeError
-
-__all__ = ["Identity", "default_virtual_ip", "load_or_create", "read_private"]
 
 #: An ed25519 key in PEM has 119 bytes; a file larger than this is something else.
 MAX_FILE_BYTES = 16384
@@ -42,7 +39,7 @@ def load_or_create(path: Path) -> Identity:
     """
     trust.check(path, "identity file")
     try:
-        return _public(_read(path))
+        return _public(read_private(path))
     except FileNotFoundError:
         pass
     try:
@@ -55,15 +52,7 @@ def load_or_create(path: Path) -> Identity:
         raise ConfigError(
             f"{path}: the identity cannot be made ({error.strerror}); give another --state-dir"
         ) from None
-    return _public(_read(path))
-
-
-def read_private(source: int | Path) -> Ed25519PrivateKey:
-    """The private key in a file, or behind a descriptor (read from its start; it stays the caller's).
-
-    Raises ConfigError naming file and remedy; FileNotFoundError when there is no such file.
-    """
-    return _read(source)
+    return _public(read_private(path))
 
 
 def _public(key: Ed25519PrivateKey) -> Identity:
@@ -71,7 +60,11 @@ def _public(key: Ed25519PrivateKey) -> Identity:
     return Identity(peer_id=peerid.from_public_key(raw), public_key=raw)
 
 
-def _read(source: int | Path) -> Ed25519PrivateKey:
+def read_private(source: int | Path) -> Ed25519PrivateKey:
+    """The private key in a file, or behind a descriptor (read from its start; it stays the caller's).
+
+    Raises ConfigError naming file and remedy; FileNotFoundError when there is no such file.
+    """
     name = f"descriptor {source}" if isinstance(source, int) else str(source)
     try:
         fd = (

@@ -271,17 +271,19 @@ class Metric(NamedTuple):
     gauge: bool
 
 
-def _metrics(page: type[msgspec.Struct]) -> dict[str, Metric]:
-    metas = ((name, hint.__metadata__[0]) for name, hint in get_type_hints(page, include_extras=True).items())
+def described(struct: type[msgspec.Struct]) -> dict[str, Metric]:
+    """What is declared of each field."""
+    hints = get_type_hints(struct, include_extras=True)
+    metas = {name: hint.__metadata__[0] for name, hint in hints.items()}
     return {
-        name: Metric(meta.description, meta.extra_json_schema["unit"], bool(meta.extra))
-        for name, meta in metas
+        name: Metric(meta.description, (meta.extra_json_schema or {}).get("unit", ""), bool(meta.extra))
+        for name, meta in metas.items()
     }
 
 
-SHARD_METRICS = _metrics(ShardCounters)
+SHARD_METRICS = described(ShardCounters)
 CONTROL_METRICS = (
-    _metrics(ControlCounters)
+    described(ControlCounters)
     | {
         f"refused_{reason}": Metric(f"Statements, tokens and questions refused: {reason}.", "refusals", False)
         for reason in REASONS

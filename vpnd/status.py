@@ -163,12 +163,12 @@ class TunPart(Part, frozen=True):
     interface: Annotated[str, told("Its name.")] = ""
     mtu: Annotated[int, told("Its MTU.", "bytes")] = 0
     offloads: Annotated[tuple[str, ...], told("Offloads the kernel gave; empty: one packet at a time.")] = ()
-    packets_read: Annotated[int, told("Read from it, merged ones as one.", "records")] = 0
-    packets_written: Annotated[int, told("Written into it by the shards.", "records")] = 0
-    bytes_read: Annotated[int, told("Read from it.", "bytes")] = 0
-    bytes_written: Annotated[int, told("Written into it by the shards.", "bytes")] = 0
-    reads: Annotated[int, told("Reads of it that gave something.", "reads")] = 0
-    merged: Annotated[int, told("Datagrams merged into the one before them.", "reads")] = 0
+    packets_read: Annotated[int, told("Read from the TUN device, merged ones as one.", "records")] = 0
+    packets_written: Annotated[int, told("Written into the TUN device.", "records")] = 0
+    bytes_read: Annotated[int, told("Read from the TUN device.", "bytes")] = 0
+    bytes_written: Annotated[int, told("Written into the TUN device.", "bytes")] = 0
+    reads: Annotated[int, told("Reads of the TUN device that gave something.", "reads")] = 0
+    merged: Annotated[int, told("Datagrams merged into the one before them.", "datagrams")] = 0
     flows: Annotated[int, told("Flows whose shard is remembered.")] = 0
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from vpnd.config.live import Live
 from vpnd.config.schema import P2P, CircuitBreaker, Config, Retry
-from vpnd.control.book import SessionBook
+from vpnd.control.book import Held, SessionBook
 from vpnd.control.dialstate import NEVER, Dial
 from vpnd.control.planner import Planner
 from vpnd.discovery.registry import Member
@@ -62,7 +62,7 @@ class Node:
     def enter(self, peer_id: str, shard: int, now_s: float, *, initiator: bool = False) -> int:
         """A session was made: by the peer, unless said otherwise."""
         session_id = self.book.new_id()
-        self.book.add(session_id, peer_id, shard, initiator, now_s)
+        self.book.add(Held(session_id, peer_id, shard, initiator, now_s))
         self.planner.session_added(peer_id)
         return session_id
 

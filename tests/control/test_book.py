@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vpnd.control.book import SessionBook
+from vpnd.control.book import Held, SessionBook
 
 
 def book() -> SessionBook:
@@ -16,7 +16,7 @@ def book() -> SessionBook:
 def test_ids_are_new_even_when_a_shard_still_holds_one_that_would_come_next() -> None:
     sessions = book()
     first = sessions.new_id()
-    sessions.add(first + 1, "a", 0, True, 0.0)
+    sessions.add(Held(first + 1, "a", 0, True, 0.0))
     assert sessions.new_id() == first + 2
     assert first < 1 << 53
 
@@ -42,13 +42,13 @@ def test_the_shard_that_lacks_most_sessions_with_that_peer_gets_the_next_one(
     assert sessions.shard_for("a", {}) is None
     for expected in given_out:
         assert sessions.shard_for("a", wanted) == expected, why
-        sessions.add(sessions.new_id(), "a", expected, False, 0.0)
+        sessions.add(Held(sessions.new_id(), "a", expected, False, 0.0))
     assert sessions.shard_for("b", {0: 1, 1: 1}) == 0, "another peer's sessions do not count"
 
 
 def test_a_shard_cannot_speak_for_the_session_of_another() -> None:
     sessions = book()
-    sessions.add(7, "a", 0, True, 0.0)
+    sessions.add(Held(7, "a", 0, True, 0.0))
     assert sessions.up(7, 1) is None
     assert sessions.down(7, 1) is None
     assert not sessions.connected("a")
@@ -73,7 +73,7 @@ def test_counts_are_those_of_a_plain_list(operations: list[tuple[str, int, str, 
     for what, session_id, peer_id, shard in operations:
         mine = session_id in plain and plain[session_id][1] == shard
         if what == "add":
-            sessions.add(session_id, peer_id, shard, True, 0.0)
+            sessions.add(Held(session_id, peer_id, shard, True, 0.0))
             plain[session_id] = [peer_id, shard, False]
         elif what == "up":
             assert (sessions.up(session_id, shard) is not None) == mine

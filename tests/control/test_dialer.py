@@ -17,6 +17,7 @@ from vpnd.adapter.dial import DialError
 from vpnd.adapter.handoff import Detached
 from vpnd.config.live import Live
 from vpnd.config.schema import P2P, Config, Nat
+from vpnd.control.book import Held
 from vpnd.control.dialer import CalledMeanwhile, Dialer
 from vpnd.discovery.registry import Member
 from vpnd.nat.paths import DIRECT, PUNCHED, RELAYED, Path
@@ -99,7 +100,7 @@ class Taker:
     def dialed(self, detached: Detached, shard: int) -> bool:
         session, book = detached.session, self._node.book
         self.paths.append(session.path.kind)
-        book.add(book.new_id(), session.peer_id, shard, True, 0.0, path=session.path)
+        book.add(Held(book.new_id(), session.peer_id, shard, True, 0.0, path=session.path))
         return True
 
     def relayed(self, peer_id: str, shard: int) -> bool:
@@ -227,7 +228,7 @@ def test_a_direct_connection_is_tried_again_later_and_later_and_at_once_from_ano
 def test_a_relayed_session_of_an_earlier_control_is_improved_on_too() -> None:
     config, node = hidden(settings(), upgrade_interval=5.0, meet_delay=0.0)
     peer = node.planner.report(0.0)[0]
-    node.book.add(1, peer.peer_id, 0, True, 0.0, up=True, path=Path(kind=RELAYED))
+    node.book.add(Held(1, peer.peer_id, 0, True, 0.0, up=True, path=Path(kind=RELAYED)))
     relays = Relays(PUNCHED)
 
     async def then(live: Live, host: SilentHost, dialer: Dialer) -> None:

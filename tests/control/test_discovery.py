@@ -6,7 +6,7 @@ import pytest
 
 from vpnd.config.schema import Peer
 from vpnd.discovery.records import MAX_KEY_BYTES, dht_key
-from vpnd.discovery.registry import Member, StaticRegistry
+from vpnd.discovery.registry import Member, PeerRegistry
 
 PEER_ID = "12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN"
 
@@ -15,7 +15,7 @@ PEER_ID = "12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN"
     ("virtual_ip", "prefix"), [("10.86.0.2", "10.86.0.2/32"), ("fd00::2", "fd00::2/128")]
 )
 def test_a_peer_may_use_its_own_address_alone(virtual_ip: str, prefix: str) -> None:
-    registry = StaticRegistry([Peer(name="b", peer_id=PEER_ID, virtual_ip=virtual_ip)])
+    registry = PeerRegistry([Peer(name="b", peer_id=PEER_ID, virtual_ip=virtual_ip)])
     found = registry.find(PEER_ID)
     assert found is not None and found.prefixes == (prefix,)
     assert registry.members() == (found,)
@@ -24,7 +24,7 @@ def test_a_peer_may_use_its_own_address_alone(virtual_ip: str, prefix: str) -> N
 
 def test_the_peer_id_behind_an_address_is_cut_off() -> None:
     address = "/ip4/192.0.2.1/tcp/4001"
-    registry = StaticRegistry(
+    registry = PeerRegistry(
         [Peer(name="b", peer_id=PEER_ID, virtual_ip="10.86.0.2", addresses=(f"{address}/p2p/{PEER_ID}",))]
     )
     assert registry.members()[0].addresses == (address,)
@@ -42,7 +42,7 @@ def test_another_list_says_what_is_different_and_holds_at_once() -> None:
     def names(members: tuple[Member, ...]) -> list[str]:
         return [member.name for member in members]
 
-    registry = StaticRegistry([peer(1), peer(2), peer(3), peer(4)])
+    registry = PeerRegistry([peer(1), peer(2), peer(3), peer(4)])
     assert not registry.replace([peer(4), peer(3), peer(2), peer(1)]), "the order says nothing"
     change = registry.replace([peer(5), peer(1), peer(2, name="other"), peer(3, at="192.0.2.2")])
     assert names(change.added) == ["p5"] and names(change.removed) == ["p4"]

@@ -21,7 +21,7 @@ from vpnd.control import discovering as module
 from vpnd.control.discovering import Discovering
 from vpnd.discovery.lookup import Found
 from vpnd.discovery.records import RecordRules, dht_key
-from vpnd.discovery.registry import CompositeRegistry
+from vpnd.discovery.registry import PeerRegistry
 from vpnd.membership.authority import Wish
 from vpnd.membership.refusal import MembershipRefused
 
@@ -32,7 +32,7 @@ def discovering(made: OwnWorld, unreachable: tuple[str, ...] = ()) -> Discoverin
     return Discovering(
         SimpleNamespace(own=made.own, seen=None, learn=None, watch_own=lambda changed: None),  # type: ignore[arg-type]
         made.common(),
-        CompositeRegistry(()),
+        PeerRegistry(()),
         unreachable=lambda: unreachable,
     )
 

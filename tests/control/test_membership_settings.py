@@ -19,7 +19,7 @@ from vpnd.control.membership import NetworkService
 from vpnd.control.renewing import Renewing
 from vpnd.control.requests import Requests
 from vpnd.control.state import OwnNetwork
-from vpnd.discovery.registry import CompositeRegistry
+from vpnd.discovery.registry import PeerRegistry
 from vpnd.errors import RefusedError
 from vpnd.membership import messages
 from vpnd.membership import token as tokens
@@ -88,7 +88,7 @@ def test_a_token_is_good_for_so_long(tmp_path: Path) -> None:
     requests = Requests(
         made.common(),
         SimpleNamespace(own=made.own),  # type: ignore[arg-type]
-        CompositeRegistry(()),
+        PeerRegistry(()),
         SimpleNamespace(listen_addresses=lambda: ("/ip4/192.0.2.1/tcp/4001",)),  # type: ignore[arg-type]
         connected=lambda peer_id: False,
     )
@@ -189,7 +189,7 @@ def service_of(made: OwnWorld) -> NetworkService:
     return NetworkService(
         made.own,
         made.common(),
-        CompositeRegistry(()),
+        PeerRegistry(()),
         NobodyAnswers(),  # type: ignore[arg-type]
         made.founding(),
         tell=lambda message: None,

@@ -7,6 +7,7 @@ import pytest
 from planner_node import INITIAL_S, STAGGER_S, Node, member, settings
 
 from vpnd.config.schema import P2P, Status
+from vpnd.control.book import Held
 from vpnd.control.planner import NEVER
 
 
@@ -123,7 +124,7 @@ def test_a_restarted_shard_gets_sessions_again_and_keeps_what_it_has() -> None:
     node.planner.shard_ready(0, 10.0)
     assert node.due(10.0) == [("m", 0)]
     other = Node("a", member("m"))
-    other.book.add(5, "m", 0, True, 0.0, up=True)
+    other.book.add(Held(5, "m", 0, True, 0.0, up=True))
     other.planner.shard_ready(0, 0.0)
     assert other.due(100.0) == [], "after a restart of control the shard still holds its session"
 

@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from vpnd.config.schema import Peer, Registry
 from vpnd.discovery.ownership import NEVER, Ownership
-from vpnd.discovery.registry import CompositeRegistry, Member
+from vpnd.discovery.registry import Member, PeerRegistry
 
 SUBNET = "10.86.0.0/16"
 OWN = "me"
@@ -33,7 +33,7 @@ class World:
         self.calls = 0
         self.ownership = Ownership(Registry(**table), 2.0, self._due)  # type: ignore[arg-type]
         self.ownership.govern([SUBNET, "fd86::/64"])
-        self.registry = CompositeRegistry((), self.ownership)
+        self.registry = PeerRegistry((), self.ownership)
 
     def _due(self) -> None:
         self.calls += 1

@@ -11,7 +11,7 @@ from shards.session.link import Link, StreamLane
 from simulation.packets import Batch, number_of, seen
 from vpnd.config.live import Live
 from vpnd.config.schema import Config
-from vpnd.control.book import SessionBook
+from vpnd.control.book import Held, SessionBook
 from vpnd.control.dialstate import NEVER, Dial
 from vpnd.control.planner import Planner
 from vpnd.discovery.registry import Member
@@ -207,7 +207,7 @@ class Node:
         """A session for the shard; its descriptor and keys are a moment under way."""
         session_id = self.book.new_id()
         self.connections[session_id] = connection
-        self.book.add(session_id, session.peer_id, SHARD, session.initiator, self.world.loop.now_s)
+        self.book.add(Held(session_id, session.peer_id, SHARD, session.initiator, self.world.loop.now_s))
         self.planner.session_added(session.peer_id)
         transport = connection.ends[end]
         transport.tune(self.live.config.session)

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -133,25 +133,18 @@ def _wait_ready(
     process: subprocess.Popen[bytes], config: Config, log: Path, log_start: int, more_time_s: float
 ) -> Status:
     """The status it answers with. `more_time_s`: beyond what a start takes by the configuration."""
-    socket_path = paths.status_socket(config)
     # control gets ready, then the shards; what fails is stopped before the daemon says so
     process_s = config.process
     limit_s = 2 * process_s.ready_timeout + process_s.stop_timeout + config.status.timeout + more_time_s
-    deadline = time.monotonic() + limit_s
-    while time.monotonic() < deadline:
+    for answer in _answers(config, limit_s):
+        # an older daemon may be answering on this socket
+        if answer.ready and answer.supervisor.pid == process.pid:
+            return answer
         code = process.poll()
         if code is not None:
             error = VpndError(_last_error(log, log_start) or f"the daemon ended at once; see {log}")
             error.exit_code = code if code > 0 else VpndError.exit_code
             raise error
-        try:
-            answer = statusclient.status(socket_path, config.status.timeout)
-        except VpndError:
-            answer = Status()
-        # an older daemon may be answering on this socket
-        if answer.ready and answer.supervisor.pid == process.pid:
-            return answer
-        time.sleep(config.status.poll_interval)
     raise ChildError(f"the daemon was not ready within {limit_s:g} s and was stopped; see {log}")
 
 
@@ -159,18 +152,23 @@ def wait_moved(config: Config, network_id: str) -> None:
     """Return when the daemon, which starts again in another network, is ready in it. Raises ChildError."""
     process_s = config.process
     limit_s = 2 * process_s.stop_timeout + 2 * process_s.ready_timeout + config.status.timeout
-    deadline = time.monotonic() + limit_s
-    while time.monotonic() < deadline:
-        try:
-            answer = statusclient.status(paths.status_socket(config), config.status.timeout)
-        except VpndError:
-            answer = Status()
+    for answer in _answers(config, limit_s):
         if answer.ready and answer.network is not None and answer.network.network_id == network_id:
             return
-        time.sleep(config.status.poll_interval)
     raise ChildError(
         f"it is a member now, but the node was not ready again within {limit_s:g} s; see its log"
     )
+
+
+def _answers(config: Config, within_s: float) -> Iterator[Status]:
+    """What the daemon says of itself, again and again for so long; an empty status each time it does not answer."""
+    deadline_s = time.monotonic() + within_s
+    while time.monotonic() < deadline_s:
+        try:
+            yield statusclient.status(paths.status_socket(config), config.status.timeout)
+        except VpndError:
+            yield Status()
+        time.sleep(config.status.poll_interval)
 
 
 def _last_error(log: Path, start: int) -> str:

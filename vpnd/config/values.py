@@ -28,16 +28,7 @@ MAX_NAME = 63
 #: A ring has room for at least so many of the largest records.
 RECORDS_IN_RING = 4
 
-_SWITCHES = {
-    "true": True,
-    "yes": True,
-    "on": True,
-    "1": True,
-    "false": False,
-    "no": False,
-    "off": False,
-    "0": False,
-}
+_ON, _OFF = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 
 def convert(field: Field, raw: object, *, text_form: bool) -> object:
@@ -119,8 +110,8 @@ def _ratio(raw: object, text_form: bool) -> float:
 
 
 def _switch(raw: object, text_form: bool) -> bool:
-    if text_form and isinstance(raw, str) and raw.strip().lower() in _SWITCHES:
-        return _SWITCHES[raw.strip().lower()]
+    if text_form and isinstance(raw, str) and (word := raw.strip().lower()) in (*_ON, *_OFF):
+        return word in _ON
     if isinstance(raw, bool):
         return raw
     raise Refused("must be true or false, without quotes")

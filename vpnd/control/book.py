@@ -25,7 +25,7 @@ ID_RANDOM_BITS = 32
 ID_COUNT_BITS = 16
 
 
-class Held(msgspec.Struct, kw_only=True):
+class Held(msgspec.Struct):
     """One session. `up`: a stream of it is open, packets flow; before that it is on trial.
 
     `since_s`: when it was entered. `path`: how it reaches the peer, as far as this control made it.
@@ -58,33 +58,14 @@ class SessionBook:
             self._next_id += 1
         return self._next_id
 
-    def add(
-        self,
-        session_id: int,
-        peer_id: str,
-        shard: int,
-        initiator: bool,
-        now_s: float,
-        *,
-        up: bool = False,
-        path: Path = DIRECTLY,
-    ) -> None:
+    def add(self, held: Held) -> None:
         """Enter a session. An id that is held already is replaced."""
-        self._remove(session_id)
-        held = Held(
-            session_id=session_id,
-            peer_id=peer_id,
-            shard=shard,
-            initiator=initiator,
-            since_s=now_s,
-            up=up,
-            path=path,
-        )
-        self._held[session_id] = held
-        self._per_peer[peer_id] += 1
-        self._per_pair[peer_id, shard] += 1
-        if up:
-            self._up[peer_id] += 1
+        self._remove(held.session_id)
+        self._held[held.session_id] = held
+        self._per_peer[held.peer_id] += 1
+        self._per_pair[held.peer_id, held.shard] += 1
+        if held.up:
+            self._up[held.peer_id] += 1
 
     def up(self, session_id: int, shard: int) -> Held | None:
         """The shard says packets flow. None when it does not hold such a session."""

@@ -19,7 +19,7 @@ from vpnd.control.relaying import Relaying
 from vpnd.control.requests import Requests
 from vpnd.control.sessions import Sessions
 from vpnd.control.traversal import Traversal
-from vpnd.discovery.registry import Change, CompositeRegistry
+from vpnd.discovery.registry import Change, PeerRegistry
 from vpnd.errors import ProtocolViolation
 from vpnd.metrics import CounterPage, heartbeat_s
 
@@ -36,7 +36,7 @@ class Control:
     def __init__(
         self,
         live: Live,
-        registry: CompositeRegistry,
+        registry: PeerRegistry,
         page: CounterPage,
         host: Host,
         supervisor: TrioChannel,

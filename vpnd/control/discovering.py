@@ -26,7 +26,7 @@ from vpnd.control.state import MILLISECONDS, OwnNetwork, milliseconds
 from vpnd.discovery.localnet import Recognizer
 from vpnd.discovery.lookup import AnswerCache, AskOwner, Found, Known, Lookup
 from vpnd.discovery.records import RecordRules
-from vpnd.discovery.registry import Change, CompositeRegistry, Member
+from vpnd.discovery.registry import Change, Member, PeerRegistry
 from vpnd.membership.refusal import MembershipRefused
 from vpnd.membership.statements import Presence
 
@@ -34,9 +34,7 @@ from vpnd.membership.statements import Presence
 class LocalDirectory:
     """Configured peers and the signed directory. Owner: control's loop."""
 
-    def __init__(
-        self, registry: CompositeRegistry, own: OwnNetwork | None, now_ms: Callable[[], int]
-    ) -> None:
+    def __init__(self, registry: PeerRegistry, own: OwnNetwork | None, now_ms: Callable[[], int]) -> None:
         self._registry = registry
         self._own = own
         self._now_ms = now_ms
@@ -123,7 +121,7 @@ class Discovering:
         self,
         network: NetworkService,
         common: Common,
-        registry: CompositeRegistry,
+        registry: PeerRegistry,
         *,
         unreachable: Callable[[], Iterable[str]],
         owner: AskOwner | None = None,

@@ -51,7 +51,7 @@ from vpnd.control.relaying import Relaying
 from vpnd.control.requests import Requests
 from vpnd.control.sessions import Sessions
 from vpnd.control.traversal import Traversal
-from vpnd.discovery.registry import CompositeRegistry
+from vpnd.discovery.registry import PeerRegistry
 from vpnd.errors import ConfigError, VpndError
 from vpnd.membership.store import Store
 from vpnd.metrics import CONTROL_COUNTERS, CounterPage
@@ -103,7 +103,7 @@ class Base(NamedTuple):
 
     start: messages.ControlStart
     common: Common
-    registry: CompositeRegistry
+    registry: PeerRegistry
     page: CounterPage
     host: Host
     supervisor: TrioChannel
@@ -126,7 +126,7 @@ async def _run(
     owning = None
     if contract is not None:
         owning = Owning(contract, common, start.peer_id, in_network=store is not None, gauge=page.set)
-    registry = owning.registry if owning is not None else CompositeRegistry(start.config.peers)
+    registry = owning.registry if owning is not None else PeerRegistry(start.config.peers)
     host = Host(
         keys,
         live,

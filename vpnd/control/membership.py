@@ -32,7 +32,7 @@ from vpnd.control.renewing import Renewing
 from vpnd.control.routes import Accept, Announced, announced
 from vpnd.control.saving import Saver
 from vpnd.control.state import EARLY, EXPIRED, MEMBER, MILLISECONDS, REMOVED, OwnNetwork
-from vpnd.discovery.registry import CompositeRegistry, Member
+from vpnd.discovery.registry import Member, PeerRegistry
 from vpnd.membership import enrolment, introduction, roster
 from vpnd.membership.gossip import Outcome
 from vpnd.membership.network import Network
@@ -59,7 +59,7 @@ class NetworkService:
         self,
         own: OwnNetwork,
         common: Common,
-        registry: CompositeRegistry,
+        registry: PeerRegistry,
         host: Host,
         founding: Founding,
         *,

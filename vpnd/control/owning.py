@@ -24,7 +24,7 @@ from vpnd.config import check
 from vpnd.control.common import Common
 from vpnd.discovery.contract import Owner, RegistryError
 from vpnd.discovery.ownership import NEVER, Ownership
-from vpnd.discovery.registry import CompositeRegistry
+from vpnd.discovery.registry import PeerRegistry
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ class Owning:
             self.ownership.govern((str(check.subnet(config)), *config.network.routes))
             self._configured = (config.network.virtual_ip,) if config.network.virtual_ip else ()
         self.ownership.own(own_id, self._configured)
-        self.registry = CompositeRegistry(config.peers, self.ownership)
+        self.registry = PeerRegistry(config.peers, self.ownership)
 
     def own_changed(self, own: OwnAddresses) -> None:
         """What this node is in its network."""

@@ -18,7 +18,7 @@ from vpnd.api import messages
 from vpnd.api.channel import Channel, ChannelClosed
 from vpnd.config.live import Live
 from vpnd.control.channels import TrioChannel
-from vpnd.discovery.registry import Registry
+from vpnd.discovery.registry import PeerRegistry
 from vpnd.endpoint import Endpoint
 from vpnd.errors import ProtocolViolation
 from vpnd.metrics import CounterPage
@@ -57,7 +57,7 @@ class Relaying:
     def __init__(
         self,
         live: Live,
-        registry: Registry,
+        registry: PeerRegistry,
         page: CounterPage,
         now_s: Callable[[], float],
         want_process: Callable[[], None],

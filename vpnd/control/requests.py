@@ -45,7 +45,7 @@ from vpnd.control.discovering import LocalDirectory
 from vpnd.control.membership import NetworkService
 from vpnd.control.state import EXPIRED, MEMBER, MILLISECONDS, REMOVED, OwnNetwork, milliseconds
 from vpnd.discovery.lookup import AskOwner, Lookup
-from vpnd.discovery.registry import CompositeRegistry
+from vpnd.discovery.registry import PeerRegistry
 from vpnd.errors import ConfigError, RefusedError, VpndError, kind_of
 from vpnd.membership import token
 from vpnd.membership.authority import EVERYBODY, Authority
@@ -75,7 +75,7 @@ class Requests:
         self,
         common: Common,
         network: NetworkService | None,
-        registry: CompositeRegistry,
+        registry: PeerRegistry,
         host: Host,
         *,
         connected: Callable[[str], bool],

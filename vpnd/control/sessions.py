@@ -26,7 +26,7 @@ from vpnd.control.membership import SOURCE
 from vpnd.control.owning import Owning
 from vpnd.control.planner import Planner
 from vpnd.control.traversal import Traversal
-from vpnd.discovery.registry import Change, CompositeRegistry
+from vpnd.discovery.registry import Change, PeerRegistry
 from vpnd.errors import ProtocolViolation
 from vpnd.metrics import CounterPage
 from vpnd.nat.paths import PUNCHED, RELAYED
@@ -46,7 +46,7 @@ class Sessions:
         self,
         own_id: str,
         common: Common,
-        registry: CompositeRegistry,
+        registry: PeerRegistry,
         page: CounterPage,
         owning: Owning | None,
         traversal: Traversal,
@@ -204,9 +204,10 @@ class Sessions:
     def _shard_ready(self, link: ShardLink, message: messages.SessionsHeld, now_s: float) -> None:
         for held in message.sessions:
             # From before a restart of control; they were up, or the shard would have given them up by now.
-            self._book.add(
+            mine = Held(
                 held.session_id, held.peer_id, link.index, held.initiator, now_s, up=True, path=held.path
             )
+            self._book.add(mine)
             member = self._registry.find(held.peer_id)
             if member is not None and held.initiator and held.path.kind == RELAYED:
                 self._dialer.found_relayed(member, link.index)
@@ -265,9 +266,8 @@ class Sessions:
         except ChannelClosed:
             self.shard_left(shard)
             return False
-        self._book.add(
-            session_id, session.peer_id, shard, session.initiator, self._now_s(), path=session.path
-        )
+        since_s, path = self._now_s(), session.path
+        self._book.add(Held(session_id, session.peer_id, shard, session.initiator, since_s, path=path))
         self._planner.session_added(session.peer_id)
         self.settle()
         return True

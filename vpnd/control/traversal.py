@@ -31,7 +31,7 @@ from vpnd.config import multiaddrs
 from vpnd.control.common import Common
 from vpnd.control.dialer import CalledMeanwhile
 from vpnd.control.relaying import Rate, local_networks
-from vpnd.discovery.registry import Member, Registry
+from vpnd.discovery.registry import Member, PeerRegistry
 from vpnd.endpoint import Endpoint, of_socket_address
 from vpnd.endpoint import parse as parse_endpoint
 from vpnd.errors import RemoteProtocolError
@@ -70,7 +70,7 @@ class Traversal:
         self,
         own_id: str,
         common: Common,
-        registry: Registry,
+        registry: PeerRegistry,
         host: Host,
         nursery: trio.Nursery,
         *,

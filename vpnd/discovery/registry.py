@@ -1,8 +1,6 @@
 """The registry of peers: virtual address <-> peer id <-> addresses.
 
-Control asks a `Registry` and nothing else, so the list in the configuration file can be joined by other
-sources (a signed membership, a distributed table) without control knowing. A source whose members change
-says so with a `Change`, after its answers are the new ones.
+Control asks the registry and nothing else, so what the configuration names and what a network says are one to it.
 """
 
 from __future__ import annotations
@@ -61,18 +59,6 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
         return bool(self.added or self.removed or self.changed)
 
 
-class Registry(Protocol):
-    """Where control learns about members. All methods are cheap and local: they are asked per handshake."""
-
-    def members(self) -> Sequence[Member]:
-        """All members, in a stable order."""
-        ...
-
-    def find(self, peer_id: str) -> Member | None:
-        """The member with that peer id; None for everybody else."""
-        ...
-
-
 class Owners(Protocol):
     """Who owns which address, where that is not up to the peers. See vpnd.discovery.ownership."""
 
@@ -85,27 +71,7 @@ class Owners(Protocol):
         ...
 
 
-class StaticRegistry:
-    """The `[[peers]]` of the configuration file; changes with a reload only. Owner: control."""
-
-    def __init__(self, peers: Iterable[Peer]) -> None:
-        self._members = _by_id(peers)
-
-    def members(self) -> Sequence[Member]:
-        """See Registry."""
-        return tuple(self._members.values())
-
-    def find(self, peer_id: str) -> Member | None:
-        """See Registry."""
-        return self._members.get(peer_id)
-
-    def replace(self, peers: Iterable[Peer]) -> Change:
-        """Another list from now on; returns what is different."""
-        before, self._members = self._members, _by_id(peers)
-        return difference(before, self._members)
-
-
-class CompositeRegistry:
+class PeerRegistry:
     """Configured peers and the members of the node's network. Owner: control.
 
     What is configured by hand counts: a peer id that is both is as it was configured, and of a prefix that a configured
@@ -120,11 +86,11 @@ class CompositeRegistry:
         self._all = self._settled(self._configured)
 
     def members(self) -> Sequence[Member]:
-        """See Registry."""
+        """All members, in a stable order."""
         return tuple(self._all.values())
 
     def find(self, peer_id: str) -> Member | None:
-        """See Registry."""
+        """The member with that peer id; None for everybody else. Asked at every handshake."""
         return self._all.get(peer_id)
 
     def subscribe(self, changed: Callable[[Change], object]) -> None:
