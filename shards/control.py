@@ -25,11 +25,9 @@ class ControlPort:
         self.channel: LoopChannel | None = None
 
     def session_up(self, link: Link) -> None:
-        """See PlaneEvents."""
         self.tell(messages.SessionUp(session_id=link.session_id, peer_id=link.peer.peer_id))
 
     def session_down(self, link: Link, reason: str, failed: bool) -> None:
-        """See PlaneEvents."""
         self.tell(
             messages.SessionDown(
                 session_id=link.session_id, peer_id=link.peer.peer_id, reason=reason, failed=failed
@@ -37,11 +35,9 @@ class ControlPort:
         )
 
     def session_wanted(self, peer_id: str, sessions: int, urgent: bool) -> None:
-        """See PlaneEvents."""
         self.tell(messages.SessionWanted(peer_id=peer_id, sessions=sessions, urgent=urgent))
 
     def owner_wanted(self, address: int) -> None:
-        """See PlaneEvents."""
         self.tell(messages.OwnerWanted(address=address))
 
     def tell(self, message: messages.Message) -> None:

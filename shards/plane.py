@@ -146,16 +146,13 @@ class Plane:
         return Peer(peer_id, name, self.live, self)
 
     def dispatch(self, chunk: Chunk) -> None:
-        """See PoolHost."""
         self.outbound.dispatch(chunk)
 
     def want(self, peer_id: str, sessions: int, urgent: bool) -> None:
-        """See PoolHost."""
         if not self._ended:
             self._events.session_wanted(peer_id, sessions, urgent)
 
     def want_now(self, peer: Peer) -> None:
-        """See PeerHost."""
         peer.pool.tell_wanted(urgent=True)
         self._loop.call_later(self.live.config.worker.pending_timeout, self._expire, peer)
 
@@ -186,7 +183,6 @@ class Plane:
         return True
 
     def lane_ready(self, lane: StreamLane) -> None:
-        """See LinkEvents."""
         link = lane.carrier
         if len(link.lanes) == 1:
             log.info("session %x with %s is up", link.session_id, link.peer.name)
@@ -194,29 +190,23 @@ class Plane:
         self._peer_of[link].lane_ready(lane)
 
     def lane_closed(self, lane: StreamLane) -> None:
-        """See LinkEvents."""
         self._peer_of[lane.carrier].pool.lane_closed(lane)
 
     def lane_failed(self, link: Link, reason: str) -> None:
-        """See LinkEvents."""
         log.info("session %x with %s: a stream did not open: %s", link.session_id, link.peer.name, reason)
         self._peer_of[link].pool.lane_failed(link, reason)
 
     def link_leaving(self, link: Link) -> None:
-        """See LinkEvents."""
         self._peer_of[link].pool.peer_leaves(link)
 
     def link_suspect(self, link: Link) -> None:
-        """See LinkEvents."""
         log.info("session %x with %s does not answer", link.session_id, link.peer.name)
         self._peer_of[link].pool.suspect()
 
     def link_recovered(self, link: Link) -> None:
-        """See LinkEvents."""
         log.info("session %x with %s answers again", link.session_id, link.peer.name)
 
     def link_closed(self, link: Link, reason: str, failed: bool) -> None:
-        """See LinkEvents."""
         log.info("session %x with %s: %s", link.session_id, link.peer.name, reason)
         del self.links[link.session_id]
         self.counts.sessions_closed += 1

@@ -21,7 +21,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import psutil
 
@@ -80,6 +80,16 @@ class Slot(Protocol):
 
 
 AnySlot = TypeVar("AnySlot", bound=Slot)
+
+
+def introduce(control: Child[Any], arrived: messages.Message, other: Child[Any]) -> None:
+    """Give control and another child, if both are up, the ends of a channel of their own. `arrived` tells control who
+    that is."""
+    if control.state is State.UP and other.state is State.UP:
+        controls, others = channel.pair()
+        with controls, others:
+            control.send(arrived, (controls.fileno(),))
+            other.send(messages.ControlArrived(), (others.fileno(),))
 
 
 class Child(Generic[AnySlot]):

@@ -14,10 +14,9 @@ import msgspec
 from vpnd.api.messages import RoutesKnown
 from vpnd.api.reports import OwnAddresses
 from vpnd.config.schema import Config
+from vpnd.endpoint import IPNetwork
 from vpnd.errors import ConfigError, ProtocolViolation
 from vpnd.membership.network import SHORTEST_SUBNET
-
-IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 #: Of one node, and of all members; honest ones have a few, and some hundred.
 MOST_ADDRESSES, MOST_ROUTES = 64, 8192

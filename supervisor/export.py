@@ -39,7 +39,6 @@ class ExporterSlot:
             ) from error
 
     def begin(self) -> tuple[messages.Message, tuple[int, ...]]:
-        """See children.Slot."""
         return messages.ExporterStart(config=self._live.config), (self._socket.fileno(),)
 
     def close(self) -> None:

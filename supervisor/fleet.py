@@ -12,7 +12,7 @@ import os
 from collections.abc import Coroutine, Iterable, Sequence
 from typing import Any
 
-from supervisor.children import AnySlot, Child, State
+from supervisor.children import AnySlot, Child, State, introduce
 from supervisor.network.tun import Tun
 from supervisor.overlay import Overlay
 from supervisor.priority import Priorities
@@ -20,7 +20,7 @@ from supervisor.pump import Pump
 from supervisor.questions import Questions
 from supervisor.relaying import RelayChild
 from supervisor.slots import ControlSlot, ShardSlot
-from vpnd.api import channel, messages
+from vpnd.api import messages
 from vpnd.config.live import Live
 from vpnd.config.schema import Config
 from vpnd.errors import VpndError
@@ -107,8 +107,7 @@ class Fleet:
         self.priorities.usual(control.pid)
         self._catch_up(control, control.slot.given)
         for shard in self.shards:
-            if shard.state is State.UP:
-                self._introduce(shard)
+            self._introduce(shard)
         self.relay.introduce()
         if control.own is not None and self._overlay.change(control.own):
             self.tell_own()
@@ -161,13 +160,7 @@ class Fleet:
         self.questions.heard(shard, message)
 
     def _introduce(self, shard: Child[ShardSlot]) -> None:
-        """Give control and a shard the two ends of a channel of their own."""
-        if self.control.state is not State.UP:
-            return
-        controls, shards = channel.pair()
-        with controls, shards:
-            self.control.send(messages.ShardArrived(index=shard.slot.index), (controls.fileno(),))
-            shard.send(messages.ControlArrived(), (shards.fileno(),))
+        introduce(self.control, messages.ShardArrived(index=shard.slot.index), shard)
 
     async def leave(self, shards: Sequence[Child[ShardSlot]]) -> int:
         """These end, their queues emptied. Returns how many flows moved."""

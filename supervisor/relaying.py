@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from supervisor.children import Child, State
+from supervisor.children import Child, State, introduce
 from supervisor.priority import Priorities
 from supervisor.slots import ControlSlot
-from vpnd.api import channel, messages
+from vpnd.api import messages
 from vpnd.config.live import Live
 from vpnd.errors import VpndError
 
@@ -16,7 +16,7 @@ log = logging.getLogger("supervisor")
 
 
 class RelaySlot:
-    """The relay process, seen from the supervisor. Nothing of it outlives it."""
+    """The relay process, seen from the supervisor: a children.Slot. Nothing of it outlives it."""
 
     title, role, module, more_time_s = "relay", "relay", "vpnd.relay", 0.0
 
@@ -24,7 +24,6 @@ class RelaySlot:
         self._live = live
 
     def begin(self) -> tuple[messages.Message, tuple[int, ...]]:
-        """See children.Slot."""
         return messages.RelayStart(config=self._live.config), ()
 
 
@@ -52,13 +51,8 @@ class RelayChild:
             self._starting = None
 
     def introduce(self) -> None:
-        """Give it and control, as far as both are there, the two ends of a channel of their own."""
-        if self.child.state is not State.UP or self._control.state is not State.UP:
-            return
-        controls, relays = channel.pair()
-        with controls, relays:
-            self._control.send(messages.RelayArrived(), (controls.fileno(),))
-            self.child.send(messages.ControlArrived(), (relays.fileno(),))
+        """It or control is there (again)."""
+        introduce(self._control, messages.RelayArrived(), self.child)
 
     def reconfigured(self) -> None:
         """The configuration is another one."""

@@ -90,7 +90,7 @@ def traffic_with(peer_id: str, slots: Sequence[Traffic]) -> dict[str, Any]:
 
 
 class ControlSlot:
-    """Control, seen from the supervisor. Owner: supervisor loop.
+    """Control, seen from the supervisor: a children.Slot. Owner: supervisor loop.
 
     `token`: what it joins a network with, until it has.
     """
@@ -123,7 +123,6 @@ class ControlSlot:
         return self._live.config.membership.join_timeout if self.token else 0.0
 
     def begin(self) -> tuple[messages.Message, tuple[int, ...]]:
-        """See children.Slot."""
         config = self.given = self._live.config
         os.lseek(self._identity_fd, 0, os.SEEK_SET)  # the offset is shared with the children before
         start = messages.ControlStart(
@@ -141,7 +140,7 @@ class ControlSlot:
 
 
 class ShardSlot:
-    """Shard `index`, seen from the supervisor. Owner: supervisor loop.
+    """Shard `index`, seen from the supervisor: a children.Slot. Owner: supervisor loop.
 
     The books, for the way out:  packets_from_tun = packets_sent + dropped + packets_queued. When a process is killed
     what it had taken is gone; `ended` settles the difference as shard_died, so that the sum holds for ever.

@@ -9,14 +9,13 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import pwd
 import stat
 from pathlib import Path
 
-from vpnd import trust
+from vpnd import privileges, trust
 from vpnd.config import paths
 from vpnd.config.schema import Config
-from vpnd.errors import AlreadyRunningError, MachineError, PrivilegeError
+from vpnd.errors import AlreadyRunningError, MachineError
 
 #: Of the network's directory: process.user's, and root's group may read it.
 NETWORK_MODE = 0o750
@@ -52,12 +51,7 @@ def open_network(config: Config) -> int:
     Raises PrivilegeError for a user that does not exist, MachineError when the directory cannot be used.
     """
     path = paths.network_dir(config)
-    try:
-        user = pwd.getpwnam(config.process.user)
-    except KeyError:
-        raise PrivilegeError(
-            f"there is no user {config.process.user!r}: set process.user to an unprivileged one"
-        ) from None
+    user = privileges.entry_of(config.process.user)
     try:
         with contextlib.suppress(FileExistsError):
             os.mkdir(path, 0o700)

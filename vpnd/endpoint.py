@@ -1,4 +1,4 @@
-"""An IP address with a TCP port, as a value."""
+"""An IP address with a TCP port, as a value; and what types of ipaddress are called that may be of either version."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import NamedTuple
 from vpnd.config.multiaddrs import MAX_PORT
 
 IP = ipaddress.IPv4Address | ipaddress.IPv6Address
+IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class Endpoint(NamedTuple):

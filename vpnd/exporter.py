@@ -145,7 +145,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
     server_version, sys_version = "vpnd", ""
 
     def setup(self) -> None:
-        """See socketserver."""
         super().setup()
         self.connection.settimeout(self.server.told.config.metrics.timeout)
 
@@ -198,7 +197,6 @@ class Exposed(Collector):
         self._status, self._per_peer = status, per_peer
 
     def collect(self) -> Iterator[Metric]:
-        """See prometheus_client."""
         status = self._status
         yield from _node(status)
         yield from _processes(status)

@@ -82,6 +82,14 @@ def existing(user: str) -> str:
     return SHARED_USER
 
 
+def entry_of(user: str) -> pwd.struct_passwd:
+    """What the system knows of process.user. Raises PrivilegeError when there is no such user."""
+    try:
+        return pwd.getpwnam(user)
+    except KeyError:
+        raise PrivilegeError(f"there is no user {user!r}: set process.user to an unprivileged one") from None
+
+
 def _is_there(user: str) -> bool:
     try:
         pwd.getpwnam(user)
@@ -101,12 +109,7 @@ def drop(user: str, parent_pid: int) -> None:
     """
     was_root = os.geteuid() == 0
     if was_root:
-        try:
-            entry = pwd.getpwnam(user)
-        except KeyError:
-            raise PrivilegeError(
-                f"there is no user {user!r}: set process.user to an unprivileged one"
-            ) from None
+        entry = entry_of(user)
         if entry.pw_uid == 0 or entry.pw_gid == 0:
             raise PrivilegeError(f"user {user!r} is root: set process.user to an unprivileged one")
         # The bounding set can be emptied only while CAP_SETPCAP is still held, so before the user changes.

@@ -10,13 +10,13 @@ does it.
 from __future__ import annotations
 
 import os
-import pwd
 
 from supervisor import statedir
 from supervisor.network.filter import Filter, KillSwitch, table_name
 from supervisor.network.policy import Place, PolicyTable
+from vpnd import privileges
 from vpnd.config.schema import Config
-from vpnd.errors import MachineError, PrivilegeError
+from vpnd.errors import MachineError
 
 
 def is_on(config: Config, *, in_network: bool) -> bool:
@@ -25,14 +25,9 @@ def is_on(config: Config, *, in_network: bool) -> bool:
 
 
 def place(config: Config) -> Place:
-    """Where the node's own routes and rules are. Raises MachineError for a process.user that is not there."""
+    """Where the node's own routes and rules are. Raises PrivilegeError for a process.user that is not there."""
     network = config.network
-    try:
-        user = pwd.getpwnam(config.process.user).pw_uid
-    except KeyError:
-        raise PrivilegeError(
-            f"there is no user {config.process.user!r}: set process.user to an unprivileged one"
-        ) from None
+    user = privileges.entry_of(config.process.user).pw_uid
     return Place(network.interface, network.route_table, network.rule_priority, user)
 
 

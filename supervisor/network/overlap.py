@@ -19,9 +19,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from supervisor.network.netlink import TABLE_MAIN, IPRoute, converse
+from vpnd.endpoint import IPNetwork
 from vpnd.errors import ConfigError
-
-IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 LOOPBACK = "lo"
 #: rtnetlink's RTM_F_CLONED: a cached copy of a route, not one somebody set

@@ -22,8 +22,7 @@ from typing import Any, NamedTuple
 
 from supervisor.network.netlink import TABLE_LOCAL, TABLE_MAIN, IPRoute, NetlinkError, converse, number_of
 from supervisor.network.routes import RTPROT_STATIC, network_of
-
-IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
+from vpnd.endpoint import IPNetwork
 
 EVERYTHING: dict[int, IPNetwork] = {
     4: ipaddress.ip_network("0.0.0.0/0"),

@@ -21,13 +21,12 @@ from typing import Any, NamedTuple
 
 from supervisor.network.netlink import TABLE_LOCAL, TABLE_MAIN, IPRoute, NetlinkError, converse, number_of
 from vpnd.config.schema import Retry as RetrySettings
+from vpnd.endpoint import IP, IPNetwork
 from vpnd.errors import MachineError
 from vpnd.packet.offload.headers import UDP_MAX_SEGMENTS
 from vpnd.resilience import Backoff, Retry
 
-IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 IPInterface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
-IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 #: rtnetlink's IN6_ADDR_GEN_MODE_NONE: no link-local address, hence no router solicitations from it.
 ADDR_GEN_MODE_NONE = 1
@@ -375,7 +374,7 @@ def _addresses_of(netlink: IPRoute, index: int) -> list[IPInterface]:
     ]
 
 
-def _local_of(netlink: IPRoute, index: int, version: int) -> set[IPAddress]:
+def _local_of(netlink: IPRoute, index: int, version: int) -> set[IP]:
     """What the kernel takes for this machine's own on that device."""
     family = socket.AF_INET if version == 4 else socket.AF_INET6
     found = netlink.get_routes(family=family, table=TABLE_LOCAL, oif=index)

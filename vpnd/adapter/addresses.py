@@ -12,7 +12,7 @@ import psutil
 import trio
 
 from vpnd.config import multiaddrs
-from vpnd.endpoint import Endpoint
+from vpnd.endpoint import IP, Endpoint
 from vpnd.errors import ConfigError
 
 #: Protocol name in a multiaddr -> address family to look a host name up in.
@@ -33,8 +33,6 @@ INSIDE = (
     "podman",
     "kube",
 )
-
-IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def parse_endpoint(text: str) -> Endpoint:
@@ -97,8 +95,8 @@ def expand_wildcards(
     return list(dict.fromkeys((*named, *found)))
 
 
-def _interface_addresses(without: str) -> list[IPAddress]:
-    found: list[tuple[int, int, IPAddress]] = []
+def _interface_addresses(without: str) -> list[IP]:
+    found: list[tuple[int, int, IP]] = []
     uplinks = _uplinks()
     for name, entries in psutil.net_if_addrs().items():
         if name == without:

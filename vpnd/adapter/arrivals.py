@@ -48,7 +48,6 @@ class Arrival(RawConnection):
         self.source = source_of(remote[0]) if remote is not None else ""
 
     async def read(self, n: int | None = None) -> bytes:
-        """See RawConnection."""
         data = await super().read(n)
         if not self.progress:
             self.progress = Progress.SPOKE

@@ -309,7 +309,6 @@ class _BareValues(ValueStore):
     """Keeps the key and value of a record that was checked, and the time, and nothing else that came with it."""
 
     def put_record(self, key: bytes, record: Record) -> None:
-        """See ValueStore."""
         super().put_record(key, Record(key=key, value=record.value, timeReceived=format_time_rfc3339()))
 
 

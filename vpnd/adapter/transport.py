@@ -40,7 +40,6 @@ class WatchfulTcp(TCP):
         return raw
 
     def create_listener(self, handler_function: THandler) -> TCPListener:
-        """See TCP."""
 
         async def handler(stream: Any) -> None:
             self.watch(stream.stream)

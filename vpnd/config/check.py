@@ -14,10 +14,8 @@ from typing import Protocol
 
 from vpnd.config import multiaddrs, paths
 from vpnd.config.schema import Config, Peer
+from vpnd.endpoint import IP, IPNetwork
 from vpnd.session import SUBNET_NODE
-
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-Prefix = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 #: Where the virtual IP of a node is taken from whose configuration names none; a part of 10.0.0.0/8 few networks use.
 DEFAULT_NETWORK = ipaddress.IPv4Network("10.86.0.0/16")
@@ -65,7 +63,7 @@ def default_virtual_ip(peer_id: str) -> str:
     return str(DEFAULT_NETWORK.network_address + (third << 8) + fourth)
 
 
-def subnet(config: Config) -> Prefix:
+def subnet(config: Config) -> IPNetwork:
     """The VPN's subnet. Without a virtual_ip: around the network default addresses are chosen from."""
     address = config.network.virtual_ip or str(DEFAULT_NETWORK.network_address)
     longest = ipaddress.ip_address(address).max_prefixlen
@@ -90,7 +88,7 @@ def _network(config: Config, report: Report) -> None:
             report("network.routes", list(network.routes), text)
 
 
-def _names_network(address: Address, network: Prefix) -> bool:
+def _names_network(address: IP, network: IPNetwork) -> bool:
     """True for the first address of a network, and the last of an IPv4 one; /31 and longer have neither."""
     if network.prefixlen >= network.max_prefixlen - 1:
         return False

@@ -139,7 +139,6 @@ class Relaying:
         return ""
 
     def meets(self, caller: str, callee: str) -> str:
-        """See Serving."""
         settings = self._live.config.relay
         if self._registry.find(callee) is None or caller == callee:
             return NOT_MEMBER
@@ -148,7 +147,6 @@ class Relaying:
         return "" if self._rate.allows(caller, settings.max_meets) else TOO_OFTEN
 
     async def room(self, caller: str, callee: str) -> bool:
-        """See Serving."""
         settings = self._live.config.relay
         load = Counter(peer_id for pair in self._pairs.values() for peer_id in pair)
         if len(self._pairs) >= settings.max_sessions:
@@ -162,7 +160,6 @@ class Relaying:
         return self._channel is not None
 
     def join(self, caller: str, callee: str, sockets: tuple[int, int]) -> None:
-        """See Serving."""
         self._next += 1
         self._pairs[self._next] = (caller, callee)
         self._send(messages.RelayPair(number=self._next, members=(caller, callee)), sockets)

@@ -20,9 +20,8 @@ import msgspec
 
 from vpnd.api.messages import RoutesKnown
 from vpnd.api.reports import OwnAddresses
+from vpnd.endpoint import IPNetwork
 from vpnd.membership.roster import Member
-
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class Accept(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,7 +86,7 @@ def _exit(members: list[Member], wanted: str) -> tuple[str, tuple[str, ...]]:
     return "", (f"network.exit_node: there is no member {wanted}",)
 
 
-def _meets(network: Network, ours: Iterable[Network]) -> bool:
+def _meets(network: IPNetwork, ours: Iterable[IPNetwork]) -> bool:
     """Whether a network is a part of ours. A broader one is fine: ours is more specific in every table."""
     return any(
         network.version == other.version and network.subnet_of(other)  # type: ignore[arg-type]

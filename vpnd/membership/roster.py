@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 
 import msgspec
 
+from vpnd.endpoint import IPNetwork
 from vpnd.membership.statements import Membership, Presence
 
 #: What a claim is worth, the smaller the more: the seniority of the authority that gave it, the enrolment.
@@ -108,9 +109,6 @@ class Claims:
             if losers:
                 found.append(Conflict(what, owner, losers))
         return tuple(found)
-
-
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class Valid(msgspec.Struct, frozen=True):
@@ -276,7 +274,7 @@ def permitted(announced: tuple[str, ...], allowed: tuple[str, ...]) -> tuple[str
     return tuple(text for text in announced if any(_within(ipaddress.ip_network(text), one) for one in wide))
 
 
-def _within(network: Network, allowed: Network) -> bool:
+def _within(network: IPNetwork, allowed: IPNetwork) -> bool:
     if network == allowed:
         return True
     if not allowed.prefixlen or network.version != allowed.version:
