@@ -16,6 +16,7 @@ from lab import (
     settled,
     unharmed,
     wait_until,
+    within,
 )
 
 pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.alone]
@@ -71,7 +72,7 @@ def test_a_blackholed_peer_is_left_alone_holds_up_nobody_and_is_back_at_once() -
             f"noticed after {noticed_s:.2f} s, circuit open after {opened_s:.2f} s, {pace:.2f} dials/s then; "
             f"resumed {resumed_s:.2f} s after; beside: {before:.0f}, {during:.0f}, {after:.0f} Mbit/s"
         )
-        assert resumed_s < RESUMED_S
+        assert resumed_s < within(RESUMED_S)
         assert pace < 1.0, "an open circuit is probed now and then"
         assert waiting < 2000, "nothing piles up for a peer that is left alone"
         assert during > min(before, after) * (1 - TOLERANCE), (

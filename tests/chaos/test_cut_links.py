@@ -25,6 +25,7 @@ from lab import (
     wait_connected,
     wait_for_answer,
     wait_until,
+    within,
 )
 
 pytestmark = pytest.mark.root
@@ -54,7 +55,7 @@ def test_resets_cost_what_was_on_its_way_and_no_more() -> None:
         print(f"lost {flow.lost} of {flow.sent}, longest gap {flow.longest_gap_s():.3f} s")
         assert flow.late == 0
         assert flow.lost < 0.05 * flow.sent
-        assert flow.longest_gap_s() < 1.0
+        assert flow.longest_gap_s() < within(1.0)
         for node in nodes:
             assert set(drops(settled(node))) <= LOST_WITH_SESSIONS
 
@@ -72,7 +73,7 @@ def test_a_storm_of_resets_ends_with_its_end() -> None:
             time.sleep(BACK_S + 0.5)
         again_s = min(moment for moment in flow.times_s if moment > calm_s) - calm_s
         print(f"again after {again_s:.2f} s")
-        assert again_s < BACK_S
+        assert again_s < within(BACK_S)
         assert flow.late == 0
         assert set(drops(settled(a))) <= LOST_WITH_SESSIONS
 
@@ -91,7 +92,7 @@ def test_a_link_that_flaps_costs_packets_and_keeps_nothing() -> None:
         again_s = min(moment for moment in flow.times_s if moment > up_s) - up_s
         suspected = sum(shard["health_failures"] for node in nodes for shard in node.ask()["shards"])
         print(f"again after {again_s:.2f} s, {flow.lost} of {flow.sent} lost, {flow.late} late")
-        assert again_s < BACK_S
+        assert again_s < within(BACK_S)
         # What a session had on its way when it fell silent comes after all if it recovers, by when its flows have
         # gone on elsewhere: once for each time, at most.
         assert flow.late <= suspected

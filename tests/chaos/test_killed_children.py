@@ -24,6 +24,7 @@ from lab import (
     tcp_transfer,
     wait_connected,
     wait_until,
+    within,
 )
 
 pytestmark = pytest.mark.root
@@ -49,7 +50,7 @@ def test_a_killed_shard_costs_the_other_shards_flows_nothing_and_its_own_not_lon
             wait_connected([a, b])
             time.sleep(0.5)
         assert (other.lost, other.late) == (0, 0)
-        assert own.longest_gap_s() < AGAIN_S
+        assert own.longest_gap_s() < within(AGAIN_S)
         assert own.numbers[-1] > 0.99 * own.sent
         print(f"its own flow: nothing for {own.longest_gap_s():.3f} s, {own.lost} of {own.sent} lost")
         for node in (a, b):
@@ -66,7 +67,7 @@ def test_a_killed_shard_of_the_receiver_costs_a_moment_at_most() -> None:
                 kill_shard(b, index)
                 time.sleep(1.5)
                 wait_connected([a, b])
-            assert max(first.longest_gap_s(), second.longest_gap_s()) < AGAIN_S
+            assert max(first.longest_gap_s(), second.longest_gap_s()) < within(AGAIN_S)
             # From the second death on, both flows may end in the shard that took over after the first.
             if index == 0:
                 assert first.lost == 0 or second.lost == 0, "the flow over the shard that lives loses nothing"
@@ -110,7 +111,7 @@ def test_children_that_die_together_come_back_together() -> None:
             time.sleep(0.5)
         for flow in (first, second):
             # Control alone takes half of it to load.
-            assert flow.longest_gap_s() < 2 * AGAIN_S
+            assert flow.longest_gap_s() < within(2 * AGAIN_S)
             assert flow.late == 0
         dropped = settled(a)["dropped"]
         assert dropped["no_route"] == 0, "a shard knows the peers before control is back"

@@ -28,7 +28,7 @@ from vpnd.metrics import CONTROL_COUNTERS, create_page
 
 REPOSITORY = Path(__file__).parents[2]
 #: Nothing here takes long; a wait that does has failed.
-PATIENCE_S = 15.0
+PATIENCE_S = 60.0
 #: Ciphers of Noise and how they write their nonce (https://noiseprotocol.org/noise.html, 12.3 and 12.4).
 CIPHERS: dict[str, tuple[Any, str]] = {
     "chachapoly": (ChaCha20Poly1305, "<4xQ"),

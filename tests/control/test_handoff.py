@@ -191,7 +191,7 @@ def test_an_address_that_does_not_answer_costs_a_dial_connect_timeout_only(
                 begun_s = trio.current_time()
                 with pytest.raises(DialError, match=r"no connection within 0\.2 s"):
                     await a.host.dial(silent, b.peer_id)
-                assert 0.2 <= trio.current_time() - begun_s < 1.0
+                assert 0.2 <= trio.current_time() - begun_s < 5.0
 
                 async def two(text: str) -> list[Any]:
                     return [parse_endpoint(silent), parse_endpoint(b.address)]

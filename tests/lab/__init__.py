@@ -8,7 +8,7 @@ from __future__ import annotations
 from .bulk import Bulk
 from .faults import blackhole, cut_connections, flap, lossy, moved, reset_storm
 from .ledger import Ledger, children, unharmed
-from .network import Lab, LabError, Namespace, clean_exit_on_signals, wait_until
+from .network import Lab, LabError, Namespace, clean_exit_on_signals, wait_until, within
 from .node import Node, mesh_of_nodes, module_command, pair_of_nodes, script_command, to_toml
 from .processes import cpu_seconds, own_pss_bytes, process_tree, pss_bytes
 from .running import check_logs, connected, drops, running_nodes, settled, wait_connected
@@ -77,4 +77,5 @@ __all__ = [
     "wait_connected",
     "wait_for_answer",
     "wait_until",
+    "within",
 ]

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .network import Lab, LabError, Namespace, wait_until
+from .network import Lab, LabError, Namespace, wait_until, within
 
 ROOT = Path(__file__).resolve().parents[2]
 P2P_PORT = 4001
@@ -102,7 +102,8 @@ class Node:
 
     def wait_ready(self, timeout_s: float = 20.0) -> dict[str, Any]:
         """Wait until the daemon says it is ready; its status. Raises LabError, with the log's end, when it is
-        not within `timeout_s` or the daemon ended."""
+        not within `timeout_s` (see `within`) or the daemon ended."""
+        timeout_s = within(timeout_s)
         deadline = time.monotonic() + timeout_s
         while True:
             status = self.ask()

@@ -23,6 +23,7 @@ from lab import (
     settled,
     wait_connected,
     wait_until,
+    within,
 )
 
 from vpnd import errors
@@ -137,7 +138,7 @@ def test_a_shard_that_hangs_when_it_should_leave_is_ended_and_accounted_for() ->
         assert "did not stop in time" in a.log_file.read_text()
         status = settled(a)
         assert 0 < moving.lost == status["dropped"]["shard_died"]
-        assert moving.longest_gap_s() < CHANGED_S
+        assert moving.longest_gap_s() < within(CHANGED_S)
 
 
 def test_of_two_changes_at_once_one_is_refused_and_neither_harms(pair: tuple[Node, Node]) -> None:

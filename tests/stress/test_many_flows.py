@@ -17,6 +17,7 @@ from lab import (
     socket_in,
     tcp_transfer,
     wait_until,
+    within,
 )
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
@@ -64,7 +65,7 @@ def test_twenty_thousand_destinations_are_forgotten_again_and_hold_up_nobody(pai
         created = sum(shard["flows_created"] for shard in a.ask()["shards"])
         assert created > 2 * MOST_FLOWS  # what the device itself could not queue never came here
     assert beside.late == 0
-    assert beside.longest_gap_s() < 1.0
+    assert beside.longest_gap_s() < within(1.0)
     wait_until(lambda: max(flows(a)) <= 100, 15, "idle flows are forgotten")
     status = settled(a)
     for shard in status["shards"]:
