@@ -29,6 +29,7 @@ def session_report(link: Link) -> SessionReport:
         age_s=link.now() - link.opened_s,
         health="suspect" if link.suspect else "healthy",
         queue_delay_ms=link.queue.delay_s * 1000,
+        segment_bytes=link.segment_bytes(),
         **link.traffic()._asdict(),
     )
 

@@ -37,6 +37,10 @@ class ControlPort:
     def session_wanted(self, peer_id: str, sessions: int, urgent: bool) -> None:
         self.tell(messages.SessionWanted(peer_id=peer_id, sessions=sessions, urgent=urgent))
 
+    def segments_stuck(self, peer_id: str) -> None:
+        """See PlaneEvents."""
+        self.tell(messages.SegmentsStuck(peer_id=peer_id))
+
     def owner_wanted(self, address: int) -> None:
         self.tell(messages.OwnerWanted(address=address))
 

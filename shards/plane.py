@@ -44,6 +44,9 @@ class PlaneEvents(Protocol):
     def session_wanted(self, peer_id: str, sessions: int, urgent: bool) -> None:
         """So many are wanted with the peer from now on."""
 
+    def segments_stuck(self, peer_id: str) -> None:
+        """Large TCP segments do not reach the peer: sessions are to be made with small ones."""
+
     def owner_wanted(self, address: int) -> None:
         """Packets are for this IPv4 address, which no peer has."""
 
@@ -203,6 +206,12 @@ class Plane:
         log.info("session %x with %s does not answer", link.session_id, link.peer.name)
         self._peer_of[link].pool.suspect()
 
+    def link_stuck(self, link: Link) -> None:
+        """See LinkEvents."""
+        log.info("session %x with %s: large segments do not arrive", link.session_id, link.peer.name)
+        self._events.segments_stuck(link.peer.peer_id)
+        self._peer_of[link].pool.suspect()
+
     def link_recovered(self, link: Link) -> None:
         log.info("session %x with %s answers again", link.session_id, link.peer.name)
 
@@ -229,6 +238,8 @@ class Plane:
 
     def _scale(self) -> None:
         now_s = self.now()
+        for link in self.links.values():
+            link.look_for_stuck()
         for peer in self.peers:
             if peer.pool.carriers:
                 peer.multiplexer.rebalance(now_s)

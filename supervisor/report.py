@@ -179,6 +179,9 @@ def _peer(who: PeerReport, sessions: list[SessionReport], slots: list[ShardSlot]
         suspect=sum(session.health != "healthy" for session in sessions),
         queued_bytes=sum(session.queued_bytes for session in sessions),
         queue_delay_ms=max((session.queue_delay_ms for session in sessions), default=0.0),
+        segment_bytes=min(
+            (session.segment_bytes for session in sessions if session.segment_bytes), default=0
+        ),
         drops=drops_with(who.peer_id, traffic),
         **traffic_with(who.peer_id, traffic),
     )

@@ -145,6 +145,12 @@ class Peer(PeerReport, frozen=True):
     suspect: Annotated[int, told("Sessions whose last probe failed.")] = 0
     queued_bytes: Annotated[int, told("Waits for its sessions.", "bytes")] = 0
     queue_delay_ms: Annotated[float, told("How long the packet sent last waited.", "milliseconds")] = 0.0
+    segment_bytes: Annotated[
+        int,
+        told(
+            "Largest TCP segment (MSS) of its sessions, the smallest of them; 0 without a session.", "bytes"
+        ),
+    ] = 0
     bytes_sent: Annotated[int, told("To it since the start.", "bytes")] = 0
     bytes_received: Annotated[int, told("From it since the start.", "bytes")] = 0
     packets_sent: Annotated[int, told("To it since the start.", "records")] = 0

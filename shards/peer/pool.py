@@ -112,6 +112,9 @@ class StreamPool:
             return
         if lane.carrier.suspect:
             return
+        for carrier in self.carriers:
+            if carrier.suspect:
+                carrier.check_alive()  # there is a way: what waits does not have to wait for the usual deadline
         for carrier in self._replacing & set(self.carriers):
             if carrier is not lane.carrier and not carrier.leaving and lane.carrier.initiator:
                 self.leave(carrier)

@@ -58,6 +58,9 @@ class LinkEvents(Protocol):
     def link_suspect(self, link: Link) -> None:
         """A probe was not answered in time."""
 
+    def link_stuck(self, link: Link) -> None:
+        """Its large TCP segments do not arrive, or the peer's."""
+
     def link_recovered(self, link: Link) -> None:
         """It was suspect, and something was heard."""
 
@@ -133,11 +136,11 @@ class Link:
     ) -> None:
         """`path`: how it reaches the peer, for those who ask."""
         self.session_id, self.initiator, self.peer, self.path = session_id, initiator, peer, path
-        self.now = common.now
+        self.now, self._live = common.now, common.live
         self.queue = FairQueue(common.live, peer.drops)
         self.lanes: list[StreamLane] = []
         self.rtt_s: float | None = None
-        self.closed = self.left = self.peer_left = False
+        self.closed = self.left = self.peer_left = self._stuck = False
         self.opened_s = self.heard_s = self.now()
         self.health = HealthTimer(common.live, self.now, lambda: self.heard_s, self._on_verdict)
         self.packets_sent = self.bytes_sent = 0
@@ -488,6 +491,23 @@ class Link:
     def check_alive(self) -> None:
         self.health.hurry()
 
+    def look_for_stuck(self) -> None:
+        """Something on the way may drop what is larger than its MTU, and nobody hears of it: from time to time.
+
+        Seen from who sends, a segment is sent again and again; from the other end, everything is acknowledged and
+        nothing comes. A peer that has vanished looks the same, but takes no new session either.
+        """
+        settings, tcp = self._live.config.session, None if self.closed else self._transport.tcp_state()
+        if tcp is None:
+            return
+        unanswered = self.health.health.suspect and not tcp.unacknowledged
+        stuck = tcp.segment_bytes > settings.small_segment and (
+            unanswered or tcp.retransmissions >= settings.stuck_retransmissions
+        )
+        begins, self._stuck = stuck and not self._stuck, stuck
+        if begins:
+            self._events.link_stuck(self)
+
     def close(self, reason: str, *, failed: bool = True, polite: bool = False) -> None:
         if self.closed:
             return
@@ -521,7 +541,7 @@ class Link:
 
     @property
     def suspect(self) -> bool:
-        return self.health.health.suspect
+        return self._stuck or self.health.health.suspect
 
     @property
     def usable(self) -> bool:
@@ -563,6 +583,11 @@ class Link:
     def local_address(self) -> str:
         """See Transport."""
         return self._transport.local_address()
+
+    def segment_bytes(self) -> int:
+        """The largest TCP segment that is sent; 0 where there is none."""
+        tcp = None if self.closed else self._transport.tcp_state()
+        return 0 if tcp is None else tcp.segment_bytes
 
     def endpoints(self) -> tuple[str, str]:
         """See Transport."""

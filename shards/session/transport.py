@@ -13,7 +13,7 @@ import socket
 import struct
 import sys
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from vpnd.config.schema import Session as Settings
 
@@ -30,6 +30,19 @@ _SIOCOUTQ = 0x5411
 _SIOCOUTQNSD = 0x894B
 #: struct linger: wait for the send queue, but not at all.
 _RESET = struct.pack("ii", 1, 0)
+
+
+#: Begin of Linux' struct tcp_info (include/uapi/linux/tcp.h): retransmissions in a row, snd_mss, unacked segments.
+_TCP_INFO = struct.Struct("=2xB5x8xI4xI")
+
+
+class TcpState(NamedTuple):
+    """Of a TCP connection: the largest segment it sends; how often in a row the oldest unacknowledged one was sent
+    again; how many segments are not acknowledged."""
+
+    segment_bytes: int
+    retransmissions: int
+    unacknowledged: int
 
 
 class Transport(Protocol):
@@ -53,6 +66,9 @@ class Transport(Protocol):
 
     def outstanding(self) -> int:
         """Bytes it has taken and of which it is not known that they have arrived."""
+
+    def tcp_state(self) -> TcpState | None:
+        """How the TCP below does; None where there is none."""
 
     def local_address(self) -> str:
         """The IP address of this end; empty if it has none, or the kernel does not know any more."""
@@ -103,6 +119,13 @@ class SocketTransport:
 
     def _queued(self, request: int) -> int:
         return int.from_bytes(fcntl.ioctl(self._sock, request, bytes(4)), sys.byteorder)
+
+    def tcp_state(self) -> TcpState | None:
+        if not self._tcp:
+            return None
+        info = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
+        retransmissions, segment, unacknowledged = _TCP_INFO.unpack(info)
+        return TcpState(segment, retransmissions, unacknowledged)
 
     def local_address(self) -> str:
         address = self._ask(self._sock.getsockname)

@@ -72,6 +72,7 @@ MESSAGES: list[Message] = [
     messages.RelayMoved(bytes=1 << 40),
     messages.SessionDown(session_id=1, peer_id="p", reason="gone"),
     messages.SessionWanted(peer_id="p"),
+    messages.SegmentsStuck(peer_id="p"),
     messages.OwnersAsked(networks=("10.86.0.0/16",)),
     messages.OwnerWanted(address=0x0A560002),
 ]  # fmt: skip

@@ -16,7 +16,7 @@ from planner_node import Node, member, settings
 from vpnd.adapter.dial import DialError
 from vpnd.adapter.handoff import Detached
 from vpnd.config.live import Live
-from vpnd.config.schema import P2P, Config, Nat
+from vpnd.config.schema import P2P, Config, Nat, Session
 from vpnd.control.book import Held
 from vpnd.control.dialer import CalledMeanwhile, Dialer
 from vpnd.discovery.registry import Member
@@ -30,8 +30,10 @@ class SilentHost:
     def __init__(self) -> None:
         self.begun: list[tuple[float, str]] = []
         self.begun_s = trio.current_time()
+        self.small: list[bool] = []
 
-    async def dial(self, address: str, peer_id: str) -> Any:
+    async def dial(self, address: str, peer_id: str, *, small: bool) -> Any:
+        self.small.append(small)
         self.begun.append((round(trio.current_time() - self.begun_s, 3), address))
         await trio.sleep_forever()
 
@@ -39,14 +41,15 @@ class SilentHost:
 class RefusingHost(SilentHost):
     """Nobody is there."""
 
-    async def dial(self, address: str, peer_id: str) -> Any:
+    async def dial(self, address: str, peer_id: str, *, small: bool) -> Any:
+        self.small.append(small)
         raise DialError(f"{address}: connection refused")
 
 
 class AnsweringHost(SilentHost):
     """Everybody is there."""
 
-    async def dial(self, address: str, peer_id: str) -> Any:
+    async def dial(self, address: str, peer_id: str, *, small: bool) -> Any:
         return session(peer_id, Path(kind=DIRECT))
 
 
@@ -155,6 +158,31 @@ def test_so_many_dials_are_under_way_and_other_settings_hold_at_once() -> None:
         assert len(host.begun) == 4
 
     played(config, node, then)
+
+
+@pytest.mark.setting("session.small_segment_for")
+def test_a_peer_that_large_segments_do_not_reach_gets_small_ones_for_a_while() -> None:
+    config = msgspec.structs.replace(settings(), session=Session(small_segment_for=30.0))
+    node = Node("a", member("m", addresses=("/ip4/192.0.2.1/tcp/4001",)), config=config)
+    node.planner.shard_ready(0, 0.0)
+
+    async def then(live: Live, host: SilentHost, dialer: Dialer) -> None:
+        async def dialed(seconds: float) -> set[bool]:
+            host.small.clear()
+            node.planner.wanted("m", 0, 1, True, 0.0)
+            await trio.sleep(seconds)
+            return set(host.small)
+
+        assert await dialed(20.0) == {False}
+        assert dialer.segments_stuck("m") and not dialer.segments_stuck("m")
+        assert await dialed(29.0) == {True}
+        await trio.sleep(2.0)
+        assert await dialed(20.0) == {False}
+        assert dialer.segments_stuck("m")
+        dialer.network_changed()
+        assert await dialed(20.0) == {False}
+
+    played(config, node, then, host_of=RefusingHost)
 
 
 @pytest.mark.setting("p2p.address_stagger")

@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable
 from random import Random
 
+from shards.session.transport import TcpState
 from simulation.clock import VirtualLoop, Watched
 from vpnd.config.schema import Session
 
@@ -98,6 +99,7 @@ class FakeTransport(Watched):
         self._connection, self._network, self._address = connection, connection.network, address
         self._loop = connection.network.loop
         self.closed = False
+        self.tcp: TcpState | None = None
         self._error = 0
         self._unsent = bytearray()
         self._on_way: deque[bytes] = deque()
@@ -133,6 +135,9 @@ class FakeTransport(Watched):
 
     def unsent(self) -> int:
         return len(self._unsent)
+
+    def tcp_state(self) -> TcpState | None:
+        return self.tcp
 
     def outstanding(self) -> int:
         return len(self._unsent) + self._on_way_bytes

@@ -108,6 +108,10 @@ class Node:
         """See shards.plane.PlaneEvents: no contract here gives addresses away."""
         raise AssertionError(address)
 
+    def segments_stuck(self, peer_id: str) -> None:
+        """See shards.plane.PlaneEvents: the made-up network takes segments of any size."""
+        raise AssertionError(peer_id)
+
     def session_wanted(self, peer_id: str, sessions: int, urgent: bool) -> None:
         self._later(self._on_wanted, peer_id, sessions, urgent)
 

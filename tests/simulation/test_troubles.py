@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from shards.session.transport import TcpState
 from simulation.stage import Stage, stage
 
 HOUR_S = 3600.0
@@ -67,6 +68,42 @@ def test_a_peer_that_dials_anew_has_perhaps_lost_what_it_had():
         on.send()
         on.run(0.1)
         assert on.world.last_arrived(on.a, on.b, 1)
+
+
+@pytest.mark.setting("session.stuck_retransmissions")
+@pytest.mark.parametrize(
+    ("tcp", "begins"),
+    [
+        (TcpState(1448, 6, 3), False),
+        (TcpState(1448, 7, 3), True),
+        (TcpState(1220, 7, 3), False),  # it has small segments already: something else is wrong
+    ],
+)
+def test_another_session_is_made_where_large_segments_do_not_arrive(tcp, begins):
+    session = PATIENT | {"stuck_retransmissions": 7}
+    with stage(session=session, health={"interval": HOUR_S, "urgent_timeout": 0.3}) as on:
+        told = []
+        on.a.segments_stuck = told.append
+        (old,) = on.links()
+        on.connection_of(old).vanish()
+        old._transport.tcp = tcp
+        on.run(5.0)
+        assert told == ["b"] * begins
+        assert old.closed == begins and len(on.links()) == 1
+        on.send()
+        on.run(0.1)
+        assert bool(on.world.last_arrived(on.a, on.b, 1)) == begins
+
+
+def test_a_peer_that_acknowledges_everything_and_answers_nothing_may_not_get_its_own_segments_through():
+    with stage(session=PATIENT, health={"interval": 0.5, "timeout": 0.2}) as on:
+        told = []
+        on.a.segments_stuck = told.append
+        (old,) = on.links()
+        on.connection_of(old).vanish()
+        old._transport.tcp = TcpState(1448, 0, 0)
+        on.run(2.0)
+        assert told == ["b"]
 
 
 @pytest.mark.setting("health.warm_interval", "health.warm_for")

@@ -132,13 +132,17 @@ class Host:
             timeout_s=membership.guest_timeout,
             count=count,
         )
-        self._tcp = WatchfulTcp(config.session.user_timeout, p2p.keepalive_interval, self._permits)
+        # Segments that pass everywhere for what carries little, or came about by detours: what a middle with a smaller
+        # MTU drops in silence is lost for good.
+        watched = config.session.user_timeout, p2p.keepalive_interval, self._permits
+        self._small_tcp = WatchfulTcp(*watched, config.session.small_segment)
+        self._tcp = WatchfulTcp(*watched)
         self.libp2p: Any = new_host(
             key_pair=keys,
             sec_opt={NOISE: MembersOnlyNoise(keys, self.desk.lets_in, self._refused)},
             # Yamux first: an ordinary dial proposes in this order.
             muxer_opt={TProtocol(YAMUX): Yamux, **self._other_muxers()},
-            transports=[self._tcp],
+            transports=[self._small_tcp],
             resource_manager=_unlimited_resources(),
             connection_config=ConnectionConfig(
                 max_connections=UNLIMITED,
@@ -168,7 +172,7 @@ class Host:
             self._divert,
         )
         self.desk.install(self.swarm)
-        tcp = FreshTcp(config.session.user_timeout, p2p.keepalive_interval, self._permits)
+        tcp = FreshTcp(*watched, config.session.small_segment)
         self.ends = Ends(self.swarm, self._ciphers, tcp, self._addresses_with)
         self.swarm.register_notifee(_Gauge(lambda: connections(self.connections())))
         self._contain_handlers()
@@ -250,8 +254,9 @@ class Host:
         """libp2p connections, which data sessions are not."""
         return len(self.swarm.get_connections())
 
-    async def dial(self, address: str, peer_id: str) -> Detached:
-        """A new data session; see vpnd.adapter.dial.dial_session."""
+    async def dial(self, address: str, peer_id: str, *, small: bool = False) -> Detached:
+        """A new data session, with segments of session.small_segment or as large as they may be; see
+        vpnd.adapter.dial.dial_session."""
         upgrader, target = self.swarm.upgrader, ID.from_string(peer_id)
 
         protocol = self._speaks(peer_id)
@@ -261,7 +266,13 @@ class Host:
 
         async def dial() -> Detached:
             return await dial_session(
-                self._tcp, upgrader, address, target, muxers, protocol, self._patience()
+                self._small_tcp if small else self._tcp,
+                upgrader,
+                address,
+                target,
+                muxers,
+                protocol,
+                self._patience(),
             )
 
         return await (dial() if protocol == SUBNET_NODE else self._introduced(dial, (address,), peer_id))
@@ -274,7 +285,9 @@ class Host:
 
         async def at(address: str) -> bytes:
             patience = self._patience()
-            return await ask(self._tcp, upgrader, address, target, question, request, max_answer, patience)
+            return await ask(
+                self._small_tcp, upgrader, address, target, question, request, max_answer, patience
+            )
 
         return await first(at, addresses)
 
@@ -290,7 +303,7 @@ class Host:
         if not self.swarm.get_connections(target):
 
             async def at(address: str) -> Any:
-                return await connect(self._tcp, self.swarm, address, target, self._patience())
+                return await connect(self._small_tcp, self.swarm, address, target, self._patience())
 
             await self._introduced(lambda: first(at, addresses), addresses, peer_id)
             if not self._is_member(peer_id):  # removed meanwhile, and its other connections closed

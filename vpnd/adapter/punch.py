@@ -14,13 +14,9 @@ import socket
 from collections.abc import Awaitable, Callable, Sequence
 
 import trio
-from libp2p.abc import IRawConnection
 from libp2p.io.trio import TrioTCPStream
-from libp2p.network.connection.raw_connection import RawConnection
-from multiaddr import Multiaddr
 
-from vpnd.adapter.transport import WatchfulTcp
-from vpnd.config import multiaddrs
+from vpnd.adapter.transport import WatchfulTcp, limit_segments
 from vpnd.endpoint import Endpoint
 from vpnd.nat.paths import Path
 
@@ -52,22 +48,10 @@ def way(sock: socket.socket, path: Path, peer_id: str) -> WayStream:
 class FreshTcp(WatchfulTcp):
     """Dials from a port that nothing else has, and that may be connected from again meanwhile."""
 
-    async def dial(self, maddr: Multiaddr) -> IRawConnection:
-        """See TCP. Raises OSError, too."""
-        target = multiaddrs.parse(str(maddr))
-        family = socket.AF_INET6 if target.kind == "ip6" else socket.AF_INET
+    async def _bind(self, sock: trio.socket.SocketType) -> None:
         # Reusable only when it is bound: the kernel would choose a port that another leg has.
-        sock = trio.socket.socket(family, socket.SOCK_STREAM)
-        try:
-            await sock.bind(("", 0))
-            _share_port(sock)
-            await sock.connect((target.host, target.port))
-        except BaseException:
-            sock.close()
-            raise
-        stream = trio.SocketStream(sock)
-        self.watch(stream)
-        return RawConnection(TrioTCPStream(stream), True)
+        await sock.bind(("", 0))
+        _share_port(sock)
 
 
 async def punch(
@@ -75,9 +59,11 @@ async def punch(
     targets: Sequence[Endpoint],
     interval_s: float,
     use: Callable[[socket.socket], Awaitable[bool]],
+    segment: int,
 ) -> bool:
     """Connect to all of `targets` from `places`, which are a leg's own end and that port at other addresses, and listen
-    there, until `use` is content with a connection, which it owns. Has no deadline of its own."""
+    there, until `use` is content with a connection, which it owns. Its TCP segments are no longer than `segment`.
+    Has no deadline of its own."""
     done = False
 
     async def use_one(sock: socket.socket) -> None:
@@ -93,7 +79,7 @@ async def punch(
             if here is None:
                 return
             try:
-                sock = _reserve(here)
+                sock = _reserve(here, segment)
             except OSError:  # the address has gone meanwhile
                 return
             try:
@@ -112,7 +98,7 @@ async def punch(
 
     async def listen(place: Endpoint) -> None:
         try:
-            listening = _reserve(place)
+            listening = _reserve(place, segment)
         except OSError:  # the address has gone meanwhile
             return
         with listening, contextlib.suppress(OSError):
@@ -133,11 +119,12 @@ async def punch(
 _HOPELESS = {errno.EAFNOSUPPORT, errno.EACCES, errno.EPERM, errno.EINVAL}
 
 
-def _reserve(local: Endpoint) -> trio.socket.SocketType:
+def _reserve(local: Endpoint, segment: int) -> trio.socket.SocketType:
     """A socket on the leg's port, which others share."""
     sock = socket.socket(local.family, socket.SOCK_STREAM)
     try:
         _share_port(sock)
+        limit_segments(sock, segment)
         sock.bind((str(local.ip), local.port))
     except BaseException:
         sock.close()

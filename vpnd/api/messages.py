@@ -454,6 +454,14 @@ class SessionWanted(Message, frozen=True):
     urgent: bool = True
 
 
+class SegmentsStuck(Message, frozen=True):
+    """Large TCP segments do not reach the peer: its next sessions are to have small ones. A SessionWanted follows."""
+
+    rule = Rule((SHARD_TO_CONTROL,))
+
+    peer_id: str
+
+
 class OwnerWanted(Message, frozen=True):
     """Packets are for an IPv4 address, given as a number, that no peer has. A PeerKnown may follow."""
 

@@ -106,7 +106,7 @@ class SessionReport(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One session of a shard. Bytes are packet bytes without any framing; `rtt_ms` None until measured.
 
     `state`: opening, up, draining. `health`: healthy, or suspect since a probe failed. `queue_delay_ms`: how long
-    the packet sent last had waited.
+    the packet sent last had waited. `segment_bytes`: the largest TCP segment it sends (MSS), 0 without TCP.
     """
 
     peer_id: str
@@ -123,6 +123,7 @@ class SessionReport(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     age_s: Measure
     health: str = "healthy"
     queue_delay_ms: Measure = 0.0
+    segment_bytes: Count = 0
 
 
 class SessionProbe(msgspec.Struct, frozen=True, kw_only=True):

@@ -315,6 +315,13 @@ class Session(Table, frozen=True):
         "Bytes, each way, after which a session is replaced by one with new keys.")
     user_timeout: float = duration(15.0, 1.0, 3600.0,
         "TCP_USER_TIMEOUT: time without acknowledgement that ends a session.", restart=True)
+    small_segment: int = number(1220, 536, 65495, "bytes",
+        "Largest TCP segment (MSS) of sessions with a peer that larger ones do not reach, of punched and relayed "
+        "sessions and of libp2p connections. 1220 passes wherever IPv6 does.", restart=True)
+    stuck_retransmissions: int = number(4, 1, 15, "segments",
+        "Retransmissions in a row after which a session's segments are taken for too large for the way.")
+    small_segment_for: float = duration(86400.0, 1.0, 2592000.0,
+        "Time for which sessions with such a peer are made with small_segment, unless the network changes.")
 
 
 class Carrier(Table, frozen=True):

@@ -39,7 +39,7 @@ class CalledMeanwhile(VpndError):
 class Host(Protocol):
     """What is needed of vpnd.adapter.host.Host."""
 
-    async def dial(self, address: str, peer_id: str) -> Detached:
+    async def dial(self, address: str, peer_id: str, *, small: bool) -> Detached:
         """A session, which the caller closes. Raises DialError."""
         ...
 
@@ -116,6 +116,7 @@ class Dialer:
         self._elsewhere = trio.Event()
         self._improving: dict[tuple[str, int], Improving] = {}
         self._found: list[tuple[Member, int]] = []
+        self._small_until_s: dict[str, float] = {}
 
     def _other_limit(self) -> None:
         self._slots.total_tokens = self._live.config.p2p.max_dials
@@ -128,6 +129,19 @@ class Dialer:
         """What could not be had directly may be had now: it is tried at once."""
         self._elsewhere.set()
         self._elsewhere = trio.Event()
+
+    def segments_stuck(self, peer_id: str) -> bool:
+        """Large TCP segments do not reach a peer: it gets small ones, for session.small_segment_for. Whether that is
+        news."""
+        now_s = self._now_s()
+        news = self._small_until_s.get(peer_id, 0.0) <= now_s
+        self._small_until_s[peer_id] = now_s + self._live.config.session.small_segment_for
+        return news
+
+    def network_changed(self) -> None:
+        """All ways are others."""
+        self._small_until_s.clear()
+        self.begin_anew()
 
     def found_relayed(self, member: Member, shard: int) -> None:
         """The shard has a relayed session with the member, which this node dialed before control was started anew."""
@@ -229,6 +243,7 @@ class Dialer:
         CalledMeanwhile when the peer's call will bring a session."""
         settings = self._live.config
         errors: list[str] = []
+        small = self._small_until_s.get(member.peer_id, 0.0) > self._now_s()
         got = called = False
         why = ""
         failed = trio.Event()
@@ -245,7 +260,7 @@ class Dialer:
             try:
                 take(
                     await dial_any(
-                        lambda address: host.dial(address, member.peer_id),
+                        lambda address: host.dial(address, member.peer_id, small=small),
                         member.addresses,
                         settings.p2p.address_stagger,
                     )

@@ -6,7 +6,7 @@
                                                     ShardLeft, StatusRequest, NetworkChanged, Reconfigure,
                                                     RelayArrived, Request, Stop
     each shard     channel (from ShardArrived)      Sessions._on_shard: SessionsHeld, SessionUp, SessionDown,
-                                                    SessionWanted, OwnerWanted
+                                                    SessionWanted, SegmentsStuck, OwnerWanted
     relay          channel (from RelayArrived)      Relaying: RelayHeld, RelayPairEnded, RelayMoved
     a contract     HTTP, registry.kind "contract"   Owning: who owns an address
     other nodes    libp2p over TCP                  Host: Noise, identify, ping; Sessions: inbound data sessions;

@@ -123,7 +123,7 @@ class Sessions:
     def network_changed(self) -> None:
         """The machine has other addresses or routes: dialing begins anew. Sessions are looked after by their shards."""
         self._planner.network_changed()
-        self._dialer.begin_anew()
+        self._dialer.network_changed()
         self.settle()
 
     def _relays_changed(self) -> None:
@@ -197,6 +197,14 @@ class Sessions:
                     self._planner.session_down(held, reason, failed, now_s)
             case messages.SessionWanted(peer_id=peer_id, sessions=sessions, urgent=urgent):
                 self._planner.wanted(peer_id, link.index, sessions, urgent, now_s)
+            case messages.SegmentsStuck(peer_id=peer_id):
+                if self._dialer.segments_stuck(peer_id):
+                    log.info(
+                        "large TCP segments do not reach %s: something on the way has a small MTU and does not say so; "
+                        "its next sessions have segments of %d bytes",
+                        self._name(peer_id),
+                        self._live.config.session.small_segment,
+                    )
             case messages.OwnerWanted(address=address) if self._owning is not None:
                 self._owning.wanted(address)
         self.settle()

@@ -314,7 +314,13 @@ class Traversal:
                     nursery.start_soon(relayed)
                 self._count("punches")
                 with trio.move_on_after(settings.punch_timeout):
-                    won = await punch(leg.places, targets, settings.punch_interval, use)
+                    won = await punch(
+                        leg.places,
+                        targets,
+                        settings.punch_interval,
+                        use,
+                        self._live.config.session.small_segment,
+                    )
         finally:
             leg.close()
         return "" if won else self._why(leg.met.mapping)
