@@ -19,7 +19,7 @@ from supervisor.pump import Pump
 from supervisor.slots import ShardSlot, drops_with, traffic_with
 from vpnd import status
 from vpnd.api.messages import ControlStatus, ShardStatus
-from vpnd.api.reports import OwnAddresses, PeerReport, SessionReport
+from vpnd.api.reports import OwnAddresses, PeerReport, ReachReport, SessionReport
 from vpnd.config.live import Live
 from vpnd.config.schema import Config
 from vpnd.metrics import DROP_REASONS, SHARD_METRICS, Drops, Stage, reasons
@@ -274,7 +274,7 @@ def build(
     report = status.Status(
         version=__version__,
         ready=fleet.ready and ready,
-        node=replace(node, listen=fleet.control.listen),
+        node=replace(node, listen=(control_status or last_told or fleet.control).listen),
         supervisor=status.SupervisorPart(pid=usage.us, **usage.of(usage.us)),
         control=status.ControlPart(
             **_process(fleet.control, usage, control_status is not None if asked else None),
@@ -290,6 +290,7 @@ def build(
             draining=sum(row.flows_draining for row in rows),
         ),
         network=network_part(own, control_status, last_told),
+        reach=control_status.reach if control_status is not None else ReachReport(),
         peers=peers,
         tun=status.TunPart(
             interface=tun.name,

@@ -38,7 +38,11 @@ MEMBERSHIP: dict[str, frozenset[str]] = {
     "authority-list": frozenset(),
     "authority-revoke": frozenset({"who", "stolen", "keep", "keep_all"}),
 }
-LOOKUP: dict[str, frozenset[str]] = {"resolve": frozenset({"what"}), "ping": frozenset({"who", "count"})}
+LOOKUP: dict[str, frozenset[str]] = {
+    "resolve": frozenset({"what"}),
+    "ping": frozenset({"who", "count"}),
+    "netcheck": frozenset(),
+}
 #: No client waits longer than this.
 MOST_PATIENCE_S = 3600.0
 #: Of a text argument; the longest are lists of networks.

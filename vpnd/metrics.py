@@ -239,6 +239,10 @@ class ControlCounters(msgspec.Struct, frozen=True, kw_only=True):
     calls_refused: Annotated[int, told("Meetings refused to other members.", "meetings")] = 0
     punches: Annotated[int, told("Meetings after which a direct connection was tried.", "meetings")] = 0
     punches_won: Annotated[int, told("Direct connections that came of it.", "sessions")] = 0
+    reachable: Annotated[
+        int, gauge("Whether members that were asked could dial this node: 1, else 0.", "yes or no")
+    ] = 0
+    port_maps: Annotated[int, gauge("Ports that the router gives this node.", "ports")] = 0
     meets: Annotated[int, told("Meetings of other members at this relay.", "meetings")] = 0
     relay_pairs: Annotated[int, gauge("Sessions of other members relayed here.", "sessions")] = 0
     relay_pairs_joined: Annotated[int, told("Sessions relayed here so far.", "sessions")] = 0

@@ -14,7 +14,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 import msgspec
 
-from vpnd.api.reports import NetworkReport, PeerReport
+from vpnd.api.reports import NetworkReport, PeerReport, ReachReport
 from vpnd.metrics import CONTROL_METRICS, DROPS, ShardCounters, told
 
 HEALTHY, DEGRADED, DOWN = "healthy", "degraded", "down"
@@ -223,6 +223,9 @@ class Status(Part, frozen=True):
     ] = ()
     flows: Annotated[Flows, told("Flows by state.")] = Flows()
     network: Annotated[NetworkPart | None, told("The network; null: the node is in none.")] = None
+    reach: Annotated[
+        ReachReport, told("Whether the node can be dialed from outside; unknown without control's answer.")
+    ] = ReachReport()
     peers: Annotated[
         tuple[Peer, ...], told("Peers, at most status.max_peers; those with sessions first.")
     ] = ()

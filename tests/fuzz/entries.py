@@ -46,6 +46,7 @@ from vpnd.membership import enrolment, introduction, messages, network, statemen
 from vpnd.membership.refusal import MembershipRefused
 from vpnd.metrics import Drops
 from vpnd.nat import messages as meeting
+from vpnd.nat import portmap
 from vpnd.packet import icmp
 from vpnd.packet.offload import check
 from vpnd.packet.offload.slices import SLICE, Joiner
@@ -195,7 +196,25 @@ KINDS = (
     meeting.Meet,
     meeting.Met,
     meeting.Refused,
+    meeting.Reach,
+    meeting.Seen,
+    meeting.Here,
 )
+PCP_ANSWER = (
+    b"\x02\x81\x00\x00"
+    + bytes(20)
+    + bytes(12)
+    + b"\x06\x00\x00\x00\x0f\xa1\x0f\xa1"
+    + bytes(10)
+    + b"\xff" * 6
+)
+
+
+def port_of(data: bytes) -> object:
+    """What NAT-PMP grants for a port."""
+    return portmap.pmp_answer_untrusted(data, 4001)
+
+
 PEER = peer("a")
 ADDRESS = "/ip4/192.0.2.1/tcp/4001"
 TOKEN = token.Token(
@@ -333,6 +352,22 @@ ENTRIES = {
         tuple(map(meeting.encode, (meeting.Hello("kept"), meeting.Meet(bytes(16), PEER)))),
         ("vpnd.nat.messages.parse_untrusted",),
     ),
+    "port map by PCP": Entry(
+        lambda data: portmap.pcp_answer_untrusted(data, bytes(12), 4001),
+        (RemoteProtocolError,),
+        (PCP_ANSWER, b"\x02\x81\x00\x02" + bytes(20)),
+        ("vpnd.nat.portmap.pcp_answer_untrusted",),
+    ),
+    "port map by NAT-PMP": Entry(
+        lambda data: (portmap.pmp_address_untrusted if len(data) == 12 else port_of)(data),
+        (RemoteProtocolError,),
+        (b"\x00\x80" + bytes(10), b"\x00\x82" + bytes(6) + b"\x0f\xa1\x0f\xa1" + bytes(4)),
+        (
+            "vpnd.nat.portmap.pmp_address_untrusted",
+            "vpnd.nat.portmap.pmp_answer_untrusted",
+            "vpnd.nat.portmap._pmp_result_untrusted",
+        ),
+    ),
     "echo reply": Entry(
         lambda data: [icmp.reply_untrusted(version, data) for version in (6, 4)],
         (BadPacket,),
@@ -457,6 +492,7 @@ SHELLS = {
     "vpnd.adapter.identify.agent_untrusted": "tests/control/test_foreign.py",
     "vpnd.adapter.mdns._heard_untrusted": "tests/discovery/test_localnet.py",
     "vpnd.adapter.muxer._select_untrusted": "tests/control/test_foreign.py",
+    "vpnd.adapter.reach.serve_untrusted": "tests/control/test_reachability.py",
     "vpnd.adapter.rendezvous.serve_leg_untrusted": "tests/control/test_meeting.py",
     "vpnd.control.dns_service.answer_untrusted": "tests/names/test_server.py",
     "vpnd.control.dns_service._answer_untrusted": "tests/names/test_server.py",

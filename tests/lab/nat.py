@@ -19,7 +19,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from .network import DEVICE, Lab, LabError, Namespace, run_command
+from .network import DEVICE, Lab, LabError, Namespace, run_command, wait_until
 
 KINDS = ("masq", "eim", "cone", "fully", "fw", "block")
 #: What machines behind a gateway connect from: few, so that a table of them fits into a rule.
@@ -35,6 +35,7 @@ class NatLab(Lab):
     def __init__(self, *, public: int = 1, hidden: tuple[int, ...] = (1, 1), rtt_ms: float = 40.0) -> None:
         super().__init__(0)
         self._rtt_ms = rtt_ms
+        self.routers: dict[int, subprocess.Popen[str]] = {}  #: programs that give ports, by gateway
         labels = iter("abcdefghijklmnopq")
         self.public = [
             Namespace(f"lab-{self.token}-{label}", label, f"203.0.113.{10 + place}")
@@ -87,6 +88,43 @@ class NatLab(Lab):
                 self.ip(machine, "route", "add", "default", "via", f"10.{number}.0.1")
                 self._sysctl(machine, f"net.ipv4.ip_local_port_range={PORTS[0]} {PORTS[-1]}")
             self.nat(number, "masq")
+
+    def map_ports(self, gateway: int, *, pcp: bool = True, upnp: bool = True) -> None:
+        """Gateway 1, 2 … gives ports to those behind it: miniupnpd, by PCP and NAT-PMP, by UPnP. `nat` ends that."""
+        name = self.gateways[gateway - 1].name
+        rules = """
+add table inet filter
+add chain inet filter forward { type filter hook forward priority 0; policy accept; }
+add chain inet filter miniupnpd
+add chain inet filter prerouting { type nat hook prerouting priority -101; policy accept; }
+add chain inet filter postrouting { type nat hook postrouting priority 99; policy accept; }
+add chain inet filter prerouting_miniupnpd
+add chain inet filter postrouting_miniupnpd
+add rule inet filter forward jump miniupnpd
+add rule inet filter prerouting jump prerouting_miniupnpd
+add rule inet filter postrouting jump postrouting_miniupnpd
+"""
+        run_command("ip", "netns", "exec", name, "nft", rules)
+        # It takes an address of documentation, as all of the lab's are, for one behind another NAT.
+        settings = f"""ext_ifname=wan
+ext_ip=44.1.2.3
+listening_ip=lan
+port=0
+enable_natpmp={"yes" if pcp else "no"}
+enable_upnp={"yes" if upnp else "no"}
+secure_mode=yes
+min_lifetime=60
+max_lifetime=86400
+uuid=00000000-0000-0000-0000-000000000000
+allow 1024-65535 10.{gateway}.0.0/24 1024-65535
+deny 0-65535 0.0.0.0/0 0-65535
+"""
+        config = self.directory / f"igd{gateway}.conf"
+        config.write_text(settings)
+        pid_file, log = self.directory / f"igd{gateway}.pid", self.directory / f"igd{gateway}.log"
+        command = ("miniupnpd", "-d", "-f", str(config), "-P", str(pid_file))
+        self.routers[gateway] = self.spawn(self.gateways[gateway - 1], *command, output=log)
+        wait_until(pid_file.exists, 10.0, "miniupnpd runs")
 
     def _sysctl(self, namespace: Namespace, setting: str) -> None:
         run_command("ip", "netns", "exec", namespace.name, "sysctl", "-qw", setting)

@@ -59,10 +59,11 @@ from vpnd.adapter.meeting import Ends
 from vpnd.adapter.muxer import bound_all, limit_negotiation, negotiate_at_once
 from vpnd.adapter.noise import MembersOnlyNoise, UnknownPeer, ed25519_only
 from vpnd.adapter.punch import FreshTcp, WayStream
+from vpnd.adapter.reach import Observed, Reaching
 from vpnd.adapter.transport import WatchfulTcp, close_now, raw_of
 from vpnd.config.live import Live
 from vpnd.errors import VpndError
-from vpnd.nat.messages import MEET
+from vpnd.nat.messages import MEET, REACH
 from vpnd.session import CHACHAPOLY, SUBNET_NODE, VPND
 
 Result = TypeVar("Result")
@@ -115,6 +116,7 @@ class Host:
         self._ciphers = offered(config.session.cipher)
         self._requested = binding.of_this_kernel([parse_endpoint(text) for text in p2p.listen])
         self._introduce: Introduce | None = None
+        self._reached_at: tuple[str, ...] = ()
         membership = config.membership
         # What one member may hold is what may be under way from where members are.
         places = functools.partial(
@@ -174,6 +176,8 @@ class Host:
         self.desk.install(self.swarm)
         tcp = FreshTcp(*watched, config.session.small_segment)
         self.ends = Ends(self.swarm, self._ciphers, tcp, self._addresses_with)
+        self.reaching = Reaching(self.swarm, tcp.from_port, self._patience)
+        self.desk.serve(REACH, self.reaching.serve_untrusted)
         self.swarm.register_notifee(_Gauge(lambda: connections(self.connections())))
         self._contain_handlers()
 
@@ -249,6 +253,14 @@ class Host:
     def listen_addresses(self) -> tuple[str, ...]:
         """Multiaddrs others can dial, without /p2p, the most useful first; none when the machine has no address."""
         return self._dialable(self._bound())
+
+    def reached_at(self, endpoints: Sequence[Endpoint]) -> None:
+        """Where others reach this node beside its own addresses: ports of a router's that lead here."""
+        self._reached_at = tuple(endpoint.multiaddr() for endpoint in endpoints)
+
+    def ports(self) -> tuple[int, ...]:
+        """The TCP ports it listens on."""
+        return tuple(dict.fromkeys(endpoint.port for endpoint in self._bound()))
 
     def connections(self) -> int:
         """libp2p connections, which data sessions are not."""
@@ -329,6 +341,11 @@ class Host:
                 raise
         return await dial()
 
+    async def where_seen(self, address: str, peer_id: str, port: int, source_port: int = 0) -> Observed:
+        """Ask a member from where it sees this node come, and whether it can dial it at `port`. Raises DialError."""
+        ask = functools.partial(self.reaching.ask, address, peer_id, port, source_port)
+        return await self._introduced(ask, (address,), peer_id)
+
     async def ping(self, peer_id: str, addresses: Sequence[str], count: int) -> list[float | None]:
         """Round trips over a libp2p connection, in milliseconds; None for one that took too long. Raises DialError."""
         stream = await self.open_stream(addresses, peer_id, PING)
@@ -370,7 +387,8 @@ class Host:
             each.listen(BACKLOG_SHARE * self._live.config.p2p.max_inbound_handshakes)
 
     def _dialable(self, bound: Sequence[Endpoint]) -> tuple[str, ...]:
-        texts = (*self._live.config.p2p.announce, *(each.multiaddr() for each in self._own(bound)))
+        own = (each.multiaddr() for each in self._own(bound))
+        texts = (*self._live.config.p2p.announce, *self._reached_at, *own)
         return tuple(dict.fromkeys(texts))
 
     def _own(self, bound: Sequence[Endpoint]) -> list[Endpoint]:
@@ -411,7 +429,7 @@ class Host:
             TProtocol(SESSION_MUXERS[cipher]): functools.partial(self._session_muxer, cipher)
             for cipher in self._ciphers
         }
-        questions = {TProtocol(one): functools.partial(Asking, one) for one in (*QUESTIONS, MEET)}
+        questions = {TProtocol(one): functools.partial(Asking, one) for one in (*QUESTIONS, MEET, REACH)}
         return {**sessions, **questions}
 
     def _divert(self, connection: Any, peer_id: str) -> None:

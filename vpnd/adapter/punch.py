@@ -9,6 +9,7 @@ whose NAT takes another port for each destination.
 from __future__ import annotations
 
 import contextlib
+import copy
 import errno
 import socket
 from collections.abc import Awaitable, Callable, Sequence
@@ -46,11 +47,22 @@ def way(sock: socket.socket, path: Path, peer_id: str) -> WayStream:
 
 
 class FreshTcp(WatchfulTcp):
-    """Dials from a port that nothing else has, and that may be connected from again meanwhile."""
+    """Dials from a port that nothing else has, and that may be connected from again meanwhile; from `source_port` where
+    that is not 0."""
+
+    source_port = 0
+
+    def from_port(self, port: int) -> FreshTcp:
+        """The same from one port."""
+        other = copy.copy(self)
+        other.source_port = port
+        return other
 
     async def _bind(self, sock: trio.socket.SocketType) -> None:
-        # Reusable only when it is bound: the kernel would choose a port that another leg has.
-        await sock.bind(("", 0))
+        # A fresh port is reusable only when it is bound: the kernel would choose one that another leg has.
+        if self.source_port:
+            _share_port(sock)
+        await sock.bind(("", self.source_port))
         _share_port(sock)
 
 

@@ -19,6 +19,7 @@ from vpnd.api.reports import (
     OwnAddresses,
     PeerReport,
     PeerTraffic,
+    ReachReport,
     SessionProbe,
     SessionReport,
 )
@@ -301,6 +302,7 @@ class ControlStatus(Message, frozen=True):
     peers: tuple[PeerReport, ...]
     connections: Count
     network: NetworkReport | None = None
+    reach: ReachReport = ReachReport()
     warnings: tuple[str, ...] = ()
     more: bool = False
 

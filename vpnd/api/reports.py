@@ -102,6 +102,26 @@ class NetworkReport(msgspec.Struct, frozen=True, kw_only=True):
     neighbours: Annotated[int, told("Members that gossip with this node.", "members"), COUNT] = 0
 
 
+class ReachReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether this node can be dialed from outside, as far as control knows."""
+
+    reachable: Annotated[str, told("Whether members that were asked could dial it: yes, no or unknown.")] = (
+        "unknown"
+    )
+    mapping: Annotated[
+        str,
+        told(
+            "What the NAT in front of it makes of ports: none (there is no NAT), kept, moved (another one, the same "
+            "for every destination), random (another one for each: symmetric) or unknown."
+        ),
+    ] = "unknown"
+    outside: Annotated[tuple[str, ...], told("Addresses from which members see it come.")] = ()
+    port_map: Annotated[
+        str, told("The port that its router gave it, and by which protocol; empty: none.")
+    ] = ""
+    relays: Annotated[tuple[str, ...], told("Members that can call it where it cannot be dialed.")] = ()
+
+
 class SessionReport(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One session of a shard. Bytes are packet bytes without any framing; `rtt_ms` None until measured.
 

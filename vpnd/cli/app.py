@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from vpnd.cli import completion, configuration, manual, membership, pinging, running, service
+from vpnd.cli import completion, configuration, manual, membership, netcheck, pinging, running, service
 from vpnd.cli.command import ConfigOption, StateDirOption, Where, command, group, remember
 from vpnd.config import load
 from vpnd.config.schema import Config
@@ -120,7 +120,7 @@ def version(place: Where) -> None:
     _tell_version(True)
 
 
-for module in (running, membership, pinging):
+for module in (running, membership, pinging, netcheck):
     app.add_typer(module.app)
 app.add_typer(configuration.app, name="config")
 app.add_typer(service.app, name="service")

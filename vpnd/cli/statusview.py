@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import typer
 
+from vpnd.api.reports import ReachReport
 from vpnd.metrics import DROPS
 from vpnd.printable import printable, span
 from vpnd.status import DOWN, HEALTHY, NetworkPart, Peer, Shard, Status
@@ -61,6 +62,7 @@ def _node(status: Status) -> str:
         ("peer id", node.peer_id),
         ("address", f"{text(addresses)} on {text(tun.interface)}, mtu {tun.mtu}"),
         ("listens", " ".join(node.listen) or "nowhere"),
+        ("reachable", _reach(status.reach)),
         ("offloads", " ".join(tun.offloads) or "none: one packet at a time"),
         ("up for", duration(node.uptime_s)),
         ("flows", ", ".join(flows) or "none"),
@@ -69,6 +71,16 @@ def _node(status: Status) -> str:
         ("processes", f"supervisor {status.supervisor.pid}, control {control.pid}{again}"),
     ]
     return table((), [(name, text(value)) for name, value in rows])
+
+
+def _reach(reach: ReachReport) -> str:
+    """Whether others can dial this node, how, and by whom they call it otherwise."""
+    parts = [reach.reachable if reach.reachable != "unknown" else "not known: no member was there to try it"]
+    if reach.port_map:
+        parts.append(f"the router gives {reach.port_map}")
+    if reach.reachable != "yes" and reach.relays:
+        parts.append(f"others call it by {' and '.join(reach.relays)}")
+    return "; ".join(parts)
 
 
 def _items(struct: object) -> list[tuple[str, int]]:

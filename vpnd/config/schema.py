@@ -192,6 +192,23 @@ class Nat(Table, frozen=True):
         "Wait before a relayed peer is tried directly again; it doubles with each failure."
     )
     upgrade_max_interval: float = duration(1800.0, 0.1, 604800.0, "Upper limit of that wait.")
+    map_ports: bool = switch(
+        True, "Ask the router for a port that leads to p2p.listen, by PCP, NAT-PMP or UPnP.", essential=True
+    )
+    map_lifetime: float = duration(
+        1800.0, 120.0, 86400.0, "For how long a port is asked of the router; it is renewed at half of that."
+    )
+    map_retry: float = duration(600.0, 1.0, 86400.0, "Wait before a router that gave no port is asked again.")
+    map_timeout: float = duration(2.0, 0.1, 30.0, "Deadline of finding a router by UPnP, and of giving a port back.")
+    reach_delay: float = duration(
+        3.0, 0.0, 600.0, "Wait after the start, or a change, before members are asked whether they can dial this node."
+    )
+    reach_interval: float = duration(
+        600.0, 1.0, 86400.0, "Interval of asking two members whether they can dial this node."
+    )
+    max_reach_questions: int = number(
+        30, 1, 100_000, "questions", "Times within a minute that one member is dialed back because it asks."
+    )
     max_calls: int = number(
         120, 1, 100_000, "calls", "Calls of one peer that are followed within a minute; others are refused."
     )

@@ -15,6 +15,7 @@ from vpnd.control.channels import TrioChannel
 from vpnd.control.discovering import Discovering
 from vpnd.control.membership import NetworkService
 from vpnd.control.owning import Owning
+from vpnd.control.reachability import Reachability
 from vpnd.control.relaying import Relaying
 from vpnd.control.requests import Requests
 from vpnd.control.sessions import Sessions
@@ -44,6 +45,7 @@ class Control:
         sessions: Sessions,
         traversal: Traversal,
         relaying: Relaying,
+        reachability: Reachability,
         requests: Requests,
         network: NetworkService | None,
         discovering: Discovering | None,
@@ -52,7 +54,7 @@ class Control:
         self._live, self._registry, self._page = live, registry, page
         self._host, self._supervisor, self._nursery = host, supervisor, nursery
         self._sessions, self._requests = sessions, requests
-        self._traversal, self._relaying = traversal, relaying
+        self._traversal, self._relaying, self._reachability = traversal, relaying, reachability
         self._network, self._discovering, self._owning = network, discovering, owning
         self._stop, self._retimed = trio.Event(), trio.Event()
         registry.subscribe(self._members_changed)
@@ -65,6 +67,7 @@ class Control:
         self._nursery.start_soon(self._serve_supervisor)
         self._nursery.start_soon(self._sessions.run, self._host)
         self._nursery.start_soon(self._traversal.run)
+        self._nursery.start_soon(self._reachability.run)
         self._nursery.start_soon(self._beat)
         if self._network is not None:
             self._nursery.start_soon(self._network.run)
@@ -126,6 +129,7 @@ class Control:
             peers=peers if owning is None else owning.annotated(peers),
             connections=self._host.connections(),
             network=self._network.report() if self._network is not None else None,
+            reach=self._reachability.report(),
             warnings=() if owning is None else owning.warnings(),
         )
         for part in parts.split(status):
@@ -147,6 +151,7 @@ class Control:
             self._discovering.network_changed()
         self._sessions.network_changed()
         self._traversal.network_changed()
+        self._reachability.network_changed()
 
     def _other_peers(self) -> None:
         self._registry.replace(self._live.config.peers)
@@ -156,6 +161,7 @@ class Control:
 
     def _members_changed(self, change: Change) -> None:
         self._traversal.members_changed()
+        self._reachability.members_changed()
         self._relaying.members_changed()
         for member in change.removed:
             self._nursery.start_soon(self._part, member.peer_id)

@@ -47,6 +47,7 @@ from vpnd.control.discovering import Discovering
 from vpnd.control.founding import Founding
 from vpnd.control.membership import NetworkService
 from vpnd.control.owning import Contract, Owning
+from vpnd.control.reachability import Reachability
 from vpnd.control.relaying import Relaying
 from vpnd.control.requests import Requests
 from vpnd.control.sessions import Sessions
@@ -56,6 +57,7 @@ from vpnd.errors import ConfigError, VpndError
 from vpnd.membership.store import Store
 from vpnd.metrics import CONTROL_COUNTERS, CounterPage
 from vpnd.nat.messages import MEET, NAT
+from vpnd.nat.portmap import NONCE_BYTES
 from vpnd.session import VPND
 
 log = logging.getLogger(__name__)
@@ -99,7 +101,7 @@ def _contract(config: Config, page: CounterPage) -> Contract | None:
 
 
 class Base(NamedTuple):
-    """What there is before control is."""
+    """What there is before control is. `nonce`: see vpnd.adapter.router.Router."""
 
     start: messages.ControlStart
     common: Common
@@ -107,6 +109,7 @@ class Base(NamedTuple):
     page: CounterPage
     host: Host
     supervisor: TrioChannel
+    nonce: bytes
 
 
 async def _run(
@@ -137,7 +140,8 @@ async def _run(
         connections=lambda number: page.set("connections", number),
         seldom=seldom,
     )
-    base = Base(start, common, registry, page, host, supervisor)
+    nonce = signing_key(keys).sign(b"vpnd port map 1")[:NONCE_BYTES]
+    base = Base(start, common, registry, page, host, supervisor, nonce)
     async with host.running():
         listen = host.listen_addresses()
         log.info("listening on %s", ", ".join(listen) or "no address that others could dial")
@@ -172,7 +176,7 @@ def _complete(
     base: Base, nursery: trio.Nursery, network: NetworkService | None, owning: Owning | None
 ) -> Control:
     """Control, with what it is made of, around the members there are."""
-    start, common, registry, page, host, supervisor = base
+    start, common, registry, page, host, supervisor, nonce = base
     live = common.live
     relaying = Relaying(live, registry, page, common.now_s, lambda: supervisor.tell(messages.RelayWanted()))
     host.serve(NAT, relaying.rendezvous.serve_stream, math.inf)
@@ -190,16 +194,27 @@ def _complete(
     discovering = None
     if network is not None:
         discovering = Discovering(network, common, registry, unreachable=sessions.unreachable, owner=owner)
+    reachability = Reachability(
+        common,
+        registry,
+        host,
+        page,
+        traversal,
+        nonce=nonce,
+        say_where=network.say_where if network is not None else lambda: None,
+    )
     requests = Requests(
         common,
         network,
         registry,
         host,
+        netcheck=reachability.check,
         connected=sessions.connected,
         lookup=discovering.lookup if discovering is not None else None,
         owner=owner,
     )
     return Control(
-        live, registry, page, host, supervisor, nursery, sessions, traversal, relaying, requests, network,
+        live, registry, page, host, supervisor, nursery, sessions, traversal, relaying, reachability,
+        requests, network,
         discovering, owning,
     )  # fmt: skip

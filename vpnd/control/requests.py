@@ -19,6 +19,7 @@
                       commas), keep_all                      again (signed anew), out (it alone vouched for), back (it
                                                              had removed), and of authorities: lapsed, authorities_back
     resolve           what                                   what, steps, peer_id, name, addresses
+    netcheck          -                                      what `Reachability.check` says
     ping              who, count                             rows: seq, rtt_ms (None: not answered), error;
                                                              between the controls, over a libp2p connection
 
@@ -67,8 +68,8 @@ log = logging.getLogger(__name__)
 class Requests:
     """Owner: control's loop. `network` None: every peer is configured by hand.
 
-    `connected(peer_id)`: whether packets flow. `lookup`: with all sources; None where this node's own knowledge and
-    `owner` are all.
+    `netcheck`: see vpnd.control.reachability. `connected(peer_id)`: whether packets flow. `lookup`: with all sources;
+    None where this node's own knowledge and `owner` are all.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Requests:
         registry: PeerRegistry,
         host: Host,
         *,
+        netcheck: Callable[[], Awaitable[dict[str, Any]]],
         connected: Callable[[str], bool],
         lookup: Lookup | None = None,
         owner: AskOwner | None = None,
@@ -99,6 +101,7 @@ class Requests:
             "authority-revoke": self._authority_revoke,
             "resolve": self._resolve,
             "ping": self._ping_member,
+            "netcheck": lambda _: netcheck(),
         }
 
     async def carry_out(self, request: Request) -> Answer:

@@ -9,6 +9,9 @@
     /vpnd/meet/1.0.0  Meet      member → relay    I am here for this token; first on a connection of its own, the leg
                       Met       relay → both      where the other is seen; if `relayed`, the leg is its from now on
                       Refused   relay → member    no meeting; the leg is closed
+    /vpnd/reach/1.0.0 Reach     member → another  where do you see me, and can you dial me there at this port?
+                      Here      back              over a connection to that port: yes
+                      Seen      another → member  from where you come, and whether you could be dialed
 
 A token is drawn by who calls. It is good once, for that caller, that callee, that relay, and for nat.meet_timeout.
 After a relayed Met nobody says anything more on the leg's own Noise: the next byte is the other member's.
@@ -24,10 +27,12 @@ import msgspec
 from msgspec import Meta
 
 from vpnd import endpoint, peerid
+from vpnd.config.multiaddrs import MAX_PORT
 from vpnd.errors import RemoteProtocolError
 
 NAT = "/vpnd/nat/1.0.0"
 MEET = "/vpnd/meet/1.0.0"
+REACH = "/vpnd/reach/1.0.0"
 
 MAX_MESSAGE = 2048
 TOKEN_BYTES = 16
@@ -40,6 +45,7 @@ BOTH, PUNCH = "both", "punch"
 #: What a NAT makes of ports: the same outside as inside; another one, the same for every destination; another one for
 #: each destination.
 KEPT, MOVED, RANDOM, UNKNOWN = "kept", "moved", "random", "unknown"
+NONE = "none"  # there is no NAT
 
 #: Why a relay does not let two meet.
 NOT_SERVING, NOT_HERE, FULL, TOO_OFTEN, ABSENT, NOT_MEMBER, NOT_YOURS = (
@@ -56,8 +62,8 @@ REFUSALS = (NOT_SERVING, NOT_HERE, FULL, TOO_OFTEN, ABSENT, NOT_MEMBER, NOT_YOUR
 Token = Annotated[bytes, Meta(min_length=TOKEN_BYTES, max_length=TOKEN_BYTES)]
 PeerId = Annotated[str, Meta(max_length=peerid.MAX_TEXT)]
 Word = Annotated[str, Meta(max_length=32)]
-Seen = Annotated[str, Meta(max_length=MAX_ENDPOINT)]
-Candidates = Annotated[tuple[Seen, ...], Meta(max_length=MAX_CANDIDATES)]
+Place = Annotated[str, Meta(max_length=MAX_ENDPOINT)]
+Candidates = Annotated[tuple[Place, ...], Meta(max_length=MAX_CANDIDATES)]
 Count = Annotated[int, Meta(ge=0, lt=1 << 48)]
 
 
@@ -74,7 +80,7 @@ class Hello(Message, frozen=True, tag=1):
 class Welcome(Message, frozen=True, tag=2):
     """`you`: where the stream's connection is seen to come from. `refused`: empty, or why the sender may not stay."""
 
-    you: Seen
+    you: Place
     refused: Word = ""
 
 
@@ -109,8 +115,8 @@ class Met(Message, frozen=True, tag=6):
     `bytes_per_s`: what the relay lets through for these two in each direction; 0: no limit.
     """
 
-    you: Seen
-    peer: Seen
+    you: Place
+    peer: Place
     candidates: Candidates = ()
     mapping: Word = UNKNOWN
     relayed: bool = False
@@ -123,7 +129,27 @@ class Refused(Message, frozen=True, tag=7):
     reason: Word
 
 
-AnyMessage = Hello | Welcome | Call | Gone | Meet | Met | Refused
+class Reach(Message, frozen=True, tag=8):
+    """`port` 0: only where the sender is seen."""
+
+    nonce: Token
+    port: Annotated[int, Meta(ge=0, le=MAX_PORT)] = 0
+
+
+class Seen(Message, frozen=True, tag=9):
+    """`you`: where the connection is seen to come from."""
+
+    you: Place
+    reached: bool = False
+
+
+class Here(Message, frozen=True, tag=10):
+    """`nonce`: of the Reach that is answered by coming; it is said back."""
+
+    nonce: Token
+
+
+AnyMessage = Hello | Welcome | Call | Gone | Meet | Met | Refused | Reach | Seen | Here
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(AnyMessage)
@@ -151,7 +177,7 @@ def parse_untrusted(data: bytes, *expected: type[AnyMessage]) -> AnyMessage:
 def _check(message: AnyMessage) -> None:
     """What types cannot say. Raises ValueError."""
     match message:
-        case Welcome(you=you):
+        case Welcome(you=you) | Seen(you=you):
             endpoint.parse(you)
         case Call(caller=peer_id, mode=mode) | Meet(to=peer_id, mode=mode):
             peerid.public_key_untrusted(peer_id)
