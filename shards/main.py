@@ -11,7 +11,8 @@
     peers         sessions' sockets                  Link
 
 Rights kept after the start: the descriptors it was given (the TUN's, to write packets of peers into), and
-nothing else: no file system of its own (everything is imported before), no capability, no way to gain one.
+nothing else: no files and no new sockets (everything is imported before, and `seccomp.SHARD` refuses them), no
+capability, no way to gain one.
 It never sees the identity key.
 """
 
@@ -33,7 +34,7 @@ from shards.answers import probe, session_report
 from shards.control import ControlClient, ControlPort
 from shards.counters import Counters, Counts
 from shards.plane import Plane, Recurring
-from vpnd import logs, privileges
+from vpnd import logs, privileges, seccomp
 from vpnd.api import messages, parts
 from vpnd.api.aio import LoopChannel
 from vpnd.api.channel import Channel, first_message, run_child
@@ -81,6 +82,9 @@ class Shard:
         live.watch(lambda config: config.log.level, lambda: logs.set_level(live.config.log.level))
         Recurring(live, lambda config: config.metrics.interval, self._store_all).start()
         Recurring(live, lambda config: heartbeat_s(config.process.watchdog), counter_page.beat).start()
+        if config.process.seccomp:
+            # Waiting or not is a mode of the TUN device and of the wake-up which the supervisor shares.
+            seccomp.keep_modes((tun_fd, wake))
         self._supervisor.send(messages.Ready())
 
     async def run(self) -> str:
@@ -175,9 +179,11 @@ def _main(channel: Channel, parent_pid: int) -> None:
     start, descriptors = first_message(channel, messages.ShardStart)
     logs.configure(start.config.log.level, f"shard {start.index}")
     privileges.drop(start.config.process.user, parent_pid)
+    if start.config.process.seccomp:
+        seccomp.confine(seccomp.SHARD)
     gc.freeze()
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_run(channel, start, descriptors))
+    # Never closed: for that uvloop would run it once more, and make a pair of sockets.
+    uvloop.new_event_loop().run_until_complete(_run(channel, start, descriptors))
 
 
 async def _run(channel: Channel, start: messages.ShardStart, descriptors: list[int]) -> None:

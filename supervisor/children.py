@@ -26,7 +26,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import psutil
 
 from supervisor.priority import Priorities
-from vpnd import errors
+from vpnd import errors, seccomp
 from vpnd.api import channel, messages
 from vpnd.api.aio import LoopChannel
 from vpnd.api.reports import OwnAddresses
@@ -115,6 +115,8 @@ class Child(Generic[AnySlot]):
         self.state = State.STOPPED
         #: it is up, and its heartbeat has stopped (supervisor/watchdog.py)
         self.hung = False
+        #: its system calls are limited, as the kernel says (vpnd/seccomp.py)
+        self.confined = False
         self.restarts = 0
         self.listen: tuple[str, ...] = ()
         self.own: OwnAddresses | None = None
@@ -235,6 +237,7 @@ class Child(Generic[AnySlot]):
             case messages.Ready(listen=listen, own=own) if self.state is State.STARTING:
                 self._cancel_timer()
                 self.state = State.UP
+                self.confined = seccomp.holds(self.pid)
                 self.listen, self.own = listen, own
                 if self._first.done():
                     log.info("%s is back as pid %d", self.title, self.pid)
@@ -287,7 +290,7 @@ class Child(Generic[AnySlot]):
         os.close(self._pidfd)
         self._pidfd = -1
         self._popen = self.process = None
-        self.hung = False
+        self.hung = self.confined = False
         if self._channel is not None:
             self._channel.close()
         self._cancel_timer()

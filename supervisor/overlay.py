@@ -18,6 +18,7 @@ from supervisor.network.dns_sockets import Names, Send
 from supervisor.network.machine import Machine
 from supervisor.network.overlap import Claim
 from supervisor.network.routes import NetworkSetup
+from vpnd import seccomp
 from vpnd.api.messages import RoutesKnown
 from vpnd.api.reports import OwnAddresses
 from vpnd.config.check import MIN_IPV6_MTU
@@ -56,6 +57,10 @@ class Overlay:
             self._warnings.append(
                 f"process.user: vpnd's processes run as {SHARED_USER}, like those of other programs, which can stop "
                 f"them: make a user {OWN_USER} (useradd --system {OWN_USER}) and start again"
+            )
+        if config.process.seccomp and (why_not := seccomp.why_not()):
+            self._warnings.append(
+                f"process.seccomp: system calls of vpnd's processes are not limited: {why_not}"
             )
         if mode.in_network and config.network.virtual_ip and not config.peers:
             self._warnings.append(

@@ -106,6 +106,7 @@ def _process(child: Child, usage: Usage, answers: bool | None) -> dict[str, Any]
     return {
         "pid": child.pid, "restarts": child.restarts,
         "state": "hung" if child.hung else child.state.value, "answers": answers,
+        "confined": child.confined,
         **usage.of(child.pid),
     }  # fmt: skip
 

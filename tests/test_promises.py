@@ -19,6 +19,8 @@ NOT_PROMISED = (
     "What it does not promise",
     "What comes faster than control",
     "What is left:",
+    "What is refused fails with EPERM",
+    "Where the kernel or the machine",
     "That is also how long",
     "Whoever runs the endpoint",
     "The endpoint learns",

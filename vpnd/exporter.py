@@ -29,7 +29,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from vpnd import logs, metrics, privileges
+from vpnd import logs, metrics, privileges, seccomp
 from vpnd.api import messages, parts
 from vpnd.api.channel import Channel, first_message, run_child
 from vpnd.config.schema import Config
@@ -50,6 +50,8 @@ def _main(channel: Channel, parent_pid: int) -> None:
     privileges.drop(start.config.process.user, parent_pid)
     told = Told(channel, start.config)
     server = Server(socket.socket(fileno=listening), told)
+    if start.config.process.seccomp:
+        seccomp.confine(seccomp.EXPORTER)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     told.serve()
 

@@ -66,6 +66,9 @@ State = Annotated[
 Answers = Annotated[
     bool | None, told("Whether it answered within half of status.timeout; null: it was not asked.")
 ]
+Confined = Annotated[
+    bool, told("Whether the kernel refuses it the system calls that it does not need (process.seccomp).")
+]
 CpuPercent = Annotated[
     float, told("CPU in the last status.sample_interval, 100 is one CPU; 0 until then.", "percent")
 ]
@@ -88,6 +91,7 @@ class ControlPart(SupervisorPart, frozen=True):
     restarts: Restarts = 0
     state: State = ""
     answers: Answers = None
+    confined: Confined = False
     connections: Annotated[
         int | None, told("libp2p connections that are not data sessions; null without its answer.")
     ] = None
@@ -109,6 +113,7 @@ class Shard(ShardCounters, frozen=True):
     restarts: Restarts = 0
     state: State = ""
     answers: Answers = None
+    confined: Confined = False
     cpu_percent: CpuPercent = 0.0
     cpu_s: CpuSeconds = 0.0
     rss_bytes: RssBytes = 0

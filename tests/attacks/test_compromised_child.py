@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import psutil
 import pytest
 from attack_tools import ATTACK_S, arena, assert_unharmed, beside
 from lab import Lab, Node, ping, wait_until
 from lab.joining import machine
 
+from vpnd import seccomp
 from vpnd.api import messages
 from vpnd.api.reports import OwnAddresses, PeerReport, PeerTraffic
 
@@ -84,8 +86,39 @@ def comes_back(node: Node, before: dict[str, Any], index: int | None) -> None:
 
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[list[Node]]:
-    with arena(2, process={"watchdog": "3s"}, status={"timeout": "1s"}) as nodes:
+    with arena(
+        2,
+        process={"watchdog": "3s"},
+        status={"timeout": "1s"},
+        metrics={"listen": "127.0.0.1:9586"},
+    ) as nodes:
         yield nodes
+
+
+def test_no_child_of_a_node_has_rights_left(nodes: list[Node]) -> None:
+    a, _ = nodes
+    status = a.ask()
+    assert status["control"]["confined"] and all(shard["confined"] for shard in status["shards"])
+    with voice_of(status["control"]["pid"]) as say:
+        say(messages.RelayWanted())
+    supervisor = psutil.Process(status["supervisor"]["pid"])
+
+    def children() -> dict[str, psutil.Process]:
+        lines = {each: each.cmdline() for each in supervisor.children()}
+        return {line[3]: each for each, line in lines.items() if "-m" in line}  # the janitor is a shell
+
+    everybody = {"vpnd.control", "shards", "vpnd.relay", "vpnd.exporter"}
+    wait_until(lambda: children().keys() == everybody, BACK_S, "all kinds of children are there")
+    for kind, process in children().items():
+        wait_until(lambda process=process: seccomp.holds(process.pid), BACK_S, f"{kind} is confined")
+        rights = dict(
+            line.split(":\t", 1)
+            for line in Path(f"/proc/{process.pid}/status").read_text().splitlines()
+            if ":\t" in line
+        )
+        assert "0" not in (rights["Uid"] + "\t" + rights["Gid"]).split() and not rights["Groups"].strip()
+        assert {rights[each] for each in ("CapEff", "CapPrm", "CapInh", "CapBnd", "CapAmb")} == {"0" * 16}
+        assert rights["NoNewPrivs"] == "1"
 
 
 PEERS = tuple(PeerReport(name=f"n{number}", peer_id=f"{number:052}") for number in range(600))

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 import msgspec
 import pytest
 
+from vpnd import seccomp
 from vpnd.api import channel, messages, parts
 from vpnd.config.schema import Config, Metrics, Process, Registry, Session, Worker
 from vpnd.metrics import SHARD_COUNTERS, create_page
@@ -356,13 +357,17 @@ def test_a_shard_stops_when_asked_and_when_the_supervisor_is_gone():
 
 
 @pytest.mark.root
-def test_a_shard_has_no_rights_left():
-    with two_shards() as (a, _):
+@pytest.mark.setting("process.seccomp")
+@pytest.mark.parametrize("wanted", [True, False])
+def test_a_shard_has_no_rights_left(wanted):
+    config = msgspec.structs.replace(CONFIG, process=Process(seccomp=wanted))
+    with contextlib.closing(ShardHarness(A, config)) as a:
         with open(f"/proc/{a.process.pid}/status") as file:
             status = dict(line.split(":\t", 1) for line in file.read().splitlines() if ":\t" in line)
         assert "0" not in status["Uid"].split()
         assert status["CapEff"] == status["CapPrm"] == status["CapBnd"] == "0" * 16
         assert status["NoNewPrivs"] == "1"
+        assert seccomp.holds(a.process.pid) is wanted
 
 
 @pytest.mark.setting("metrics.interval")

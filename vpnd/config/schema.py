@@ -462,6 +462,9 @@ class Process(Table, frozen=True):
     user: str = text("vpnd", "user",
         "User the unprivileged child processes run as. A missing user vpnd is made at the start; where that cannot be, "
         "they run as nobody, with other programs' processes, and a warning says so.", essential=True, restart=True)
+    seccomp: bool = switch(True,
+        "Have the kernel refuse the child processes the system calls that they do not need, where it can: starting "
+        "programs, tracing, mounting, namespaces, BPF and others.", restart=True)
     realtime: bool = switch(True,
         "Run shards, and the supervisor while packets are few, at the lowest real-time priority, so that packets do "
         "not wait for other programs. Has no effect on a machine with one CPU.", essential=True)

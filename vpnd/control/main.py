@@ -30,7 +30,7 @@ from typing import NamedTuple
 import trio
 from libp2p.crypto.keys import KeyPair
 
-from vpnd import logs, privileges
+from vpnd import logs, privileges, seccomp
 from vpnd.adapter.host import Host
 from vpnd.adapter.identity import peer_id_of, read_key_pair, signing_key
 from vpnd.adapter.logs import Seldom, tame_libp2p
@@ -83,6 +83,8 @@ def _main(channel: Channel, parent_pid: int) -> None:
         raise ConfigError(f"the identity file belongs to {peer_id_of(keys)}, not to {start.peer_id}")
     contract = _contract(start.config, page)
     privileges.drop(start.config.process.user, parent_pid)
+    if start.config.process.seccomp:
+        seccomp.confine(seccomp.CONTROL)
     store = Store(paths.network_dir(start.config), descriptors[2]) if len(descriptors) > 2 else None
     failed: list[VpndError] = []
     trio.run(_run, start, keys, page, TrioChannel(channel), store, contract, failed)

@@ -23,7 +23,7 @@ from typing import Any
 
 import uvloop
 
-from vpnd import logs, privileges
+from vpnd import logs, privileges, seccomp
 from vpnd.api import messages
 from vpnd.api.aio import LoopChannel
 from vpnd.api.channel import Channel, first_message, run_child
@@ -179,6 +179,8 @@ def _main(channel: Channel, parent_pid: int) -> None:
     start, _ = first_message(channel, messages.RelayStart)
     logs.configure(start.config.log.level, "relay")
     privileges.drop(start.config.process.user, parent_pid)
+    if start.config.process.seccomp:
+        seccomp.confine(seccomp.RELAY)
     gc.freeze()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_run(channel, start))
