@@ -54,6 +54,7 @@ class Identity:
 
     def fd(self) -> int:
         fd = os.memfd_create("identity", os.MFD_CLOEXEC)
+        os.fchmod(fd, 0o600)
         os.write(fd, self.pem)
         return fd
 

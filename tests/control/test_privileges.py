@@ -188,6 +188,7 @@ from vpnd.adapter.identity import read_key_pair
 
 async def main():
     fd = os.memfd_create("identity")
+    os.fchmod(fd, 0o600)
     os.write(fd, {as_whom.pem!r})
     host, whom = new_host(key_pair=read_key_pair(fd)), ID.from_string({whom.peer_id!r})
     async with host.run([]):
