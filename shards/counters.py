@@ -39,6 +39,7 @@ class Counts:
         self.streams_opened = self.streams_closed = self.streams_failed = self.streams_acquired = 0
         self.sessions_opened = self.sessions_closed = self.sessions_rotated = 0
         self.session_errors = self.session_floods = 0
+        self.unreachables_told = 0
         self.health_probes = self.health_failures = self.health_deaths = 0
 
 

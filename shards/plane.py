@@ -24,6 +24,7 @@ from shards.session.link import Link, StreamLane
 from shards.session.surroundings import Surroundings
 from shards.session.transport import Transport
 from shards.stream.session import Session
+from shards.unreachable import Unreachable
 from vpnd.config.live import Live
 from vpnd.config.schema import Config
 from vpnd.packet.record import Capabilities
@@ -106,8 +107,14 @@ class Plane:
         self._loop = asyncio.get_running_loop()
         self.links: dict[int, Link] = {}
         self._peer_of: dict[Link, Peer] = {}
+        self.tell_unreachable = Unreachable(live, write, now, counts).tell
         self.peers = PeerTable(
-            self._make_peer, counts.drops, live, events.owner_wanted, self._loop.call_later
+            self._make_peer,
+            counts.drops,
+            live,
+            events.owner_wanted,
+            self._loop.call_later,
+            self.tell_unreachable,
         )
         self.flows = FlowTable(live, self.peers.sink_for, counts)
         self.inbound = Inbound(write, set_of(local), counts)

@@ -176,7 +176,7 @@ STOREYS = [
     ("shards.control", "shards.answers"),
     ("shards.plane",),
     ("shards.peer", "shards.session"),
-    ("shards.outbound", "shards.inbound"),
+    ("shards.outbound", "shards.inbound", "shards.unreachable"),
     ("shards.flow",),
     ("shards.budget", "shards.counters", "shards.stream", "shards.datagram"),
 ]

@@ -165,6 +165,9 @@ class ShardCounters(msgspec.Struct, frozen=True, kw_only=True):
             "sessions",
         ),
     ] = 0
+    unreachables_told: Annotated[
+        int, told("Packets without a way that were answered with ICMP host unreachable.", "packets")
+    ] = 0
     health_probes: Annotated[int, told("Health probes sent.", "probes")] = 0
     health_failures: Annotated[int, told("Health probes without an answer in time.", "probes")] = 0
     health_deaths: Annotated[int, told("Sessions ended because their probes failed.", "sessions")] = 0

@@ -123,18 +123,18 @@ class Flow:
 
 
 class Discard:
-    """A sink that drops, under one reason. `seen` is called before each drop, for those who act on demand."""
+    """A sink that drops, under one reason. `seen(buffer, start, end)` is called before each drop, for those who act on
+    demand, with the records; borrowed until it returns."""
 
     movable_before_s = STAY
     holding = False
 
-    def __init__(self, reason: str, drops: Dropping, seen: Callable[[], None] | None = None) -> None:
+    def __init__(self, reason: str, drops: Dropping, seen: Callable[[memoryview, int, int], None]) -> None:
         self.flows: set[Flow] = set()
         self._reason, self._drops, self._seen = reason, drops, seen
 
     def submit(self, buffer: memoryview, start: int, end: int, packets: int) -> None:
-        if self._seen is not None:
-            self._seen()
+        self._seen(buffer, start, end)
         self._drops.span(self._reason, buffer, start, end, packets)
 
     def flush(self) -> None:

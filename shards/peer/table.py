@@ -31,6 +31,9 @@ class PeerHost(PoolHost, Protocol):
     def want_now(self, peer: Peer) -> None:
         """Packets began to wait: a session is wanted at once."""
 
+    def tell_unreachable(self, buffer: memoryview, start: int, end: int) -> None:
+        """There is no way for these records. borrowed: until this returns."""
+
 
 class Sources(Prefixes[bool]):
     """The addresses one peer may send from: those for which it is the one that is sent to.
@@ -83,15 +86,16 @@ class Peer:
         unpin(self._discard)
         if state == OPEN and not self.pool.lanes():
             unpin(self.pending)
-            self.pending.drop_all("circuit_open")
+            self.pending.empty(self._host.dispatch)
 
-    def _discarding(self) -> None:
+    def _discarding(self, buffer: memoryview, start: int, end: int) -> None:
         """Packets are dropped for an open circuit: tell control every circuit_breaker.reset_timeout, which decides
         how soon the peer is dialed again."""
         now_s = self._host.now()
         if now_s - self._told_s >= self._live.config.circuit_breaker.reset_timeout:
             self._told_s = now_s
             self._host.want_now(self)
+        self._host.tell_unreachable(buffer, start, end)
 
     def lane_ready(self, lane: Lane) -> None:
         """A lane is open: send the pending packets."""
@@ -168,17 +172,18 @@ class Unowned:
         self._asked.clear()
         self._again()
 
-    def flow_begins(self, version: int, address: int) -> None:
-        """A flow begins to an address that nobody has."""
-        if version != 4 or address in self._asked or not self._networks.find(version, address):
-            return
-        if len(self._asked) >= self._live.config.registry.max_waiting:
-            return
+    def flow_begins(self, version: int, address: int) -> bool:
+        """A flow begins to an address that nobody has: whether somebody may turn out to have it."""
+        if version != 4 or not self._networks.find(version, address):
+            return False
+        if address in self._asked or len(self._asked) >= self._live.config.registry.max_waiting:
+            return True
         if not self._waits:
             self._waits = True
             self._later(self._live.config.registry.negative_lifetime, self._retry)
         self._asked.add(address)
         self._ask(address)
+        return True
 
     def _retry(self) -> None:
         self._waits = False
@@ -187,7 +192,8 @@ class Unowned:
 
 
 class PeerTable:
-    """All peers by id and by address. `ask(address)` asks control who has an address; `later` as for Unowned.
+    """All peers by id and by address. `ask(address)` asks control who has an address; `later` as for Unowned;
+    `tell_unreachable` as of PeerHost.
 
     Owner: shard loop.
     """
@@ -199,12 +205,15 @@ class PeerTable:
         live: Live,
         ask: Callable[[int], None],
         later: Callable[[float, Callable[[], None]], object],
+        tell_unreachable: Callable[[memoryview, int, int], None],
     ) -> None:
         self._make = make
         self._unowned = Unowned(live, ask, self.retry_unrouted, later)
         self._peers: dict[str, Peer] = {}
         self._owners: Prefixes[Peer | None] = Prefixes()
-        self._no_route = Discard("no_route", drops)
+        self._no_route = Discard("no_route", drops, tell_unreachable)
+        #: of those who may have an owner soon: programs are to try again, not to give up
+        self._asked_for = Discard("no_route", drops, lambda *records: None)
 
     def __iter__(self) -> Iterator[Peer]:
         return iter(list(self._peers.values()))
@@ -217,8 +226,7 @@ class PeerTable:
         peer = self._owners.find(version, address)
         if peer is not None:
             return peer.sink()
-        self._unowned.flow_begins(version, address)
-        return self._no_route
+        return self._asked_for if self._unowned.flow_begins(version, address) else self._no_route
 
     def ask_owners(self, networks: tuple[str, ...]) -> None:
         """Of these networks single addresses have owners, whom control can be asked for: nobody has what is in them
@@ -234,6 +242,7 @@ class PeerTable:
     def retry_unrouted(self) -> None:
         """Flows to addresses that nobody had look for an owner with their next packet."""
         unpin(self._no_route)
+        unpin(self._asked_for)
 
     def owner(self, version: int, address: int) -> Peer | None:
         """The peer a destination is sent to."""

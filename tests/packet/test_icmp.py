@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from packet.builder import V4, V6, ip, slow_sum, tcp, udp
 from vpnd.errors import BadPacket
 from vpnd.packet import icmp
 
@@ -106,3 +107,76 @@ def test_a_damaged_reply_is_refused_or_damaged_where_only_ip_looks(place, flip):
     except BadPacket:
         return
     assert reply == (7, 9, b"nonce") and place < 20
+
+
+def fragment6(offset: int, following: int = 17) -> bytes:
+    """A fragment of IPv6: a header of eight bytes that packet.builder does not know."""
+    packet = ip(V6, 44, struct.pack(">BBHI", following, 0, offset << 3, 7) + bytes(40))
+    return packet
+
+
+ANSWERED = [
+    ("UDP", udp(V4, b"x")),
+    ("a TCP superpacket", tcp(V4, bytes(40_000))),
+    ("one with options", udp(V4, b"x", options=bytes(8))),
+    ("an echo request", ip(V4, 1, message(8))),
+    ("a first fragment", udp(V4, bytes(600), fragment=0x2000)),
+    ("UDP over IPv6", udp(V6, bytes(1300))),
+    ("TCP over IPv6", tcp(V6, b"")),
+    ("an echo request of IPv6", ip(V6, 58, message(128))),
+    ("a first fragment of IPv6", fragment6(0)),
+]
+
+
+@pytest.mark.parametrize(("sentence", "packet"), ANSWERED, ids=[row[0] for row in ANSWERED])
+def test_the_sender_of_what_has_no_way_is_told_by_its_own_packet(sentence, packet):
+    answer = icmp.unreachable(memoryview(packet))
+    assert answer is not None
+    if packet[0] >> 4 == 4:
+        assert answer[12:20] == packet[16:20] + packet[12:16] and answer[20:22] == b"\x03\x01"
+        assert slow_sum(answer[:20]) == slow_sum(answer[20:]) == 0xFFFF
+        assert len(answer) == struct.unpack_from(">H", answer, 2)[0] <= 576
+        quoted = answer[28:]
+    else:
+        assert answer[8:40] == packet[24:40] + packet[8:24] and answer[40:42] == b"\x01\x03"
+        pseudo = answer[8:40] + struct.pack(">II", len(answer) - 40, 58)
+        assert slow_sum(pseudo + answer[40:]) == 0xFFFF
+        assert len(answer) == 40 + struct.unpack_from(">H", answer, 4)[0] <= 1280
+        quoted = answer[48:]
+    assert packet.startswith(quoted) and len(quoted) >= min(len(packet), 28)
+    assert icmp.unreachable(memoryview(answer)) is None, "no error about an error"
+
+
+UNANSWERED = [
+    ("nothing", b""),
+    ("a header cut short", udp(V4, b"x")[:19]),
+    ("an IHL beyond the packet", b"\x4f" + udp(V4, b"x")[1:30]),
+    ("another version", b"\x50" + bytes(60)),
+    ("a later fragment", udp(V4, b"x", fragment=0x2001)),
+    ("an error of ICMP", ip(V4, 1, message(11))),
+    ("a redirect", ip(V4, 1, message(5))),
+    ("ICMP without a type", ip(V4, 1, b"")),
+    ("multicast", udp(("10.86.0.1", "224.0.0.251"), b"x")),
+    ("broadcast", udp(("10.86.0.1", "255.255.255.255"), b"x")),
+    ("from nobody", udp(("0.0.0.0", "10.86.0.2"), b"x")),
+    ("from this very machine", udp(("127.0.0.1", "10.86.0.2"), b"x")),
+    ("an IPv6 header cut short", udp(V6, b"x")[:39]),
+    ("a later fragment of IPv6", fragment6(1)),
+    ("a fragment of an error of ICMPv6", fragment6(0, 58)),
+    ("an error of ICMPv6", ip(V6, 58, message(2))),
+    ("a redirect of IPv6", ip(V6, 58, message(137))),
+    ("ICMPv6 without a type", ip(V6, 58, b"")),
+    ("multicast of IPv6", udp((V6[0], "ff02::1"), b"x")),
+    ("from nobody, IPv6", udp(("::", V6[1]), b"x")),
+]
+
+
+@pytest.mark.parametrize(("sentence", "packet"), UNANSWERED, ids=[row[0] for row in UNANSWERED])
+def test_what_must_not_be_answered_is_not(sentence, packet):
+    assert icmp.unreachable(memoryview(packet)) is None
+
+
+@given(st.binary(max_size=80), st.sampled_from([b"\x45", b"\x60", b""]))
+def test_no_packet_however_broken_is_more_than_unanswered(data, first):
+    answer = icmp.unreachable(memoryview(first + data))
+    assert answer is None or icmp.unreachable(memoryview(answer)) is None

@@ -168,7 +168,7 @@ def test_a_flow_whose_sink_has_ended_finds_another():
 
 def test_a_discard_sink_counts_and_says_so_before():
     drops, seen = Counts().drops, []
-    discard = Discard("circuit_open", drops, lambda: seen.append(drops["circuit_open"]))
+    discard = Discard("circuit_open", drops, lambda *records: seen.append(drops["circuit_open"]))
     discard.submit(memoryview(b""), 0, 0, 3)
     discard.submit(memoryview(b""), 0, 0, 2)
     assert (drops["circuit_open"], seen) == (5, [0, 3])

@@ -34,7 +34,9 @@ ROUTER = ("10.86.0.4/32", "10.7.0.0/16")
 
 
 def peer_table() -> PeerTable:
-    return PeerTable(StandIn, {"no_route": 0}, Live(Config()), lambda _: None, lambda *_: None)  # type: ignore[arg-type]
+    return PeerTable(
+        StandIn, {"no_route": 0}, Live(Config()), lambda _: None, lambda *_: None, lambda *_: None
+    )  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,7 @@ def test_a_network_around_an_address_does_not_make_its_owner() -> None:
         Live(Config()),
         asked.append,
         lambda seconds, call: None,
+        lambda *records: None,
     )
     leaving = table.know("exit", "exit", EXIT)
     assert leaving.sources.find(4, number(9)), "as long as nobody asks a contract"

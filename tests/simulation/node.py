@@ -47,6 +47,7 @@ class Node:
         self.connections: dict[int, Connection] = {}  # by session id
         self.dials: dict[Dial, list[object]] = {}
         self._arriving_on: Connection | None = None
+        self.told_unreachable: list[bytes] = []
         self._watch_arrivals()
         self._watch_batches()
         self.planner.shard_ready(SHARD, world.loop.now_s)
@@ -89,7 +90,9 @@ class Node:
             pass
 
     def _write(self, view: memoryview) -> None:
-        assert self._arriving_on is not None
+        if self._arriving_on is None:
+            self.told_unreachable.append(bytes(view))
+            return
         self.world.arrived(self, seen(view), self._arriving_on)
 
     def _batch_done(self) -> None:

@@ -6,6 +6,7 @@ back; unless this machine has another route, which is then what is to be found.
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import secrets
 import socket
@@ -28,6 +29,10 @@ LEAST_BYTES, MOST_BYTES = _NONCE_BYTES, 65_000
 HEADER_BYTES = {4: 28, 6: 48}
 #: Linux include/uapi/linux/in.h, in6.h: never cut a packet up, whatever is known of the path.
 _IP_MTU_DISCOVER, _IPV6_MTU_DISCOVER, _PMTUDISC_PROBE = 10, 23, 3
+#: The same: also errors of ICMP come as errors of the socket.
+_IP_RECVERR, _IPV6_RECVERR = 11, 25
+#: What it makes of "destination unreachable".
+_UNREACHABLE = {errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EACCES}
 #: More than any reply to a request of ours.
 _READ_BYTES = 1 << 16
 
@@ -88,13 +93,14 @@ class EchoSocket:
                 "pings need a raw socket, which this user may not have (CAP_NET_RAW); run it as root: sudo vpnd ping"
             ) from None
         self._let_in_replies_only(version)
+        level, discover, errors = (
+            (socket.IPPROTO_IP, _IP_MTU_DISCOVER, _IP_RECVERR)
+            if version == 4
+            else (socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _IPV6_RECVERR)
+        )
+        self._sock.setsockopt(level, errors, 1)
         if whole:
-            level, option = (
-                (socket.IPPROTO_IP, _IP_MTU_DISCOVER)
-                if version == 4
-                else (socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER)
-            )
-            self._sock.setsockopt(level, option, _PMTUDISC_PROBE)
+            self._sock.setsockopt(level, discover, _PMTUDISC_PROBE)
 
     def __enter__(self) -> EchoSocket:
         return self
@@ -119,10 +125,11 @@ class EchoSocket:
         nonce = secrets.token_bytes(_NONCE_BYTES).ljust(size, b"\0")
         packet = icmp.request(self._target.version, self._identifier, sequence, nonce)
         expected = icmp.Reply(self._identifier, sequence, nonce)
-        begun_s = time.monotonic()
+        begun_s, sent = time.monotonic(), False
         try:
             self._sock.settimeout(self._timeout_s)
             self._sock.sendto(packet, (str(self._target), 0))
+            sent = True
             while (left_s := begun_s + self._timeout_s - time.monotonic()) > 0:
                 self._sock.settimeout(left_s)
                 if self._is_from_target(*self._sock.recvfrom(_READ_BYTES), expected):
@@ -130,6 +137,8 @@ class EchoSocket:
         except TimeoutError:
             pass
         except OSError as error:
+            if sent and error.errno in _UNREACHABLE:
+                return Echo(None, "unreachable: this node or one behind it says that there is no way")
             return Echo(None, f"not sent: {error.strerror}", sent=False)
         return Echo(None, f"no answer within {self._timeout_s:g} s")
 

@@ -67,6 +67,9 @@ class Network(Table, frozen=True):
         "change the kernel reports, too.")
     suspend_check: float = duration(1.0, 0.1, 60.0,
         "Suspend-detection poll interval, and the shortest suspension that is detected.")
+    unreachable_rate: int = number(100, 0, 1_000_000, "packets a second",
+        "Packets dropped because nobody has their address, or its peer is away, that each shard answers with ICMP host "
+        "unreachable, as routers do, so that programs fail at once. 0: none.")
     queue_length: int = number(500, 1, 100_000, "packets",
         "Transmit queue of the TUN device. Too short: bursts are dropped; too long: delay under load.", restart=True)
     read_batch: int = number(64, 1, 4096, "packets",
