@@ -1,4 +1,4 @@
-"""What a shard answers when it is asked: for `vpnd status`, and for `vpnd ping`."""
+"""What a shard answers when it is asked: for `vpnd status`, `vpnd ping` and `vpnd why`."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import asyncio
 import ipaddress
 from collections.abc import Callable
 
-import msgspec
+from msgspec.structs import replace
 
+from shards.flow.flows import Discard
+from shards.flow.queues import Pending, ReorderBuffer
 from shards.peer.table import OPEN, Peer
 from shards.plane import Plane
 from shards.session.link import Link, StreamLane
 from vpnd.api.messages import ProbeAnswer, ProbeRequest
-from vpnd.api.reports import SessionProbe, SessionReport
-from vpnd.packet.flow import destination_of, echo_key
+from vpnd.api.reports import FlowReport, SessionProbe, SessionReport
+from vpnd.packet.flow import destination_of, echo_key, key_to
 
 
 def session_report(link: Link) -> SessionReport:
@@ -35,13 +37,19 @@ def session_report(link: Link) -> SessionReport:
 
 
 def probe(plane: Plane, request: ProbeRequest, tell: Callable[[ProbeAnswer], None]) -> None:
-    """Which session carries the pings to an address, and its round trip now: a ping in it, behind all that was sent.
+    """Which session carries a flow, and its round trip now: a ping in it, behind all that was sent.
     `tell` is called once, within health.timeout."""
-    key = echo_key(ipaddress.ip_address(request.destination))
+    address = ipaddress.ip_address(request.destination)
+    key = key_to(address, request.protocol, request.port) if request.protocol else echo_key(address)
     peer = plane.peers.owner(*destination_of(key))
     lane = _lane(plane, peer, key)
+    answer = ProbeAnswer(
+        serial=request.serial,
+        owner=peer.peer_id if peer is not None else "",
+        flow=_flow_report(plane, key),
+    )
     if lane is None:
-        tell(ProbeAnswer(serial=request.serial, why=_why_none(peer, request.destination)))
+        tell(replace(answer, why=_why_none(peer, request.destination)))
         return
     link, timeout_s = lane.carrier, plane.live.config.health.timeout
     local, remote = link.endpoints()
@@ -54,17 +62,30 @@ def probe(plane: Plane, request: ProbeRequest, tell: Callable[[ProbeAnswer], Non
         if not late:
             timer.cancel()
             rtt_ms = (plane.now() - sent_s) * 1000
-            measured = msgspec.structs.replace(session, rtt_ms=rtt_ms)
-            tell(ProbeAnswer(serial=request.serial, session=measured))
+            tell(replace(answer, session=replace(session, rtt_ms=rtt_ms)))
 
     def too_late() -> None:
         nonlocal late
         late = True
         why = "it has ended" if link.closed else f"no answer within {timeout_s:g} s"
-        tell(ProbeAnswer(serial=request.serial, session=session, why=why))
+        tell(replace(answer, session=session, why=why))
 
     timer = asyncio.get_running_loop().call_later(timeout_s, too_late)
     link.barrier(answered)
+
+
+def _flow_report(plane: Plane, key: int) -> FlowReport:
+    flow = plane.flows.flows.get(key)
+    if flow is None or flow.sink is None:
+        return FlowReport(state="none", packets=flow.packets if flow is not None else 0)
+    kinds = {StreamLane: "lane", Pending: "pending", Discard: "discarded", ReorderBuffer: "held"}
+    oldest_s = flow.oldest_s()
+    return FlowReport(
+        state=kinds[type(flow.sink)],
+        packets=flow.packets,
+        waiting=flow.backlog.packets if flow.backlog is not None else 0,
+        waiting_ms=0.0 if oldest_s is None else max(0.0, (plane.now() - oldest_s) * 1000),
+    )
 
 
 def _lane(plane: Plane, peer: Peer | None, key: int) -> StreamLane | None:

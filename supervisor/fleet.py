@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any
 
 from supervisor.children import AnySlot, Child, State, introduce
@@ -48,6 +48,8 @@ class Fleet:
         self.shards: list[Child[ShardSlot]] = []
         self.count = live.config.worker.shards or min(len(os.sched_getaffinity(0)), MOST_AUTOMATIC_SHARDS)
         self.make_shards(self.count)
+        #: what is done when a peer asks why its packets do not arrive
+        self.walk_wanted: Callable[[messages.WalkWanted], object] = lambda wanted: None
         live.watch(lambda config: config, self._reconfigured)
 
     async def start(self) -> None:
@@ -125,6 +127,8 @@ class Fleet:
                 control.own = own
             case messages.RelayWanted() if self._live.config.relay.serve:
                 self.relay.want()
+            case messages.WalkWanted():
+                self.walk_wanted(message)
             case messages.RoutesKnown():
                 self._overlay.route(message)
             case _:

@@ -6,8 +6,10 @@
     kernel        netlink                         Watch
     shards        channel                         Child: Ready, Failed; Questions: ShardStatus, ProbeAnswer
     control       channel                         Child: Ready, Failed; Questions: ControlStatus, Answer;
-                                                  Overlay, through Fleet: OwnChanged, RoutesKnown
-    commands      status socket                   StatusServer: status, stop, reload, scale, probe; requests: invite …
+                                                  Overlay, through Fleet: OwnChanged, RoutesKnown;
+                                                  Walking: WalkWanted
+    commands      status socket                   StatusServer: status, stop, reload, scale, probe, why;
+                                                  requests: invite …
     relay         channel, once it is wanted      Child: Ready, Failed; RelayChild gives it a channel to control
     exporter      channel, if metrics.listen      Child: Ready, Failed; Exporter: StatusWanted
 
@@ -47,6 +49,7 @@ from supervisor.pump import Pump
 from supervisor.questions import Argument
 from supervisor.slots import ControlSlot
 from supervisor.statusd import Command, StatusServer
+from supervisor.walking import Walking
 from supervisor.watchdog import Watchdog
 from vpnd.api import messages
 from vpnd.config import changes, fields, load
@@ -173,6 +176,9 @@ class Node:
         self._overlay, self.tun, self._pump, self._fleet = overlay, tun, pump, fleet
         self._usage = usage
         self._scaling = Scaling(fleet)
+        self._walking = Walking(live, fleet, pump, self.status)
+        self._walks: set[asyncio.Task[None]] = set()
+        fleet.walk_wanted = self._walk_wanted
         self._reread, self._reloaded = reread, reloaded
         self.stopped, self._undo = stopped, undo
         self.name = live.config.node.name
@@ -195,6 +201,7 @@ class Node:
             "reload": lambda request: self.reload_again(),
             "scale": lambda request: self.scale(request.get("shards")),
             "probe": self._on_probe,
+            "why": self._walking.asked,
         }
 
     async def _on_status(self, request: Mapping[str, Any]) -> msgspec.Raw:
@@ -208,6 +215,13 @@ class Node:
         config = self._live.config
         patience_s = config.health.timeout + config.status.timeout
         return await requests.probe(request, self._fleet, self._pump, patience_s)
+
+    def _walk_wanted(self, wanted: messages.WalkWanted) -> None:
+        """One at a time: control asks for the next when it has been told."""
+        if not self._walks:
+            walk = asyncio.get_running_loop().create_task(self._walking.asked_by_peer(wanted))
+            self._walks.add(walk)
+            walk.add_done_callback(self._walks.discard)
 
     async def request(self, command: str, arguments: dict[str, Argument], timeout_s: float) -> bytes:
         """See requests.Asked."""
@@ -282,10 +296,10 @@ class Node:
         patience_s = self._live.config.process.ready_timeout
         self._last_told = await self._fleet.questions.ask(self._fleet.control, patience_s)
 
-    async def status(self) -> Status:
-        """See supervisor.report. A child that does not answer within half of status.timeout is reported without what
-        only it knows."""
-        patience_s = self._live.config.status.timeout / 2
+    async def status(self, patience_s: float = 0.0) -> Status:
+        """See supervisor.report. A child that does not answer within `patience_s`, or half of status.timeout, is
+        reported without what only it knows."""
+        patience_s = patience_s or self._live.config.status.timeout / 2
         fleet, present = self._fleet, self._fleet.present
         ask = fleet.questions.ask
         control, *shards = await asyncio.gather(

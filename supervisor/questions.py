@@ -73,11 +73,15 @@ class Questions:
         return await self._exchange(child, lambda serial: messages.StatusRequest(serial=serial), timeout_s)
 
     async def probe(
-        self, shard: Child[Any], destination: str, timeout_s: float
+        self, shard: Child[Any], destination: str, timeout_s: float, protocol: int = 0, port: int = 0
     ) -> messages.ProbeAnswer | None:
-        """What a shard measures for `vpnd ping`; None as for `ask`."""
+        """What a shard measures for `vpnd ping` and `vpnd why`; None as for `ask`."""
         answer: messages.ProbeAnswer | None = await self._exchange(
-            shard, lambda serial: messages.ProbeRequest(serial=serial, destination=destination), timeout_s
+            shard,
+            lambda serial: messages.ProbeRequest(
+                serial=serial, destination=destination, protocol=protocol, port=port
+            ),
+            timeout_s,
         )
         return answer
 

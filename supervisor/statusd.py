@@ -5,6 +5,7 @@
 {"command": "reload"}               →  what of the configuration is in force now, and what needs a restart
 {"command": "scale", "shards": N}   →  how many there were and are, once it is done
 {"command": "probe", "address": IP} →  what carries pings to it, measured now (supervisor/requests.py)
+{"command": "why", "who": …}        →  why packets to it do not arrive (supervisor/walking.py)
 {"command": "invite", …}            →  what control answers (supervisor/requests.py has the names)
 anything else                       →  {"error": "…"}
 what is refused                     →  {"error": "…", "kind": name of a class of vpnd.errors}; one problem on each line

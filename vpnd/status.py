@@ -250,7 +250,7 @@ class Status(Part, frozen=True):
 
 
 #: What a node is that is no member (any more), and what its user can do.
-_OUT = {
+NOT_IN = {
     "removed": (
         "removed from network {}",
         "An authority removed this node: no other takes its packets any more. To come back, ask for a new token "
@@ -282,8 +282,8 @@ def _ailments(status: Status) -> Iterator[Ailment]:
     yield from _processes(status, shards)
     yield from _exit(status)
     network = status.network
-    if network is not None and network.state in _OUT:
-        what, remedy = _OUT[network.state]
+    if network is not None and network.state in NOT_IN:
+        what, remedy = NOT_IN[network.state]
         yield Ailment(what=what.format(network.name), remedy=remedy, health=DOWN)
     elif status.peers and not any(peer.state == "connected" for peer in status.peers):
         yield Ailment(what="no peer is connected", remedy="`vpnd status` says of each peer why")

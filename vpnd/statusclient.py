@@ -8,6 +8,7 @@ closes the connection.
     {"command": "reload"}               what is in force now, and what needs a restart
     {"command": "scale", "shards": N}   the number of shards before and after, once it is done
     {"command": "probe", "address": IP} what carries pings to it, measured now (supervisor/requests.py)
+    {"command": "why", "who": …}        why packets to it do not arrive (supervisor/walking.py)
     {"command": "invite", …}            what control answers (supervisor/requests.py has the names)
     anything else                       {"error": "…"}
     what is refused                     {"error": "…", "kind": the class of vpnd.errors, for the exit code}

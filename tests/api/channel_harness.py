@@ -50,8 +50,12 @@ MESSAGES: list[Message] = [
     messages.StatusRequest(serial=9),
     messages.ControlStatus(serial=9, listen=(), peers=(PEER_REPORT,), connections=2),
     messages.ShardStatus(serial=9, sessions=(REPORT,), traffic=(reports.PeerTraffic(peer_id="p"),)),
-    messages.ProbeRequest(serial=9, destination="fd00::2"),
-    messages.ProbeAnswer(serial=9, session=PROBE, why="no answer within 2 s"),
+    messages.ProbeRequest(serial=9, destination="fd00::2", protocol=17, port=53),
+    messages.ProbeAnswer(
+        serial=9, session=PROBE, why="no answer within 2 s", owner="p", flow=reports.FlowReport(state="lane")
+    ),
+    messages.WalkWanted(serial=3, peer_id="p", address="10.86.0.1"),
+    messages.WalkTold(serial=3, content=b"{}"),
     messages.StatusWanted(),
     messages.StatusTold(content=b"{}"),
     messages.PeerKnown(peer_id="p", name="b", prefixes=("10.0.0.2/32",)),

@@ -90,6 +90,8 @@ def test_a_token_is_good_for_so_long(tmp_path: Path) -> None:
         SimpleNamespace(own=made.own),  # type: ignore[arg-type]
         PeerRegistry(()),
         SimpleNamespace(listen_addresses=lambda: ("/ip4/192.0.2.1/tcp/4001",)),  # type: ignore[arg-type]
+        SimpleNamespace(standing=None, ask=None),  # type: ignore[arg-type]
+        netcheck=None,  # type: ignore[arg-type]
         connected=lambda peer_id: False,
     )
     answer = trio.run(requests.carry_out, Request(serial=1, command="invite", arguments={}))

@@ -13,6 +13,7 @@ from random import Random
 from typing import Any, NamedTuple
 
 import dns.message
+import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from datagram.pair import HERE, datagrams
 from datagram.pair import Net as DatagramNet
@@ -36,6 +37,7 @@ from shards.flow.prefixes import Prefixes
 from shards.inbound import Inbound, Reassembly
 from shards.session.bare import BareFrames, BareInbound
 from shards.stream import negotiate, yamux
+from vpnd import why
 from vpnd.adapter import framing, identify, muxer, noise
 from vpnd.config.schema import Session as Settings
 from vpnd.discovery import contract, localnet
@@ -368,6 +370,19 @@ ENTRIES = {
             "vpnd.nat.portmap._pmp_result_untrusted",
         ),
     ),
+    "why": Entry(
+        lambda data: [
+            parse(data) for parse in (why.greeting_untrusted, why.question_untrusted, why.told_untrusted)
+        ],
+        (RemoteProtocolError,),
+        (msgspec.json.encode(why.Told(steps=(why.Step(name="route"),), dropped={"too_big": 1})), b"{}"),
+        (
+            "vpnd.why.greeting_untrusted",
+            "vpnd.why.question_untrusted",
+            "vpnd.why.told_untrusted",
+            "vpnd.why._parsed_untrusted",
+        ),
+    ),
     "echo reply": Entry(
         lambda data: [icmp.reply_untrusted(version, data) for version in (6, 4)],
         (BadPacket,),
@@ -500,6 +515,8 @@ SHELLS = {
     "vpnd.control.dns_service._query_untrusted": "tests/names/test_server.py",
     "vpnd.control.enrolling.answer_untrusted": "tests/membership/test_authority.py",
     "vpnd.control.gossiping._read_untrusted": "tests/control/test_network.py",
+    "vpnd.control.explaining._exchange_untrusted": "tests/netns/test_why.py",
+    "vpnd.control.explaining.serve_untrusted": "tests/netns/test_why.py",
     "vpnd.control.introducing.answer_untrusted": "tests/membership/test_introducing.py",
     "vpnd.control.introducing.answer_both_untrusted": "tests/membership/test_introducing.py",
     "vpnd.control.introducing._receive_untrusted": "tests/membership/test_introducing.py",

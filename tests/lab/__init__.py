@@ -6,7 +6,7 @@ Used by the tests, scripts/bench and scripts/demo. Standard library only.
 from __future__ import annotations
 
 from .bulk import Bulk
-from .faults import blackhole, cut_connections, flap, lossy, moved, reset_storm
+from .faults import blackhole, closed, cut_connections, flap, lossy, moved, narrow, reset_storm
 from .ledger import Ledger, children, unharmed
 from .network import Lab, LabError, Namespace, clean_exit_on_signals, wait_until, within
 from .node import Node, mesh_of_nodes, module_command, pair_of_nodes, script_command, to_toml
@@ -41,6 +41,7 @@ __all__ = [
     "check_logs",
     "children",
     "clean_exit_on_signals",
+    "closed",
     "connected",
     "cpu_seconds",
     "cut_connections",
@@ -54,6 +55,7 @@ __all__ = [
     "mesh_of_nodes",
     "module_command",
     "moved",
+    "narrow",
     "out_of_order",
     "own_pss_bytes",
     "pair_of_nodes",

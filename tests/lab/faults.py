@@ -29,6 +29,20 @@ def blackhole(lab: Lab, namespace: Namespace, other: Namespace | None = None) ->
 
 
 @contextlib.contextmanager
+def narrow(lab: Lab, namespace: Namespace, most: int) -> Iterator[None]:
+    """Inside the block IP packets longer than that vanish, both ways, without the word that TCP would need."""
+    with _filtered(lab, namespace, f"ip length > {most} drop", f"ip length > {most} drop"):
+        yield
+
+
+@contextlib.contextmanager
+def closed(lab: Lab, namespace: Namespace, port: int) -> Iterator[None]:
+    """Inside the block nobody gets in at that TCP port; the way out is open."""
+    with _filtered(lab, namespace, f"tcp dport {port} drop", "accept"):
+        yield
+
+
+@contextlib.contextmanager
 def reset_storm(lab: Lab, namespace: Namespace) -> Iterator[None]:
     """Inside the block every TCP segment, either way, is answered by a reset instead of being carried."""
     # The resets themselves pass, or nobody would ever get one.

@@ -2,11 +2,13 @@
 
 dial_session    the session muxer, and out of libp2p
 ask             one request and its answer (`vpnd.adapter.guests`), without any muxer
+converse        with a member that chose a protocol in the place of a muxer
 connect         an ordinary libp2p connection, with streams
 """
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -35,11 +37,26 @@ Result = TypeVar("Result")
 
 
 class DialError(VpndError):
-    """A dial failed, for the reason in words; nothing of it is left, try again later."""
+    """A dial failed, for the reason in words; nothing of it is left, try again later.
+
+    `kind`: what that says of the way to the peer: refused (its machine does), silent, unreachable, wrong_key (somebody
+    else answers), not_admitted, large (only small messages come through), no_address; failed: anything else.
+    """
+
+    def __init__(self, text: str, kind: str = "failed") -> None:
+        super().__init__(text)
+        self.kind = kind
 
 
 class NotAdmitted(DialError):
     """The other side proved who it is, and closed: most likely it does not know this node."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text, "not_admitted")
+
+
+#: Of the failures of several addresses the one that says most comes first.
+_TELLING = ("not_admitted", "wrong_key", "large", "refused", "silent", "unreachable", "failed")
 
 
 class Patience(NamedTuple):
@@ -105,6 +122,26 @@ async def ask(
     return await dial_raw(tcp, address, patience, use)
 
 
+async def converse(
+    tcp: WatchfulTcp,
+    upgrader: TransportUpgrader,
+    address: str,
+    peer_id: ID,
+    protocol: str,
+    talk: Callable[[Any], Awaitable[Result]],
+    patience: Patience,
+) -> Result:
+    """What `talk` makes of a secured connection with `peer_id` that is for `protocol` alone. Raises DialError, and what
+    `talk` raises of it."""
+
+    async def use(raw: Any) -> Result:
+        return await secured(
+            raw, upgrader, peer_id, [protocol], patience.dial_s, lambda session, _: talk(session)
+        )
+
+    return await dial_raw(tcp, address, patience, use)
+
+
 async def connect(tcp: WatchfulTcp, swarm: Any, address: str, peer_id: ID, patience: Patience) -> Any:
     """A connection of the swarm with `peer_id` at `address`; the swarm owns it. Raises DialError."""
 
@@ -136,7 +173,7 @@ async def dial_raw(
                 return await use(raw)
             raise error or DialError(f"{address}: the name has no address")
     except trio.TooSlowError:
-        raise DialError(f"{address}: no answer within {patience.dial_s:g} s") from None
+        raise DialError(f"{address}: no answer within {patience.dial_s:g} s", "silent") from None
     except (ConfigError, RemoteProtocolError) as error:
         raise DialError(str(error)) from error
     except DialError:
@@ -144,7 +181,7 @@ async def dial_raw(
     except ConnectionAbortedError as error:
         raise NotAdmitted(f"{address}: {error}") from error
     except Exception as error:  # libp2p lets errors of parsers and ciphers through as they are
-        raise DialError(f"{address}: {_in_words(error)}") from error
+        raise DialError(f"{address}: {_in_words(error)}", _kind(error)) from error
 
 
 async def _connect(tcp: WatchfulTcp, endpoint: Endpoint, timeout_s: float) -> Any:
@@ -156,7 +193,7 @@ async def _connect(tcp: WatchfulTcp, endpoint: Endpoint, timeout_s: float) -> An
         with trio.fail_after(timeout_s):
             return await tcp.dial(Multiaddr(endpoint.multiaddr()))
     except trio.TooSlowError:
-        raise DialError(f"{endpoint.multiaddr()}: no connection within {timeout_s:g} s") from None
+        raise DialError(f"{endpoint.multiaddr()}: no connection within {timeout_s:g} s", "silent") from None
 
 
 async def dial_any(
@@ -211,9 +248,9 @@ async def first(dial: Callable[[str], Awaitable[Result]], addresses: Sequence[st
             return await dial(address)
         except DialError as error:
             errors.append(error)
-    refused = any(isinstance(error, NotAdmitted) for error in errors)
     text = "; ".join(map(str, errors)) or "no address is known"
-    raise NotAdmitted(text) if refused else DialError(text)
+    kind = min((error.kind for error in errors), key=_TELLING.index, default="no_address")
+    raise NotAdmitted(text) if kind == "not_admitted" else DialError(text, kind)
 
 
 async def secured(
@@ -263,6 +300,21 @@ def _innermost(error: BaseException) -> BaseException:
     while error.__cause__ is not None:
         error = error.__cause__
     return error
+
+
+def _kind(error: BaseException) -> str:
+    """DialError.kind."""
+    cause = _innermost(error)
+    if isinstance(cause, PeerIDMismatchesPubkey):
+        return "wrong_key"
+    if isinstance(cause, BaseExceptionGroup):
+        cause = cause.exceptions[0]
+    number = cause.errno if isinstance(cause, OSError) else None
+    if number in (errno.ECONNREFUSED, errno.ECONNRESET):
+        return "refused"
+    if number in (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN):
+        return "unreachable"
+    return "silent" if number == errno.ETIMEDOUT else "failed"
 
 
 def _in_words(error: BaseException) -> str:

@@ -44,11 +44,12 @@ from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
 from libp2p.stream_muxer.yamux.yamux import Yamux
 from multiaddr import Multiaddr
 
+from vpnd import why
 from vpnd.adapter import binding
 from vpnd.adapter.addresses import Endpoint, expand_wildcards, literal, parse_endpoint
 from vpnd.adapter.arrivals import Places
 from vpnd.adapter.cipher import SESSION_MUXERS, offered
-from vpnd.adapter.dial import DialError, NotAdmitted, Patience, ask, connect, dial_session, first
+from vpnd.adapter.dial import DialError, NotAdmitted, Patience, ask, connect, converse, dial_session, first
 from vpnd.adapter.echo import measure
 from vpnd.adapter.guards import Count, HandedOver, InboundGate, Notifee, StreamHandler, contained
 from vpnd.adapter.guests import ENROL, QUESTIONS, Asking, Desk
@@ -303,6 +304,24 @@ class Host:
 
         return await first(at, addresses)
 
+    async def converse(
+        self,
+        addresses: Sequence[str],
+        peer_id: str,
+        protocol: str,
+        talk: Callable[[Any], Awaitable[Result]],
+        within_s: float,
+    ) -> Result:
+        """What `talk` makes of a new connection with a member, over which nothing but `protocol` goes; from the first
+        address where that works. Raises DialError."""
+        upgrader, target = self.swarm.upgrader, ID.from_string(peer_id)
+        patience = Patience(within_s, self._live.config.p2p.connect_timeout)
+
+        async def at(address: str) -> Result:
+            return await converse(self._tcp, upgrader, address, target, protocol, talk, patience)
+
+        return await first(at, addresses)
+
     async def open_stream(self, addresses: Sequence[str], peer_id: str, protocol: str) -> Any:
         """A new stream with a member, on the libp2p connection there is or a new one. Who is not known as a member (it
         may be named in discovery.bootstrap) is first asked to show that it is one. Raises DialError."""
@@ -429,7 +448,8 @@ class Host:
             TProtocol(SESSION_MUXERS[cipher]): functools.partial(self._session_muxer, cipher)
             for cipher in self._ciphers
         }
-        questions = {TProtocol(one): functools.partial(Asking, one) for one in (*QUESTIONS, MEET, REACH)}
+        asked = (*QUESTIONS, MEET, REACH, why.PROTOCOL)
+        questions = {TProtocol(one): functools.partial(Asking, one) for one in asked}
         return {**sessions, **questions}
 
     def _divert(self, connection: Any, peer_id: str) -> None:

@@ -14,6 +14,7 @@ import msgspec
 
 from vpnd.api.reports import (
     Count,
+    FlowReport,
     HeldSession,
     NetworkReport,
     OwnAddresses,
@@ -319,23 +320,47 @@ class ShardStatus(Message, frozen=True):
 
 
 class ProbeRequest(Message, frozen=True):
-    """Measure the session that carries pings (ICMP echo requests) to this IP address."""
+    """Measure the session that carries a flow to this IP address: of an IP protocol and port; protocol 0: pings (ICMP
+    echo requests)."""
 
     rule = Rule((SUPERVISOR_TO_SHARD,), after=(Ready,))
 
     serial: int
     destination: str
+    protocol: int = 0
+    port: int = 0
 
 
 class ProbeAnswer(Message, frozen=True):
     """The result of a ProbeRequest, at the latest after health.timeout. `session` None: none carries that flow; `why`
-    says so, or why the session was not measured, in one line."""
+    says so, or why the session was not measured, in one line. `owner`: the peer id of who has the address."""
 
     rule = Rule((SHARD_TO_SUPERVISOR,), after=(ProbeRequest,))
 
     serial: int
     session: SessionProbe | None = None
     why: str = ""
+    owner: str = ""
+    flow: FlowReport | None = None
+
+
+class WalkWanted(Message, frozen=True):
+    """A peer asks what becomes of its packets to this address, and of those back."""
+
+    rule = Rule((CONTROL_TO_SUPERVISOR,), after=(Ready,))
+
+    serial: int
+    peer_id: str
+    address: str
+
+
+class WalkTold(Message, frozen=True):
+    """The answer, vpnd.why.Told as JSON."""
+
+    rule = Rule((SUPERVISOR_TO_CONTROL,), after=(WalkWanted,))
+
+    serial: int
+    content: bytes
 
 
 class StatusWanted(Message, frozen=True):

@@ -158,6 +158,17 @@ class SessionProbe(msgspec.Struct, frozen=True, kw_only=True):
     rtt_ms: Measure | None
 
 
+class FlowReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What a shard has of a flow. `state`: none, lane (a stream of a session), pending (waits for a session), discarded
+    or held (back, for the sake of order). `waiting`: packets in a queue, the oldest of them for `waiting_ms`.
+    """
+
+    state: str
+    packets: Count = 0
+    waiting: Count = 0
+    waiting_ms: Measure = 0.0
+
+
 class PeerTraffic(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What went between a shard and one peer, over all sessions, those that have ended too. `drops`: of its packets,
     either way, in records by reason."""

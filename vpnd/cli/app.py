@@ -1,5 +1,5 @@
-"""The commands that start a node, and id and version; those to a running node are in `running`, `membership` and
-`pinging`, `config` in `configuration`."""
+"""The commands that start a node, and id and version; those to a running node are in `running`, `membership`,
+`pinging`, `explaining` and `doctor`, `config` in `configuration`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,17 @@ from typing import Annotated
 
 import typer
 
-from vpnd.cli import completion, configuration, manual, membership, netcheck, pinging, running, service
+from vpnd.cli import (
+    completion,
+    configuration,
+    explaining,
+    manual,
+    membership,
+    netcheck,
+    pinging,
+    running,
+    service,
+)
 from vpnd.cli.command import ConfigOption, StateDirOption, Where, command, group, remember
 from vpnd.config import load
 from vpnd.config.schema import Config
@@ -120,7 +130,7 @@ def version(place: Where) -> None:
     _tell_version(True)
 
 
-for module in (running, membership, pinging, netcheck):
+for module in (running, membership, pinging, netcheck, explaining):
     app.add_typer(module.app)
 app.add_typer(configuration.app, name="config")
 app.add_typer(service.app, name="service")

@@ -46,9 +46,9 @@ def _headline(status: Status) -> str:
     for ailment in status.ailments:
         remedy = f": {ailment.remedy}" if ailment.remedy else ""
         lines.append(
-            typer.style(_wrapped(f"! {text(ailment.what)}{text(remedy) if remedy else ''}"), fg=colour)
+            typer.style(wrapped(f"! {text(ailment.what)}{text(remedy) if remedy else ''}"), fg=colour)
         )
-    lines += [_wrapped(f"note: {text(note)}") for note in status.node.warnings]
+    lines += [wrapped(f"note: {text(note)}") for note in status.node.warnings]
     return "\n".join(lines)
 
 
@@ -155,12 +155,12 @@ def no_peers(status: Status) -> str:
 def _troubles(peers: Sequence[Peer]) -> str:
     """A line for each peer that does not work: why, and what happens next; and for each address that is not used."""
     lines = [
-        _wrapped(f"{text(peer.name)}: {reason}")
+        wrapped(f"{text(peer.name)}: {reason}")
         for peer in peers
         if peer.state != "connected" and (reason := why_not(peer))
     ]
     lines += [
-        _wrapped(f"{text(peer.name)}: {peer.suspect} of {peer.sessions} sessions suspect, a probe failed")
+        wrapped(f"{text(peer.name)}: {peer.suspect} of {peer.sessions} sessions suspect, a probe failed")
         for peer in peers
         if peer.suspect
     ]
@@ -169,7 +169,7 @@ def _troubles(peers: Sequence[Peer]) -> str:
 
 def ownership(peers: Sequence[Peer]) -> list[str]:
     """A line for each address that a peer claims and the contract does not confirm."""
-    return [_wrapped(f"{text(peer.name)}: {text(line)}") for peer in peers for line in peer.ownership]
+    return [wrapped(f"{text(peer.name)}: {text(line)}") for peer in peers for line in peer.ownership]
 
 
 def why_not(peer: Peer) -> str:
@@ -219,8 +219,12 @@ def _drops(status: Status) -> str:
     return table([">packets", "dropped", ""], rows) or "Nothing dropped."
 
 
-def _wrapped(paragraph: str) -> str:
-    return textwrap.fill(paragraph, WIDTH, subsequent_indent=_GAP, break_on_hyphens=False)
+def wrapped(paragraph: str, indent: int = len(_GAP), begun: int = 0) -> str:
+    """In lines of WIDTH at most; all but the first are indented, which has `begun` characters before it already."""
+    lines = textwrap.wrap(
+        "x" * begun + paragraph, WIDTH, subsequent_indent=" " * indent, break_on_hyphens=False
+    )
+    return "\n".join(lines)[begun:]
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -498,6 +498,7 @@ class Status(Table, frozen=True):
     poll_interval: float = duration(0.05, 0.01, 10.0,
         "Poll interval of `start --detach` and `stop`, and of a draining shard.")
     sample_interval: float = duration(2.0, 0.1, 300.0, "Interval of sampling the CPU and memory of each process.")
+    why_interval: float = duration(1.0, 0.1, 10.0, "Time over which `vpnd why` looks which drops grow.")
 
 
 class Metrics(Table, frozen=True):

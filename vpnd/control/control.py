@@ -13,6 +13,7 @@ from vpnd.api.channel import Channel, ChannelClosed
 from vpnd.config.live import Live
 from vpnd.control.channels import TrioChannel
 from vpnd.control.discovering import Discovering
+from vpnd.control.explaining import Explaining
 from vpnd.control.membership import NetworkService
 from vpnd.control.owning import Owning
 from vpnd.control.reachability import Reachability
@@ -47,13 +48,14 @@ class Control:
         relaying: Relaying,
         reachability: Reachability,
         requests: Requests,
+        explaining: Explaining,
         network: NetworkService | None,
         discovering: Discovering | None,
         owning: Owning | None,
     ) -> None:
         self._live, self._registry, self._page = live, registry, page
         self._host, self._supervisor, self._nursery = host, supervisor, nursery
-        self._sessions, self._requests = sessions, requests
+        self._sessions, self._requests, self._explaining = sessions, requests, explaining
         self._traversal, self._relaying, self._reachability = traversal, relaying, reachability
         self._network, self._discovering, self._owning = network, discovering, owning
         self._stop, self._retimed = trio.Event(), trio.Event()
@@ -118,6 +120,8 @@ class Control:
                 self._tell_status(serial)
             case messages.NameSockets(udp=udp) if self._discovering is not None:
                 self._discovering.names.sockets(udp, descriptors)
+            case messages.WalkTold():
+                self._explaining.told(message)
             case messages.Request():
                 self._nursery.start_soon(self._carry_out, message)
 

@@ -4,7 +4,7 @@
     -------------  -------------------------------  -----------------------------------------------------
     supervisor     channel (inherited descriptor)   main: ControlStart; Control._on_supervisor: ShardArrived,
                                                     ShardLeft, StatusRequest, NetworkChanged, Reconfigure,
-                                                    RelayArrived, Request, Stop
+                                                    RelayArrived, Request, WalkTold, Stop
     each shard     channel (from ShardArrived)      Sessions._on_shard: SessionsHeld, SessionUp, SessionDown,
                                                     SessionWanted, SegmentsStuck, OwnerWanted
     relay          channel (from RelayArrived)      Relaying: RelayHeld, RelayPairEnded, RelayMoved
@@ -12,7 +12,8 @@
     other nodes    libp2p over TCP                  Host: Noise, identify, ping; Sessions: inbound data sessions;
                                                     Dialer: outbound ones; Gossiping,
                                                     Introducing, EnrolmentDesk: members, and who
-                                                    wants to be one; Traversal, Rendezvous: meetings
+                                                    wants to be one; Traversal, Rendezvous: meetings;
+                                                    Explaining: what becomes of their packets
 
 It starts as root, holding one channel. Rights kept after `privileges.drop`: the channels, the counter page,
 sockets of its own on unprivileged ports, the private key in memory, the directory of its network. Nothing is
@@ -30,7 +31,7 @@ from typing import NamedTuple
 import trio
 from libp2p.crypto.keys import KeyPair
 
-from vpnd import logs, privileges, seccomp
+from vpnd import logs, privileges, seccomp, why
 from vpnd.adapter.host import Host
 from vpnd.adapter.identity import peer_id_of, read_key_pair, signing_key
 from vpnd.adapter.logs import Seldom, tame_libp2p
@@ -44,6 +45,7 @@ from vpnd.control.channels import TrioChannel
 from vpnd.control.common import Common
 from vpnd.control.control import Control
 from vpnd.control.discovering import Discovering
+from vpnd.control.explaining import Explaining
 from vpnd.control.founding import Founding
 from vpnd.control.membership import NetworkService
 from vpnd.control.owning import Contract, Owning
@@ -205,11 +207,15 @@ def _complete(
         nonce=nonce,
         say_where=network.say_where if network is not None else lambda: None,
     )
+    own_network = network.own if network is not None else None
+    explaining = Explaining(common, registry, host, own_network, supervisor.tell)
+    host.desk.serve(why.PROTOCOL, explaining.serve_untrusted)
     requests = Requests(
         common,
         network,
         registry,
         host,
+        explaining,
         netcheck=reachability.check,
         connected=sessions.connected,
         lookup=discovering.lookup if discovering is not None else None,
@@ -217,6 +223,6 @@ def _complete(
     )
     return Control(
         live, registry, page, host, supervisor, nursery, sessions, traversal, relaying, reachability,
-        requests, network,
+        requests, explaining, network,
         discovering, owning,
     )  # fmt: skip

@@ -43,6 +43,7 @@ from vpnd.adapter.host import Host
 from vpnd.api.messages import Answer, Request
 from vpnd.control.common import Common
 from vpnd.control.discovering import LocalDirectory
+from vpnd.control.explaining import Explaining
 from vpnd.control.membership import NetworkService
 from vpnd.control.state import EXPIRED, MEMBER, MILLISECONDS, REMOVED, OwnNetwork, milliseconds
 from vpnd.discovery.lookup import AskOwner, Lookup
@@ -78,6 +79,7 @@ class Requests:
         network: NetworkService | None,
         registry: PeerRegistry,
         host: Host,
+        explaining: Explaining,
         *,
         netcheck: Callable[[], Awaitable[dict[str, Any]]],
         connected: Callable[[str], bool],
@@ -102,6 +104,8 @@ class Requests:
             "resolve": self._resolve,
             "ping": self._ping_member,
             "netcheck": lambda _: netcheck(),
+            "standing": explaining.standing,
+            "ask": explaining.ask,
         }
 
     async def carry_out(self, request: Request) -> Answer:

@@ -72,11 +72,17 @@ def key_of(buffer: memoryview, offset: int, length: int) -> int:
     return -1
 
 
+def key_to(destination: IPv4Address | IPv6Address, protocol: int, port: int) -> int:
+    """Flow key of whole packets to an address, of an IP protocol; `port` counts where the protocol has any."""
+    what = protocol << 16 | (port if protocol in PORT_PROTOCOLS else 0)
+    if destination.version == 4:
+        return int(destination) << 24 | what
+    return IPV6_MARK | int(destination) << 24 | (what if protocol in PORT_PROTOCOLS else 0)
+
+
 def echo_key(destination: IPv4Address | IPv6Address) -> int:
     """Flow key of ICMP and ICMPv6 packets to an address: echo requests, as ping sends them."""
-    if destination.version == 4:
-        return int(destination) << 24 | _ICMP << 16
-    return IPV6_MARK | int(destination) << 24
+    return key_to(destination, _ICMP, 0)
 
 
 def is_unicast(key: int) -> bool:
