@@ -12,6 +12,7 @@ import typer
 from vpnd.cli import (
     completion,
     configuration,
+    doctor,
     explaining,
     manual,
     membership,
@@ -130,7 +131,7 @@ def version(place: Where) -> None:
     _tell_version(True)
 
 
-for module in (running, membership, pinging, netcheck, explaining):
+for module in (running, membership, pinging, netcheck, explaining, doctor):
     app.add_typer(module.app)
 app.add_typer(configuration.app, name="config")
 app.add_typer(service.app, name="service")
