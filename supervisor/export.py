@@ -4,6 +4,7 @@ answers on it, and is told the status when it asks."""
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from collections.abc import Awaitable, Callable
 
@@ -13,11 +14,12 @@ from supervisor.report import encoded
 from vpnd.api import messages, parts
 from vpnd.config.live import Live
 from vpnd.errors import MachineError
+from vpnd.metrics import create_page
 from vpnd.status import Status
 
 
 class ExporterSlot:
-    """The listening socket, which outlives the processes. See children.Slot."""
+    """The listening socket, which outlives the processes, as the page with their heartbeat does. See children.Slot."""
 
     title, role, module = "exporter", "exporter", "vpnd.exporter"
     more_time_s = 0.0
@@ -37,13 +39,16 @@ class ExporterSlot:
             raise MachineError(
                 f"metrics.listen = {listen}: {error.strerror}; choose another address or empty it"
             ) from error
+        self.page, self._page_fd = create_page((), "vpnd-heartbeat-exporter")
 
     def begin(self) -> tuple[messages.Message, tuple[int, ...]]:
-        return messages.ExporterStart(config=self._live.config), (self._socket.fileno(),)
+        return messages.ExporterStart(config=self._live.config), (self._socket.fileno(), self._page_fd)
 
     def close(self) -> None:
         """Listen no more."""
         self._socket.close()
+        self.page.close()
+        os.close(self._page_fd)
 
 
 class Exporter:

@@ -65,7 +65,7 @@ class Fleet:
 
     def close(self) -> None:
         """Give the pages and rings back. Nobody may run any more."""
-        for child in self.children:
+        for child in (*self.children, self.relay.child):
             child.slot.close()
 
     @property

@@ -37,6 +37,7 @@ from typing import Any
 import msgspec
 
 from supervisor import report, requests, statedir
+from supervisor.children import Child
 from supervisor.export import Exporter
 from supervisor.fleet import Fleet, Scaling
 from supervisor.network import killswitch
@@ -138,11 +139,13 @@ async def start_node(
         pacing = Pacing(live, alone=alone)
         reading = Reading(live, tun.fd, pump, pacing, broken=fleet.kill_broken, gone=node.device_gone)
         undo.callback(reading.close)
-        undo.callback(Watchdog(live, fleet).close)
+        others: list[Child[Any]] = [fleet.relay.child]
         if config.metrics.listen:
             exporter = Exporter(live, fleet.priorities, node.status)
             undo.push_async_callback(exporter.stop)
             await exporter.start()
+            others.append(exporter.child)
+        undo.callback(Watchdog(live, lambda: (*fleet.children, *others)).close)
         await node.hear_control()
         node.ready = True
         return node

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 
 from supervisor.children import Child, State, introduce
 from supervisor.priority import Priorities
@@ -11,20 +12,27 @@ from supervisor.slots import ControlSlot
 from vpnd.api import messages
 from vpnd.config.live import Live
 from vpnd.errors import VpndError
+from vpnd.metrics import create_page
 
 log = logging.getLogger("supervisor")
 
 
 class RelaySlot:
-    """The relay process, seen from the supervisor: a children.Slot. Nothing of it outlives it."""
+    """The relay process, seen from the supervisor: a children.Slot. Only the page with its heartbeat outlives it."""
 
     title, role, module, more_time_s = "relay", "relay", "vpnd.relay", 0.0
 
     def __init__(self, live: Live) -> None:
         self._live = live
+        self.page, self._page_fd = create_page((), "vpnd-heartbeat-relay")
 
     def begin(self) -> tuple[messages.Message, tuple[int, ...]]:
-        return messages.RelayStart(config=self._live.config), ()
+        return messages.RelayStart(config=self._live.config), (self._page_fd,)
+
+    def close(self) -> None:
+        """The node stops."""
+        self.page.close()
+        os.close(self._page_fd)
 
 
 class RelayChild:

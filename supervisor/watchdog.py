@@ -7,10 +7,10 @@ half of that is hung, which makes the node not healthy; after all of it it is ki
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from supervisor.children import Child, State
-from supervisor.fleet import Fleet
 from vpnd.config.live import Live
 from vpnd.metrics import BEATS
 
@@ -21,8 +21,9 @@ LOOKS = 2 * BEATS
 class Watchdog:
     """Owner: supervisor loop; from now on until `close`."""
 
-    def __init__(self, live: Live, fleet: Fleet) -> None:
-        self._live, self._fleet = live, fleet
+    def __init__(self, live: Live, children: Callable[[], Iterable[Child[Any]]]) -> None:
+        """`children`: all there are at a time."""
+        self._live, self._children = live, children
         self._loop = asyncio.get_running_loop()
         #: by pid: the heartbeat seen last, and the looks since it changed
         self._seen: dict[int, tuple[int, int]] = {}
@@ -40,7 +41,7 @@ class Watchdog:
     def _begin(self) -> None:
         self.close()
         self._seen.clear()
-        for child in self._fleet.children:
+        for child in self._children():
             child.hung = False
         if self._live.config.process.watchdog:
             self._look_later()
@@ -54,7 +55,7 @@ class Watchdog:
         # Counted in looks, not by the clock: what holds up this process, or the machine, holds up its children too.
         late = self._loop.time() > self._due_s + self._live.config.process.watchdog / LOOKS
         seen, self._seen = self._seen, {}
-        for child in self._fleet.children:
+        for child in self._children():
             if child.state is State.UP:
                 self._judge(child, seen.get(child.pid), late)
         self._look_later()

@@ -20,6 +20,7 @@ from vpnd.api import channel, messages, parts
 from vpnd.api.channel import Channel, ChannelClosed
 from vpnd.config.schema import Config, Metrics
 from vpnd.config.schema import Status as StatusSettings
+from vpnd.metrics import create_page
 from vpnd.status import Ailment, Peer, Status, judged
 
 STATUS = judged(
@@ -48,7 +49,9 @@ class Supervisor:
         start = messages.ExporterStart(
             config=Config(metrics=Metrics(**settings), status=StatusSettings(**status))
         )
-        self._channel.send(start, (self._listening.fileno(),))
+        self.page, page_fd = create_page((), "heartbeat")
+        self._channel.send(start, (self._listening.fileno(), page_fd))
+        os.close(page_fd)
         self._ready = threading.Event()
         threading.Thread(target=self._serve, daemon=True).start()
         assert self._ready.wait(10)

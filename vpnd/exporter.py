@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import http.server
 import logging
+import os
 import resource
 import socket
 import sys
@@ -44,11 +45,13 @@ def main() -> None:
 
 
 def _main(channel: Channel, parent_pid: int) -> None:
-    start, (listening,) = first_message(channel, messages.ExporterStart)
+    start, (listening, page_fd) = first_message(channel, messages.ExporterStart)
+    page = metrics.CounterPage((), page_fd)
+    os.close(page_fd)
     logs.configure(start.config.log.level, "exporter")
     # Below this line nothing is imported: the files of vpnd may be readable by root alone.
     privileges.drop(start.config.process.user, parent_pid)
-    told = Told(channel, start.config)
+    told = Told(channel, start.config, page)
     server = Server(socket.socket(fileno=listening), told)
     if start.config.process.seccomp:
         seccomp.confine(seccomp.EXPORTER)
@@ -59,8 +62,8 @@ def _main(channel: Channel, parent_pid: int) -> None:
 class Told:
     """What the supervisor told last. `serve` is the first thread's, `status` any other's."""
 
-    def __init__(self, channel: Channel, config: Config) -> None:
-        self._channel = channel
+    def __init__(self, channel: Channel, config: Config, page: metrics.CounterPage) -> None:
+        self._channel, self._page = channel, page
         self.config = config
         self._news = threading.Condition()
         self._asked = False
@@ -87,9 +90,10 @@ class Told:
         said: list[messages.StatusTold] = []
         self._channel.send(messages.Ready())
         while True:
+            self._page.beat()
             received = self._channel.receive()
             if received is None:
-                select([self._channel.fileno()], [], [])
+                select([self._channel.fileno()], [], [], metrics.heartbeat_s(self.config.process.watchdog))
                 continue
             match received[0]:
                 case messages.Stop():

@@ -95,21 +95,33 @@ def nodes() -> Iterator[list[Node]]:
         yield nodes
 
 
+KINDS = {"vpnd.control", "shards", "vpnd.relay", "vpnd.exporter"}
+
+
+def children(node: Node) -> dict[str, psutil.Process]:
+    """One of each kind, by module; the janitor is a shell, and of root."""
+    found = {}
+    for process in psutil.Process(node.ask()["supervisor"]["pid"]).children():
+        with contextlib.suppress(psutil.Error):
+            line = process.cmdline()
+            if "-m" in line:
+                found[line[3]] = process
+    return found
+
+
+def with_all_kinds(node: Node) -> dict[str, psutil.Process]:
+    """Its children, when it has started a relay too."""
+    with voice_of(child(node, None)["pid"]) as say:
+        say(messages.RelayWanted())
+    wait_until(lambda: children(node).keys() == KINDS, BACK_S, "all kinds of children are there")
+    return children(node)
+
+
 def test_no_child_of_a_node_has_rights_left(nodes: list[Node]) -> None:
     a, _ = nodes
     status = a.ask()
     assert status["control"]["confined"] and all(shard["confined"] for shard in status["shards"])
-    with voice_of(status["control"]["pid"]) as say:
-        say(messages.RelayWanted())
-    supervisor = psutil.Process(status["supervisor"]["pid"])
-
-    def children() -> dict[str, psutil.Process]:
-        lines = {each: each.cmdline() for each in supervisor.children()}
-        return {line[3]: each for each, line in lines.items() if "-m" in line}  # the janitor is a shell
-
-    everybody = {"vpnd.control", "shards", "vpnd.relay", "vpnd.exporter"}
-    wait_until(lambda: children().keys() == everybody, BACK_S, "all kinds of children are there")
-    for kind, process in children().items():
+    for kind, process in with_all_kinds(a).items():
         wait_until(lambda process=process: seccomp.holds(process.pid), BACK_S, f"{kind} is confined")
         rights = dict(
             line.split(":\t", 1)
@@ -252,6 +264,21 @@ def test_a_child_that_hangs_is_noticed_killed_and_started_again(nodes: list[Node
     print(f"named after {named_s:.2f} s, whole again after {time.monotonic() - stopped_s:.2f} s")
     assert ping(a.lab, a.namespace, b.virtual_ip, 10, 0.05).loss < 1
     assert "has hung for 3 s" in a.log_file.read_text()
+
+
+def test_a_relay_and_an_exporter_that_hang_are_killed_and_started_again(nodes: list[Node]) -> None:
+    a, _ = nodes
+    kinds = ("vpnd.relay", "vpnd.exporter")
+    hanging = {kind: with_all_kinds(a)[kind] for kind in kinds}
+    for process in hanging.values():
+        process.suspend()
+
+    def others() -> bool:
+        found = children(a)
+        return all(kind in found and found[kind] != hanging[kind] for kind in kinds)
+
+    wait_until(others, BACK_S, "others are in their places")
+    assert a.log_file.read_text().count("has hung for 3 s") >= len(kinds)
 
 
 def test_control_of_a_member_cannot_route_or_own_what_the_configuration_does_not_allow() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from types import TracebackType
 from vpnd.api import messages
 from vpnd.api.channel import Channel, first_message, pair
 from vpnd.config.schema import Config
+from vpnd.metrics import create_page
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -26,7 +28,9 @@ class RelayProcess:
                 pass_fds=[theirs.fileno()],
                 env={"PYTHONPATH": str(REPOSITORY)},
             )
-        self.supervisor.send(messages.RelayStart(config=config))
+        self.page, page_fd = create_page((), "heartbeat")
+        self.supervisor.send(messages.RelayStart(config=config), (page_fd,))
+        os.close(page_fd)
         first_message(self.supervisor, messages.Ready)
         self.channel = self.meet()
 

@@ -61,7 +61,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(asyncio, "get_running_loop", lambda: loop)
     live = Live(Config(process=Process(watchdog=4.0)))
     well, ill = Child(1), Child(2)
-    watchdog = Watchdog(live, SimpleNamespace(children=(well, ill)))  # type: ignore[arg-type]
+    watchdog = Watchdog(live, lambda: (well, ill))  # type: ignore[arg-type]
     return SimpleNamespace(loop=loop, live=live, well=well, ill=ill, watchdog=watchdog)
 
 

@@ -131,9 +131,12 @@ class ShardStart(Message, frozen=True):
 
 
 class ExporterStart(Message, frozen=True):
-    """Configuration of the Prometheus endpoint. Descriptor: the socket that listens on metrics.listen."""
+    """Configuration of the Prometheus endpoint. Descriptors: the socket that listens on metrics.listen, and a counter
+    page for the heartbeat alone."""
 
-    rule = Rule((SUPERVISOR_TO_EXPORTER,), first=True, descriptors=Descriptors(1, 1, "listening socket"))
+    rule = Rule(
+        (SUPERVISOR_TO_EXPORTER,), first=True, descriptors=Descriptors(2, 2, "listening socket, heartbeat")
+    )
 
     config: Config
 
@@ -498,9 +501,9 @@ class OwnerWanted(Message, frozen=True):
 
 
 class RelayStart(Message, frozen=True):
-    """Configuration of the relay process, and its privileges."""
+    """Configuration of the relay process, and its privileges. Descriptor: a counter page for the heartbeat alone."""
 
-    rule = Rule((SUPERVISOR_TO_RELAY,), first=True)
+    rule = Rule((SUPERVISOR_TO_RELAY,), first=True, descriptors=Descriptors(1, 1, "heartbeat"))
 
     config: Config
 

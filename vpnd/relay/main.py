@@ -28,6 +28,7 @@ from vpnd.api import messages
 from vpnd.api.aio import LoopChannel
 from vpnd.api.channel import Channel, first_message, run_child
 from vpnd.config.schema import Config
+from vpnd.metrics import CounterPage, heartbeat_s
 from vpnd.relay.pair import PART, Direction, Pair
 from vpnd.relay.shaper import Shaper
 
@@ -40,9 +41,10 @@ TCP_NOTSENT_LOWAT = 25
 class Relay:
     """The pairs of one node. Owner: its loop."""
 
-    def __init__(self, config: Config) -> None:
-        self._config = config
+    def __init__(self, config: Config, page: CounterPage) -> None:
+        self._config, self._page = config, page
         self._loop = asyncio.get_running_loop()
+        self._beating = self._loop.call_soon(self._beat)
         limits = config.relay
         self._shaper = Shaper(limits.bytes_per_s, limits.total_bytes_per_s, PART, monotonic())
         self._pairs: dict[int, Pair] = {}
@@ -64,6 +66,8 @@ class Relay:
                 if config.relay != self._config.relay:
                     self._shaper.limit(config.relay.bytes_per_s, config.relay.total_bytes_per_s, monotonic())
                 self._config = config
+                self._beating.cancel()
+                self._beat()
             case messages.Stop():
                 self.end("stopped")
 
@@ -151,6 +155,10 @@ class Relay:
 
     # --- from time to time
 
+    def _beat(self) -> None:
+        self._page.beat()
+        self._beating = self._loop.call_later(heartbeat_s(self._config.process.watchdog), self._beat)
+
     def _report(self) -> None:
         """Tell control what has moved, and end pairs in which nothing does."""
         now_s, settings = monotonic(), self._config.relay
@@ -176,18 +184,20 @@ def main() -> None:
 
 def _main(channel: Channel, parent_pid: int) -> None:
     """Everything is imported: take the start message, give up root, run."""
-    start, _ = first_message(channel, messages.RelayStart)
+    start, (page_fd,) = first_message(channel, messages.RelayStart)
+    page = CounterPage((), page_fd)
+    os.close(page_fd)
     logs.configure(start.config.log.level, "relay")
     privileges.drop(start.config.process.user, parent_pid)
     if start.config.process.seccomp:
         seccomp.confine(seccomp.RELAY)
     gc.freeze()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_run(channel, start))
+        runner.run(_run(channel, start, page))
 
 
-async def _run(channel: Channel, start: messages.RelayStart) -> None:
-    relay = Relay(start.config)
+async def _run(channel: Channel, start: messages.RelayStart, page: CounterPage) -> None:
+    relay = Relay(start.config, page)
     asyncio.get_running_loop().set_exception_handler(relay.on_bug)
     supervisor = LoopChannel(channel, relay.on_supervisor, lambda error: relay.end(f"supervisor: {error}"))
     supervisor.send(messages.Ready())
