@@ -274,11 +274,13 @@ def test_memberships_are_renewed_before_they_end(tmp_path: Path) -> None:
         assert b.control.counter("renewals") >= 2
         # without its authority it ends, and is taken up again by it
         a.stop()
+        eventually(lambda: any("could not be renewed" in line for line in b.report().warnings))
         eventually(lambda: b.report().state == "expired")
         eventually(lambda: b.knows())
         a.start()
         b.pump(1.0)
         eventually(lambda: b.report().state == "member")
+        assert not any("could not be renewed" in line for line in b.report().warnings)
         eventually(lambda: a.knows(b) and b.knows(a))
 
 

@@ -279,7 +279,7 @@ class NetworkService:
         unsaved = (
             self.saver.problem and f"{self.saver.problem}; what changes now is forgotten at the next start"
         )
-        warnings = (*report.warnings, *filter(None, (self._twin, unsaved)))
+        warnings = (*report.warnings, *filter(None, (self._twin, unsaved, self._renewing.problem)))
         return msgspec.structs.replace(report, warnings=warnings)
 
     # --- what follows

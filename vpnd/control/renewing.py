@@ -15,7 +15,7 @@ import trio
 from vpnd.adapter.dial import DialError
 from vpnd.adapter.host import Host
 from vpnd.control.common import Common
-from vpnd.control.state import EARLY, MILLISECONDS, REMOVED, OwnNetwork
+from vpnd.control.state import EARLY, EXPIRED, MEMBER, MILLISECONDS, REMOVED, OwnNetwork
 from vpnd.membership import enrolment
 from vpnd.membership.authority import renewal_ms
 from vpnd.membership.enrolment import MAX_ANSWER, Leave, Refusal, Renew
@@ -27,6 +27,10 @@ from vpnd.printable import printable
 #: Of the share of its lifetime at which a membership is renewed, so much is drawn by lot, or all that joined together
 #: would ask together.
 JITTER = 0.2
+#: Of the time from when a membership is to be renewed to its end: who has tried for so long in vain tells its user.
+OVERDUE_SHARE = 0.2
+
+MS_PER_HOUR = 3600 * MILLISECONDS
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +90,24 @@ class Renewing:
             self._anew = trio.Event()
             asked = False
 
+    @property
+    def problem(self) -> str:
+        """For how long the membership could not be renewed, and why; empty while there is nothing to worry about."""
+        body, now_ms = self._own.membership(), self._now_ms()
+        issued_ms, due_ms = self._drawn
+        if not self._error or body is None or body.issued_ms != issued_ms:
+            return ""
+        if self._own.state(now_ms) not in (MEMBER, EXPIRED):
+            return ""
+        if now_ms < due_ms + OVERDUE_SHARE * (body.expires_ms - due_ms):
+            return ""
+        left_h, tried_h = (time_ms / MS_PER_HOUR for time_ms in (body.expires_ms - now_ms, now_ms - due_ms))
+        ends = f"ends in {left_h:.1f} h" if left_h > 0 else "has ended"
+        return (
+            f"the membership {ends} and could not be renewed for {tried_h:.1f} h: {self._error}; does an authority "
+            "run (vpnd members) that this node can reach?"
+        )
+
     def _wait_s(self) -> float:
         """Until the membership is to be renewed; for ever once this node was removed."""
         now_ms = self._now_ms()
@@ -115,9 +137,12 @@ class Renewing:
                 return False
             self._count("renewals")
             return True
-        for peer_id, addresses in self._whom_to_ask(suspicious):
+        asked = self._whom_to_ask(suspicious)
+        for peer_id, addresses in asked:
             if await self._ask(host, peer_id, addresses):
                 return True
+        if not asked:
+            self._say("no authority is known")
         return False
 
     async def leave(self, host: Host) -> bool:
