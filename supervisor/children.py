@@ -25,7 +25,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import psutil
 
-from supervisor.priority import Priorities
+from supervisor.pacing import Priorities
 from vpnd import errors, seccomp
 from vpnd.api import channel, messages
 from vpnd.api.aio import LoopChannel

@@ -9,7 +9,7 @@ import socket
 from collections.abc import Awaitable, Callable
 
 from supervisor.children import Child
-from supervisor.priority import Priorities
+from supervisor.pacing import Priorities
 from supervisor.report import encoded
 from vpnd.api import messages, parts
 from vpnd.config.live import Live

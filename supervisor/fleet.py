@@ -15,7 +15,7 @@ from typing import Any
 from supervisor.children import AnySlot, Child, State, introduce
 from supervisor.network.tun import Tun
 from supervisor.overlay import Overlay
-from supervisor.priority import Priorities
+from supervisor.pacing import Priorities
 from supervisor.pump import Pump
 from supervisor.questions import Questions
 from supervisor.relaying import RelayChild

@@ -61,7 +61,7 @@ from vpnd.identity import Identity
 from vpnd.mode import Mode
 from vpnd.packet.offload import UdpCoalescer
 from vpnd.packet.record import Offload
-from vpnd.status import NodePart, Peer, Status
+from vpnd.status import NodePart, Status
 
 log = logging.getLogger("supervisor")
 
@@ -308,19 +308,9 @@ class Node:
         control, *shards = await asyncio.gather(
             ask(fleet.control, patience_s), *(ask(shard, patience_s) for _, shard in present)
         )
-        told = {slot.index: status for (slot, _), status in zip(present, shards, strict=True)}
-        self._last_told = control or self._last_told
-        peers = await report.peer_rows(self._live.config, control, self._last_told, shards, fleet.slots)
-        return self._report(control, told, peers)
-
-    def _report(
-        self,
-        control: messages.ControlStatus | None,
-        shards: Mapping[int, messages.ShardStatus | None],
-        peers: tuple[Peer, ...],
-    ) -> Status:
+        last_told = self._last_told = control or self._last_told
+        peers = await report.peer_rows(self._live.config, control, last_told, shards, fleet.slots)
         overlay = self._overlay
-        told = control or self._last_told
         return report.build(
             node=NodePart(
                 name=self.name,
@@ -329,26 +319,26 @@ class Node:
                 virtual_ip=overlay.virtual_ip,
                 addresses=overlay.own.addresses,
                 subnet=overlay.subnet,
-                shards=self._fleet.count,
+                shards=fleet.count,
                 exit_node=self._live.config.network.exit_node,
                 exit_peer=self._machine.exit_peer,
                 uptime_s=time.monotonic() - self._started_s,
                 warnings=(
                     *overlay.warnings,
-                    *self._fleet.priorities.warnings,
-                    *(told.warnings if told is not None else ()),
+                    *fleet.priorities.warnings,
+                    *(last_told.warnings if last_told is not None else ()),
                 ),
             ),
             tun=self.tun,
             pump=self._pump,
-            fleet=self._fleet,
+            fleet=fleet,
             usage=self._usage,
             own=overlay.own,
             control_status=control,
-            last_told=self._last_told,
-            shard_statuses=shards,
+            last_told=last_told,
+            shard_statuses={slot.index: said for (slot, _), said in zip(present, shards, strict=True)},
             peers=peers,
-            ready=self.ready and told is not None,
+            ready=self.ready and last_told is not None,
             ailments=self._machine.ailments,
         )
 

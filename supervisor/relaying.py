@@ -7,7 +7,7 @@ import logging
 import os
 
 from supervisor.children import Child, State, introduce
-from supervisor.priority import Priorities
+from supervisor.pacing import Priorities
 from supervisor.slots import ControlSlot
 from vpnd.api import messages
 from vpnd.config.live import Live

@@ -118,14 +118,14 @@ async def peer_rows(
     shards: Iterable[ShardStatus | None],
     slots: list[ShardSlot],
 ) -> tuple[status.Peer, ...]:
-    """peers[]: who they are by the configuration in force and by what control said last, how they are by what control
-    says now, and what the shards measured. Packets have their turn between every few."""
+    """peers[]: who they are by the configuration in force and `last_told`, how they are by what `control` says now and
+    what the shards measured. Packets have their turn between every few."""
     sessions: dict[str, list[SessionReport]] = collections.defaultdict(list)
     for shard in shards:
         for session in shard.sessions if shard is not None else ():
             sessions[session.peer_id].append(session)
     rows = []
-    for who in _who(config, control or last_told, control is None):
+    for who in _who(config, last_told, control is None):
         rows.append(_peer(who, sessions[who.peer_id], slots))
         if not len(rows) % _PEERS_A_TURN:
             await asyncio.sleep(0)
@@ -192,10 +192,9 @@ def network_part(
     own: OwnAddresses, control: ControlStatus | None, last_told: ControlStatus | None
 ) -> status.NetworkPart | None:
     """What control said of the network last; None of a static node."""
-    told = control or last_told
     if not own.network:
         return None
-    said = asdict(told.network) if told is not None and told.network is not None else {}
+    said = asdict(last_told.network) if last_told is not None and last_told.network is not None else {}
     return status.NetworkPart(
         **{**said, "name": own.network},
         label=own.label,

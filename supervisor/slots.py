@@ -199,7 +199,7 @@ class ShardSlot:
         """Between two processes the supervisor is the page's only writer."""
         page = self.page
         if page.mend():
-            log.error("%s counted to what nothing can be counted to; that begins at 0 again", self.title)
+            log.error("%s: counters with impossible values were reset to 0", self.title)
         counts = page.read()
         done = counts["packets_sent"] + sum(counts[f"dropped_{reason}"] for reason in OUTBOUND_DROPS)
         for name in ("dropped_shard_died", "dropped_packets_shard_died"):

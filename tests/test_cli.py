@@ -112,7 +112,7 @@ def test_stop_returns_when_the_process_is_gone(tmp_path):
 
 def test_stop_does_not_wait_for_ever(tmp_path):
     with daemon(tmp_path, STATUS, stop_s=30) as process, pytest.raises(errors.ChildError, match="kill -9"):
-        statusclient.stop(tmp_path / "vpnd.sock", 5.0, 0.1, 0.01)
+        statusclient.end(tmp_path / "vpnd.sock", {"command": "stop"}, 5.0, 0.1, 0.01)
     assert process.returncode is not None
 
 

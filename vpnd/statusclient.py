@@ -1,17 +1,7 @@
 """The commands' side of the status socket.
 
 A connection carries one exchange: one line of JSON from the command, then JSON from the daemon until it
-closes the connection.
-
-    {"command": "status"}               the node's status (vpnd/status.py)
-    {"command": "stop"}                 any object: the daemon has begun to stop
-    {"command": "reload"}               what is in force now, and what needs a restart
-    {"command": "scale", "shards": N}   the number of shards before and after, once it is done
-    {"command": "probe", "address": IP} what carries pings to it, measured now (supervisor/requests.py)
-    {"command": "why", "who": …}        why packets to it do not arrive (supervisor/walking.py)
-    {"command": "invite", …}            what control answers (supervisor/requests.py has the names)
-    anything else                       {"error": "…"}
-    what is refused                     {"error": "…", "kind": the class of vpnd.errors, for the exit code}
+closes the connection. supervisor/statusd.py lists requests and answers.
 """
 
 from __future__ import annotations
@@ -57,18 +47,11 @@ def ask(
         return _exchange(sock, path, request, patience_s or timeout_s)
 
 
-def stop(path: Path, timeout_s: float, gone_within_s: float, poll_interval_s: float) -> None:
-    """Ask the daemon to stop; return when its process has ended and its socket is gone.
-
-    Raises NotRunningError when there is none, ChildError when it is still there after `gone_within_s`.
-    """
-    end(path, {"command": "stop"}, timeout_s, gone_within_s, poll_interval_s)
-
-
 def end(
     path: Path, request: Mapping[str, Any], timeout_s: float, gone_within_s: float, poll_interval_s: float
 ) -> dict[str, Any]:
-    """As `stop`, for any request after which the daemon ends; what it answered."""
+    """Ask for something after which the daemon ends; return what it answered when its process has ended and its socket
+    is gone. Raises NotRunningError when there is none, ChildError when it is still there after `gone_within_s`."""
     with _connect(path, timeout_s) as sock:
         pid = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))[0]
         # opened before it is told to stop, so that the number cannot be another process's by then;

@@ -76,7 +76,9 @@ class Filter:
             if text == self._asked and self._printed and self._printed == self._print():
                 return []
             if text == self._asked and self._printed:
-                log.warning("somebody changed the machine; again: the nftables table %s", self.table)
+                log.warning(
+                    "another program changed the machine; repeating: the nftables table %s", self.table
+                )
             _nft("-f", "-", stdin=text)
             self._asked, self._printed = text, self._print()
         except (NetlinkError, OSError) as error:

@@ -90,8 +90,8 @@ class Reconciler:
             try:
                 problems += part()
             except Exception as error:  # the next pass comes, whatever made this one fail
-                log.exception("a part of the machine could not be looked after")
-                problems.append(f"a part of the machine is not looked after: {type(error).__name__}: {error}")
+                log.exception("a part of the machine could not be checked")
+                problems.append(f"a part of the machine is not checked: {type(error).__name__}: {error}")
         return problems
 
 
@@ -184,7 +184,7 @@ class Machine:
 
     def own_changed(self, reason: str) -> None:
         """See Watch."""
-        log.debug("looking after the machine: %s", reason)
+        log.debug("checking the machine: %s", reason)
         self.look()
 
     def is_now(self, own: OwnAddresses) -> None:

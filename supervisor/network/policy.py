@@ -255,12 +255,10 @@ def _parameters(version: int, rule: _Rule) -> dict[str, Any]:
 
 def _attempt(
     problems: list[str], what: str, fine: frozenset[int], call: Any, *words: str, **parameters: Any
-) -> bool:
-    """Ask the kernel. False, and a line in `problems`, when it refuses for another reason than those in `fine`."""
+) -> None:
+    """Ask the kernel. A line in `problems` when it refuses for another reason than those in `fine`."""
     try:
         call(*words, **parameters)
     except (NetlinkError, OSError) as error:
         if number_of(error) not in fine:
             problems.append(f"{what}: {os.strerror(number_of(error))}")
-            return False
-    return True

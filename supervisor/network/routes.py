@@ -205,7 +205,7 @@ class NetworkSetup:
     def _do(self, what: str, action: Callable[[], object], undo: Undo | None) -> None:
         """One change. `undo` as it is the first time: what it was before we came is what counts."""
         if what in self._undo:
-            log.warning("somebody changed the machine; again: %s", what)
+            log.warning("another program changed the machine; repeating: %s", what)
         try:
             self._try(what, action)
         except (NetlinkError, OSError) as error:

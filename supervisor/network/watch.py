@@ -152,7 +152,7 @@ class Watch:
                 return
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
-                    log.error("network changes are not seen any more: %s", error.strerror)
+                    log.error("network changes are no longer seen: %s", error.strerror)
                     self._loop.remove_reader(self._socket.fileno())
                     return
                 # More happened than the socket has room for, and it has none for an answer until it is empty.

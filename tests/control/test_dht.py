@@ -17,7 +17,7 @@ from libp2p.utils import encode_varint_prefixed
 from multiaddr import Multiaddr
 
 from vpnd.adapter.dht import DhtError, MembersDht
-from vpnd.adapter.identity import SEED_BYTES
+from vpnd.adapter.noise import SEED_BYTES
 from vpnd.config.schema import Discovery
 from vpnd.discovery.records import RecordRules, dht_key
 from vpnd.membership.statements import Presence, sign

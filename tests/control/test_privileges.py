@@ -184,7 +184,7 @@ from libp2p import new_host
 from libp2p.host.ping import PingService
 from libp2p.peer.id import ID
 from multiaddr import Multiaddr
-from vpnd.adapter.identity import read_key_pair
+from vpnd.adapter.noise import read_key_pair
 
 async def main():
     fd = os.memfd_create("identity")

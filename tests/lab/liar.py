@@ -20,8 +20,8 @@ from libp2p.crypto.keys import KeyPair
 
 from vpnd.adapter.framing import write_message
 from vpnd.adapter.host import Host
-from vpnd.adapter.identity import peer_id_of, read_key_pair, signing_key
 from vpnd.adapter.logs import Seldom
+from vpnd.adapter.noise import peer_id_of, read_key_pair, signing_key
 from vpnd.config.live import Live
 from vpnd.config.schema import P2P, Config
 from vpnd.control.gossiping import GOSSIP

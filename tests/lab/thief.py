@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from libp2p.crypto.keys import KeyPair
 
 from vpnd import peerid
-from vpnd.adapter.identity import signing_key
+from vpnd.adapter.noise import signing_key
 from vpnd.membership.statements import Grant, Membership, sign
 
 from .liar import tell

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from supervisor.children import Child, State
-from supervisor.priority import Priorities
+from supervisor.pacing import Priorities
 from vpnd.api import messages
 from vpnd.config.live import Live
 from vpnd.config.schema import Config, Process

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from supervisor.priority import Priorities, set_realtime
+from supervisor.pacing import Priorities, set_realtime
 from vpnd.config.live import Live
 from vpnd.config.schema import Config, Process
 

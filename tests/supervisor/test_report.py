@@ -60,7 +60,7 @@ def told(*peers: PeerReport) -> ControlStatus:
 def rows(
     config: Config, control: ControlStatus | None, last: ControlStatus | None, *, slots: tuple[Slot, ...] = ()
 ) -> dict[str, Row]:
-    made = asyncio.run(report.peer_rows(config, control, last, (), list(slots)))  # type: ignore[arg-type]
+    made = asyncio.run(report.peer_rows(config, control, control or last, (), list(slots)))  # type: ignore[arg-type]
     return {row.name: row for row in made}
 
 

@@ -16,8 +16,9 @@ node none of theirs, so the table is the network's own.
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import trio
@@ -99,7 +100,7 @@ class MembersDht:
         self._published_to = 0
         connected, self._connected = trio.open_memory_channel[ID](settings.dht_backlog)
         self._connecting = connected
-        host.swarm.register_notifee(_Connected(self._on_connected))
+        host.swarm.register_notifee(Notifee(self._on_connected))
 
     async def run(self) -> None:
         """Keep the table, and our record in it, until cancelled.
@@ -201,7 +202,8 @@ class MembersDht:
 
     # who is there
 
-    def _on_connected(self, peer_id: ID) -> None:
+    def _on_connected(self, conn: Any) -> None:
+        peer_id = conn.muxed_conn.peer_id
         try:
             self._connecting.send_nowait(peer_id)
         except trio.WouldBlock:
@@ -252,24 +254,6 @@ class _MembersHost:
             return []
 
 
-class _Watch:
-    """A block in which the good records of a key are gathered."""
-
-    def __init__(self, watches: dict[str, list[list[bytes]]], key: str) -> None:
-        self._watches, self._key = watches, key
-        self._seen: list[bytes] = []
-
-    def __enter__(self) -> list[bytes]:
-        self._watches.setdefault(self._key, []).append(self._seen)
-        return self._seen
-
-    def __exit__(self, *_: object) -> None:
-        of_key = self._watches[self._key]
-        of_key[:] = [seen for seen in of_key if seen is not self._seen]
-        if not of_key:
-            del self._watches[self._key]
-
-
 class _Validator(Validator):
     """`RecordRules` as the library calls them."""
 
@@ -277,9 +261,18 @@ class _Validator(Validator):
         self._rules, self._now_ms, self._count = rules, now_ms, count
         self._watches: dict[str, list[list[bytes]]] = {}
 
-    def watching(self, key: str) -> _Watch:
+    @contextlib.contextmanager
+    def watching(self, key: str) -> Iterator[list[bytes]]:
         """Gather the records of `key` that come by and are good."""
-        return _Watch(self._watches, key)
+        seen: list[bytes] = []
+        watches = self._watches.setdefault(key, [])
+        watches.append(seen)
+        try:
+            yield seen
+        finally:
+            watches[:] = [each for each in watches if each is not seen]
+            if not watches:
+                del self._watches[key]
 
     def holds(self, key: str, value: bytes) -> bool:
         """Whether a record is good."""
@@ -317,13 +310,3 @@ class _NoProviders(ProviderStore):
 
     def add_provider(self, key: bytes, provider: PeerInfo) -> None:
         """See ProviderStore."""
-
-
-class _Connected(Notifee):
-    """Says who has connected. Called inline by the swarm, so it must not wait."""
-
-    def __init__(self, told: Callable[[ID], None]) -> None:
-        self._told = told
-
-    async def connected(self, network: Any, conn: Any) -> None:
-        self._told(conn.muxed_conn.peer_id)

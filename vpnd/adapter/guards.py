@@ -124,13 +124,20 @@ def contained(
 
 
 class Notifee(INotifee):
-    """Override what is of interest. Called inline by the swarm, so nothing here may wait."""
+    """Tells of connections, libp2p's, that came or went. Called inline by the swarm, so what it calls must not wait."""
+
+    def __init__(
+        self,
+        connected: Callable[[Any], object] = lambda conn: None,
+        disconnected: Callable[[Any], object] = lambda conn: None,
+    ) -> None:
+        self._connected, self._disconnected = connected, disconnected
 
     async def connected(self, network: Any, conn: Any) -> None:
-        return
+        self._connected(conn)
 
     async def disconnected(self, network: Any, conn: Any) -> None:
-        return
+        self._disconnected(conn)
 
     async def opened_stream(self, network: Any, stream: Any) -> None:
         return

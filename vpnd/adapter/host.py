@@ -179,7 +179,11 @@ class Host:
         self.ends = Ends(self.swarm, self._ciphers, tcp, self._addresses_with)
         self.reaching = Reaching(self.swarm, tcp.from_port, self._patience)
         self.desk.serve(REACH, self.reaching.serve_untrusted)
-        self.swarm.register_notifee(_Gauge(lambda: connections(self.connections())))
+
+        def count_connections(conn: Any) -> None:
+            connections(self.connections())
+
+        self.swarm.register_notifee(Notifee(count_connections, count_connections))
         self._contain_handlers()
 
     def _contain_handlers(self) -> None:
@@ -479,19 +483,6 @@ class Host:
         finally:
             session.close()
         raise HandedOver
-
-
-class _Gauge(Notifee):
-    """Says when a libp2p connection has come or gone. Called inline by the swarm, so it must not wait."""
-
-    def __init__(self, changed: Callable[[], None]) -> None:
-        self._changed = changed
-
-    async def connected(self, network: Any, conn: Any) -> None:
-        self._changed()
-
-    async def disconnected(self, network: Any, conn: Any) -> None:
-        self._changed()
 
 
 def _unlimited_resources() -> ResourceManager:

@@ -70,7 +70,7 @@ class LocalNetwork:
         try:
             bound = _open()
         except OSError as error:
-            log.info("members on the local network are not looked for: port %d: %s", PORT, error.strerror)
+            log.info("not searching for members on the local network: port %d: %s", PORT, error.strerror)
             return
         with bound:
             async with trio.open_nursery() as nursery:

@@ -17,10 +17,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
 from cryptography.exceptions import InvalidSignature, InvalidTag
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from google.protobuf.message import DecodeError
 from libp2p.abc import IRawConnection, ISecureConn, ISecureTransport
 from libp2p.crypto import serialization
+from libp2p.crypto.ed25519 import Ed25519PrivateKey as Libp2pPrivateKey
 from libp2p.crypto.ed25519 import Ed25519PublicKey as Libp2pPublicKey
 from libp2p.crypto.keys import KeyPair, KeyType
 from libp2p.crypto.rsa import RSAPublicKey
@@ -38,6 +39,7 @@ from noise.exceptions import NoiseHandshakeError, NoiseInvalidMessage, NoiseValu
 
 from vpnd import peerid
 from vpnd.adapter.arrivals import Arrival, Progress
+from vpnd.identity import read_private
 
 NOISE_PROTOCOL = b"Noise_XX_25519_ChaChaPoly_SHA256"
 SIGNATURE_BYTES = 64
@@ -189,3 +191,23 @@ def ed25519_only() -> None:
 
 def _refuse_key(data: bytes) -> NoReturn:
     raise ValueError(f"a public key of {len(data)} bytes that is not ed25519's")
+
+
+#: RFC 8032 section 5.1.5.
+SEED_BYTES = 32
+
+
+def read_key_pair(fd: int) -> KeyPair:
+    """The key in the identity file, read from its beginning. `fd` stays the caller's. Raises ConfigError."""
+    private = Libp2pPrivateKey.from_bytes(read_private(fd).private_bytes_raw())
+    return KeyPair(private, private.get_public_key())
+
+
+def signing_key(keys: KeyPair) -> Ed25519PrivateKey:
+    """The private key of a key pair, to sign statements with."""
+    return Ed25519PrivateKey.from_private_bytes(keys.private_key.to_bytes()[:SEED_BYTES])
+
+
+def peer_id_of(keys: KeyPair) -> str:
+    """The peer id that belongs to a key pair, base58."""
+    return str(ID.from_pubkey(keys.public_key))

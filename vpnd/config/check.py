@@ -9,8 +9,7 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import os
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterator
 
 from vpnd.config import multiaddrs, paths
 from vpnd.config.schema import Config, Peer
@@ -25,10 +24,8 @@ MAX_SOCKET_PATH = 107
 MIN_IPV6_MTU = 1280
 
 
-class Report(Protocol):
-    """Takes one problem: the setting to change, its value, and reason; remedy."""
-
-    def __call__(self, path: str, value: object, text: str, /) -> None: ...
+#: Takes one problem: the setting to change, its value, and reason; remedy.
+Report = Callable[[str, object, str], None]
 
 
 def check(config: Config, report: Report, *, network_known: bool = True) -> None:

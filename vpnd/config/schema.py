@@ -107,7 +107,7 @@ class Membership(Table, frozen=True, restart=True):
         "Shortest interval of writing the directory to disk; removals are written at once.")
     join_timeout: float = duration(15.0, 0.5, 300.0, "Deadline of `start --join`.")
     max_guests: int = number(32, 1, 10_000, "peers",
-        "Strangers connected at once, to join, renew or introduce themselves.")
+        "Concurrent connections of strangers, to join, renew or introduce themselves.")
     guest_timeout: float = duration(10.0, 0.5, 300.0,
         "Longest connection of a stranger; p2p.handshake_timeout limits it too.")
 
@@ -288,7 +288,7 @@ class Session(Table, frozen=True):
     control_reserve_bytes: int = size(1 << 14, 1 << 12, 1 << 15,
         "Part of the send buffer reserved for control frames; a peer that fills it is disconnected.")
     receive_buffer_bytes: int = size(1 << 19, 1 << 17, 1 << 26, "Buffer for one read from the socket.")
-    queue_bytes: int = size(1 << 20, 1 << 17, 1 << 30, "Bytes queued in front of a session that cannot take more.")
+    queue_bytes: int = size(1 << 20, 1 << 17, 1 << 30, "Bytes queued for a session whose send buffer is full.")
     not_sent_lowat_bytes: int = size(1 << 18, 1 << 14, 1 << 30,
         "TCP_NOTSENT_LOWAT: unsent bytes at which the socket counts as full. Large values add delay under load.")
     cipher: str = choice("auto", ("auto", AESGCM, CHACHAPOLY),
@@ -305,7 +305,7 @@ class Session(Table, frozen=True):
         128, 16, 1 << 20, "records", "Packets and frames taken from one peer's sessions before others have their turn."
     )
     turn_interval: float = duration(
-        0.001, 0.0001, 1.0, "After so long a peer may use turn_records anew, also where nobody waits for a turn."
+        0.001, 0.0001, 1.0, "Interval after which a peer may use turn_records again, even if nobody waits for a turn."
     )
     control_rate: int = number(
         200,
@@ -321,7 +321,7 @@ class Session(Table, frozen=True):
         1 << 22, 1 << 17, 1 << 30, "Unfinished packets of one peer in each shard; more end the session they come in."
     )
     negotiate_timeout: float = duration(10.0, 0.1, 300.0, "Deadline of opening a stream.")
-    close_timeout: float = duration(10.0, 0.1, 300.0, "Deadline of a peer to close its side of a stream.")
+    close_timeout: float = duration(10.0, 0.1, 300.0, "Deadline for a peer to close its side of a stream.")
     quantum_bytes: int = size(1 << 16, 1 << 10, 1 << 20,
         "Bytes one queued flow sends before the next one's turn (fair queueing quantum).")
     delay_target: float = duration(0.005, 0.0001, 10.0, "Acceptable standing queue delay (CoDel target).")
@@ -329,7 +329,7 @@ class Session(Table, frozen=True):
         "Time the delay stays above delay_target before packets are dropped (CoDel interval).")
     hold_bytes: int = size(1 << 25, 1 << 17, 1 << 32,
         "Bytes held back, to keep order, while flows move between sessions.")
-    drain_timeout: float = duration(5.0, 0.1, 300.0, "Deadline of a replaced session to become empty.")
+    drain_timeout: float = duration(5.0, 0.1, 300.0, "Deadline for a replaced session to empty its queues.")
     max_age: float = duration(43200.0, 1.0, 2592000.0, "Age at which a session is replaced by one with new keys.")
     max_bytes: int = size(1 << 40, 1 << 20, 1 << 50,
         "Bytes, each way, after which a session is replaced by one with new keys.")
@@ -428,7 +428,7 @@ class Dns(Table, frozen=True, restart=True):
         "Concurrent TCP connections of one address; beyond that the new one is closed.")
     idle_timeout: float = duration(10.0, 0.05, 3600.0, "Time without a query after which a TCP connection is closed.")
     query_timeout: float = duration(3.0, 0.05, 3600.0,
-        "Deadline of a query over TCP to arrive, and of its answer to be taken.")
+        "Deadline for a query over TCP to arrive, and for the client to read the answer.")
 
 
 class Registry(Table, frozen=True, restart=True):
@@ -451,7 +451,7 @@ class Registry(Table, frozen=True, restart=True):
     refresh_share: float = share(0.75, 0.05, 0.95,
         "Share of positive_lifetime after which owners of addresses in use are looked up again.")
     negative_lifetime: float = duration(30.0, 0.1, 604800.0,
-        "Cache lifetime of an address without an owner, or with another than expected.")
+        "Cache lifetime of an address without an owner, or with an unexpected one.")
     failure_lifetime: float = duration(2.0, 0.1, 86400.0,
         "Wait after a failed look-up; for addresses in use it grows with each failure, up to negative_lifetime.")
     stale_lifetime: float = duration(3600.0, 0.0, 2592000.0,
@@ -476,12 +476,12 @@ class Process(Table, frozen=True):
     realtime_packets: int = number(20_000, 0, 10_000_000, "packets/s",
         "Packet rate above which the supervisor gives up real-time priority.")
     realtime_window: float = duration(0.02, 0.001, 10.0, "Time over which that rate is measured.")
-    ready_timeout: float = duration(20.0, 0.5, 600.0, "Deadline of a child to become ready.")
-    stop_timeout: float = duration(3.0, 0.1, 600.0, "Deadline of a child to stop; then it is killed.")
+    ready_timeout: float = duration(20.0, 0.5, 600.0, "Deadline for a child to become ready.")
+    stop_timeout: float = duration(3.0, 0.1, 600.0, "Deadline for a child to stop; then it is killed.")
     watchdog: float = duration(10.0, 0.0, 3600.0,
         "Time without a heartbeat after which a child is killed and started again; 0: never. It is not healthy after "
         "half of it.")
-    drain_timeout: float = duration(2.0, 0.0, 600.0, "Deadline of a shard that is scaled away to empty its queues.")
+    drain_timeout: float = duration(2.0, 0.0, 600.0, "Deadline for a shard that is scaled away to empty its queues.")
     restart_initial: float = duration(0.05, 0.0, 600.0, "Wait before the first restart of a dead child.")
     restart_max: float = duration(10.0, 0.0, 3600.0, "Upper limit of that wait, which doubles with each restart.")
     restart_settle: float = duration(10.0, 0.1, 86400.0,
@@ -508,10 +508,10 @@ class Metrics(Table, frozen=True):
         "host:port of the endpoint; empty: none. Keep it on loopback.", essential=True, restart=True)
     interval: float = duration(0.25, 0.01, 60.0,
         "Interval at which a shard stores counts that do not change with every batch.")
-    per_peer: bool = switch(True, "Series for each peer of a status; false: of the node and its shards only.")
+    per_peer: bool = switch(True, "Export series for each peer; off: for the node and its shards only.")
     max_age: float = duration(1.0, 0.05, 60.0, "Scrapes within this time get one status, whatever their number.")
-    timeout: float = duration(5.0, 0.1, 300.0, "Time an HTTP client may take to ask, and to take the answer.")
-    max_clients: int = number(16, 1, 1024, "connections", "HTTP connections at once; one more is closed.")
+    timeout: float = duration(5.0, 0.1, 300.0, "Deadline for an HTTP client to send its request and read the answer.")
+    max_clients: int = number(16, 1, 1024, "connections", "Concurrent HTTP connections; further ones are closed.")
 
 
 class Log(Table, frozen=True):

@@ -7,6 +7,7 @@ import socket
 
 import trio
 
+from vpnd import logs
 from vpnd.adapter.host import Host
 from vpnd.api import messages, parts
 from vpnd.api.channel import Channel, ChannelClosed
@@ -60,9 +61,9 @@ class Control:
         self._network, self._discovering, self._owning = network, discovering, owning
         self._stop, self._retimed = trio.Event(), trio.Event()
         registry.subscribe(self._members_changed)
-        live.watch(lambda config: config.peers, self._other_peers)
-        live.watch(lambda config: config.process.watchdog, self._beat_anew)
-        live.watch(lambda config: config.log.level, self._other_level)
+        live.watch(lambda config: config.peers, lambda: registry.replace(live.config.peers))
+        live.watch(lambda config: config.process.watchdog, lambda: self._retimed.set())
+        live.watch(lambda config: config.log.level, lambda: logs.set_level(live.config.log.level))
 
     async def run(self) -> None:
         """Serve until the supervisor says Stop or is gone; what runs in the nursery is the caller's to end."""
@@ -86,9 +87,6 @@ class Control:
             self._retimed = trio.Event()
             with trio.move_on_after(heartbeat_s(self._live.config.process.watchdog)):
                 await self._retimed.wait()
-
-    def _beat_anew(self) -> None:
-        self._retimed.set()
 
     async def _serve_supervisor(self) -> None:
         try:
@@ -156,12 +154,6 @@ class Control:
         self._sessions.network_changed()
         self._traversal.network_changed()
         self._reachability.network_changed()
-
-    def _other_peers(self) -> None:
-        self._registry.replace(self._live.config.peers)
-
-    def _other_level(self) -> None:
-        logging.getLogger().setLevel(self._live.config.log.level.upper())
 
     def _members_changed(self, change: Change) -> None:
         self._traversal.members_changed()

@@ -181,7 +181,7 @@ class Dialer:
         except (ShardBusy, CalledMeanwhile) as failure:
             error, blame = str(failure), False
         except Exception as failure:
-            log.exception("dialing %s failed in an unforeseen way", dial.member.name)
+            log.exception("dialing %s failed unexpectedly", dial.member.name)
             error = f"{type(failure).__name__}: {failure}"
         finally:
             del self._attempts[dial]
@@ -323,7 +323,7 @@ class Dialer:
                 wait_s = settings.upgrade_interval if elsewhere.is_set() else wait_s * 2
                 wait_s = min(wait_s, settings.upgrade_max_interval)
         except Exception:
-            log.exception("a better way to %s failed in an unforeseen way", member.name)
+            log.exception("a better way to %s failed unexpectedly", member.name)
         finally:
             del self._improving[key]
 

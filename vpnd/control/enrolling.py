@@ -82,13 +82,8 @@ class EnrolmentDesk:
         statement = own.invitations.redeem(
             authority, own.directory, request.secret, peer_id, request.name, now_ms
         )
-        after = own.invitations.all()
-        if after != before:
-            try:
-                own.store.save_invitations(after)
-            except StoreError:
-                own.invitations.restore(before)
-                raise
+        if own.invitations.all() != before:
+            own.save_invitations(before)
         if not own.directory.knows(statement.digest):
             self._publish([statement])
             self._count("enrolled")

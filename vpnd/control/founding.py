@@ -127,7 +127,7 @@ class Founding:
         wires, verified = self._store.load_statements()
         if not verified:
             log.warning(
-                "the directory is not as it was saved: all of it is verified, and what is missing the others tell again"
+                "the saved directory is damaged: all of it is verified, and other members send what is missing"
             )
         parse = parse_verified if verified else parse_untrusted
         for start in range(0, len(wires), RESTORE_CHUNK):

@@ -173,7 +173,7 @@ class Gossiping:
             if isinstance(error, NotAdmitted):
                 self._not_admitted()
         except Exception:
-            log.exception("the exchange with the member %s failed in an unforeseen way", peer_id)
+            log.exception("the exchange with the member %s failed unexpectedly", peer_id)
         finally:
             self._dialing.discard(peer_id)
             self._left(peer_id, link is not None and link.heard)

@@ -26,15 +26,15 @@ import logging
 import math
 import os
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import trio
 from libp2p.crypto.keys import KeyPair
 
 from vpnd import logs, privileges, seccomp, why
 from vpnd.adapter.host import Host
-from vpnd.adapter.identity import peer_id_of, read_key_pair, signing_key
 from vpnd.adapter.logs import Seldom, tame_libp2p
+from vpnd.adapter.noise import peer_id_of, read_key_pair, signing_key
 from vpnd.adapter.shape import check_libp2p, preload
 from vpnd.api import messages
 from vpnd.api.channel import Channel, first_message, run_child
@@ -48,7 +48,7 @@ from vpnd.control.discovering import Discovering
 from vpnd.control.explaining import Explaining
 from vpnd.control.founding import Founding
 from vpnd.control.membership import NetworkService
-from vpnd.control.owning import Contract, Owning
+from vpnd.control.owning import Owning
 from vpnd.control.reachability import Reachability
 from vpnd.control.relaying import Relaying
 from vpnd.control.requests import Requests
@@ -61,6 +61,9 @@ from vpnd.metrics import CONTROL_COUNTERS, CounterPage
 from vpnd.nat.messages import MEET, NAT
 from vpnd.nat.portmap import NONCE_BYTES
 from vpnd.session import VPND
+
+if TYPE_CHECKING:
+    from vpnd.adapter.contract import ContractRegistry
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +97,7 @@ def _main(channel: Channel, parent_pid: int) -> None:
         raise failed[0]
 
 
-def _contract(config: Config, page: CounterPage) -> Contract | None:
+def _contract(config: Config, page: CounterPage) -> ContractRegistry | None:
     """What is asked who owns an address: made while there are the rights to read what that takes, and imported only
     where it is wanted."""
     if config.registry.kind != "contract":
@@ -122,7 +125,7 @@ async def _run(
     page: CounterPage,
     supervisor: TrioChannel,
     store: Store | None,
-    contract: Contract | None,
+    contract: ContractRegistry | None,
     failed: list[VpndError],
 ) -> None:
     """Until Stop. What keeps it from getting ready is put into `failed`: raised, it would come out of libp2p's

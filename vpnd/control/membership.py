@@ -149,7 +149,7 @@ class NetworkService:
 
     def _clock_set(self, step_ms: int, now_ms: int) -> None:
         """All that was judged by the clock is judged anew."""
-        log.warning("the clock was set by %+.0f s: everything is judged anew", step_ms / MILLISECONDS)
+        log.warning("the clock was set by %+.0f s: all statements are judged again", step_ms / MILLISECONDS)
         self._seen.clear()
         self.act(self.own.gossip.clock_set(now_ms))
         self._sign_again(now_ms)

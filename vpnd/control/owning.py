@@ -14,7 +14,7 @@ from __future__ import annotations
 import ipaddress
 import logging
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import msgspec
 import trio
@@ -22,23 +22,14 @@ import trio
 from vpnd.api.reports import OwnAddresses, PeerReport
 from vpnd.config import check
 from vpnd.control.common import Common
-from vpnd.discovery.contract import Owner, RegistryError
+from vpnd.discovery.contract import RegistryError
 from vpnd.discovery.ownership import NEVER, Ownership
 from vpnd.discovery.registry import PeerRegistry
 
+if TYPE_CHECKING:
+    from vpnd.adapter.contract import ContractRegistry
+
 log = logging.getLogger(__name__)
-
-
-class Contract(Protocol):
-    """What is needed of vpnd.adapter.contract.ContractRegistry."""
-
-    async def owner(self, address: ipaddress.IPv4Address) -> Owner:
-        """What is remembered, or else what the contract says. Raises RegistryError."""
-        ...
-
-    async def ask(self, address: ipaddress.IPv4Address) -> Owner:
-        """What the contract says now. Raises RegistryError."""
-        ...
 
 
 class Owning:
@@ -50,7 +41,7 @@ class Owning:
 
     def __init__(
         self,
-        contract: Contract,
+        contract: ContractRegistry,
         common: Common,
         own_id: str,
         *,
@@ -147,7 +138,7 @@ class Owning:
         except RegistryError as error:
             self._failed(address, str(error))
         except Exception as error:
-            log.exception("asking the contract for %s failed in an unforeseen way", address)
+            log.exception("asking the contract for %s failed unexpectedly", address)
             self._failed(address, f"{type(error).__name__}: {error}")
         else:
             concerned = self.ownership.answered(address, owner.peer_id, self._now_s())

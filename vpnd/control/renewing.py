@@ -154,7 +154,7 @@ class Renewing:
                     data = await host.ask(addresses, peer_id, request, MAX_ANSWER)
                     answer = enrolment.parse_answer_untrusted(data)
                 except (DialError, MembershipRefused) as error:
-                    log.info("%s does not hear that this node leaves: %s", peer_id, error)
+                    log.info("%s could not be told that this node leaves: %s", peer_id, error)
                     continue
                 if isinstance(answer, Refusal) and answer.reason == "removed":
                     return True

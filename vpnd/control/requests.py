@@ -54,7 +54,6 @@ from vpnd.membership.authority import EVERYBODY, Authority
 from vpnd.membership.charter import Standing
 from vpnd.membership.refusal import MembershipRefused
 from vpnd.membership.statements import Membership, Removal, Statement
-from vpnd.membership.store import StoreError
 from vpnd.membership.token import SECRET_BYTES, Token
 
 Arguments = Mapping[str, str | int | float | bool | None]
@@ -120,7 +119,7 @@ class Requests:
         except VpndError as error:
             return Answer(serial=request.serial, error=str(error), kind=kind_of(error))
         except Exception as error:
-            log.exception("the command %s failed in an unforeseen way", request.command)
+            log.exception("the command %s failed unexpectedly", request.command)
             return Answer(serial=request.serial, error=f"{type(error).__name__}: {error}", kind="VpndError")
         return Answer(serial=request.serial, result=msgspec.json.encode(result))
 
@@ -142,6 +141,7 @@ class Requests:
             raise ConfigError("an invitation is for one use at least, and for some time")
         ip = _text(arguments, "ip")
         secret = secrets.token_bytes(SECRET_BYTES)
+        before = own.invitations.all()
         own.invitations.prune(now_ms - milliseconds(self._live.config.membership.forget_after))
         made = own.invitations.add(
             secret,
@@ -154,11 +154,7 @@ class Requests:
             routes=_list(arguments, "routes"),
             groups=_list(arguments, "groups"),
         )
-        try:
-            own.store.save_invitations(own.invitations.all())
-        except StoreError:
-            own.invitations.withdraw(made.id)
-            raise
+        own.save_invitations(before)
         printed = Token(
             network=own.network.id[: token.HINT_BYTES], peer_id=own.peer_id, addresses=listen, secret=secret
         )
@@ -240,11 +236,7 @@ class Requests:
                 raise ConfigError(
                     f"there is no invitation {cancelled}; `vpnd invitations` shows those there are"
                 )
-            try:
-                own.store.save_invitations(own.invitations.all())
-            except StoreError:
-                own.invitations.restore(before)
-                raise
+            own.save_invitations(before)
         return [
             {
                 "id": one.id,

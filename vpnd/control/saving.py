@@ -82,7 +82,7 @@ class Saver:
             self._store.save_statements(wires)
         except StoreError as error:
             if str(error) != self.problem:
-                log.error("%s; it is tried again, and forgotten should the node end before", error)
+                log.error("%s; trying again. Until then changes are lost if the node ends", error)
             self.problem = str(error)
         else:
             self.problem = ""

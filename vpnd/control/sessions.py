@@ -111,7 +111,7 @@ class Sessions:
             # A member says where it is as often as it likes; what the contract says has been logged.
             often = after.source == SOURCE or self._owning is not None
             level = logging.DEBUG if often else logging.INFO
-            log.log(level, "peer %s is set otherwise", before.name)
+            log.log(level, "peer %s has other settings now", before.name)
             self._planner.member_changed(after)
         for member in change.added:
             log.info("%s is a peer now", member.name)

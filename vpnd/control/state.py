@@ -17,7 +17,7 @@ from vpnd.config.schema import Config
 from vpnd.membership.authority import Authority
 from vpnd.membership.directory import Directory
 from vpnd.membership.gossip import Gossip
-from vpnd.membership.invitations import Invitations
+from vpnd.membership.invitations import Invitation, Invitations
 from vpnd.membership.network import Network
 from vpnd.membership.refusal import MembershipRefused
 from vpnd.membership.roster import permitted
@@ -32,7 +32,7 @@ from vpnd.membership.statements import (
     sign,
     to_label,
 )
-from vpnd.membership.store import Store
+from vpnd.membership.store import Store, StoreError
 
 MILLISECONDS = 1000
 
@@ -93,6 +93,14 @@ class OwnNetwork:
     def authority(self) -> Authority | None:
         """What this node signs with as an authority; None when it is none."""
         return next((one for one in self._authorities if one.valid), None)
+
+    def save_invitations(self, before: Sequence[Invitation]) -> None:
+        """Keep the invitations there are. Raises StoreError, and there are those from `before` then."""
+        try:
+            self.store.save_invitations(self.invitations.all())
+        except StoreError:
+            self.invitations.restore(before)
+            raise
 
     def state(self, now_ms: int) -> str:
         """member; removed: put out, until it is let in again; early: signed in the future, by this machine's clock;

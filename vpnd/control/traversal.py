@@ -268,7 +268,7 @@ class Traversal:
         except DialError as error:
             log.debug("no meeting with %s at %s: %s", call.caller, relay.name, error)
         except Exception:
-            log.exception("a meeting with %s failed in an unforeseen way", call.caller)
+            log.exception("a meeting with %s failed unexpectedly", call.caller)
 
     async def _conclude(self, leg: Leg, relay_id: str, peer_id: str, deliver: Deliver | None) -> str:
         """Make what sessions can be made after Met; why there is no direct one, if not. `deliver`: of who called; the
