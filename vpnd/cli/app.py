@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import socket
-from typing import Annotated
 
 import typer
 
@@ -21,7 +20,7 @@ from vpnd.cli import (
     running,
     service,
 )
-from vpnd.cli.command import ConfigOption, StateDirOption, Where, command, group, remember
+from vpnd.cli.command import ConfigOption, StateDirOption, Where, command, group, option, remember
 from vpnd.config import load
 from vpnd.config.schema import Config
 from vpnd.errors import PrivilegeError
@@ -38,9 +37,7 @@ def _options(
     context: typer.Context,
     config: ConfigOption = None,
     state_dir: StateDirOption = None,
-    version: Annotated[
-        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Print the version.")
-    ] = False,
+    version: bool = option(False, "--version", "Print the version.", callback=_tell_version, is_eager=True),
 ) -> None:
     remember(context, config, state_dir)
 
@@ -60,18 +57,13 @@ def run(arguments: list[str]) -> int:
 @command(app)
 def start(
     place: Where,
-    shards: Annotated[int | None, typer.Option("--shards", metavar="N", help="Number of shards.")] = None,
-    interface: Annotated[str | None, typer.Option("--interface", metavar="NAME", help="TUN device.")] = None,
-    log_level: Annotated[
-        str | None, typer.Option("--log-level", metavar="LEVEL", help="debug, info, warning or error.")
-    ] = None,
-    detach: Annotated[bool, typer.Option("--detach", help="Return when the node is ready.")] = False,
-    join: Annotated[
-        str,
-        typer.Option(
-            "--join", metavar="TOKEN", help="Join the network of this token; -: read it from standard input."
-        ),
-    ] = "",
+    shards: int | None = option(None, "--shards", "Number of shards.", "N"),
+    interface: str | None = option(None, "--interface", "TUN device.", "NAME"),
+    log_level: str | None = option(None, "--log-level", "debug, info, warning or error.", "LEVEL"),
+    detach: bool = option(False, "--detach", "Return when the node is ready."),
+    join: str = option(
+        "", "--join", "Join the network of this token; -: read it from standard input.", "TOKEN"
+    ),
 ) -> None:
     """Run a node until it is stopped; needs root.
 

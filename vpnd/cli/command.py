@@ -10,7 +10,7 @@ import inspect
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar, cast
 
 import typer
 
@@ -38,6 +38,18 @@ StateDirOption = Annotated[
         "--state-dir", readable=False, metavar="DIR", help="State directory [VPND_STATE_DIR; /var/lib/vpnd]."
     ),
 ]
+
+Value = TypeVar("Value")
+
+
+def option(
+    default: Value, name: str, help: str, metavar: str | None = None, *, short: str = "", **more: Any
+) -> Value:
+    """An option of a command: what the parameter that takes it has as its default. `more`: as of typer.Option."""
+    names = (name, short) if short else (name,)
+    return cast(Value, typer.Option(default, *names, metavar=metavar, help=help, **more))
+
+
 JsonOption = Annotated[bool, typer.Option("--json", help="Everything, as JSON.")]
 WhoArgument = Annotated[
     str, typer.Argument(metavar="WHO", help="A name, a virtual IP or a peer id.", show_default=False)

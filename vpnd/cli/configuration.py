@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
-from vpnd.cli.command import Where, command, group, json_of
+from vpnd.cli.command import Where, command, group, json_of, option
 from vpnd.config import load, paths
 from vpnd.config.fields import PEERS, tables
 from vpnd.config.reference import as_toml, json_schema, template
@@ -28,7 +28,7 @@ def check(place: Where) -> None:
 @command(app)
 def show(
     place: Where,
-    as_json: Annotated[bool, typer.Option("--json", help="With the origin of each value.")] = False,
+    as_json: bool = option(False, "--json", "With the origin of each value."),
 ) -> None:
     """Print every setting with the value in force."""
     loaded = place.load()

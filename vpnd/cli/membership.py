@@ -21,6 +21,7 @@ from vpnd.cli.command import (
     command,
     end,
     group,
+    option,
     read_status,
     show,
 )
@@ -36,26 +37,16 @@ app.add_typer(authority, name="authority")
 @command(app)
 def invite(
     place: Where,
-    name: Annotated[
-        str | None, typer.Option("--name", metavar="NAME", help="What the new member is called.")
-    ] = None,
-    uses: Annotated[int, typer.Option("--uses", metavar="N", min=1, help="How many may join with it.")] = 1,
-    expires: Annotated[
-        str | None,
-        typer.Option(
-            "--expires", metavar="TIME", help="How long it is good for [membership.invite_lifetime]."
-        ),
-    ] = None,
-    ip: Annotated[
-        str | None, typer.Option("--ip", metavar="ADDRESS", help="The virtual IP of the new member.")
-    ] = None,
-    routes: Annotated[
-        list[str] | None,
-        typer.Option("--route", metavar="CIDR", help="A network behind it that it may announce; repeatable."),
-    ] = None,
-    groups: Annotated[
-        list[str] | None, typer.Option("--group", metavar="GROUP", help="A group it is in; repeatable.")
-    ] = None,
+    name: str | None = option(None, "--name", "What the new member is called.", "NAME"),
+    uses: int = option(1, "--uses", "How many may join with it.", "N", min=1),
+    expires: str | None = option(
+        None, "--expires", "How long it is good for [membership.invite_lifetime].", "TIME"
+    ),
+    ip: str | None = option(None, "--ip", "The virtual IP of the new member.", "ADDRESS"),
+    routes: list[str] | None = option(
+        None, "--route", "A network behind it that it may announce; repeatable.", "CIDR"
+    ),
+    groups: list[str] | None = option(None, "--group", "A group it is in; repeatable.", "GROUP"),
     as_json: JsonOption = False,
 ) -> None:
     """Print a token that lets another machine join the network: vpnd start --join TOKEN.
@@ -99,9 +90,7 @@ def _seconds(text: str | None) -> float | None:
 @command(app)
 def members(
     place: Where,
-    everybody: Annotated[
-        bool, typer.Option("--all", help="Also those that were removed, have left or expired, and why.")
-    ] = False,
+    everybody: bool = option(False, "--all", "Also those that were removed, have left or expired, and why."),
     as_json: JsonOption = False,
 ) -> None:
     """Show who is in the network."""
@@ -155,9 +144,7 @@ def join(
 @command(app)
 def leave(
     place: Where,
-    force: Annotated[
-        bool, typer.Option("--force", help="Also as the only authority of a network that has other members.")
-    ] = False,
+    force: bool = option(False, "--force", "Also as the only authority of a network that has other members."),
 ) -> None:
     """Leave the network: forget it, and stop the node. To come back it needs a new token.
 
@@ -196,10 +183,7 @@ def leave(
 @command(app)
 def invitations(
     place: Where,
-    cancel: Annotated[
-        str | None,
-        typer.Option("--cancel", metavar="ID", help="Take one back: nobody can join by its token."),
-    ] = None,
+    cancel: str | None = option(None, "--cancel", "Take one back: nobody can join by its token.", "ID"),
     as_json: JsonOption = False,
 ) -> None:
     """Show the invitations this authority has given out, or take one back."""
@@ -255,21 +239,13 @@ def authority_add(place: Where, who: WhoArgument) -> None:
 def authority_revoke(
     place: Where,
     who: WhoArgument,
-    stolen: Annotated[
-        bool,
-        typer.Option("--stolen", help="Its key was stolen: all it ever signed is void, and it is removed."),
-    ] = False,
-    keep: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--keep",
-            metavar="WHO",
-            help="With --stolen: a member only it vouches for that is good; repeatable.",
-        ),
-    ] = None,
-    keep_all: Annotated[
-        bool, typer.Option("--keep-all", help="With --stolen: all members there are now are good.")
-    ] = False,
+    stolen: bool = option(
+        False, "--stolen", "Its key was stolen: all it ever signed is void, and it is removed."
+    ),
+    keep: list[str] | None = option(
+        None, "--keep", "With --stolen: a member only it vouches for that is good; repeatable.", "WHO"
+    ),
+    keep_all: bool = option(False, "--keep-all", "With --stolen: all members there are now are good."),
     as_json: JsonOption = False,
 ) -> None:
     """Take that back from a member; whom it let in stays.

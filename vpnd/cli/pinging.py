@@ -11,11 +11,21 @@ import ipaddress
 import itertools
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import typer
 
-from vpnd.cli.command import JsonOption, Where, WhoArgument, ask, ask_control, command, read_status, show
+from vpnd.cli.command import (
+    JsonOption,
+    Where,
+    WhoArgument,
+    ask,
+    ask_control,
+    command,
+    option,
+    read_status,
+    show,
+)
 from vpnd.cli.echo import HEADER_BYTES, LEAST_BYTES, MOST_BYTES, Echo, EchoSocket, source_of
 from vpnd.config.schema import Config
 from vpnd.errors import ConfigError, VpndError
@@ -44,27 +54,13 @@ app = typer.Typer()
 def ping(
     place: Where,
     who: WhoArgument,
-    count: Annotated[int, typer.Option("--count", "-c", metavar="N", min=1, help="How many times.")] = 4,
-    interval: Annotated[
-        float, typer.Option("--interval", "-i", metavar="S", min=0.0, help="Seconds from one to the next.")
-    ] = 1.0,
-    size: Annotated[
-        int,
-        typer.Option(
-            "--size",
-            "-s",
-            metavar="BYTES",
-            min=LEAST_BYTES,
-            max=MOST_BYTES,
-            help="Data in each, as of ping -s.",
-        ),
-    ] = 56,
-    sweep: Annotated[
-        bool, typer.Option("--sweep", help="Find the largest packet that comes through whole.")
-    ] = False,
-    ipv6: Annotated[
-        bool, typer.Option("--ipv6", "-6", help="The peer's IPv6 address, not its IPv4.")
-    ] = False,
+    count: int = option(4, "--count", "How many times.", "N", short="-c", min=1),
+    interval: float = option(1.0, "--interval", "Seconds from one to the next.", "S", short="-i", min=0.0),
+    size: int = option(
+        56, "--size", "Data in each, as of ping -s.", "BYTES", short="-s", min=LEAST_BYTES, max=MOST_BYTES
+    ),
+    sweep: bool = option(False, "--sweep", "Find the largest packet that comes through whole."),
+    ipv6: bool = option(False, "--ipv6", "The peer's IPv6 address, not its IPv4.", short="-6"),
     as_json: JsonOption = False,
 ) -> None:
     """Measure the round trip to a node through the tunnel, and which part of it is the session's.

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vpnd.cli.command import JsonOption, Where, ask, command, end, json_of, read_status, show
+from vpnd.cli.command import JsonOption, Where, ask, command, end, json_of, option, read_status, show
 from vpnd.errors import NotRunningError
 from vpnd.printable import printable
 
@@ -38,10 +38,8 @@ def _release(place: Where) -> bool:
 def status(
     place: Where,
     as_json: JsonOption = False,
-    schema: Annotated[
-        bool, typer.Option("--schema", help="The JSON Schema of --json, without a node.")
-    ] = False,
-    reference: Annotated[bool, typer.Option("--reference", help="docs/status.md.", hidden=True)] = False,
+    schema: bool = option(False, "--schema", "The JSON Schema of --json, without a node."),
+    reference: bool = option(False, "--reference", "docs/status.md.", hidden=True),
 ) -> None:
     """Show whether the node is healthy, its peers, shards and drops. Exit code 0: healthy, 9: degraded, 1: down."""
     from vpnd import status as fields

@@ -13,12 +13,11 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
 from vpnd import privileges
-from vpnd.cli.command import Where, command, group
+from vpnd.cli.command import Where, command, group, option
 from vpnd.config import paths
 from vpnd.config.values import OWN_USER
 from vpnd.errors import MachineError, PrivilegeError
@@ -113,9 +112,7 @@ WantedBy=multi-user.target
 @command(app)
 def unit(
     place: Where,
-    executable: Annotated[
-        str, typer.Option("--exec", metavar="COMMAND", help="What starts vpnd; this one by default.")
-    ] = "",
+    executable: str = option("", "--exec", "What starts vpnd; this one by default.", "COMMAND"),
 ) -> None:
     """Print the unit."""
     typer.echo(text(place.absolute(), shlex.split(executable) or this_vpnd()), nl=False)
@@ -124,7 +121,7 @@ def unit(
 @command(app)
 def install(
     place: Where,
-    now: Annotated[bool, typer.Option("--now", help="Start it at once, not only at the next boot.")] = False,
+    now: bool = option(False, "--now", "Start it at once, not only at the next boot."),
 ) -> None:
     """Make the node a service that starts with the machine; its state stays where it is.
 
