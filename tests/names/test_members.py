@@ -17,27 +17,9 @@ from vpnd.names.reverse import locate, zone_names
 A = ipaddress.ip_address("10.86.0.1")
 
 
-@pytest.mark.parametrize(
-    ("text", "found"),
-    [
-        ("a", True),
-        ("A", True),
-        ("a.home.vpn", True),
-        ("A.Home.VPN.", True),
-        ("a.other.vpn", False),
-        ("nobody", False),
-        ("", False),
-        ("home.vpn", False),
-    ],
-)
-def test_what_a_user_calls_a_member(text: str, found: bool) -> None:
-    assert (table().find(text, "home.vpn") or ())[:1] == ((A,) if found else ())
-
-
-def test_a_name_that_is_no_label_is_found_as_it_is_and_by_its_label() -> None:
+def test_a_name_that_is_no_label_has_one_of_its_own() -> None:
     members = table()
-    by_name = members.find("Büro", "home.vpn")
-    assert by_name == members.find(members.labels["Büro"], "home.vpn") == (ipaddress.ip_address("10.86.0.9"),)
+    assert members.addresses(members.labels["Büro"]) == (ipaddress.ip_address("10.86.0.9"),)
 
 
 def test_an_address_of_two_belongs_to_the_name_that_sorts_first() -> None:

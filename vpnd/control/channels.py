@@ -129,49 +129,14 @@ def news(change: Change) -> list[messages.Message]:
     return told + [known(member) for member in change.added]
 
 
-class ShardLinks:
-    """The links by index of their shard. Owner: control's loop."""
-
-    def __init__(self) -> None:
-        self._links: dict[int, ShardLink] = {}
-
-    def add(self, link: ShardLink) -> None:
-        """Enter a link; there must be none of that index."""
-        self._links[link.index] = link
-
-    def remove(self, index: int) -> ShardLink | None:
-        """Take a link out; closing it is the caller's."""
-        return self._links.pop(index, None)
-
-    def get(self, index: int) -> ShardLink | None:
-        """The link of a shard, if it is there."""
-        return self._links.get(index)
-
-    def current(self, link: ShardLink) -> bool:
-        """Whether that link is the one its shard has now, not one from before."""
-        return self._links.get(link.index) is link
-
-    def taking_sessions(self) -> list[int]:
-        """The shards that take a session now."""
-        return [index for index, link in self._links.items() if link.takes_sessions]
-
-    def tell(self, told: Iterable[messages.Message], whom: set[int] | None = None) -> list[int]:
-        """Send to all that were greeted, or to some of them. Returns the shards whose channel turned out to be
-        closed."""
-        told = tuple(told)
-        links = [
-            (index, link)
-            for index, link in self._links.items()
-            if link.greeted and (whom is None or index in whom)
-        ]
-        return [index for index, link in links if not _send_all(link, told)]
-
-
-def _send_all(link: ShardLink, told: Iterable[messages.Message]) -> bool:
-    """Send to one shard. False when its channel is closed."""
-    try:
-        for message in told:
-            link.channel.send(message)
-    except ChannelClosed:
-        return False
-    return True
+def tell(links: Iterable[ShardLink], told: Iterable[messages.Message]) -> list[int]:
+    """Send to those of the shards that were greeted. Returns the shards whose channel turned out to be closed."""
+    told, closed = tuple(told), []
+    for link in links:
+        if link.greeted:
+            try:
+                for message in told:
+                    link.channel.send(message)
+            except ChannelClosed:
+                closed.append(link.index)
+    return closed

@@ -26,7 +26,7 @@ from vpnd.control.state import MILLISECONDS, OwnNetwork, milliseconds
 from vpnd.discovery.localnet import Recognizer
 from vpnd.discovery.lookup import AnswerCache, AskOwner, Found, Known, Lookup
 from vpnd.discovery.records import RecordRules
-from vpnd.discovery.registry import Change, Member, PeerRegistry
+from vpnd.discovery.registry import Member, PeerRegistry
 from vpnd.membership.refusal import MembershipRefused
 from vpnd.membership.statements import Presence
 
@@ -143,7 +143,7 @@ class Discovering:
         )
         self.names = NameService(self._own.peer_id, registry.members, self._live.config.dns, self._count)
         network.watch_own(self.names.own_changed)
-        registry.subscribe(self._members_changed)
+        registry.subscribe(lambda change: self.names.changed())
         self._dht: MembersDht | None = None
         self._local: LocalNetwork | None = None
         self._turns = Turns()
@@ -162,11 +162,6 @@ class Discovering:
                 self._local = self._make_local(host)
                 nursery.start_soon(self._local.run)
             await trio.sleep_forever()
-
-    # --- what others tell
-
-    def _members_changed(self, change: Change) -> None:
-        self.names.changed()
 
     def network_changed(self) -> None:
         """The machine has other addresses or routes: say so everywhere, and look anew for whoever is away."""
@@ -235,7 +230,11 @@ class Discovering:
 
     def _make_local(self, host: Host) -> LocalNetwork:
         settings = self._live.config.discovery
-        recognizer = Recognizer(self._own.network.id, self._member_ids, settings.cache_entries)
+
+        def member_ids() -> Iterable[str]:
+            return (member.peer_id for member in self._own.directory.members(self._now_ms()))
+
+        recognizer = Recognizer(self._own.network.id, member_ids, settings.cache_entries)
 
         def port_at(ip: str) -> int | None:
             endpoints = map(parse, host.listen_addresses())
@@ -251,6 +250,3 @@ class Discovering:
             found=self._network.seen,
             count=self._count,
         )
-
-    def _member_ids(self) -> Iterable[str]:
-        return (member.peer_id for member in self._own.directory.members(self._now_ms()))

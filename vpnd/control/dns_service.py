@@ -26,7 +26,7 @@ from vpnd.config.schema import Dns
 from vpnd.discovery.registry import Member
 from vpnd.errors import ProtocolViolation
 from vpnd.names.members import MemberTable, table_of
-from vpnd.names.zone import Zone, origin_of
+from vpnd.names.zone import Zone
 
 log = logging.getLogger(__name__)
 
@@ -68,11 +68,6 @@ class NameService:
         """See `vpnd.names.zone.Zone`."""
         self._refresh()
         return self._zone.answer_untrusted(wire, tcp=tcp) if self._zone is not None else None
-
-    def find(self, text: str) -> Sequence[ipaddress.IPv4Address | ipaddress.IPv6Address] | None:
-        """The addresses of a member whose name, label or full name a user wrote; None for nobody's."""
-        self._refresh()
-        return self._table.find(text, origin_of(self._own.network)) if self._own is not None else None
 
     def _refresh(self) -> None:
         own = self._own

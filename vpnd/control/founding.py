@@ -172,14 +172,11 @@ class Founding:
         assert authority is not None  # it has the key the network is made of
         now_ms = self._now_ms()
         self._merge(own, authority.found(self._peer_id, now_ms).wire)
-        self._merge(own, self._first_membership(authority, now_ms))
+        wish = Wish(name=to_label(self._node_name), routes=self._config.network.advertise)
+        self._merge(own, authority.enrol(self._peer_id, wish, now_ms).wire)
         self._keep(own)
         log.info("made the network %s; this node is its authority", own.network.name)
         return own
-
-    def _first_membership(self, authority: Authority, now_ms: int) -> bytes:
-        wish = Wish(name=to_label(self._node_name), routes=self._config.network.advertise)
-        return authority.enrol(self._peer_id, wish, now_ms).wire
 
     async def _join(self, host: Host, token: Token, own: OwnNetwork | None) -> OwnNetwork:
         joined = await self._admitted(host, token, own)

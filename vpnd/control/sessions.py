@@ -18,7 +18,7 @@ from vpnd.api import messages
 from vpnd.api.channel import Channel, ChannelClosed
 from vpnd.api.reports import PeerReport
 from vpnd.control.book import Held, SessionBook
-from vpnd.control.channels import ShardLink, ShardLinks, TrioChannel, greeting, news
+from vpnd.control.channels import ShardLink, TrioChannel, greeting, news, tell
 from vpnd.control.common import Common
 from vpnd.control.dialer import Dialer
 from vpnd.control.dialstate import CircuitChange
@@ -58,7 +58,7 @@ class Sessions:
         self._planner = Planner(
             own_id, registry.members(), self._book, self._live, uniform, traversal.can_meet
         )
-        self._links = ShardLinks()
+        self._links: dict[int, ShardLink] = {}  # by index of the shard
         self._dialer = Dialer(self._planner, self._live, traversal, count=page.add, now_s=self._now_s)
         self._show_circuits()
         traversal.subscribe(self._relays_changed)
@@ -143,7 +143,7 @@ class Sessions:
         """A shard has come, perhaps again. Serve what is returned."""
         self.shard_left(index)
         link = ShardLink(index, TrioChannel(Channel(sock, "control", "shard")))
-        self._links.add(link)
+        self._links[index] = link
         return link
 
     async def serve_shard(self, link: ShardLink) -> None:
@@ -166,12 +166,12 @@ class Sessions:
             log.error("shard %d is cut off: %s", link.index, group.exceptions[0])
         finally:
             link.channel.close()
-        if self._links.current(link):
+        if self._links.get(link.index) is link:
             self.shard_left(link.index)
 
     def shard_left(self, index: int) -> None:
         """Forget a shard, if it is there: the supervisor says it is gone, or its channel has ended."""
-        link = self._links.remove(index)
+        link = self._links.pop(index, None)
         if link is not None:
             link.scope.cancel()
             self._book.shard_left(index)
@@ -179,11 +179,12 @@ class Sessions:
             self.settle()
 
     def _tell(self, told: list[messages.Message], whom: set[int] | None = None) -> None:
-        for index in self._links.tell(told, whom):
+        links = [link for index, link in self._links.items() if whom is None or index in whom]
+        for index in tell(links, told):
             self.shard_left(index)
 
     def _on_shard(self, link: ShardLink, message: messages.Message) -> None:
-        if not self._links.current(link):
+        if self._links.get(link.index) is not link:
             return  # said before it was replaced
         now_s = self._now_s()
         match message:
@@ -234,7 +235,7 @@ class Sessions:
             self._page.add("refused_session_limit")
             self._seldom.warn("session limit", f"{self._name(peer_id)} wants more sessions than it may have")
             return
-        ready = self._links.taking_sessions()
+        ready = [index for index, link in self._links.items() if link.takes_sessions]
         shard = self._book.shard_for(
             peer_id,
             {shard: self._planner.wanted_by(peer_id, shard) for shard in ready},

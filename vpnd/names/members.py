@@ -103,13 +103,6 @@ class MemberTable:
         """The label of the member that owns an address; None when none does."""
         return self._owners.get(address)
 
-    def find(self, text: str, origin: str) -> Sequence[Address] | None:
-        """What a user means: a member's name as it is, its label, or its full name in the zone `origin`."""
-        if text in self.labels:
-            return self._addresses[self.labels[text]]
-        label = text.lower().rstrip(".")
-        return self._addresses.get(label.removesuffix(f".{origin.lower().rstrip('.')}"))
-
 
 def table_of(members: Iterable[Member]) -> MemberTable:
     """A table of the registry's members. Their addresses are the prefixes of one address; networks have no name.
