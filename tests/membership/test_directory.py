@@ -117,7 +117,7 @@ def test_a_member_is_found_by_everything_it_has():
     (member,) = changes.added
     assert held.find(peer("b"), NOW) == member
     assert held.members(NOW) == (member,)
-    assert held.owner("10.86.0.2") == held.owner("fd00::2") == held.named("b") == peer("b")
+    assert held.owner("10.86.0.2") == held.owner("fd00::2") == held.owner("b") == peer("b")
     assert member.prefixes == ("10.86.0.2/32", "fd00::2/128", "192.168.7.0/24")
     assert member.multiaddrs == ("/ip4/192.0.2.1/tcp/4001",)
 
@@ -218,7 +218,7 @@ def test_of_two_claims_of_one_millisecond_the_smaller_peer_id_wins():
         held, *(membership(name, name="twin", addresses=(f"10.86.1.{n}",)) for n, name in enumerate("bcd", 1))
     )
     first, *rest = sorted(map(peer, "bcd"))
-    assert held.named("twin") == first
+    assert held.owner("twin") == first
     assert held.conflicts() == (Conflict("twin", first, tuple(rest)),)
     assert held.find(rest[0], NOW).name == ""
 
@@ -258,7 +258,7 @@ class TestAnAuthorityThatWasStolen:
         held = world.directory
         thief, b = held.find(peer("thief"), now_ms), held.find(peer("b"), now_ms)
         return (
-            held.owner("10.86.0.9") == held.named("b") == peer("b")
+            held.owner("10.86.0.9") == held.owner("b") == peer("b")
             and (thief.addresses, thief.name) == ((), "")
             and b.ranks < thief.ranks
         )

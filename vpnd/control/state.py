@@ -222,7 +222,7 @@ class OwnNetwork:
         Raises MembershipRefused: not_member.
         """
         label = text.lower().rstrip(".").removesuffix(f".{self.network.name}.vpn")
-        if peer_id := self.directory.named(label) or self.directory.owner(text):
+        if peer_id := self.directory.owner(label) or self.directory.owner(text):
             return peer_id
         if self.directory.newest(text) or self.directory.removal(text):
             return text

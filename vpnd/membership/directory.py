@@ -110,21 +110,17 @@ class Directory:
         valid = (member for member in self._roster if now_ms <= member.expires_ms + self._skew_ms)
         return tuple(sorted(valid, key=lambda member: (member.name, member.peer_id)))
 
-    def owner(self, address: str) -> str | None:
-        """The peer id of the member that has a virtual address, written as usual."""
-        return self._roster.owner(address)
+    def owner(self, what: str) -> str | None:
+        """The peer id of the member that has a virtual address, written as usual, or a name, which is never one."""
+        return self._roster.claims.owner(what)
 
     def holder(self, what: str) -> str | None:
         """The peer id beside which nobody can have an address or name, whether it uses it or not."""
-        return self._roster.holder(what)
-
-    def named(self, name: str) -> str | None:
-        """The peer id of the member of that name."""
-        return self._roster.owner(name)  # a name holds no dot or colon, so it is never an address
+        return self._roster.claims.holder(what)
 
     def conflicts(self) -> tuple[Conflict, ...]:
         """Addresses and names that more than one member claims."""
-        return self._roster.conflicts()
+        return self._roster.claims.conflicts()
 
     def newest(self, peer_id: str) -> Membership | None:
         """The membership of a peer, expired (and not forgotten) ones too; None for the removed."""

@@ -175,12 +175,12 @@ class Changes(msgspec.Struct, frozen=True):
 
 
 class Roster:
-    """The members, by peer id. Owner: the directory."""
+    """The members, by peer id; `claims`: who has what. Owner: the directory."""
 
     def __init__(self) -> None:
         self._valid: dict[str, Valid] = {}
         self._members: dict[str, Member] = {}
-        self._claims = Claims()
+        self.claims = Claims()
 
     def update(self, news: Mapping[str, Valid | None]) -> Changes:
         """What is valid of some peer ids from now on; None: nothing.
@@ -191,17 +191,17 @@ class Roster:
         owners: dict[str, str | None] = {}
         for peer_id, valid in news.items():
             given = valid.given() if valid is not None else {}
-            for what in (*self._claims.of(peer_id), *given):
-                owners.setdefault(what, self.owner(what))
+            for what in (*self.claims.of(peer_id), *given):
+                owners.setdefault(what, self.claims.owner(what))
         for peer_id, valid in news.items():
             if valid is None:
                 self._valid.pop(peer_id, None)
-                touched |= self._claims.claim(peer_id, {}, frozenset())
+                touched |= self.claims.claim(peer_id, {}, frozenset())
             else:
                 self._valid[peer_id] = valid
                 body = valid.membership
                 wanted = frozenset((body.name, *body.addresses))
-                touched |= self._claims.claim(peer_id, valid.given(), wanted)
+                touched |= self.claims.claim(peer_id, valid.given(), wanted)
         added, removed, changed = [], [], []
         for peer_id in sorted(touched):
             before = self._members.pop(peer_id, None)
@@ -217,7 +217,7 @@ class Roster:
         moved = [
             (what, old, new)
             for what, old in sorted(owners.items())
-            if old and (new := self.owner(what)) and new != old
+            if old and (new := self.claims.owner(what)) and new != old
         ]
         return Changes(tuple(added), tuple(removed), tuple(changed), tuple(moved))
 
@@ -225,24 +225,12 @@ class Roster:
         """The member with that peer id."""
         return self._members.get(peer_id)
 
-    def owner(self, what: str) -> str | None:
-        """The peer id that has and uses an address or name."""
-        return self._claims.owner(what)
-
-    def holder(self, what: str) -> str | None:
-        """The peer id beside which nobody can have an address or name, whether it uses it or not."""
-        return self._claims.holder(what)
-
-    def conflicts(self) -> tuple[Conflict, ...]:
-        """What more than one member wants."""
-        return self._claims.conflicts()
-
     def __iter__(self) -> Iterator[Member]:
         return iter(self._members.values())
 
     def _member(self, valid: Valid) -> Member:
         body, presence = valid.membership, valid.presence
-        lost = tuple(what for what in (*body.addresses, body.name) if self._claims.lost(what, body.peer_id))
+        lost = tuple(what for what in (*body.addresses, body.name) if self.claims.lost(what, body.peer_id))
         addresses = tuple(text for text in body.addresses if text not in lost) if lost else body.addresses
         routes = permitted(presence.routes, body.routes) if presence is not None else ()
         return Member(
