@@ -9,7 +9,7 @@ import msgspec
 
 from vpnd.api import channel, messages, reports
 from vpnd.api.channel import Channel
-from vpnd.api.messages import Message, Way
+from vpnd.api.rules import Message, Way
 from vpnd.config.schema import Config
 from vpnd.session import Established
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from vpnd.api import aio, channel, messages
 from vpnd.api.channel import Channel, ChannelClosed
-from vpnd.api.messages import Message, Way
+from vpnd.api.rules import MAX_DESCRIPTORS, Message, Way
 from vpnd.errors import ProtocolViolation
 
 Ends = tuple[Channel, Channel, socket.socket]
@@ -80,7 +80,7 @@ def test_a_message_that_is_early_repeated_or_carries_other_descriptors_is_refuse
     pair = Pair(way)
     pair.prepare(way, kind)
     least, most, _ = kind.rule.descriptors
-    if most < messages.MAX_DESCRIPTORS:
+    if most < MAX_DESCRIPTORS:
         refused(pair, way, message, f"came with {most + 1} descriptors", more=most + 1 - least)
     pair.pass_on(kind)
     if kind.rule.first or kind.rule.once:
@@ -157,7 +157,7 @@ def test_what_is_longer_than_a_message_may_be_is_a_violation(ends: Ends) -> None
 
 def test_more_descriptors_than_any_message_has_are_a_violation_and_none_is_kept(ends: Ends) -> None:
     control, shard, raw = ends
-    too_many = [raw.fileno()] * (messages.MAX_DESCRIPTORS + 3)
+    too_many = [raw.fileno()] * (MAX_DESCRIPTORS + 3)
     before = open_descriptors()
     fds = array.array("i", too_many)
     raw.sendmsg(

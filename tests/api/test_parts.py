@@ -7,7 +7,7 @@ import socket
 import pytest
 from channel_harness import Pair
 
-from vpnd.api import channel, messages, parts
+from vpnd.api import channel, messages, parts, rules
 from vpnd.api.reports import PeerReport, PeerTraffic
 from vpnd.errors import ProtocolViolation
 
@@ -44,7 +44,7 @@ def answer(members: int) -> messages.Answer:
 )
 def test_one_of_any_size_arrives(make, who: str, peers: int) -> None:
     status = make(peers)
-    way = messages.Way(who, "supervisor")
+    way = rules.Way(who, "supervisor")
     pair = Pair(way)
     pair.prepare(way, type(status))
     pair.raw[who].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, DEFAULT_BUFFER)

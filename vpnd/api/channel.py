@@ -20,7 +20,8 @@ from typing import NoReturn, TypeVar, Union
 
 import msgspec
 
-from vpnd.api.messages import ALL, MAX_DESCRIPTORS, OPENERS, Failed, Message, Way
+from vpnd.api.messages import ALL, OPENERS, Failed
+from vpnd.api.rules import MAX_DESCRIPTORS, Message, Way
 from vpnd.errors import ProtocolViolation, VpndError, kind_of
 
 #: Longest datagram; PeerKnown and status are the largest, far below. Also asked for as SO_SNDBUF.
@@ -57,7 +58,7 @@ def _most_bytes(receiver: str) -> int:
 
 
 class Channel:
-    """One end. `here` and `there` are roles of a `messages.Way`: supervisor, control, shard.
+    """One end. `here` and `there` are roles of a `rules.Way`: supervisor, control, shard.
 
     Owner: the loop that watches it; not thread-safe.
     """

@@ -8,9 +8,6 @@ other descriptors ends the channel of its sender. `python -m vpnd.api.messages` 
 from __future__ import annotations
 
 import inspect
-from typing import ClassVar, NamedTuple
-
-import msgspec
 
 from vpnd.api.reports import (
     Count,
@@ -24,67 +21,30 @@ from vpnd.api.reports import (
     SessionProbe,
     SessionReport,
 )
+from vpnd.api.rules import (
+    CONTROL_TO_RELAY,
+    CONTROL_TO_SHARD,
+    CONTROL_TO_SUPERVISOR,
+    EXPORTER_TO_SUPERVISOR,
+    MAX_DESCRIPTORS,
+    OF_CONTROL,
+    RELAY_TO_CONTROL,
+    SHARD_TO_CONTROL,
+    SHARD_TO_SUPERVISOR,
+    SUPERVISOR_TO_CONTROL,
+    SUPERVISOR_TO_EXPORTER,
+    SUPERVISOR_TO_RELAY,
+    SUPERVISOR_TO_SHARD,
+    TO_ALL,
+    TO_CHILDREN,
+    TO_SUPERVISOR,
+    Descriptors,
+    Message,
+    Rule,
+    Way,
+)
 from vpnd.config.schema import Config
 from vpnd.session import Established
-
-#: The kernel's limit of one SCM_RIGHTS message is 253; no message carries more than this.
-MAX_DESCRIPTORS = 8
-
-
-class Way(NamedTuple):
-    """The roles of the sending and the receiving process."""
-
-    sender: str
-    receiver: str
-
-    def __str__(self) -> str:
-        return f"{self.sender} to {self.receiver}"
-
-
-SUPERVISOR_TO_CONTROL = Way("supervisor", "control")
-SUPERVISOR_TO_SHARD = Way("supervisor", "shard")
-CONTROL_TO_SUPERVISOR = Way("control", "supervisor")
-SHARD_TO_SUPERVISOR = Way("shard", "supervisor")
-SUPERVISOR_TO_EXPORTER = Way("supervisor", "exporter")
-EXPORTER_TO_SUPERVISOR = Way("exporter", "supervisor")
-CONTROL_TO_SHARD = Way("control", "shard")
-SHARD_TO_CONTROL = Way("shard", "control")
-SUPERVISOR_TO_RELAY = Way("supervisor", "relay")
-RELAY_TO_SUPERVISOR = Way("relay", "supervisor")
-CONTROL_TO_RELAY = Way("control", "relay")
-RELAY_TO_CONTROL = Way("relay", "control")
-TO_CHILDREN = (SUPERVISOR_TO_CONTROL, SUPERVISOR_TO_SHARD)
-TO_ALL = (*TO_CHILDREN, SUPERVISOR_TO_RELAY, SUPERVISOR_TO_EXPORTER)
-TO_SUPERVISOR = (CONTROL_TO_SUPERVISOR, SHARD_TO_SUPERVISOR, RELAY_TO_SUPERVISOR, EXPORTER_TO_SUPERVISOR)
-OF_CONTROL = (CONTROL_TO_SHARD, SHARD_TO_CONTROL, CONTROL_TO_RELAY, RELAY_TO_CONTROL)
-
-
-class Descriptors(NamedTuple):
-    """What is passed with a message: so many file descriptors, in the order the text names them."""
-
-    least: int
-    most: int
-    text: str
-
-
-class Rule(NamedTuple):
-    """When a message is permitted on a channel.
-
-    `first`: it opens its way; it comes once, and nothing else goes that way before. `once`: never a second time.
-    `after`: these have gone through the channel before, either way.
-    """
-
-    ways: tuple[Way, ...]
-    first: bool = False
-    once: bool = False
-    after: tuple[type[Message], ...] = ()
-    descriptors: Descriptors = Descriptors(0, 0, "-")
-
-
-class Message(msgspec.Struct, frozen=True, tag=True, kw_only=True):
-    """Base of all messages. Whatever is derived from it in this module is one."""
-
-    rule: ClassVar[Rule]
 
 
 class ControlStart(Message, frozen=True):
@@ -131,12 +91,9 @@ class ShardStart(Message, frozen=True):
 
 
 class ExporterStart(Message, frozen=True):
-    """Configuration of the Prometheus endpoint. Descriptors: the socket that listens on metrics.listen, and a counter
-    page for the heartbeat alone."""
+    """Configuration of the Prometheus endpoint. Descriptors: a socket that listens, a page for its heartbeat alone."""
 
-    rule = Rule(
-        (SUPERVISOR_TO_EXPORTER,), first=True, descriptors=Descriptors(2, 2, "listening socket, heartbeat")
-    )
+    rule = Rule((SUPERVISOR_TO_EXPORTER,), first=True, descriptors=Descriptors(2, 2, "socket, heartbeat"))
 
     config: Config
 
