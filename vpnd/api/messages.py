@@ -9,25 +9,13 @@ from __future__ import annotations
 
 import inspect
 
-from vpnd.api.reports import (
-    Count,
-    FlowReport,
-    HeldSession,
-    NetworkReport,
-    OwnAddresses,
-    PeerReport,
-    PeerTraffic,
-    ReachReport,
-    SessionProbe,
-    SessionReport,
-)
+from vpnd.api import reports
 from vpnd.api.rules import (
     CONTROL_TO_RELAY,
     CONTROL_TO_SHARD,
     CONTROL_TO_SUPERVISOR,
     EXPORTER_TO_SUPERVISOR,
     MAX_DESCRIPTORS,
-    OF_CONTROL,
     RELAY_TO_CONTROL,
     SHARD_TO_CONTROL,
     SHARD_TO_SUPERVISOR,
@@ -42,6 +30,7 @@ from vpnd.api.rules import (
     Message,
     Rule,
     Way,
+    single,
 )
 from vpnd.config.schema import Config
 from vpnd.session import Established
@@ -106,7 +95,7 @@ class Ready(Message, frozen=True):
     rule = Rule(TO_SUPERVISOR, first=True)
 
     listen: tuple[str, ...] = ()
-    own: OwnAddresses | None = None
+    own: reports.OwnAddresses | None = None
 
 
 class Failed(Message, frozen=True):
@@ -143,7 +132,7 @@ class OwnChanged(Message, frozen=True):
 
     rule = Rule((CONTROL_TO_SUPERVISOR,), after=(Ready,))
 
-    own: OwnAddresses
+    own: reports.OwnAddresses
 
 
 class OwnPrefixes(Message, frozen=True):
@@ -218,9 +207,7 @@ class Stop(Message, frozen=True):
 class ShardArrived(Message, frozen=True):
     """Shard `index` (new or restarted) can take sessions. Descriptor: control's end of its channel."""
 
-    rule = Rule(
-        (SUPERVISOR_TO_CONTROL,), after=(Ready,), descriptors=Descriptors(1, 1, "channel to the shard")
-    )
+    rule = Rule((SUPERVISOR_TO_CONTROL,), after=(Ready,), descriptors=single("channel to the shard"))
 
     index: int
 
@@ -237,9 +224,7 @@ class ControlArrived(Message, frozen=True):
     """Control is there (again). Descriptor: the receiver's end of its channel."""
 
     rule = Rule(
-        (SUPERVISOR_TO_SHARD, SUPERVISOR_TO_RELAY),
-        after=(Ready,),
-        descriptors=Descriptors(1, 1, "channel to control"),
+        (SUPERVISOR_TO_SHARD, SUPERVISOR_TO_RELAY), after=(Ready,), descriptors=single("channel to control")
     )
 
 
@@ -260,10 +245,10 @@ class ControlStatus(Message, frozen=True):
 
     serial: int
     listen: tuple[str, ...]
-    peers: tuple[PeerReport, ...]
-    connections: Count
-    network: NetworkReport | None = None
-    reach: ReachReport = ReachReport()
+    peers: tuple[reports.PeerReport, ...]
+    connections: reports.Count
+    network: reports.NetworkReport | None = None
+    reach: reports.ReachReport = reports.ReachReport()
     warnings: tuple[str, ...] = ()
     more: bool = False
 
@@ -274,8 +259,8 @@ class ShardStatus(Message, frozen=True):
     rule = Rule((SHARD_TO_SUPERVISOR,), after=(StatusRequest,))
 
     serial: int
-    sessions: tuple[SessionReport, ...]
-    traffic: tuple[PeerTraffic, ...]
+    sessions: tuple[reports.SessionReport, ...]
+    traffic: tuple[reports.PeerTraffic, ...]
     more: bool = False
 
 
@@ -298,10 +283,10 @@ class ProbeAnswer(Message, frozen=True):
     rule = Rule((SHARD_TO_SUPERVISOR,), after=(ProbeRequest,))
 
     serial: int
-    session: SessionProbe | None = None
+    session: reports.SessionProbe | None = None
     why: str = ""
     owner: str = ""
-    flow: FlowReport | None = None
+    flow: reports.FlowReport | None = None
 
 
 class WalkWanted(Message, frozen=True):
@@ -394,15 +379,13 @@ class SessionsHeld(Message, frozen=True):
 
     rule = Rule((SHARD_TO_CONTROL,), first=True)
 
-    sessions: tuple[HeldSession, ...]
+    sessions: tuple[reports.HeldSession, ...]
 
 
 class SessionHandover(Message, frozen=True):
     """An established session, the shard's from now on. The socket is non-blocking."""
 
-    rule = Rule(
-        (CONTROL_TO_SHARD,), after=(PeersComplete, SessionsHeld), descriptors=Descriptors(1, 1, "TCP socket")
-    )
+    rule = Rule((CONTROL_TO_SHARD,), after=(PeersComplete, SessionsHeld), descriptors=single("TCP socket"))
 
     session_id: int
     session: Established
@@ -460,7 +443,7 @@ class OwnerWanted(Message, frozen=True):
 class RelayStart(Message, frozen=True):
     """Configuration of the relay process, and its privileges. Descriptor: a counter page for the heartbeat alone."""
 
-    rule = Rule((SUPERVISOR_TO_RELAY,), first=True, descriptors=Descriptors(1, 1, "heartbeat"))
+    rule = Rule((SUPERVISOR_TO_RELAY,), first=True, descriptors=single("heartbeat"))
 
     config: Config
 
@@ -474,9 +457,7 @@ class RelayWanted(Message, frozen=True):
 class RelayArrived(Message, frozen=True):
     """The relay process is there (again). Descriptor: control's end of its channel."""
 
-    rule = Rule(
-        (SUPERVISOR_TO_CONTROL,), after=(Ready,), descriptors=Descriptors(1, 1, "channel to the relay")
-    )
+    rule = Rule((SUPERVISOR_TO_CONTROL,), after=(Ready,), descriptors=single("channel to the relay"))
 
 
 class RelayHeld(Message, frozen=True):
@@ -518,7 +499,7 @@ class RelayMoved(Message, frozen=True):
 
     rule = Rule((RELAY_TO_CONTROL,))
 
-    bytes: Count
+    bytes: reports.Count
 
 
 #: Every message, in the order of this module.
@@ -527,7 +508,7 @@ ALL: tuple[type[Message], ...] = tuple(Message.__subclasses__())
 #: Way -> the messages one of which opens it; none where it has no such message.
 OPENERS: dict[Way, tuple[type[Message], ...]] = {
     way: tuple(kind for kind in ALL if kind.rule.first and way in kind.rule.ways)
-    for way in (*TO_ALL, *TO_SUPERVISOR, *OF_CONTROL)
+    for way in dict.fromkeys(way for kind in ALL for way in kind.rule.ways)
 }
 
 
@@ -545,9 +526,8 @@ def _when(rule: Rule) -> str:
     if rule.first:
         return "first"
     openers = dict.fromkeys(opener for way in rule.ways for opener in OPENERS[way])
-    before = " and ".join(kind.__name__ for kind in rule.after) or " or ".join(
-        kind.__name__ for kind in openers
-    )
+    after = " and ".join(kind.__name__ for kind in rule.after)
+    before = after or " or ".join(kind.__name__ for kind in openers)
     words = [*(["once"] if rule.once else []), *([f"after {before}"] if before else [])]
     return ", ".join(words) or "any time"
 

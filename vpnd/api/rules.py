@@ -35,7 +35,6 @@ RELAY_TO_CONTROL = Way("relay", "control")
 TO_CHILDREN = (SUPERVISOR_TO_CONTROL, SUPERVISOR_TO_SHARD)
 TO_ALL = (*TO_CHILDREN, SUPERVISOR_TO_RELAY, SUPERVISOR_TO_EXPORTER)
 TO_SUPERVISOR = (CONTROL_TO_SUPERVISOR, SHARD_TO_SUPERVISOR, RELAY_TO_SUPERVISOR, EXPORTER_TO_SUPERVISOR)
-OF_CONTROL = (CONTROL_TO_SHARD, SHARD_TO_CONTROL, CONTROL_TO_RELAY, RELAY_TO_CONTROL)
 
 
 class Descriptors(NamedTuple):
@@ -44,6 +43,11 @@ class Descriptors(NamedTuple):
     least: int
     most: int
     text: str
+
+
+def single(text: str) -> Descriptors:
+    """Of one file descriptor."""
+    return Descriptors(1, 1, text)
 
 
 class Rule(NamedTuple):
