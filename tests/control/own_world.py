@@ -71,7 +71,9 @@ class NobodyAnswers:
     def listen_addresses(self) -> tuple[str, ...]:
         return ("/ip4/192.0.2.1/tcp/4001",)
 
-    async def ask(self, addresses: object, peer_id: str, request: bytes, most: int) -> bytes:
+    async def ask(
+        self, addresses: object, peer_id: str, request: bytes, most: int, *, relays: object
+    ) -> bytes:
         self.asked.append((trio.current_time(), peer_id))
         raise DialError("nobody is there")
 

@@ -17,7 +17,8 @@ from control_nodes import Node, eventually, running
 from lab.relay_process import RelayProcess
 
 from vpnd.adapter import punch
-from vpnd.adapter.dial import Patience
+from vpnd.adapter.dial import DialError, Patience
+from vpnd.adapter.guests import ENROL, Question
 from vpnd.adapter.handoff import Detached
 from vpnd.adapter.meeting import MeetingRefused
 from vpnd.config.live import Live
@@ -30,7 +31,7 @@ from vpnd.discovery.registry import Member
 from vpnd.endpoint import Endpoint
 from vpnd.nat import messages
 from vpnd.nat.messages import BOTH, MEET, NAT, PUNCH, Meet
-from vpnd.nat.paths import PUNCHED, RELAYED, Path
+from vpnd.nat.paths import PUNCHED, RELAYED, Path, RelayAt
 from vpnd.session import Established
 
 PATIENCE = Patience(5.0, 2.0)
@@ -316,3 +317,51 @@ def test_who_comes_to_a_meeting_is_who_was_called() -> None:
                 assert answers == [bool(taken)] and len(a.taken) == taken
 
     trio.run(main)
+
+
+def test_a_stranger_asks_who_takes_guests_over_a_relay_and_nobody_else() -> None:
+    """What an invited machine does whose authority is behind a NAT; the relay cannot answer in its place."""
+
+    async def main(process: RelayProcess) -> None:
+        async with meeting(Config(), process) as here:
+            stranger, guests = Node(), set[str]()
+            members = {here.a.peer_id, here.b.peer_id, here.r.peer_id}
+            for node in (here.a, here.b, here.r):
+                node.members = members
+            rendezvous = here.relaying.rendezvous
+            here.r.host.desk.serve(MEET, rendezvous.serve_leg_untrusted, rendezvous.takes_guests)
+            here.of_b._takes_guests = lambda peer_id: bool(guests) if not peer_id else peer_id in guests
+
+            def answer(peer_id: str, request: bytes) -> bytes:
+                return request + peer_id.encode()
+
+            here.b.host.desk.open(Question(ENROL, answer, lambda peer_id: peer_id in guests, 100))
+            relay = RelayAt(here.r.address, here.r.peer_id)
+
+            async def ask(peer_id: str) -> bytes:
+                return await stranger.host.ask((), peer_id, b"let me in, ", 1000, relays=(relay,))
+
+            async with running(stranger):
+                with pytest.raises(DialError, match="closed after the handshake"):
+                    await ask(here.b.peer_id)  # nobody takes guests
+                guests.add(stranger.peer_id)
+                here.of_b.guests_changed()
+                await eventually(lambda: rendezvous.takes_guests(""))
+                assert await ask(here.b.peer_id) == b"let me in, " + stranger.peer_id.encode()
+                with pytest.raises(DialError, match=messages.NOT_MEMBER):
+                    await ask(here.a.peer_id)
+                guests.clear()
+                guests.add("somebody else")
+                with pytest.raises(DialError):
+                    await ask(here.b.peer_id)
+                # and no session, whatever it says
+                with pytest.raises(MeetingRefused, match=messages.NOT_MEMBER):
+                    await stranger.host.ends.meet(
+                        here.r.address, here.r.peer_id, Meet(bytes(16), here.b.peer_id, BOTH), PATIENCE
+                    )
+                here.of_b._takes_guests = lambda peer_id: False
+                here.of_b.guests_changed()
+                await eventually(lambda: not rendezvous.takes_guests(""))
+
+    with RelayProcess(Config()) as process:
+        trio.run(main, process)

@@ -13,6 +13,7 @@ import trio
 from own_world import NobodyAnswers, OwnWorld, key_of, on_a_made_up_clock, peer_id_of, trio_ms
 
 from vpnd.api.messages import Request
+from vpnd.api.reports import ReachReport
 from vpnd.config.live import Live
 from vpnd.config.schema import Network, Retry
 from vpnd.control.membership import NetworkService
@@ -91,7 +92,9 @@ def test_a_token_is_good_for_so_long(tmp_path: Path) -> None:
         PeerRegistry(()),
         SimpleNamespace(listen_addresses=lambda: ("/ip4/192.0.2.1/tcp/4001",)),  # type: ignore[arg-type]
         SimpleNamespace(standing=None, ask=None),  # type: ignore[arg-type]
-        netcheck=None,  # type: ignore[arg-type]
+        reachability=SimpleNamespace(  # type: ignore[arg-type]
+            relays_at=tuple, guests_changed=lambda: None, report=ReachReport
+        ),
         connected=lambda peer_id: False,
     )
     answer = trio.run(requests.carry_out, Request(serial=1, command="invite", arguments={}))
@@ -232,7 +235,7 @@ def test_waits_between_renewals_are_those_of_the_settings_in_force(tmp_path: Pat
         b.directory.merge(made.own.directory.statements(), trio_ms())
         host = NobodyAnswers()
         live = Live(slow)
-        renewing = Renewing(b, made.common(live), publish=lambda _: None, learn=lambda _: None)
+        renewing = Renewing(b, made.common(live), publish=lambda _: None, learn=lambda _: None, relays=tuple)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(renewing.run, host)
             await trio.sleep(1000.0)

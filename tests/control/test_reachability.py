@@ -178,6 +178,9 @@ class GivingRouter:
 class Meetings:
     mapping = messages.UNKNOWN
 
+    def keep_for_guests(self, wanted: bool) -> None:
+        self.for_guests = wanted
+
     def subscribe(self, told: Callable[[], None]) -> None:
         self.told = told
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,6 +13,7 @@ from membership_world import NETWORK, peer
 from vpnd.membership import token
 from vpnd.membership.refusal import MembershipRefused
 from vpnd.membership.token import HINT_BYTES, Token
+from vpnd.nat.paths import RelayAt
 
 ADDRESSES = ("/ip4/192.0.2.1/tcp/4001", "/ip6/2001:db8::1/tcp/4001", "/dns4/a.example.org/tcp/443")
 
@@ -34,6 +36,16 @@ def test_a_token_reads_back_as_itself(count):
     text = token.encode(made(ADDRESSES[:count]))
     assert token.parse_untrusted(text) == made(ADDRESSES[:count])
     assert text.isalnum() and text.isascii()
+
+
+def test_a_token_names_relays_of_a_node_that_cannot_be_dialed():
+    relays = (RelayAt(ADDRESSES[0], peer("b")), RelayAt(ADDRESSES[1], peer("c")))
+    wanted = msgspec.structs.replace(made(ADDRESSES[:2]), relays=relays)
+    read = token.parse_untrusted(token.encode(wanted))
+    assert read == wanted
+    many = msgspec.structs.replace(wanted, addresses=ADDRESSES * 2, relays=relays * 2)
+    read = token.parse_untrusted(token.encode(many))
+    assert read.addresses == (*ADDRESSES, ADDRESSES[0]) and read.relays == relays
 
 
 def test_a_token_with_one_address_fits_two_lines_of_a_terminal():

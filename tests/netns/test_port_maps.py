@@ -1,4 +1,4 @@
-"""Routers that give ports: members behind them are dialed, by whatever is behind the others."""
+"""Routers that give ports, and joining where there is none: nobody has to be reachable but one member that relays."""
 
 from __future__ import annotations
 
@@ -15,7 +15,13 @@ pytestmark = pytest.mark.root
 
 PATIENCE_S = 40.0
 SETTINGS = {
-    "nat": {"reach_delay": "300ms", "map_retry": "1s", "map_lifetime": "2m", "upgrade_interval": "2s"}
+    "nat": {
+        "reach_delay": "300ms",
+        "reach_interval": "2s",
+        "map_retry": "1s",
+        "map_lifetime": "2m",
+        "upgrade_interval": "2s",
+    }
 }
 
 
@@ -76,3 +82,30 @@ def test_a_port_of_the_router_makes_a_member_one_that_can_be_dialed() -> None:
         assert a.stop() == 0
         assert forwarded(lab, 1) == []
         check_logs([r, b])
+
+
+def test_a_token_of_an_authority_behind_a_nat_is_good_for_a_machine_behind_another() -> None:
+    with NatLab(hidden=(2, 1), rtt_ms=10.0) as lab:
+        for gateway in (1, 2):
+            lab.nat(gateway, "fully")
+        r, a, c, b = (machine(lab, place, SETTINGS) for place in range(4))
+        r.start()
+        r.wait_ready()
+        join(r, a)
+        r.vpnd("authority", "add", "a")
+        wait_until(lambda: (a.ask().get("network") or {}).get("authority"), PATIENCE_S, "a may let others in")
+        wait_until(lambda: reach(a).get("reachable") == "no", PATIENCE_S, "a knows that nobody can dial it")
+        wait_until(lambda: reach(a).get("relays") == ["r"], PATIENCE_S, "r relays for a")
+
+        invited = a.vpnd("invite", "--name", "b")
+        assert "over r" in invited.stderr
+        b.start("--join", invited.stdout.strip())
+        b.wait_ready(PATIENCE_S)
+        wait_for_answer(lab, b.namespace, address(a), PATIENCE_S)
+        assert all(path.startswith("relayed via r") for path in paths(b, "a"))
+        # it was for one machine
+        wrong = invited.stdout.strip()
+        c.config["membership"] = {"join_timeout": "3s"}
+        c.start("--join", wrong)
+        assert c.wait_ended(PATIENCE_S) == 8
+        check_logs([r, a, b])

@@ -34,6 +34,8 @@ from vpnd.adapter.transport import WatchfulTcp, close_now
 from vpnd.errors import ConfigError, RemoteProtocolError, VpndError
 
 Result = TypeVar("Result")
+#: An address, or a relay with its address.
+Place = TypeVar("Place")
 
 
 class DialError(VpndError):
@@ -161,19 +163,28 @@ async def dial_raw(
     tcp: WatchfulTcp, address: str, patience: Patience, use: Callable[[Any], Awaitable[Result]]
 ) -> Result:
     """What `use` makes of a TCP connection, which it owns. Raises DialError for whatever goes wrong."""
+
+    async def dial() -> Result:
+        error: Exception | None = None
+        for endpoint in await resolve(address):
+            try:
+                raw = await _connect(tcp, endpoint, patience.connect_s)
+            except (BaseLibp2pError, DialError) as failure:
+                error = failure
+                continue
+            return await use(raw)
+        raise error or DialError(f"{address}: the name has no address")
+
+    return await patiently(address, patience.dial_s, dial)
+
+
+async def patiently(address: str, timeout_s: float, work: Callable[[], Awaitable[Result]]) -> Result:
+    """What `work` comes to; whatever goes wrong, and what takes longer, is a DialError."""
     try:
-        with trio.fail_after(patience.dial_s):
-            error: Exception | None = None
-            for endpoint in await resolve(address):
-                try:
-                    raw = await _connect(tcp, endpoint, patience.connect_s)
-                except (BaseLibp2pError, DialError) as failure:
-                    error = failure
-                    continue
-                return await use(raw)
-            raise error or DialError(f"{address}: the name has no address")
+        with trio.fail_after(timeout_s):
+            return await work()
     except trio.TooSlowError:
-        raise DialError(f"{address}: no answer within {patience.dial_s:g} s", "silent") from None
+        raise DialError(f"{address}: no answer within {timeout_s:g} s", "silent") from None
     except (ConfigError, RemoteProtocolError) as error:
         raise DialError(str(error)) from error
     except DialError:
@@ -237,7 +248,7 @@ async def dial_any(
     return won
 
 
-async def first(dial: Callable[[str], Awaitable[Result]], addresses: Sequence[str]) -> Result:
+async def first(dial: Callable[[Place], Awaitable[Result]], addresses: Sequence[Place]) -> Result:
     """What `dial` gets from the first of several addresses of a peer that works, one after the other.
 
     Raises DialError with what each had to say; NotAdmitted when one of them came so far.
@@ -251,6 +262,35 @@ async def first(dial: Callable[[str], Awaitable[Result]], addresses: Sequence[st
     text = "; ".join(map(str, errors)) or "no address is known"
     kind = min((error.kind for error in errors), key=_TELLING.index, default="no_address")
     raise NotAdmitted(text) if kind == "not_admitted" else DialError(text, kind)
+
+
+async def either(
+    one: Callable[[], Awaitable[Result]], other: Callable[[], Awaitable[Result]], head_start_s: float
+) -> Result:
+    """What the first of two gets that gets something; the other begins when the one has had its head start, or has
+    failed. Raises the error of the one with that of the other behind it; NotAdmitted if the one came so far."""
+    got: list[Result] = []
+    errors: dict[bool, DialError] = {}
+    failed = trio.Event()
+
+    async def attempt(which: bool) -> None:
+        try:
+            got.append(await (one if which else other)())
+            nursery.cancel_scope.cancel()
+        except DialError as error:
+            errors[which] = error
+            failed.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(attempt, True)
+        with trio.move_on_after(head_start_s):
+            await failed.wait()
+        nursery.start_soon(attempt, False)
+    if got:
+        return got[0]
+    if isinstance(errors[True], NotAdmitted):
+        raise errors[True]
+    raise DialError(f"{errors[True]}; {errors[False]}")
 
 
 async def secured(

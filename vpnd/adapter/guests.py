@@ -14,7 +14,7 @@ More guests than membership.max_guests: who has to go is decided as with handsha
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, NamedTuple
 
 import trio
@@ -77,20 +77,28 @@ class Desk:
         self._timeout_s = timeout_s
         self._count = count
         self._questions: tuple[Question, ...] = ()
-        self._services: dict[str, Service] = {}
+        self._services: dict[str, tuple[Service, Callable[[str], bool]]] = {}
         self._guests: dict[Arrival, trio.CancelScope] = {}
 
     def open(self, *questions: Question) -> None:
         """From now on these are answered."""
         self._questions = questions
 
-    def serve(self, protocol: str, service: Service) -> None:
-        """Members that choose `protocol` in the place of a muxer get `service`."""
-        self._services[protocol] = service
+    def serve(
+        self, protocol: str, service: Service, admits: Callable[[str], bool] = lambda peer_id: False
+    ) -> None:
+        """Members that choose `protocol` in the place of a muxer get `service`; strangers it admits, for as long as a
+        question may take."""
+        self._services[protocol] = service, admits
 
     def lets_in(self, peer_id: str) -> bool:
         """Whether the handshake with that peer may end well."""
-        return self._is_member(peer_id) or any(question.admits(peer_id) for question in self._questions)
+        return self._is_member(peer_id) or any(admits(peer_id) for _, admits in self._offers())
+
+    def _offers(self) -> Iterator[tuple[str, Callable[[str], bool]]]:
+        """Protocols, and which strangers may choose them."""
+        yield from ((question.protocol, question.admits) for question in self._questions)
+        yield from ((protocol, admits) for protocol, (_, admits) in self._services.items())
 
     def install(self, swarm: Any) -> None:
         """Stand in front of the muxers of a swarm. Before it listens."""
@@ -119,9 +127,9 @@ class Desk:
     async def _receive_stranger_untrusted(self, conn: Any, peer_id: str) -> None:
         """Answer a stranger. Raises UnknownPeer when it asks nothing that it may."""
         offered = Multiselect()
-        for question in self._questions:
-            if question.admits(peer_id):
-                offered.add_handler(TProtocol(question.protocol), None)
+        for protocol, admits in self._offers():
+            if admits(peer_id):
+                offered.add_handler(TProtocol(protocol), None)
         try:
             chosen, _ = await offered.negotiate(MultiselectCommunicator(conn))
             await self._serve_untrusted(conn, peer_id, str(chosen))
@@ -131,11 +139,12 @@ class Desk:
             raise UnknownPeer(f"{peer_id} is not a member") from error
 
     async def _serve_untrusted(self, conn: Any, peer_id: str, protocol: str) -> None:
-        if (service := self._services.get(protocol)) is not None:
+        service, _ = self._services.get(protocol, (None, None))
+        if service is not None and self._is_member(peer_id):
             await service(conn, peer_id)
             return
         question = next((one for one in self._questions if one.protocol == protocol), None)
-        if question is None:
+        if question is None and service is None:
             return
         arrival = raw_of(conn)
         gone = self._places.enter(arrival)
@@ -145,8 +154,11 @@ class Desk:
         with trio.move_on_after(self._timeout_s) as scope:
             self._guests[arrival] = scope
             try:
-                request = await read_message_untrusted(conn, question.max_request)
-                await write_message(conn, question.answer(peer_id, request))
+                if service is not None:
+                    await service(conn, peer_id)
+                elif question is not None:
+                    request = await read_message_untrusted(conn, question.max_request)
+                    await write_message(conn, question.answer(peer_id, request))
             finally:
                 del self._guests[arrival]
                 self._places.leave(arrival)

@@ -49,7 +49,17 @@ from vpnd.adapter import binding
 from vpnd.adapter.addresses import Endpoint, expand_wildcards, literal, parse_endpoint
 from vpnd.adapter.arrivals import Places
 from vpnd.adapter.cipher import SESSION_MUXERS, offered
-from vpnd.adapter.dial import DialError, NotAdmitted, Patience, ask, connect, converse, dial_session, first
+from vpnd.adapter.dial import (
+    DialError,
+    NotAdmitted,
+    Patience,
+    ask,
+    connect,
+    converse,
+    dial_session,
+    either,
+    first,
+)
 from vpnd.adapter.echo import measure
 from vpnd.adapter.guards import Count, HandedOver, InboundGate, Notifee, StreamHandler, contained
 from vpnd.adapter.guests import ENROL, QUESTIONS, Asking, Desk
@@ -65,6 +75,7 @@ from vpnd.adapter.transport import WatchfulTcp, close_now, raw_of
 from vpnd.config.live import Live
 from vpnd.errors import VpndError
 from vpnd.nat.messages import MEET, REACH
+from vpnd.nat.paths import RelayAt
 from vpnd.session import CHACHAPOLY, SUBNET_NODE, VPND
 
 Result = TypeVar("Result")
@@ -295,9 +306,16 @@ class Host:
         return await (dial() if protocol == SUBNET_NODE else self._introduced(dial, (address,), peer_id))
 
     async def ask(
-        self, addresses: Sequence[str], peer_id: str, request: bytes, max_answer: int, question: str = ENROL
+        self,
+        addresses: Sequence[str],
+        peer_id: str,
+        request: bytes,
+        max_answer: int,
+        question: str = ENROL,
+        relays: Sequence[RelayAt] = (),
     ) -> bytes:
-        """The answer to one request, from the first address that gives one. Raises DialError."""
+        """The answer to one request, from the first address that gives one, or over one of `relays`, which are tried
+        beside them after nat.meet_delay. Raises DialError."""
         upgrader, target = self.swarm.upgrader, ID.from_string(peer_id)
 
         async def at(address: str) -> bytes:
@@ -306,7 +324,14 @@ class Host:
                 self._small_tcp, upgrader, address, target, question, request, max_answer, patience
             )
 
-        return await first(at, addresses)
+        async def over(relay: RelayAt) -> bytes:
+            return await self.ends.ask(relay, peer_id, question, request, max_answer, self._patience())
+
+        if not relays:
+            return await first(at, addresses)
+        return await either(
+            lambda: first(at, addresses), lambda: first(over, relays), self._live.config.nat.meet_delay
+        )
 
     async def converse(
         self,

@@ -8,6 +8,7 @@ is the other member's, and a session is made on it as on any other, by who calle
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,15 +19,15 @@ from libp2p.peer.id import ID
 from msgspec.structs import replace
 
 from vpnd.adapter.cipher import SESSION_MUXERS
-from vpnd.adapter.dial import DialError, Patience, dial_raw, secured
+from vpnd.adapter.dial import DialError, Patience, dial_raw, patiently, secured
 from vpnd.adapter.framing import read_message_untrusted, write_message
 from vpnd.adapter.handoff import Detached, detach
 from vpnd.adapter.punch import FreshTcp, way
 from vpnd.adapter.transport import raw_of, socket_of
 from vpnd.endpoint import Endpoint, of_socket_address
 from vpnd.nat import messages
-from vpnd.nat.messages import Meet, Met, Refused
-from vpnd.nat.paths import RELAYED, Path
+from vpnd.nat.messages import ASK, TOKEN_BYTES, Meet, Met, Refused
+from vpnd.nat.paths import RELAYED, Path, RelayAt
 
 
 class MeetingRefused(DialError):
@@ -81,6 +82,8 @@ class Ends:
         async def exchange(session: Any, _: str) -> Leg | str:
             local = of_socket_address(socket_of(raw_of(session)).socket.getsockname())
             others = self._addresses_with(local.port)[: messages.MAX_CANDIDATES]
+            if request.mode == ASK:
+                others = []
             asked = replace(request, candidates=tuple(map(str, others)))
             await write_message(session, messages.encode(asked))
             data = await read_message_untrusted(session, messages.MAX_MESSAGE)
@@ -117,6 +120,30 @@ class Ends:
         with trio.move_on_after(timeout_s):
             return await secured(raw, self._swarm.upgrader, target, list(self._muxers), timeout_s, take_out)
         raise DialError(f"no session within {timeout_s:g} s")
+
+    async def ask(
+        self, relay: RelayAt, peer_id: str, question: str, request: bytes, max_answer: int, patience: Patience
+    ) -> bytes:
+        """What `peer_id` answers, met at a relay, to one request; see vpnd.adapter.dial.ask. Raises DialError."""
+
+        async def exchange(session: Any, _: str) -> bytes:
+            await write_message(session, request)
+            return await read_message_untrusted(session, max_answer)
+
+        meet = Meet(secrets.token_bytes(TOKEN_BYTES), peer_id, ASK)
+        leg = await self.meet(relay.address, relay.peer_id, meet, patience)
+        if not leg.met.relayed:
+            leg.close()
+            raise DialError("the relay has no room for one more")
+        sock, path = leg.take(relay.peer_id)
+        stream = way(sock, path, peer_id)
+        self._tcp.watch(stream.stream)
+
+        async def end_to_end() -> bytes:
+            target, raw = ID.from_string(peer_id), RawConnection(stream, True)
+            return await secured(raw, self._swarm.upgrader, target, [question], patience.dial_s, exchange)
+
+        return await patiently(relay.address, patience.dial_s, end_to_end)
 
     async def respond(self, sock: socket.socket, path: Path, peer_id: str) -> bool:
         """Wait for the session that `peer_id` makes on `sock`; it is handed over as inbound ones are. Owns the socket.

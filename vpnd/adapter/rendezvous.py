@@ -1,11 +1,13 @@
 """A relay's side of meetings: who may be called here, and legs that come in twos.
 
     a member keeps a stream of NAT open      it may be called
+    a stranger's leg                         the same, for one question, where the callee takes guests
     a leg with a new token                   its callee is called, and has nat.meet_timeout to come with a leg
     a leg with a token that waits            both are told where the other was seen; where the relay has room, both
                                              sockets go to the process that joins them
 
-Legs and streams come from members only: a muxer was offered to nobody else.
+Streams come from members only: a muxer was offered to nobody else. A guest gets no further than to the callee it names,
+which lets it in by the token that it has been given (`vpnd.membership.token`), or not.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from vpnd.config.live import Live
 from vpnd.endpoint import Endpoint, of_socket_address
 from vpnd.errors import RemoteProtocolError
 from vpnd.nat import messages
-from vpnd.nat.messages import BOTH, NOT_SERVING, Call, Gone, Hello, Meet, Met, Refused, Welcome
+from vpnd.nat.messages import ASK, NOT_SERVING, PUNCH, Call, Gone, Hello, Meet, Met, Refused, Welcome
 
 
 class Serving(Protocol):
@@ -32,6 +34,10 @@ class Serving(Protocol):
         reason it may not."""
         ...
 
+    def is_member(self, peer_id: str) -> bool:
+        """Whether it is one; others are guests."""
+        ...
+
     def meets(self, caller: str, callee: str) -> str:
         """Whether the caller may meet the callee: empty, or the reason it may not."""
         ...
@@ -40,8 +46,12 @@ class Serving(Protocol):
         """Whether a session of the two can be relayed now."""
         ...
 
-    def join(self, caller: str, callee: str, sockets: tuple[int, int]) -> None:
-        """Relay between two sockets, of which the receiver gets duplicates."""
+    def join(self, caller: str, callee: str, sockets: tuple[int, int]) -> int:
+        """Relay between two sockets, of which the receiver gets duplicates; the number for `part`."""
+        ...
+
+    def part(self, number: int) -> None:
+        """Relay no more between them."""
         ...
 
 
@@ -82,7 +92,12 @@ class Rendezvous:
     def __init__(self, live: Live, serving: Serving, count: Callable[[str], None]) -> None:
         self._live, self._serving, self._count = live, serving, count
         self._streams: dict[str, Any] = {}
+        self._hosts: set[str] = set()  # those that take guests
         self._waiting: dict[bytes, _Waiting] = {}
+
+    def takes_guests(self, peer_id: str) -> bool:
+        """Whether a stranger could want to meet somebody here."""
+        return bool(self._hosts)
 
     # --- streams of those that may be called
 
@@ -90,7 +105,7 @@ class Rendezvous:
         """A member's NAT stream, for as long as it lasts. It takes the place of one it had before."""
         peer_id = str(stream.muxed_conn.peer_id)
         data = await read_message_untrusted(stream, messages.MAX_MESSAGE)
-        messages.parse_untrusted(data, Hello)
+        hello = messages.parse_untrusted(data, Hello)
         muxed = stream.muxed_conn
         seen = of_socket_address(socket_of(raw_of(muxed.secured_conn)).socket.getpeername())
         # Where this node has dialed, nothing shows that it can be dialed itself.
@@ -103,23 +118,29 @@ class Rendezvous:
             return
         self._streams[peer_id] = stream
         try:
+            self._note(peer_id, hello)
             while True:
                 data = await read_message_untrusted(stream, messages.MAX_MESSAGE)
-                gone = messages.parse_untrusted(data, Gone)
-                assert isinstance(gone, Gone)
-                waiting = self._waiting.get(gone.token)
-                if waiting is not None and waiting.callee == peer_id:
-                    waiting.gone = gone.reason or messages.ABSENT
-                    waiting.answered.set()
+                self._note(peer_id, messages.parse_untrusted(data, Gone, Hello))
         finally:
             if self._streams.get(peer_id) is stream:
                 del self._streams[peer_id]
+                self._hosts.discard(peer_id)
+
+    def _note(self, peer_id: str, said: messages.AnyMessage) -> None:
+        if isinstance(said, Hello):
+            (self._hosts.add if said.guests else self._hosts.discard)(peer_id)
+        elif isinstance(said, Gone):
+            waiting = self._waiting.get(said.token)
+            if waiting is not None and waiting.callee == peer_id:
+                waiting.gone = said.reason or messages.ABSENT
+                waiting.answered.set()
 
     # --- legs
 
     async def serve_leg_untrusted(self, connection: Any, peer_id: str) -> None:
-        """A member's leg. When this returns the caller closes the connection; a duplicate of its socket may live on.
-        Raises RemoteProtocolError, and what libp2p raises."""
+        """A leg, of a member or a guest. When this returns the caller closes the connection; a duplicate of its socket
+        may live on. Raises RemoteProtocolError, and what libp2p raises."""
         live = self._live.config
         with trio.fail_after(live.p2p.handshake_timeout):
             data = await read_message_untrusted(connection, messages.MAX_MESSAGE)
@@ -128,7 +149,12 @@ class Rendezvous:
         leg = _Leg(peer_id, connection, request)
         waiting = self._waiting.get(request.token)
         if waiting is None:
-            refused = await self._call(leg)
+            refused, pair = await self._call(leg)
+            if pair is not None and not self._serving.is_member(peer_id):
+                try:
+                    await trio.sleep_forever()  # for as long as the desk lets a guest stay
+                finally:
+                    self._serving.part(pair)
         elif (waiting.caller, waiting.callee) == (request.to, peer_id) and not waiting.answered.is_set():
             waiting.leg = leg
             waiting.answered.set()
@@ -140,13 +166,15 @@ class Rendezvous:
             self._count(f"meets_refused_{refused}")
             await write_message(connection, messages.encode(Refused(refused)))
 
-    async def _call(self, leg: _Leg) -> str:
-        """Get the callee, and introduce both. Why not, if not."""
+    async def _call(self, leg: _Leg) -> tuple[str, int | None]:
+        """Get the callee, and introduce both. Why not, if not; and the number of their pair, if one is relayed."""
         caller, request, live = leg.peer_id, leg.request, self._live.config
         stream = self._streams.get(request.to)
         refused = self._serving.meets(caller, request.to) or (messages.NOT_HERE if stream is None else "")
+        if not self._serving.is_member(caller) and (request.mode != ASK or request.to not in self._hosts):
+            refused = messages.NOT_MEMBER
         if refused:
-            return refused
+            return refused, None
         waiting = self._waiting[request.token] = _Waiting(caller, request.to)
         try:
             with trio.move_on_after(live.nat.meet_timeout):
@@ -155,19 +183,18 @@ class Rendezvous:
         finally:
             del self._waiting[request.token]
         if waiting.leg is None:
-            return waiting.gone if waiting.gone in messages.REFUSALS else messages.ABSENT
+            return (waiting.gone if waiting.gone in messages.REFUSALS else messages.ABSENT), None
         try:
-            await self._introduce(leg, waiting.leg)
+            return "", await self._introduce(leg, waiting.leg)
         finally:
             waiting.leg.done.set()
-        return ""
 
-    async def _introduce(self, leg: _Leg, other: _Leg) -> None:
+    async def _introduce(self, leg: _Leg, other: _Leg) -> int | None:
         if not (leg.quiet() and other.quiet()):
             raise RemoteProtocolError("something was said on a leg before Met")
         names = leg.peer_id, other.peer_id
-        both = leg.request.mode == other.request.mode == BOTH
-        relayed = both and await self._serving.room(*names)
+        wanted = leg.request.mode == other.request.mode != PUNCH
+        relayed = wanted and await self._serving.room(*names)
         # The callee first: it has to be there when the caller begins.
         for here, there in ((other, leg), (leg, other)):
             met = Met(
@@ -181,13 +208,13 @@ class Rendezvous:
             await write_message(here.connection, messages.encode(met))
         self._count("meets")
         if relayed:
-            self._serving.join(*names, (leg.fd, other.fd))
-        else:
-            # While a leg is open its NAT keeps the outside port for it; it is closed by who needs it no more.
-            with trio.move_on_after(self._live.config.nat.punch_timeout):
-                async with trio.open_nursery() as nursery:
-                    for fd in (leg.fd, other.fd):
-                        nursery.start_soon(_until_readable, fd, nursery.cancel_scope)
+            return self._serving.join(*names, (leg.fd, other.fd))
+        # While a leg is open its NAT keeps the outside port for it; it is closed by who needs it no more.
+        with trio.move_on_after(self._live.config.nat.punch_timeout):
+            async with trio.open_nursery() as nursery:
+                for fd in (leg.fd, other.fd):
+                    nursery.start_soon(_until_readable, fd, nursery.cancel_scope)
+        return None
 
 
 async def _until_readable(fd: int, scope: trio.CancelScope) -> None:

@@ -66,6 +66,7 @@ def invite(
     )
     show(answer, as_json, lambda answer: answer["token"])
     if not as_json:
+        from vpnd.cli import memberview
         from vpnd.cli.statusview import duration
 
         many = "once" if answer["uses"] == 1 else f"{answer['uses']} times"
@@ -73,6 +74,7 @@ def invite(
         typer.echo(
             f"It can be used {many}, within {within}; on the other machine: vpnd start --join TOKEN", err=True
         )
+        typer.echo(memberview.ways(answer), err=True)
 
 
 def _seconds(text: str | None) -> float | None:

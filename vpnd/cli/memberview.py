@@ -180,3 +180,20 @@ def _yes(value: object) -> str:
 
 def _age(value: object) -> str:
     return f"{value:.1f} s" if isinstance(value, int | float) and value >= 0 else text(None)
+
+
+def ways(invited: Fields) -> str:
+    """How this node is reached by those that it has invited."""
+    places = [endpoint.rpartition("/tcp/") for endpoint in invited.get("addresses", ())]
+    at = ", ".join(f"{text(host.rpartition('/')[2])} port {port}" for host, _, port in places)
+    relays = " and ".join(map(text, invited.get("relays", ())))
+    if invited.get("reachable") != "no" or not at:
+        return f"It asks this node at {at or 'no address of its own'}" + (
+            f", or over {relays}" if relays else ""
+        )
+    if relays:
+        return f"It asks this node over {relays}, or at {at} in the same local network"
+    return (
+        f"Only a machine of the same local network can use it, at {at}: nobody else could dial this node, and no "
+        "member relays for it; vpnd netcheck says what to do"
+    )

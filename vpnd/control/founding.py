@@ -215,7 +215,9 @@ class Founding:
         with trio.move_on_after(self._config.membership.join_timeout):
             while True:
                 try:
-                    data = await host.ask(token.addresses, token.peer_id, request, MAX_ANSWER)
+                    data = await host.ask(
+                        token.addresses, token.peer_id, request, MAX_ANSWER, relays=token.relays
+                    )
                     return enrolment.parse_answer_untrusted(data)
                 except NotAdmitted:
                     raise RefusedError(

@@ -187,7 +187,7 @@ def _complete(
     live = common.live
     relaying = Relaying(live, registry, page, common.now_s, lambda: supervisor.tell(messages.RelayWanted()))
     host.serve(NAT, relaying.rendezvous.serve_stream, math.inf)
-    host.desk.serve(MEET, relaying.rendezvous.serve_leg_untrusted)
+    host.desk.serve(MEET, relaying.rendezvous.serve_leg_untrusted, relaying.rendezvous.takes_guests)
 
     def own_networks() -> Sequence[str]:
         if network is not None:
@@ -195,7 +195,17 @@ def _complete(
         settings = live.config.network
         return (f"{settings.virtual_ip}/{settings.subnet}", *settings.routes)
 
-    traversal = Traversal(start.peer_id, common, registry, host, nursery, without=own_networks)
+    traversal = Traversal(
+        start.peer_id,
+        common,
+        registry,
+        host,
+        nursery,
+        without=own_networks,
+        takes_guests=network.takes_guests if network is not None else lambda peer_id: False,
+    )
+    if network is not None:
+        network.call_over(traversal.relays_at)
     sessions = Sessions(start.peer_id, common, registry, page, owning, traversal)
     owner = owning.contract.owner if owning is not None else None
     discovering = None
@@ -209,6 +219,7 @@ def _complete(
         traversal,
         nonce=nonce,
         say_where=network.say_where if network is not None else lambda: None,
+        invites=network.invites if network is not None else lambda: False,
     )
     own_network = network.own if network is not None else None
     explaining = Explaining(common, registry, host, own_network, supervisor.tell)
@@ -219,7 +230,7 @@ def _complete(
         registry,
         host,
         explaining,
-        netcheck=reachability.check,
+        reachability=reachability,
         connected=sessions.connected,
         lookup=discovering.lookup if discovering is not None else None,
         owner=owner,

@@ -39,6 +39,7 @@ from vpnd.membership.network import Network
 from vpnd.membership.refusal import MembershipRefused
 from vpnd.membership.statements import Kind, Presence, Statement
 from vpnd.membership.store import StoreError
+from vpnd.nat.paths import RelayAt
 
 #: The clock does not go that much faster or slower between two looks: it was set.
 STEP_MS = 1000
@@ -92,7 +93,10 @@ class NetworkService:
         self._gossiping = Gossiping(own, common, act=self.act, not_admitted=self._not_admitted)
         self._desk = EnrolmentDesk(own, common, publish=self.publish)
         self._introducing = Introducing(own, common, act=self.act)
-        self._renewing = Renewing(own, common, publish=self.publish, learn=self.learn)
+        self._relays: Callable[[], Sequence[RelayAt]] = tuple
+        self._renewing = Renewing(
+            own, common, publish=self.publish, learn=self.learn, relays=lambda: self._relays()
+        )
         self._live.watch(lambda config: config.p2p.announce, self.say_where)
 
     # --- the life of it
@@ -104,6 +108,18 @@ class NetworkService:
         self._settle_routes()
         self._registry.update({member.peer_id: self._entry(member) for member in self._others()})
         return self._told_own
+
+    def call_over(self, relays: Callable[[], Sequence[RelayAt]]) -> None:
+        """From now on authorities that cannot be dialed are called over these."""
+        self._relays = relays
+
+    def invites(self) -> bool:
+        """Whether this node may let others in."""
+        return self.own.authority is not None
+
+    def takes_guests(self, peer_id: str) -> bool:
+        """Whether that node, which is no member, may ask something here."""
+        return self._desk.admits(peer_id)
 
     def watch_own(self, changed: Callable[[OwnAddresses], None]) -> None:
         """Call `changed` with what this node is, now and whenever it is something else."""

@@ -13,7 +13,6 @@ its address must be one of the Internet: one that is private is behind another N
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -26,7 +25,6 @@ from vpnd.adapter.dial import DialError
 from vpnd.adapter.reach import Observed, Reaching
 from vpnd.adapter.router import NoPort, PortMap, Router, default_router
 from vpnd.api.reports import ReachReport
-from vpnd.config import multiaddrs
 from vpnd.control.common import Common
 from vpnd.control.relaying import Rate
 from vpnd.control.traversal import Traversal
@@ -34,6 +32,7 @@ from vpnd.discovery.registry import Member, PeerRegistry
 from vpnd.endpoint import Endpoint
 from vpnd.metrics import CounterPage
 from vpnd.nat import messages, paths
+from vpnd.nat.paths import RelayAt
 
 #: Members that have to agree, and how many are tried to get at so many.
 ASKED, TRIED = 2, 6
@@ -76,7 +75,7 @@ class Asked(msgspec.Struct, frozen=True):
 
 class Reachability:
     """Owner: control's loop; `run` once. `nonce`: see Router. `say_where`: publish where this node is, if that
-    is news."""
+    is news. `invites`: whether this node may invite others."""
 
     def __init__(
         self,
@@ -88,10 +87,11 @@ class Reachability:
         *,
         nonce: bytes,
         say_where: Callable[[], None],
+        invites: Callable[[], bool] = lambda: False,
     ) -> None:
         self._registry, self._host, self._page, self._traversal = registry, host, page, traversal
         self._live, self._dice, self._now_s = common.live, common.dice, common.now_s
-        self._nonce, self._say_where = nonce, say_where
+        self._nonce, self._say_where, self._invites = nonce, say_where, invites
         self._questions = Rate(self._now_s)
         host.reaching.allows = self._allows
         self._map: PortMap | None = None
@@ -228,7 +228,7 @@ class Reachability:
         """Members to ask, those first that see this node from the Internet, and in any order."""
         members = [member for member in self._registry.members() if member.addresses]
         self._dice.shuffle(members)
-        members.sort(key=lambda member: not any(map(_is_of_internet, member.addresses)))
+        members.sort(key=lambda member: all(map(paths.is_local, member.addresses)))
         return members[:TRIED]
 
     async def _question(
@@ -268,11 +268,23 @@ class Reachability:
         if self._reachable is None and self._map is not None and not paths.is_private(self._map.outside.ip):
             places.append(self._map.outside)
         self._page.set("reachable", int(bool(self._reachable)))
+        self._traversal.keep_for_guests(self._reachable is False and self._invites())
         before = self._host.listen_addresses()
         self._host.reached_at(places)
         if self._host.listen_addresses() != before:
             log.info("this node can be dialed at %s", ", ".join(self._host.listen_addresses()))
             self._say_where()
+
+    # --- who is called
+
+    def relays_at(self) -> tuple[RelayAt, ...]:
+        """Where a node that cannot dial this one may call it; none where it can."""
+        return () if self._reachable else self._traversal.relays_at()
+
+    def guests_changed(self) -> None:
+        """Strangers have been invited, or may be from now on."""
+        self._traversal.keep_for_guests(self._reachable is False and self._invites())
+        self._traversal.guests_changed()
 
     # --- what is told
 
@@ -313,10 +325,3 @@ def _kind(seen: Sequence[Observed]) -> str:
     if not others:
         return messages.UNKNOWN
     return messages.MOVED if all(other.you == one.you for other in others) else messages.RANDOM
-
-
-def _is_of_internet(address: str) -> bool:
-    try:
-        return not paths.is_private(ipaddress.ip_address(multiaddrs.parse(address).host))
-    except ValueError:  # a name
-        return True

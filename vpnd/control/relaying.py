@@ -25,6 +25,8 @@ from vpnd.metrics import CounterPage
 from vpnd.nat.messages import FULL, NOT_MEMBER, NOT_SERVING, TOO_OFTEN
 
 MINUTE_S = 60.0
+#: What is no member counts under.
+GUESTS = ""
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +67,7 @@ class Relaying:
         self._live, self._registry, self._page, self._want_process = live, registry, page, want_process
         self._rate = Rate(now_s)
         self._pairs: dict[int, tuple[str, str]] = {}
+        self._of_guests: set[int] = set()
         self._next = 0
         self._channel: TrioChannel | None = None
         self._here = trio.Event()
@@ -88,6 +91,7 @@ class Relaying:
             self._channel = None
             self._here = trio.Event()
             self._pairs.clear()
+            self._of_guests.clear()
             self._show()
 
     def _on_relay(self, message: messages.Message, _: list[int]) -> None:
@@ -98,6 +102,7 @@ class Relaying:
                 self._next = max([self._next, *self._pairs])
                 self.members_changed()
             case messages.RelayPairEnded(number=number, reason=reason):
+                self._of_guests.discard(number)
                 if self._pairs.pop(number, None) is not None:
                     log.debug("a relayed session has ended: %s", reason)
             case messages.RelayMoved(bytes=moved):
@@ -110,7 +115,9 @@ class Relaying:
     def members_changed(self) -> None:
         """Sessions of those that are no members any more are not relayed."""
         for number, pair in self._pairs.items():
-            if any(self._registry.find(peer_id) is None for peer_id in pair):
+            if number not in self._of_guests and any(
+                self._registry.find(peer_id) is None for peer_id in pair
+            ):
                 self._send(messages.RelayLeave(number=number))
 
     def _send(self, message: messages.Message, descriptors: tuple[int, ...] = ()) -> None:
@@ -138,13 +145,19 @@ class Relaying:
             self._want_process()
         return ""
 
+    def is_member(self, peer_id: str) -> bool:
+        """See Serving."""
+        return self._registry.find(peer_id) is not None
+
     def meets(self, caller: str, callee: str) -> str:
         settings = self._live.config.relay
         if self._registry.find(callee) is None or caller == callee:
             return NOT_MEMBER
         if not settings.serve:
             return NOT_SERVING
-        return "" if self._rate.allows(caller, settings.max_meets) else TOO_OFTEN
+        # Guests together have what one member has: whoever likes can be many of them.
+        who = caller if self.is_member(caller) else GUESTS
+        return "" if self._rate.allows(who, settings.max_meets) else TOO_OFTEN
 
     async def room(self, caller: str, callee: str) -> bool:
         settings = self._live.config.relay
@@ -159,12 +172,20 @@ class Relaying:
                 await self._here.wait()
         return self._channel is not None
 
-    def join(self, caller: str, callee: str, sockets: tuple[int, int]) -> None:
+    def join(self, caller: str, callee: str, sockets: tuple[int, int]) -> int:
         self._next += 1
         self._pairs[self._next] = (caller, callee)
         self._send(messages.RelayPair(number=self._next, members=(caller, callee)), sockets)
         self._page.add("relay_pairs_joined")
         self._show()
+        if not self.is_member(caller):
+            self._of_guests.add(self._next)
+        return self._next
+
+    def part(self, number: int) -> None:
+        """See Serving."""
+        if number in self._pairs:
+            self._send(messages.RelayLeave(number=number))
 
 
 def local_networks() -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:

@@ -22,6 +22,7 @@ from vpnd.membership.enrolment import MAX_ANSWER, Leave, Refusal, Renew
 from vpnd.membership.refusal import MembershipRefused
 from vpnd.membership.statements import Grant, Statement
 from vpnd.membership.store import StoreError
+from vpnd.nat.paths import RelayAt
 from vpnd.printable import printable
 
 #: Of the share of its lifetime at which a membership is renewed, so much is drawn by lot, or all that joined together
@@ -36,7 +37,8 @@ log = logging.getLogger(__name__)
 
 
 class Renewing:
-    """Owner: control's loop; `run` once. `publish` and `learn` take statements in: signed here, and somebody else's."""
+    """Owner: control's loop; `run` once. `publish` and `learn` take statements in: signed here, and somebody else's.
+    `relays`: where an authority that cannot be dialed may be called."""
 
     def __init__(
         self,
@@ -45,8 +47,9 @@ class Renewing:
         *,
         publish: Callable[[Iterable[Statement]], object],
         learn: Callable[[Sequence[bytes]], None],
+        relays: Callable[[], Sequence[RelayAt]],
     ) -> None:
-        self._own, self._publish, self._learn = own, publish, learn
+        self._own, self._publish, self._learn, self._relays = own, publish, learn, relays
         self._live, self._count, self._now_ms = common.live, common.count, common.now_ms
         self._dice = common.dice
         self._asked, self._anew = trio.Event(), trio.Event()
@@ -151,7 +154,7 @@ class Renewing:
         with trio.move_on_after(self._live.config.p2p.dial_timeout):
             for peer_id, addresses in self._whom_to_ask(suspicious=False):
                 try:
-                    data = await host.ask(addresses, peer_id, request, MAX_ANSWER)
+                    data = await host.ask(addresses, peer_id, request, MAX_ANSWER, relays=self._relays())
                     answer = enrolment.parse_answer_untrusted(data)
                 except (DialError, MembershipRefused) as error:
                     log.info("%s could not be told that this node leaves: %s", peer_id, error)
@@ -189,7 +192,7 @@ class Renewing:
         request = enrolment.encode(Renew(network=own.network.id))
         try:
             with trio.fail_after(self._live.config.membership.join_timeout):
-                data = await host.ask(addresses, peer_id, request, MAX_ANSWER)
+                data = await host.ask(addresses, peer_id, request, MAX_ANSWER, relays=self._relays())
             answer = enrolment.parse_answer_untrusted(data)
         except (DialError, MembershipRefused) as error:
             self._say(str(error))

@@ -2,7 +2,7 @@
 
     command           arguments                              result
     ----------------  -------------------------------------  ---------------------------------------------------------
-    invite            name, uses, expires_s, ip, routes,     token, id, uses, expires_s
+    invite            name, uses, expires_s, ip, routes,     token, id, uses, expires_s; addresses, relays, reachable
                       groups (routes, groups: with commas)
     members           all: also those who were               rows: name, peer_id, addresses, routes, groups, state,
                                                              expires_s, connected, authority; of who was: ago_s, by
@@ -45,6 +45,7 @@ from vpnd.control.common import Common
 from vpnd.control.discovering import LocalDirectory
 from vpnd.control.explaining import Explaining
 from vpnd.control.membership import NetworkService
+from vpnd.control.reachability import Reachability
 from vpnd.control.state import EXPIRED, MEMBER, MILLISECONDS, REMOVED, OwnNetwork, milliseconds
 from vpnd.discovery.lookup import AskOwner, Lookup
 from vpnd.discovery.registry import PeerRegistry
@@ -68,8 +69,8 @@ log = logging.getLogger(__name__)
 class Requests:
     """Owner: control's loop. `network` None: every peer is configured by hand.
 
-    `netcheck`: see vpnd.control.reachability. `connected(peer_id)`: whether packets flow. `lookup`: with all sources;
-    None where this node's own knowledge and `owner` are all.
+    `connected(peer_id)`: whether packets flow. `lookup`: with all sources; None where this node's own knowledge and
+    `owner` are all.
     """
 
     def __init__(
@@ -80,13 +81,14 @@ class Requests:
         host: Host,
         explaining: Explaining,
         *,
-        netcheck: Callable[[], Awaitable[dict[str, Any]]],
+        reachability: Reachability,
         connected: Callable[[str], bool],
         lookup: Lookup | None = None,
         owner: AskOwner | None = None,
     ) -> None:
         self._live, self._now_ms = common.live, common.now_ms
         self._network, self._registry, self._host, self._connected = network, registry, host, connected
+        self._reachability = reachability
         own = network.own if network is not None else None
         local = LocalDirectory(registry, own, self._now_ms)
         self._lookup = lookup or Lookup(local, trio.current_time, owner=owner)
@@ -102,7 +104,7 @@ class Requests:
             "authority-revoke": self._authority_revoke,
             "resolve": self._resolve,
             "ping": self._ping_member,
-            "netcheck": lambda _: netcheck(),
+            "netcheck": lambda _: reachability.check(),
             "standing": explaining.standing,
             "ask": explaining.ask,
         }
@@ -129,8 +131,8 @@ class Requests:
         own, now_ms = self._own(), self._now_ms()
         if own.authority is None:
             raise MembershipRefused("not_authority", "this node is no authority; invite on one that is")
-        listen = self._host.listen_addresses()
-        if not listen:
+        listen, relays = self._host.listen_addresses(), self._reachability.relays_at()
+        if not listen and not relays:
             raise ConfigError(
                 "no machine could join by a token: this node has no address that others could dial. Connect the "
                 "machine to a network, or set p2p.announce to where it can be reached"
@@ -156,9 +158,22 @@ class Requests:
         )
         own.save_invitations(before)
         printed = Token(
-            network=own.network.id[: token.HINT_BYTES], peer_id=own.peer_id, addresses=listen, secret=secret
+            network=own.network.id[: token.HINT_BYTES],
+            peer_id=own.peer_id,
+            addresses=listen,
+            secret=secret,
+            relays=relays,
         )
-        return {"token": token.encode(printed), "id": made.id, "uses": uses, "expires_s": lifetime_s}
+        self._reachability.guests_changed()
+        return {
+            "token": token.encode(printed),
+            "id": made.id,
+            "uses": uses,
+            "expires_s": lifetime_s,
+            "addresses": listen[: token.MAX_ADDRESSES],
+            "relays": [self._name(own, relay.peer_id) for relay in relays[: token.MAX_RELAYS]],
+            "reachable": self._reachability.report().reachable,
+        }
 
     async def _members(self, arguments: Arguments) -> Result:
         own, now_ms = self._own(), self._now_ms()

@@ -30,14 +30,17 @@ from vpnd.adapter.punch import punch
 from vpnd.config import multiaddrs
 from vpnd.control.common import Common
 from vpnd.control.dialer import CalledMeanwhile
-from vpnd.control.relaying import Rate, local_networks
+from vpnd.control.relaying import GUESTS, Rate, local_networks
 from vpnd.discovery.registry import Member, PeerRegistry
 from vpnd.endpoint import Endpoint, of_socket_address
 from vpnd.endpoint import parse as parse_endpoint
 from vpnd.errors import RemoteProtocolError
 from vpnd.nat import messages, paths
-from vpnd.nat.messages import BOTH, NAT, TOKEN_BYTES, Call, Gone, Hello, Meet, Welcome
-from vpnd.nat.paths import Path
+from vpnd.nat.messages import ASK, BOTH, NAT, TOKEN_BYTES, Call, Gone, Hello, Meet, Welcome
+from vpnd.nat.paths import Path, RelayAt
+
+#: No peer's id: whether there is anybody at all.
+NOBODY = ""
 
 log = logging.getLogger(__name__)
 
@@ -75,8 +78,10 @@ class Traversal:
         nursery: trio.Nursery,
         *,
         without: Callable[[], Sequence[str]],
+        takes_guests: Callable[[str], bool] = lambda peer_id: False,
     ) -> None:
         self._own_id, self._registry, self._without = own_id, registry, without
+        self._takes_guests, self._for_guests = takes_guests, False
         self._host, self._nursery = host, nursery
         self._live, self._count, self._now_s = common.live, common.count, common.now_s
         self._subscribers: list[Callable[[], None]] = []
@@ -93,6 +98,32 @@ class Traversal:
     def relays(self) -> tuple[Member, ...]:
         """Those that may call this node."""
         return tuple(relay.member for relay in self._relays.values())
+
+    def relays_at(self) -> tuple[RelayAt, ...]:
+        """The same, each at the address that is most likely to be its own for everybody."""
+        return tuple(
+            RelayAt(min(member.addresses, key=paths.is_local), member.peer_id) for member in self.relays()
+        )
+
+    def keep_for_guests(self, wanted: bool) -> None:
+        """Whether to have relays only so that strangers can be invited."""
+        if wanted != self._for_guests:
+            self._for_guests = wanted
+            self._changed.set()
+
+    def guests_changed(self) -> None:
+        """Strangers have been invited: the relays of this node let them call it."""
+        for relay in self._relays.values():
+            self._nursery.start_soon(self._say_hello, relay)
+
+    async def _say_hello(self, relay: _Relay) -> None:
+        try:
+            await write_message(relay.stream, self._hello())
+        except Exception as error:  # of libp2p, in great variety: the stream is over, and its reader knows
+            log.debug("the relay %s is gone: %r", relay.member.name, error)
+
+    def _hello(self) -> bytes:
+        return messages.encode(Hello(self.mapping, self._takes_guests(NOBODY)))
 
     def subscribe(self, told: Callable[[], None]) -> None:
         """Call `told` whenever there is one more to meet others at."""
@@ -125,8 +156,8 @@ class Traversal:
         settings, now_s = self._live.config.nat, self._now_s()
         members = self._registry.members()
         lacking = settings.relays - len(self._relays) - len(self._asking)
-        # A relay for two that are this node and the relay itself is none.
-        if not settings.enabled or len(members) < 2 or lacking <= 0:
+        # A relay for two that are this node and the relay itself is none, but for strangers that are invited.
+        if not settings.enabled or len(members) < 2 - self._for_guests or lacking <= 0:
             return [], math.inf
         known = {member.peer_id for member in members}
         self._rests = {peer_id: until_s for peer_id, until_s in self._rests.items() if peer_id in known}
@@ -147,7 +178,7 @@ class Traversal:
         try:
             stream = await self._host.open_stream(member.addresses, peer_id, NAT)
             with trio.fail_after(self._live.config.p2p.dial_timeout):
-                await write_message(stream, messages.encode(Hello(self.mapping)))
+                await write_message(stream, self._hello())
                 data = await read_message_untrusted(stream, messages.MAX_MESSAGE)
             welcome = messages.parse_untrusted(data, Welcome)
             assert isinstance(welcome, Welcome)
@@ -187,9 +218,12 @@ class Traversal:
 
     def _follows(self, call: Call) -> str:
         """Empty, or why the call is not followed."""
-        if self._registry.find(call.caller) is None:
-            return messages.NOT_MEMBER
-        if not self._calls.allows(call.caller, self._live.config.nat.max_calls):
+        caller = call.caller
+        if self._registry.find(caller) is None:
+            if call.mode != ASK or not self._takes_guests(caller):
+                return messages.NOT_MEMBER
+            caller = GUESTS
+        if not self._calls.allows(caller, self._live.config.nat.max_calls):
             return messages.TOO_OFTEN
         calling = self._calling.get(call.caller)
         if calling and call.mode == BOTH:
@@ -264,6 +298,11 @@ class Traversal:
         try:
             leg = await self._at(relay, Meet(call.token, call.caller, call.mode, mapping=self.mapping))
             self._count("calls_followed")
+            if call.mode == ASK:
+                if leg.met.relayed:
+                    await self._host.ends.respond(*leg.take(relay.peer_id), call.caller)
+                leg.close()
+                return
             await self._conclude(leg, relay.peer_id, call.caller, None)
         except DialError as error:
             log.debug("no meeting with %s at %s: %s", call.caller, relay.name, error)

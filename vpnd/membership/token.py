@@ -7,7 +7,8 @@
     1       8      first half of the network id
     9       32     public key of the authority's node: its peer id
     41      16     the secret
-    57      n      addresses of that node: kind (`_KINDS`); 4 or 16 bytes, or length and name; port, 2 bytes
+    57      n      addresses of that node: kind (`_KINDS`); 4 or 16 bytes, or length and name; port, 2 bytes; and
+                   members that relay for it: the same with `_RELAYS` added to the kind, and 32 bytes, the public key
     57+n    4      checksum: SHA-256 of the bytes before
 
 The alphabet is Crockford's base32: no two characters look alike, capitals do not matter. The network id is cut because
@@ -27,13 +28,14 @@ from vpnd import peerid
 from vpnd.config import multiaddrs
 from vpnd.membership.refusal import MembershipRefused
 from vpnd.membership.statements import NETWORK_ID_BYTES, check_multiaddr
+from vpnd.nat.paths import RelayAt
 
 PREFIX = "vpnd1"
 SECRET_BYTES = 16
 HINT_BYTES = NETWORK_ID_BYTES // 2
 CHECKSUM_BYTES = 4
 #: More would make the token long; one that can be reached is enough.
-MAX_ADDRESSES = 4
+MAX_ADDRESSES, MAX_RELAYS = 4, 2
 MAX_DATA = 255
 #: What a terminal may hand over in one paste, white space included.
 MAX_TEXT = 1024
@@ -43,19 +45,22 @@ _VALUES = {character: value for value, character in enumerate(_ALPHABET)} | {"o"
 _GROUP = 19
 _FIXED = HINT_BYTES + peerid.PUBLIC_KEY_BYTES + SECRET_BYTES
 _KINDS = {1: "ip4", 2: "ip6", 3: "dns", 4: "dns4", 5: "dns6"}
+_RELAYS = 16
 _KIND_NUMBERS = {kind: number for number, kind in _KINDS.items()}
 
 
 class Token(msgspec.Struct, frozen=True, kw_only=True):
     """What a token says.
 
-    `network`: 8 bytes, how the network's id begins. `peer_id`, `addresses`: whom to ask, and where.
+    `network`: 8 bytes, how the network's id begins. `peer_id`, `addresses`: whom to ask, and where. `relays`: where it
+    is called as well.
     """
 
     network: bytes
     peer_id: str
     addresses: tuple[str, ...]
     secret: bytes
+    relays: tuple[RelayAt, ...] = ()
 
     def __repr__(self) -> str:  # the secret never reaches a log
         return f"Token(network={self.network.hex()}, peer_id={self.peer_id!r})"
@@ -66,10 +71,12 @@ class Token(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def encode(token: Token) -> str:
-    """The token as text. Addresses beyond `MAX_ADDRESSES`, or that no longer fit, are left out, the last ones first."""
+    """The token as text. What is beyond `MAX_ADDRESSES` and `MAX_RELAYS`, or no longer fits, is left out, the last ones
+    first."""
     body = token.network + peerid.public_key_untrusted(token.peer_id) + token.secret
-    for text in token.addresses[:MAX_ADDRESSES]:
-        packed = _pack(text)
+    places = [_pack(text) for text in token.addresses[:MAX_ADDRESSES]]
+    places += [_pack_relay(relay) for relay in token.relays[:MAX_RELAYS]]
+    for packed in places:
         if len(body) + len(packed) + CHECKSUM_BYTES <= MAX_DATA:
             body += packed
     data = bytes([len(body) + CHECKSUM_BYTES]) + body
@@ -118,16 +125,25 @@ def _parse_data(data: bytes, characters: int) -> Token:
     if hashlib.sha256(body).digest()[:CHECKSUM_BYTES] != checksum:
         raise _mistyped("has a typing error")
     network, key, secret, rest = _cut(body[1:], HINT_BYTES, peerid.PUBLIC_KEY_BYTES, SECRET_BYTES)
-    addresses = []
+    addresses, relays = [], []
     try:
         while rest:
-            text, rest = _unpack(rest)
+            relayed = rest[0] > _RELAYS
+            text, rest = _unpack(bytes([rest[0] - _RELAYS * relayed]) + rest[1:])
             check_multiaddr(text)
-            addresses.append(text)
+            if relayed:
+                public, rest = _cut(rest, peerid.PUBLIC_KEY_BYTES)
+                relays.append(RelayAt(text, peerid.from_public_key(public)))
+            else:
+                addresses.append(text)
     except (ValueError, IndexError, KeyError):
         raise MembershipRefused("malformed", "the token holds an address that cannot be dialed") from None
     return Token(
-        network=network, peer_id=peerid.from_public_key(key), addresses=tuple(addresses), secret=secret
+        network=network,
+        peer_id=peerid.from_public_key(key),
+        addresses=tuple(addresses),
+        secret=secret,
+        relays=tuple(relays),
     )
 
 
@@ -181,6 +197,11 @@ def _pack(multiaddr: str) -> bytes:
     else:
         host = bytes([len(endpoint.host)]) + endpoint.host.encode()
     return bytes([_KIND_NUMBERS[endpoint.kind]]) + host + endpoint.port.to_bytes(2)
+
+
+def _pack_relay(relay: RelayAt) -> bytes:
+    packed = _pack(relay.address)
+    return bytes([packed[0] + _RELAYS]) + packed[1:] + peerid.public_key_untrusted(relay.peer_id)
 
 
 def _unpack(data: bytes) -> tuple[str, bytes]:

@@ -6,6 +6,7 @@
                       Welcome   relay → hidden    where you are seen; whether you may stay
                       Call      relay → hidden    somebody wants to meet you: come with this token
                       Gone      hidden → relay    I am not coming
+                      Hello     hidden → relay    what I said first has changed
     /vpnd/meet/1.0.0  Meet      member → relay    I am here for this token; first on a connection of its own, the leg
                       Met       relay → both      where the other is seen; if `relayed`, the leg is its from now on
                       Refused   relay → member    no meeting; the leg is closed
@@ -40,8 +41,9 @@ MAX_CANDIDATES = 8
 #: The longest endpoint: an IPv6 address in full, brackets, colon, port.
 MAX_ENDPOINT = 47
 
-#: What is wanted of a meeting: a relayed session and a direct one, or only the direct one.
-BOTH, PUNCH = "both", "punch"
+#: What is wanted of a meeting: a relayed session and a direct one, only the direct one, or one question (`guests`) over
+#: a relayed connection, which strangers may want, too, where the other takes guests.
+BOTH, PUNCH, ASK = "both", "punch", "ask"
 #: What a NAT makes of ports: the same outside as inside; another one, the same for every destination; another one for
 #: each destination.
 KEPT, MOVED, RANDOM, UNKNOWN = "kept", "moved", "random", "unknown"
@@ -72,9 +74,11 @@ class Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 
 class Hello(Message, frozen=True, tag=1):
-    """`mapping`: what the NAT in front of the sender makes of ports, as far as it knows."""
+    """`mapping`: what the NAT in front of the sender makes of ports, as far as it knows. `guests`: strangers may call
+    it, for one question: it has invited some."""
 
     mapping: Word = UNKNOWN
+    guests: bool = False
 
 
 class Welcome(Message, frozen=True, tag=2):
@@ -85,7 +89,7 @@ class Welcome(Message, frozen=True, tag=2):
 
 
 class Call(Message, frozen=True, tag=3):
-    """`caller` wants to meet. `mode`: BOTH or PUNCH."""
+    """`caller` wants to meet. `mode`: BOTH, PUNCH or ASK."""
 
     token: Token
     caller: PeerId
@@ -181,7 +185,7 @@ def _check(message: AnyMessage) -> None:
             endpoint.parse(you)
         case Call(caller=peer_id, mode=mode) | Meet(to=peer_id, mode=mode):
             peerid.public_key_untrusted(peer_id)
-            if mode not in (BOTH, PUNCH):
+            if mode not in (BOTH, PUNCH, ASK):
                 raise ValueError(f"a meeting cannot be {mode!r}")
         case Met(you=you, peer=peer):
             endpoint.parse(you)

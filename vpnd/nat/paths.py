@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import msgspec
 
+from vpnd.config import multiaddrs
 from vpnd.endpoint import IP, Endpoint
 
 DIRECT, PUNCHED, RELAYED = "direct", "punched", "relayed"
@@ -30,9 +32,24 @@ class Path(msgspec.Struct, frozen=True, kw_only=True):
     relay: str = ""
 
 
+class RelayAt(NamedTuple):
+    """A member that relays, and the multiaddr to dial it at."""
+
+    address: str
+    peer_id: str
+
+
 def is_private(ip: IP) -> bool:
     """Whether the address means something within one network only."""
     return any(ip in network for network in _OWN_USE)
+
+
+def is_local(address: str) -> bool:
+    """Whether a multiaddr has such an address; a name has not."""
+    try:
+        return is_private(ipaddress.ip_address(multiaddrs.parse(address).host))
+    except ValueError:
+        return False
 
 
 def to_punch(
