@@ -93,6 +93,18 @@ def test_a_machine_that_starts_with_a_wrong_clock_is_well_when_it_is_set(
     assert not b.report().warnings
 
 
+def test_who_cannot_use_a_membership_gives_it_back(nodes, clocks) -> None:
+    a, b = nodes
+    a.start()
+    clocks[1].set("+40d")
+    with b.launch(a.invite(name="b")) as process:
+        assert "clocks" in process.failed().error
+    assert a.members() == {"a"}
+    clocks[1].set("+0")
+    b.start(a.invite(name="b"))
+    eventually(lambda: a.members() == {"a", "b"})
+
+
 def test_an_authority_whose_clock_is_behind_decides_nothing(nodes, clocks) -> None:
     a, b = nodes
     joined(a, b)

@@ -28,12 +28,12 @@ from vpnd.errors import ConfigError, RefusedError
 from vpnd.membership import enrolment, network
 from vpnd.membership import token as tokens
 from vpnd.membership.authority import Authority, Wish
-from vpnd.membership.enrolment import MAX_ANSWER, MAX_WISHED_NAME, Join, Refusal, Welcome
+from vpnd.membership.enrolment import MAX_ANSWER, MAX_WISHED_NAME, Join, Leave, Refusal, Welcome
 from vpnd.membership.network import Network
 from vpnd.membership.refusal import MembershipRefused
 from vpnd.membership.roster import permitted
 from vpnd.membership.statements import parse_untrusted, parse_verified, to_label
-from vpnd.membership.store import Store
+from vpnd.membership.store import Store, StoreError
 from vpnd.membership.token import Token
 from vpnd.printable import printable
 
@@ -180,7 +180,11 @@ class Founding:
 
     async def _join(self, host: Host, token: Token, own: OwnNetwork | None) -> OwnNetwork:
         joined = await self._admitted(host, token, own)
-        self._keep(joined)
+        try:
+            self._keep(joined)
+        except StoreError:
+            await self._give_back(host, token, joined.network)
+            raise
         return joined
 
     async def _admitted(self, host: Host, token: Token, own: OwnNetwork | None) -> OwnNetwork:
@@ -200,12 +204,23 @@ class Founding:
             own = self._own(described, None)
         self._merge(own, *answer.statements)
         if not own.is_member(self._now_ms()):
+            await self._give_back(host, token, described)
             raise MembershipRefused(
                 "not_member",
-                "the membership that was given is not valid here: are the clocks of both machines right?",
+                "the membership that was given is not valid here, and was given back: are the clocks of both machines "
+                "right? Then ask for a new token (vpnd invite)",
             )
         log.info("joined the network %s", described.name)
         return own
+
+    async def _give_back(self, host: Host, token: Token, described: Network) -> None:
+        """The membership is of no use here: the name and addresses that the authority keeps for it are to be free."""
+        request = enrolment.encode(Leave(network=described.id))
+        with trio.move_on_after(self._config.p2p.dial_timeout):
+            try:
+                await host.ask(token.addresses, token.peer_id, request, MAX_ANSWER)
+            except DialError as error:
+                log.info("the authority does not hear that its membership is given back: %s", error)
 
     async def _ask(self, host: Host, token: Token) -> Welcome | Refusal:
         """The authority's answer, asked until membership.join_timeout."""
