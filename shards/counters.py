@@ -41,6 +41,8 @@ class Counts:
         self.session_errors = self.session_floods = 0
         self.unreachables_told = 0
         self.health_probes = self.health_failures = self.health_deaths = 0
+        self.datagrams_sent = self.datagrams_unsent = self.datagrams_received = self.datagrams_missed = 0
+        self.datagrams_late = self.datagrams_replayed = self.datagrams_forged = self.datagrams_unknown = 0
 
 
 class Dropping(Protocol):

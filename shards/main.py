@@ -3,12 +3,13 @@
     talks to      over                               what comes, and who serves it
     ------------  ---------------------------------  --------------------------------------------------
     supervisor    channel (inherited descriptor)     _on_supervisor: ShardStart, ControlArrived, Reconfigure,
-                                                     NetworkChanged, OwnPrefixes, Stop, StatusRequest,
-                                                     ProbeRequest
+                                                     NetworkChanged, OwnPrefixes, DatagramSocket, Stop,
+                                                     StatusRequest, ProbeRequest
     supervisor    ring from it                       Outbound.run
     kernel        TUN descriptor, written to only    Inbound
     control       channel (from ControlArrived)      ControlClient: peers, circuits, owners, sessions
     peers         sessions' sockets                  Link
+    peers         a UDP socket                       DatagramSocket, DatagramLane
 
 Rights kept after the start: the descriptors it was given (the TUN's, to write packets of peers into), and
 nothing else: no files and no new sockets (everything is imported before, and `seccomp.SHARD` refuses them), no
@@ -34,6 +35,7 @@ from shards.answers import probe, session_report
 from shards.control import ControlClient, ControlPort
 from shards.counters import Counters, Counts
 from shards.plane import Plane, Recurring
+from shards.session.udp import DatagramSocket
 from vpnd import logs, privileges, seccomp
 from vpnd.api import messages, parts
 from vpnd.api.aio import LoopChannel
@@ -124,6 +126,8 @@ class Shard:
                 probe(self._plane, message, self._supervisor.send)
             case messages.Reconfigure(config=config):
                 self._live.take(config)
+            case messages.DatagramSocket(number=number, port=port):
+                self._open_datagrams(socket.socket(fileno=descriptors[0]), number, port)
             case messages.OwnPrefixes(own=own):
                 self._plane.local_changed(own)
             case messages.NetworkChanged(addresses=addresses):
@@ -133,6 +137,12 @@ class Shard:
                 self._drain()
             case messages.Stop():
                 self._end("stopped")
+
+    def _open_datagrams(self, sock: socket.socket, number: int, port: int) -> None:
+        plane = self._plane
+        plane.datagrams = DatagramSocket(
+            sock, number, port, plane.counts, plane.now, self._counters.store_batch, plane.draw
+        )
 
     def _drain(self) -> None:
         """The ring gets no more: end when everything is on its way, or when it has taken too long."""

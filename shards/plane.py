@@ -8,25 +8,33 @@ several of them, joined by made-up sockets, on a made-up clock.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from collections.abc import Callable
 from random import Random
 from typing import Protocol
 
 from shards.counters import Counts
+from shards.datagram.spec import MAX_TOKEN
 from shards.flow.flows import Chunk, FlowTable
 from shards.flow.prefixes import set_of
 from shards.inbound import Inbound
 from shards.outbound import Outbound
+from shards.peer.choice import Choice
+from shards.peer.pool import lanes_of
 from shards.peer.table import Peer, PeerTable
 from shards.session.bare import BareLink
+from shards.session.beside import DatagramLane
 from shards.session.link import Link, StreamLane
-from shards.session.surroundings import Surroundings
+from shards.session.surroundings import Fit, Surroundings
 from shards.session.transport import Transport
+from shards.session.udp import DatagramSocket
+from shards.stream.negotiate import NOWHERE, Beside
 from shards.stream.session import Session
 from shards.unreachable import Unreachable
 from vpnd.config.live import Live
 from vpnd.config.schema import Config
+from vpnd.nat.paths import RELAYED
 from vpnd.packet.record import Capabilities
 from vpnd.session import SUBNET_NODE, Established
 
@@ -106,6 +114,10 @@ class Plane:
         self._events = events
         self._loop = asyncio.get_running_loop()
         self.links: dict[int, Link] = {}
+        self.choice = Choice(live)
+        #: where datagrams come and go; None: everything goes over streams
+        self.datagrams: DatagramSocket | None = None
+        self._token = functools.partial(random.randrange, 1, MAX_TOKEN)
         self._peer_of: dict[Link, Peer] = {}
         self.tell_unreachable = Unreachable(live, write, now, counts).tell
         self.peers = PeerTable(
@@ -178,19 +190,49 @@ class Plane:
         peer = self.peers.get(established.peer_id)
         if peer is None:
             return False
-        session = Session(established, self._common.hello, self.live.config.session, self.now())
-        path = established.path
+        path, beside, make_beside = established.path, NOWHERE, None
+        if self.datagrams is not None and path.kind != RELAYED:
+            beside = Beside(self.datagrams.receiver(), self.datagrams.port)
+            make_beside = functools.partial(self._make_beside, self.datagrams, established, beside)
+        session = Session(established, self._common.hello, self.live.config.session, self.now(), beside)
         if established.protocol == SUBNET_NODE:
             link: Link = BareLink(transport, session, session_id, peer, self, self._common, path)
         else:
             initiator = established.initiator
-            link = Link(transport, session, session_id, initiator, peer, self, self._common, path)
+            link = Link(
+                transport, session, session_id, initiator, peer, self, self._common, path, make_beside
+            )
         self.links[link.session_id] = link
         self._peer_of[link] = peer
         peer.pool.add(link)
         self.counts.sessions_opened += 1
         link.start()
         return True
+
+    def _make_beside(
+        self,
+        socket: DatagramSocket,
+        established: Established,
+        ours: Beside,
+        link: Link,
+        theirs: Beside,
+        fit: Fit | None,
+    ) -> DatagramLane[Link]:
+        """The lane of datagrams beside a session whose peer takes them."""
+        host, port = link.remote()
+        # Where the peer says, and where it listens for sessions, which a router may have given another number.
+        ports = (theirs.port, port) if established.initiator else (theirs.port,)
+        hosts = [(host, each) for each in ports if host and each]
+        return DatagramLane(
+            link, established, ours.receiver, theirs, hosts, fit, socket, self._common, self._token
+        )
+
+    def datagrams_changed(self, link: Link) -> None:
+        """See LinkEvents."""
+        if link.beside is not None:
+            how = "are used" if link.beside.usable else "are not used any more"
+            log.info("session %x with %s: datagrams beside it %s", link.session_id, link.peer.name, how)
+        self._peer_of[link].datagrams_changed(link)
 
     def lane_ready(self, lane: StreamLane) -> None:
         link = lane.carrier
@@ -284,4 +326,4 @@ class Plane:
 
     def pinned(self) -> int:
         """Flows that have a stream now."""
-        return sum(len(lane.flows) for link in self.links.values() for lane in link.lanes)
+        return sum(len(lane.flows) for link in self.links.values() for lane in lanes_of(link))

@@ -13,6 +13,7 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any
 
 from supervisor.children import AnySlot, Child, State, introduce
+from supervisor.datagrams import DatagramPort
 from supervisor.network.tun import Tun
 from supervisor.overlay import Overlay
 from supervisor.pacing import Priorities
@@ -39,6 +40,7 @@ class Fleet:
 
     def __init__(self, live: Live, control_slot: ControlSlot, overlay: Overlay, tun: Tun, pump: Pump) -> None:
         self._live, self._overlay, self._tun, self._pump = live, overlay, tun, pump
+        self._datagrams = DatagramPort(live)
         self.questions = Questions()
         self.priorities = Priorities(live)
         self.control = Child(
@@ -67,6 +69,7 @@ class Fleet:
         """Give the pages and rings back. Nobody may run any more."""
         for child in (*self.children, self.relay.child):
             child.slot.close()
+        self._datagrams.close()
 
     @property
     def children(self) -> tuple[Child[ControlSlot] | Child[ShardSlot], ...]:
@@ -108,7 +111,10 @@ class Fleet:
         control.slot.token = ""  # it has served
         self.priorities.usual(control.pid)
         self._catch_up(control, control.slot.given)
+        opened = self._datagrams.open()
         for shard in self.shards:
+            if opened:
+                self._datagrams.give(shard.slot.index, shard.send)
             self._introduce(shard)
         self.relay.introduce()
         if control.own is not None and self._overlay.change(control.own):
@@ -151,6 +157,7 @@ class Fleet:
         if shard.slot.own_given != self._overlay.prefixes:
             shard.send(messages.OwnPrefixes(own=self._overlay.prefixes))
         shard.slot.up()
+        self._datagrams.give(shard.slot.index, shard.send)
         self._introduce(shard)
 
     def _shard_down(self, shard: Child[ShardSlot]) -> None:

@@ -171,6 +171,21 @@ class ShardCounters(msgspec.Struct, frozen=True, kw_only=True):
     health_probes: Annotated[int, told("Health probes sent.", "probes")] = 0
     health_failures: Annotated[int, told("Health probes without an answer in time.", "probes")] = 0
     health_deaths: Annotated[int, told("Sessions ended because their probes failed.", "sessions")] = 0
+    datagrams_sent: Annotated[int, told("Sent beside sessions, probes too.", "datagrams")] = 0
+    datagrams_unsent: Annotated[int, told("Of those: this machine's kernel refused them.", "datagrams")] = 0
+    datagrams_received: Annotated[int, told("Received beside sessions, probes too.", "datagrams")] = 0
+    datagrams_missed: Annotated[
+        int,
+        told(
+            "Of peers' datagrams: did not come in their turn. Those that are not late were lost.", "datagrams"
+        ),
+    ] = 0
+    datagrams_late: Annotated[int, told("Of those missed: came after all.", "datagrams")] = 0
+    datagrams_replayed: Annotated[
+        int, told("Dropped: had come before, or are too old to tell.", "datagrams")
+    ] = 0
+    datagrams_forged: Annotated[int, told("Dropped: do not authenticate.", "datagrams")] = 0
+    datagrams_unknown: Annotated[int, told("Dropped: belong to no session of the shard.", "datagrams")] = 0
 
 
 class ControlCounters(msgspec.Struct, frozen=True, kw_only=True):

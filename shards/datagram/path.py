@@ -83,6 +83,11 @@ class Path:
         self._proposed: Address | None = None
         self._proposed_s = now_s
 
+    @property
+    def settled(self) -> bool:
+        """Whether its size is known, as far as it can be now."""
+        return self.alive and not self._rounds
+
     # --- time
 
     def step(self, now_s: float, used: bool) -> None:
@@ -177,7 +182,7 @@ class Path:
             self.address = address
             self._candidates = [address]
             self.size = spec.BASE_BYTES
-            self._search_s = now_s
+            self._search_s = self.next_s = now_s
         self._proposed = None
         self._fails_s = None
         self.size = max(self.size, sent.size)
@@ -185,7 +190,7 @@ class Path:
             self.alive = True
             self.least_rtt_s = now_s - sent.sent_s
             self._wait_s = self._live.config.carrier.probe_interval
-            self._search_s = now_s
+            self._rounds, self._search_s = _ROUNDS, now_s + self._live.config.carrier.search_interval
             self.next_s = now_s
 
     def refused(self, size: int) -> None:

@@ -23,8 +23,10 @@ from collections import deque
 from math import sqrt
 
 from shards.counters import Dropping
-from shards.flow.flows import Backlog, Chunk, Flow
+from shards.flow.flows import Backlog, Chunk, Flow, FlowTable, Sink
 from vpnd.config.live import Live
+from vpnd.packet.flow import key_of
+from vpnd.packet.record import LENGTH, LENGTH_BYTES, PACKET_OFFSET, VNET_BYTES
 
 #: RFC 8289, section 5.5: for so many intervals the pace of the last dropping is remembered.
 _MEMORY_INTERVALS = 16
@@ -69,6 +71,24 @@ class FairQueue:
             backlog.queue = self
             backlog.deficit = session.quantum_bytes
             self._new.append(flow)
+
+    def put_span(
+        self, flows: FlowTable, sink: Sink, buffer: memoryview, start: int, end: int, now_s: float
+    ) -> None:
+        """Queue the records of buffer[start:end], cut by flow: from here on each waits for its turn. The flows are
+        pinned to `sink`, or were forgotten within this very batch."""
+        position = begin = start
+        last, packets = -1, 0
+        while position < end:
+            (count,) = LENGTH.unpack_from(buffer, position)
+            key = key_of(buffer, position + PACKET_OFFSET, count - VNET_BYTES)
+            if key != last and packets:
+                self.put(flows.pinned(last, sink, now_s), Chunk(buffer, begin, position, packets, now_s))
+                begin, packets = position, 0
+            last = key
+            packets += 1
+            position += LENGTH_BYTES + count
+        self.put(flows.pinned(last, sink, now_s), Chunk(buffer, begin, end, packets, now_s))
 
     def first(self, now_s: float) -> Flow | None:
         """The flow whose turn it is; its next chunk is backlog.chunks[0]. None when nothing can be sent.

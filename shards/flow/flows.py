@@ -21,7 +21,7 @@ from typing import Protocol
 
 from shards.counters import Counts, Dropping
 from vpnd.config.live import Live
-from vpnd.packet.flow import READ_AHEAD_BYTES, destination_of
+from vpnd.packet.flow import READ_AHEAD_BYTES
 from vpnd.packet.record import LENGTH, LENGTH_BYTES
 from vpnd.packet.ring import SCRATCH
 
@@ -142,9 +142,9 @@ class Discard:
 
 
 class FlowTable:
-    """All flow workers of a shard. `sink_for` finds the sink for a destination. Owner: shard loop."""
+    """All flow workers of a shard. `sink_for(key)` finds the sink for a flow. Owner: shard loop."""
 
-    def __init__(self, live: Live, sink_for: Callable[[int, int], Sink], counts: Counts) -> None:
+    def __init__(self, live: Live, sink_for: Callable[[int], Sink], counts: Counts) -> None:
         self.flows: dict[int, Flow] = {}
         self._live, self._sink_for, self._counts = live, sink_for, counts
         #: how many flows were in each state when they were last counted
@@ -156,7 +156,7 @@ class FlowTable:
         flow = self.flows.get(key)
         if flow is not None and flow.sink is not None and flow.oldest_s() is not None:
             return flow  # it may not move: what waits of it has not been sent
-        sink = self._sink_for(*destination_of(key))
+        sink = self._sink_for(key)
         if flow is None:
             if len(self.flows) >= self._live.config.worker.max_flows:
                 self._make_room()
@@ -165,6 +165,13 @@ class FlowTable:
             self._counts.flows_created += 1
         elif flow.sink is not None and sink is not flow.sink:
             self._counts.flows_moved += 1
+        if flow.sink is not sink:
+            flow.pin(sink)
+        return flow
+
+    def pinned(self, key: int, sink: Sink, now_s: float) -> Flow:
+        """The flow worker for a key, on `sink` from now on if it was not."""
+        flow = self.flows.get(key) or self.open(key, now_s)
         if flow.sink is not sink:
             flow.pin(sink)
         return flow

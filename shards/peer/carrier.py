@@ -35,6 +35,13 @@ class Lane(Sink, Protocol):
         """Since when nothing has gone either way and no flow was here; asked for now and then."""
 
 
+class DatagramLane(Lane, Protocol):
+    """A lane that keeps no order."""
+
+    #: datagrams reach the peer, and flows are better off there
+    usable: bool
+
+
 class Carrier(Protocol):
     """A session with a peer. Its events come as methods of whoever made it, between batches only."""
 
@@ -70,6 +77,10 @@ class Carrier(Protocol):
     @property
     def lanes(self) -> Sequence[Lane]:
         """Those that are open, also while they are left."""
+
+    @property
+    def beside(self) -> DatagramLane | None:
+        """Datagrams, if both nodes take them: what is lost there is lost, and nothing waits for it."""
 
     @property
     def opening(self) -> int:

@@ -23,8 +23,14 @@ from shards.counters import Counts, Dropping
 from shards.flow.flows import Chunk, Flow, unpin
 from shards.flow.queues import ReorderBuffer
 from shards.peer.carrier import Carrier, Lane
+from shards.peer.choice import Choice, keeps_order
 from vpnd.config.live import Live
 from vpnd.resilience import Backoff, Retry
+
+
+def lanes_of(carrier: Carrier) -> list[Lane]:
+    """All lanes of a session, that of datagrams too."""
+    return [*carrier.lanes] if carrier.beside is None else [*carrier.lanes, carrier.beside]
 
 
 class PoolHost(Protocol):
@@ -206,7 +212,7 @@ class StreamPool:
 
     def abandon(self, carrier: Carrier, flows: set[Flow] | None = None) -> None:
         """Move its flows, or only those given, and their queued packets at once; packets in flight may be lost."""
-        for lane in carrier.lanes:
+        for lane in lanes_of(carrier):
             unpin(lane, flows)
         for chunk in carrier.take_queued(flows):
             self._host.dispatch(chunk)
@@ -243,7 +249,7 @@ class StreamPool:
         if carrier in self._rotating:
             self._rotating.discard(carrier)
             self._host.counts.sessions_rotated += 1
-        for lane in list(carrier.lanes):
+        for lane in lanes_of(carrier):
             self.leave_lane(lane)
         self._loop.call_later(self._live.config.session.drain_timeout, self._end, carrier)
 
@@ -252,15 +258,47 @@ class StreamPool:
         if lane.leaving:
             return
         lane.leaving = True
-        carrier = lane.carrier
+        self._hold(lane.carrier, set(lane.flows), lane)
+
+    def _hold(self, carrier: Carrier, flows: set[Flow], leaving: Lane | None) -> None:
+        """Hold flows back until what they sent over the carrier has arrived; then close the lane that is left."""
         buffer = ReorderBuffer(self._live, self._drops, self._now)
-        for chunk in carrier.take_queued(lane.flows):
+        for chunk in carrier.take_queued(flows):
             buffer.hold(chunk)
-        for flow in list(lane.flows):
+        for flow in flows:
             flow.pin(buffer)
         self._reordering[buffer] = carrier
-        carrier.barrier(lambda _: self._release(buffer, lane))
-        self._loop.call_later(self._live.config.session.drain_timeout, self._release, buffer, lane)
+        carrier.barrier(lambda _: self._release(buffer, leaving))
+        self._loop.call_later(self._live.config.session.drain_timeout, self._release, buffer, leaving)
+
+    # --- datagrams beside sessions
+
+    def datagrams(self) -> Lane | None:
+        """Where a flow may go that keeps no order: beside a session that stays, if there is such a lane."""
+        for carrier in self.carriers:
+            lane = carrier.beside
+            if lane is not None and lane.usable and not lane.leaving and not carrier.leaving:
+                return lane
+        return None
+
+    def datagrams_changed(self, carrier: Carrier, choice: Choice) -> None:
+        """Datagrams beside a session can be used from now on, or not any more: flows move, those that must keep their
+        order as soon as what they have sent has arrived. A datagram that has not by the time a stream has been asked
+        and has answered is lost."""
+        lane = carrier.beside
+        if lane is not None and lane.usable:
+            if self.datagrams() is None:  # its session is left
+                return
+            for other in self.carriers:
+                self._move(other, {f for each in other.lanes for f in each.flows if choice.datagrams(f.key)})
+        elif lane is not None:
+            self._move(carrier, set(lane.flows))
+
+    def _move(self, carrier: Carrier, flows: set[Flow]) -> None:
+        ordered = {flow for flow in flows if keeps_order(flow.key)}
+        self.abandon(carrier, flows - ordered)
+        if ordered:
+            self._hold(carrier, ordered, None)
 
     def _release(self, buffer: ReorderBuffer, lane: Lane | None) -> None:
         """Everything sent on the lane has arrived, or never will: its flows move."""

@@ -12,8 +12,9 @@ from shards.flow.flows import Discard, Flow, Sink, unpin
 from shards.flow.prefixes import Prefixes, set_of
 from shards.flow.queues import Pending
 from shards.peer.carrier import Carrier, Lane
+from shards.peer.choice import Choice
 from shards.peer.multiplexer import Multiplexer
-from shards.peer.pool import PoolHost, StreamPool
+from shards.peer.pool import PoolHost, StreamPool, lanes_of
 from vpnd.api.reports import PeerTraffic
 from vpnd.config.live import Live
 from vpnd.metrics import Drops
@@ -24,6 +25,8 @@ CLOSED, OPEN = "closed", "open"
 
 class PeerHost(PoolHost, Protocol):
     """What peers need of their shard."""
+
+    choice: Choice
 
     def draw(self, below: int) -> int:
         """A random number."""
@@ -71,10 +74,11 @@ class Peer:
         self._told_s = 0.0
         self._ended = Traffic()  # of the sessions that have ended
 
-    def sink(self) -> Sink:
-        """Where a new flow's packets go: a lane; without one they are pending, or discarded if the circuit
-        is open."""
-        lane = self.multiplexer.pick()
+    def sink(self, key: int) -> Sink:
+        """Where a flow's packets go: a lane; without one they are pending, or discarded if the circuit is open."""
+        lane = self.pool.datagrams() if self._host.choice.datagrams(key) else None
+        if lane is None:
+            lane = self.multiplexer.pick()
         if lane is not None:
             self._host.counts.streams_acquired += 1
             return lane
@@ -104,6 +108,10 @@ class Peer:
         unpin(self.pending)
         self.pending.empty(self._host.dispatch)
 
+    def datagrams_changed(self, carrier: Carrier) -> None:
+        """Datagrams beside a session can be used from now on, or not any more."""
+        self.pool.datagrams_changed(carrier, self._host.choice)
+
     def carrier_closed(self, carrier: Carrier) -> None:
         """Keep what it has counted; flows and queue go elsewhere."""
         self._ended = self._ended.plus(carrier.traffic())
@@ -129,7 +137,7 @@ class Peer:
         for sink in (self._discard, self.pending):
             unpin(sink)
         for carrier in self.pool.carriers:
-            lost = {flow for lane in carrier.lanes for flow in lane.flows if not owned(flow)}
+            lost = {flow for lane in lanes_of(carrier) for flow in lane.flows if not owned(flow)}
             self.pool.abandon(carrier, lost)
 
     def queued(self) -> int:
@@ -221,11 +229,12 @@ class PeerTable:
     def get(self, peer_id: str) -> Peer | None:
         return self._peers.get(peer_id)
 
-    def sink_for(self, version: int, address: int) -> Sink:
-        """The sink for a destination."""
+    def sink_for(self, key: int) -> Sink:
+        """The sink for a flow."""
+        version, address = destination_of(key)
         peer = self._owners.find(version, address)
         if peer is not None:
-            return peer.sink()
+            return peer.sink(key)
         return self._asked_for if self._unowned.flow_begins(version, address) else self._no_route
 
     def ask_owners(self, networks: tuple[str, ...]) -> None:

@@ -27,17 +27,18 @@ from shards.counters import Traffic
 from shards.flow.fair import FairQueue
 from shards.flow.flows import STAY, Chunk, Flow
 from shards.inbound import Reassembly
+from shards.session.beside import DatagramLane
 from shards.session.health import HealthTimer, Verdict
 from shards.session.surroundings import Delivery, Fit, Remote, Surroundings
 from shards.session.transport import Transport
 from shards.stream.events import Data, Event, GoneAway, Pong, StreamClosed, StreamReady, WindowOpened
+from shards.stream.negotiate import Beside
 from shards.stream.session import Session
 from shards.stream.yamux import Stream
 from vpnd.errors import FloodError, LocalProtocolError, RemoteProtocolError
 from vpnd.nat.paths import RELAYED, Path
-from vpnd.packet.flow import key_of
 from vpnd.packet.offload import fit_span
-from vpnd.packet.record import LENGTH, LENGTH_BYTES, PACKET_OFFSET, VNET_BYTES
+from vpnd.packet.record import PACKET_OFFSET
 
 
 class LinkEvents(Protocol):
@@ -63,6 +64,9 @@ class LinkEvents(Protocol):
 
     def link_recovered(self, link: Link) -> None:
         """It was suspect, and something was heard."""
+
+    def datagrams_changed(self, link: Link) -> None:
+        """Its lane of datagrams may be used from now on, or not any more."""
 
     def link_closed(self, link: Link, reason: str, failed: bool) -> None:
         """It has ended; its flows and its queue are to find other places. Once, and the last event."""
@@ -133,12 +137,15 @@ class Link:
         events: LinkEvents,
         common: Surroundings,
         path: Path,
+        make_beside: Callable[[Link, Beside, Fit | None], DatagramLane[Link]] | None = None,
     ) -> None:
-        """`path`: how it reaches the peer, for those who ask."""
+        """`path`: how it reaches the peer, for those who ask. `make_beside`: of what the peer says of datagrams and
+        what fits it; None where this node takes none."""
         self.session_id, self.initiator, self.peer, self.path = session_id, initiator, peer, path
         self.now, self._live = common.now, common.live
         self.queue = FairQueue(common.live, peer.drops)
         self.lanes: list[StreamLane] = []
+        self.beside: DatagramLane[Link] | None = None
         self.rtt_s: float | None = None
         self.closed = self.left = self.peer_left = self._stuck = False
         self.opened_s = self.heard_s = self.now()
@@ -152,6 +159,7 @@ class Link:
         self._outbound, self._counts = common.outbound, common.counts
         self._inbound: Delivery = common.inbound
         self._hello, self._batch_done = common.hello, common.batch_done
+        self._make_beside = make_beside
         self._opening: set[Stream] = set()
         self._barriers: dict[int, tuple[float, Callable[[float], None]]] = {}
         self._undelivered: Data | None = (
@@ -190,7 +198,7 @@ class Link:
             if self.closed:
                 self._outbound.dispatch(Chunk(buffer, start, end, packets, self.now()))
             else:
-                self._queue_span(lane, buffer, start, end)
+                self.queue.put_span(self._outbound.flows, lane, buffer, start, end, self.now())
 
     def _seal(self, lane: StreamLane, buffer: memoryview, start: int, end: int, packets: int) -> bool:
         session, stream = self._session, lane.stream
@@ -212,30 +220,6 @@ class Link:
         counts.packets_sent += packets
         counts.bytes_sent += size
         return True
-
-    def _queue_span(self, lane: StreamLane, buffer: memoryview, start: int, end: int) -> None:
-        """Put the records of buffer[start:end] into the queue, cut by flow: from here on each waits for its turn."""
-        now_s, put = self.now(), self.queue.put
-        position = begin = start
-        last, packets = -1, 0
-        while position < end:
-            (count,) = LENGTH.unpack_from(buffer, position)
-            key = key_of(buffer, position + PACKET_OFFSET, count - VNET_BYTES)
-            if key != last and packets:
-                put(self._flow(lane, last, now_s), Chunk(buffer, begin, position, packets, now_s))
-                begin, packets = position, 0
-            last = key
-            packets += 1
-            position += LENGTH_BYTES + count
-        put(self._flow(lane, last, now_s), Chunk(buffer, begin, end, packets, now_s))
-
-    def _flow(self, lane: StreamLane, key: int, now_s: float) -> Flow:
-        """The flow's worker, which is pinned to the lane unless it was forgotten within this very batch."""
-        flows = self._outbound.flows
-        flow = flows.flows.get(key) or flows.open(key, now_s)
-        if flow.sink is not lane:
-            flow.pin(lane)
-        return flow
 
     def flush(self) -> None:
         """Write what is sealed; the rest when the transport takes more."""
@@ -345,13 +329,14 @@ class Link:
 
     def _on_event(self, event: object) -> None:
         match event:
-            case StreamReady(stream=stream, hello=hello):
+            case StreamReady(stream=stream, hello=hello, beside=beside):
                 fits = hello.offloads & self._hello.offloads == self._hello.offloads
                 fits = fits and hello.max_record >= self._hello.max_record
-                lane = self._add_lane(
-                    stream, None if fits else functools.partial(fit_span, capabilities=hello)
-                )
+                fit = None if fits else functools.partial(fit_span, capabilities=hello)
+                lane = self._add_lane(stream, fit)
                 stream.context = lane.reassembly
+                if beside.receiver and self._make_beside is not None and self.beside is None:
+                    self.beside = self._make_beside(self, beside, fit)
             case WindowOpened():
                 self.queue.unblock()
                 self._send_queue()
@@ -440,10 +425,16 @@ class Link:
         try:
             step()
         except RemoteProtocolError as error:
-            self._counts.session_errors += 1
-            self._counts.session_floods += isinstance(error, FloodError)
-            self._send_last_words()  # a go-away that says so
-            self.close(f"protocol error: {error}")
+            self.fail(error)
+
+    def fail(self, error: RemoteProtocolError) -> None:
+        """The peer has broken the protocol, in the session or beside it."""
+        if self.closed:
+            return
+        self._counts.session_errors += 1
+        self._counts.session_floods += isinstance(error, FloodError)
+        self._send_last_words()  # a go-away that says so
+        self.close(f"protocol error: {error}")
 
     def _send_last_words(self) -> None:
         try:
@@ -490,6 +481,8 @@ class Link:
 
     def check_alive(self) -> None:
         self.health.hurry()
+        if self.beside is not None:
+            self.beside.hurry()
 
     def look_for_stuck(self) -> None:
         """Something on the way may drop what is larger than its MTU, and nobody hears of it: from time to time.
@@ -517,6 +510,8 @@ class Link:
         self.closed = self._full = True
         for lane in self.lanes:
             lane.closed = lane.leaving = lane.holding = True
+        if self.beside is not None:
+            self.beside.end()
         if self._timer is not None:
             self._timer.cancel()
         self.health.stop()
@@ -554,13 +549,20 @@ class Link:
     def load(self) -> int:
         if self.closed:
             return 0
-        return self.queue.bytes + len(self._session.data_to_send()) + self._transport.outstanding()
+        waiting = self.queue.bytes + (self.beside.queue.bytes if self.beside is not None else 0)
+        return waiting + len(self._session.data_to_send()) + self._transport.outstanding()
 
     def queued(self) -> int:
-        return self.queue.packets
+        return self.queue.packets + (self.beside.queue.packets if self.beside is not None else 0)
 
     def take_queued(self, flows: set[Flow] | None = None) -> list[Chunk]:
-        return self.queue.take_all(flows)
+        beside = self.beside.queue.take_all(flows) if self.beside is not None else []
+        return self.queue.take_all(flows) + beside
+
+    def datagrams_changed(self) -> None:
+        """See beside.Session."""
+        if not self.closed:
+            self._events.datagrams_changed(self)
 
     def least_delay_s(self) -> float | None:
         direct = (self.packets_sent - self._seen_sent) - (self._waited - self._seen_waited)
@@ -570,12 +572,13 @@ class Link:
 
     def traffic(self) -> Traffic:
         received = self._receiving()
-        return Traffic(
+        total = Traffic(
             self.bytes_sent,
             self._ended_bytes + sum(each.bytes for each in received),
             self.packets_sent,
             self._ended_packets + sum(each.packets for each in received),
         )
+        return total if self.beside is None else total.plus(self.beside.traffic())
 
     def _receiving(self) -> list[Reassembly]:
         return [lane.reassembly for lane in self.lanes]
@@ -588,6 +591,10 @@ class Link:
         """The largest TCP segment that is sent; 0 where there is none."""
         tcp = None if self.closed else self._transport.tcp_state()
         return 0 if tcp is None else tcp.segment_bytes
+
+    def remote(self) -> tuple[str, int]:
+        """IP address and port of the other end; empty and 0 if it has none."""
+        return self._transport.remote()
 
     def endpoints(self) -> tuple[str, str]:
         """See Transport."""

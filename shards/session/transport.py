@@ -73,6 +73,9 @@ class Transport(Protocol):
     def local_address(self) -> str:
         """The IP address of this end; empty if it has none, or the kernel does not know any more."""
 
+    def remote(self) -> tuple[str, int]:
+        """IP address and port of the other end; "" and 0 as above."""
+
     def endpoints(self) -> tuple[str, str]:
         """IP:port of both ends, ours first; empty as above."""
 
@@ -130,6 +133,9 @@ class SocketTransport:
     def local_address(self) -> str:
         address = self._ask(self._sock.getsockname)
         return address[0] if address else ""
+
+    def remote(self) -> tuple[str, int]:
+        return self._ask(self._sock.getpeername) or ("", 0)
 
     def endpoints(self) -> tuple[str, str]:
         ends = (self._ask(self._sock.getsockname), self._ask(self._sock.getpeername))

@@ -11,6 +11,7 @@ import enum
 import msgspec
 
 from shards.stream import spec
+from shards.stream.negotiate import NOWHERE, Beside
 from shards.stream.yamux import Stream
 from vpnd.packet.record import Capabilities
 
@@ -36,10 +37,11 @@ _FAULTS = {
 
 
 class StreamReady(msgspec.Struct, frozen=True, gc=False):
-    """Both HELLOs are exchanged: send() may be called. `hello` is the peer's."""
+    """Both HELLOs are exchanged: send() may be called. `hello` and `beside` are the peer's."""
 
     stream: Stream
     hello: Capabilities
+    beside: Beside = NOWHERE
 
 
 class Data(msgspec.Struct, frozen=True, gc=False):

@@ -26,13 +26,25 @@ from vpnd.packet.record import MIN_PACKET_BYTES, PACKET_OFFSET, Capabilities
 _U32 = 2**32 - 1
 
 
-class Hello(msgspec.Struct, frozen=True, kw_only=True):
-    """The body of a HELLO; unknown keys are ignored."""
+class Hello(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The body of a HELLO; unknown keys are ignored. `receiver`, `port`: see Beside."""
 
     version: Annotated[int, Meta(ge=1, le=_U32)]
     offloads: Annotated[int, Meta(ge=0, le=_U32)]
     max_record: Annotated[int, Meta(ge=PACKET_OFFSET + MIN_PACKET_BYTES, le=_U32)]
     mtu: Annotated[int, Meta(ge=spec.MIN_MTU, le=spec.MAX_MTU)]
+    receiver: Annotated[int, Meta(ge=0, le=_U32)] = 0
+    port: Annotated[int, Meta(ge=0, le=spec.MAX_PORT)] = 0
+
+
+class Beside(NamedTuple):
+    """Where datagrams beside the session go: the id they begin with, 0: none are taken; and the node's UDP port."""
+
+    receiver: int = 0
+    port: int = 0
+
+
+NOWHERE = Beside()
 
 
 class Outcome(enum.Enum):
@@ -55,10 +67,15 @@ def item(body: bytes) -> bytes:
     return bytes((size & 0x7F | 0x80, size >> 7)) + body
 
 
-def encode_hello(hello: Capabilities) -> bytes:
+def encode_hello(hello: Capabilities, beside: Beside = NOWHERE) -> bytes:
     """A HELLO as it goes on the wire. LocalProtocolError if a peer would not take it."""
     ours = Hello(
-        version=spec.HELLO_VERSION, offloads=hello.offloads, max_record=hello.max_record, mtu=hello.mtu
+        version=spec.HELLO_VERSION,
+        offloads=hello.offloads,
+        max_record=hello.max_record,
+        mtu=hello.mtu,
+        receiver=beside.receiver,
+        port=beside.port,
     )
     try:
         msgspec.convert(msgspec.structs.asdict(ours), Hello)
@@ -67,13 +84,14 @@ def encode_hello(hello: Capabilities) -> bytes:
     return item(msgspec.msgpack.encode(ours))
 
 
-def decode_hello_untrusted(body: bytes | bytearray) -> Capabilities:
-    """The peer's HELLO without its length. Raises RemoteProtocolError only."""
+def decode_hello_untrusted(body: bytes | bytearray) -> tuple[Capabilities, Beside]:
+    """What the peer's HELLO, without its length, says. Raises RemoteProtocolError only."""
     try:
         hello = _decode_hello(body)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise RemoteProtocolError(f"bad HELLO: {error}") from None
-    return Capabilities(offloads=hello.offloads, max_record=hello.max_record, mtu=hello.mtu)
+    takes = Capabilities(offloads=hello.offloads, max_record=hello.max_record, mtu=hello.mtu)
+    return takes, Beside(hello.receiver, hello.port)
 
 
 MULTISTREAM_ITEM = item(spec.MULTISTREAM_ID + spec.LINE_END)
@@ -98,9 +116,9 @@ class StreamProtocol(NamedTuple):
         return item(self.name + spec.LINE_END)
 
 
-def packet_protocol(hello: Capabilities) -> StreamProtocol:
+def packet_protocol(hello: Capabilities, beside: Beside = NOWHERE) -> StreamProtocol:
     """Records, for a node whose TUN takes what `hello` says. LocalProtocolError if a peer would not take that."""
-    return StreamProtocol(spec.PACKET_PROTOCOL_ID, encode_hello(hello), None, True)
+    return StreamProtocol(spec.PACKET_PROTOCOL_ID, encode_hello(hello, beside), None, True)
 
 
 SUBNET_NODE = StreamProtocol(
@@ -122,7 +140,17 @@ class _Expect(enum.Enum):
 class Negotiation:
     """One side of one stream's opening, fed with any cuts. Holds at most one item of the peer."""
 
-    __slots__ = ("_body", "_expect", "_length", "_length_bytes", "_opener", "_protocol", "hello", "outcome")
+    __slots__ = (
+        "_body",
+        "_expect",
+        "_length",
+        "_length_bytes",
+        "_opener",
+        "_protocol",
+        "beside",
+        "hello",
+        "outcome",
+    )
 
     def __init__(self, *, opener: bool, protocol: StreamProtocol) -> None:
         self._opener = opener
@@ -133,6 +161,7 @@ class Negotiation:
         self._body: bytearray | None = None  # None while the length is read
         self.outcome = Outcome.UNDER_WAY
         self.hello: Capabilities | None = None
+        self.beside = NOWHERE
 
     def opening(self) -> bytes:
         """What the opener sends with its SYN."""
@@ -176,7 +205,7 @@ class Negotiation:
 
     def _take_item_untrusted(self, body: bytearray) -> bytes:
         if self._expect is _Expect.HELLO:
-            self.hello = decode_hello_untrusted(body)
+            self.hello, self.beside = decode_hello_untrusted(body)
             self.outcome = Outcome.AGREED
             return b""
         if not body.endswith(spec.LINE_END):

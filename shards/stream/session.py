@@ -18,7 +18,7 @@ import sys
 
 from shards.stream import spec
 from shards.stream.events import Data, Event
-from shards.stream.negotiate import SUBNET_NODE, packet_protocol
+from shards.stream.negotiate import NOWHERE, SUBNET_NODE, Beside, packet_protocol
 from shards.stream.noise import Opener, Sealer
 from shards.stream.table import StreamTable
 from shards.stream.yamux import Stream, StreamState
@@ -47,10 +47,15 @@ class Session:
     """
 
     def __init__(
-        self, established: Established, hello: Capabilities, settings: Settings, now_s: float
+        self,
+        established: Established,
+        hello: Capabilities,
+        settings: Settings,
+        now_s: float,
+        beside: Beside = NOWHERE,
     ) -> None:
-        """`hello` is told to the peer on every stream that has a HELLO. LocalProtocolError: `established` cannot be the
-        state of a session."""
+        """`hello` and `beside` are told to the peer on every stream that has a HELLO. LocalProtocolError: `established`
+        cannot be the state of a session."""
         cipher, leftover = established.cipher, established.leftover
         send_nonce, receive_nonce = established.send_nonce, established.receive_nonce
         self._sealer = Sealer(
@@ -66,7 +71,9 @@ class Session:
         self._table = StreamTable(
             initiator=established.initiator,
             sealer=self._sealer,
-            protocol=SUBNET_NODE if established.protocol == session.SUBNET_NODE else packet_protocol(hello),
+            protocol=SUBNET_NODE
+            if established.protocol == session.SUBNET_NODE
+            else packet_protocol(hello, beside),
             settings=settings,
             now_s=now_s,
         )

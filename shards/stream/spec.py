@@ -90,10 +90,13 @@ MAX_LINE_BYTES = 1024
 #: Lines and HELLO are shorter than 2^14, so their length never takes a third byte.
 MAX_VARINT_BYTES = 2
 
-#: HELLO: varint length | msgpack map {version, offloads, max_record, mtu}; other keys are ignored, so a
-#: later version may add some. A version is at least 1; two nodes speak the lower of theirs.
+#: HELLO: varint length | msgpack map {version, offloads, max_record, mtu}, and {receiver, port} where
+#: datagrams are taken; other keys are ignored, so a later version may add some. A
+#: version is at least 1; two nodes speak the lower of theirs.
 HELLO_VERSION = 1
 MAX_HELLO_BYTES = 256
 #: Smallest MTU of IPv4 (RFC 791, section 3.1); the largest datagram of it.
 MIN_MTU = 68
 MAX_MTU = 65_535
+#: Of UDP.
+MAX_PORT = 65_535

@@ -281,7 +281,7 @@ class StreamTable:
             stream.move(StreamEvent.AGREED)
             stream.negotiation = None
             del self._deadlines[stream]
-            self.events.append(StreamReady(stream, negotiation.hello))
+            self.events.append(StreamReady(stream, negotiation.hello, negotiation.beside))
         elif outcome is not Outcome.UNDER_WAY:
             self._answer(yamux.window_update(stream.id, 0, spec.FLAG_FIN))
             refused = outcome is Outcome.REFUSED

@@ -43,6 +43,7 @@ MESSAGES: list[Message] = [
     messages.NameSockets(udp=2),
     messages.Request(serial=1, command="members", arguments={"name": "b", "uses": 1}),
     messages.Answer(serial=1, result=b"[]"),
+    messages.DatagramSocket(number=1, port=4001),
     messages.Stop(drain=True),
     messages.ShardArrived(index=0),
     messages.ShardLeft(index=0),

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vpnd.config import values
+from vpnd.packet import flow
 
 DURATIONS = [
     ("milliseconds", "250ms", 0.25),
@@ -56,3 +57,25 @@ def test_every_millisecond_survives_the_round_trip(milliseconds):
 @given(st.integers(0, 1 << 50))
 def test_every_size_survives_the_round_trip(count):
     assert values.parse_size(values.format_size(count)) == count
+
+
+FLOWS = [
+    ("tcp", 6 << 16),
+    ("udp/53", 17 << 16 | 53),
+    ("icmp", 1 << 16),
+    ("47", 47 << 16),
+    ("132/9", 132 << 16 | 9),
+]
+
+
+@pytest.mark.parametrize(("text", "kind"), FLOWS, ids=[row[0] for row in FLOWS])
+def test_a_rule_for_flows_is_read(text, kind):
+    assert flow.rule_of(text) == kind
+
+
+@pytest.mark.parametrize(
+    "text", ["", "dns", "udp/", "udp/0", "udp/65536", "udp/x", "icmp/8", "0", "256", "UDP", "udp/5 "]
+)
+def test_what_is_no_rule_for_flows_is_refused(text):
+    with pytest.raises(ValueError, match="names"):
+        flow.rule_of(text)

@@ -40,7 +40,7 @@ def table(max_flows: int = 16, sinks: list[Sink] | None = None, **worker: float)
     settings = live(worker={"max_flows": max_flows, "idle_timeout": 10.0, "stall_timeout": 1.0} | worker)
     order = sinks or [Place()]
 
-    def sink_for(version: int, address: int) -> Sink:
+    def sink_for(key: int) -> Sink:
         return order.pop(0) if len(order) > 1 else order[0]
 
     return FlowTable(settings, sink_for, Counts()), settings
@@ -180,7 +180,7 @@ def test_every_flow_is_pinned_where_it_says(chance: random.Random) -> None:
     fair = Fair(live())
     counts = Counts()
     settings = live(worker={"max_flows": 16, "idle_timeout": 1.0})
-    flows = FlowTable(settings, lambda version, address: chance.choice(places), counts)
+    flows = FlowTable(settings, lambda key: chance.choice(places), counts)
     now_s = 0.0
     for _ in range(chance.randrange(150)):
         now_s += chance.random() / 4

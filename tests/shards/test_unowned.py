@@ -88,7 +88,7 @@ def test_a_network_around_an_address_does_not_make_its_owner() -> None:
     table.ask_owners(("10.86.0.0/16",))
     assert not leaving.sources.find(4, number(9))
     assert leaving.sources.find(4, number(1)) and leaving.sources.find(4, 0x08080808)
-    table.sink_for(4, number(9)).flush()
+    table.sink_for(number(9) << 24).flush()
     assert asked == [number(9)]
     plain = table.know("plain", "plain", ("10.86.0.9/32",))
     assert plain.sources.find(4, number(9)) and not leaving.sources.find(4, number(9))

@@ -16,6 +16,7 @@ import errno
 from collections import deque
 from collections.abc import Callable
 from random import Random
+from typing import Any
 
 from shards.session.transport import TcpState
 from simulation.clock import VirtualLoop, Watched
@@ -34,6 +35,9 @@ class Network:
     ) -> None:
         self.loop, self.random, self.delay_s, self.rate, self.buffer = loop, random, delay_s, rate, buffer
         self.cut: set[frozenset[str]] = set()
+        #: sockets for datagrams by where they are; and what becomes of datagrams, see simulation.datagrams
+        self.udp: dict[str, Any] = {}
+        self.udp_loss = self.udp_doubled = self.udp_jitter = 0.0
         self.connections: list[Connection] = []
 
     def connect(self, dialer: str, addresses: tuple[str, str], acceptor: str) -> Connection:
@@ -41,6 +45,10 @@ class Network:
         connection = Connection(self, (dialer, acceptor), addresses)
         self.connections.append(connection)
         return connection
+
+    def passes(self, one: str, other: str) -> bool:
+        """Whether two nodes hear of each other."""
+        return frozenset((one, other)) not in self.cut
 
     def set_cut(self, one: str, other: str, cut: bool) -> None:
         """Begin or end an outage between two nodes."""
@@ -129,6 +137,9 @@ class FakeTransport(Watched):
 
     def local_address(self) -> str:
         return self._address
+
+    def remote(self) -> tuple[str, int]:
+        return self.other._address, 4001
 
     def endpoints(self) -> tuple[str, str]:
         return f"{self._address}:4001", f"{self.other._address}:4001"

@@ -5,9 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from shards.counters import Counts
+from shards.peer.pool import lanes_of
 from shards.peer.table import Peer
 from shards.plane import Plane
+from shards.session.beside import DatagramLane
 from shards.session.link import Link, StreamLane
+from shards.session.udp import DatagramSocket
+from simulation.datagrams import FakeUdp
 from simulation.packets import Batch, number_of, seen
 from vpnd.config.live import Live
 from vpnd.config.schema import Config
@@ -48,8 +52,21 @@ class Node:
         self.dials: dict[Dial, list[object]] = {}
         self._arriving_on: Connection | None = None
         self.told_unreachable: list[bytes] = []
+        self._in_datagrams = False
         self._watch_arrivals()
         self._watch_batches()
+        self.udp: FakeUdp | None = None
+        if config.carrier.choice != "streams":
+            self.udp = FakeUdp(world.network, name, place)
+            self.plane.datagrams = DatagramSocket(
+                self.udp,
+                0,
+                4001,
+                self.plane.counts,
+                world.loop.time,
+                self._batch_done,
+                world.random.randrange,  # type: ignore[arg-type]
+            )
         self.planner.shard_ready(SHARD, world.loop.now_s)
         self.plane.start()
 
@@ -60,8 +77,9 @@ class Node:
         def deliver(sources: object, reassembly: object, *rest: object) -> object:
             connection = None
             for link in self.plane.links.values():
-                if any(lane.reassembly is reassembly for lane in link.lanes):
+                if any(lane.reassembly is reassembly for lane in lanes_of(link)):
                     connection = self.connections[link.session_id]
+                    self._in_datagrams = link.beside is not None and link.beside.reassembly is reassembly
             assert connection is not None, "payload of a stream that is not there"
             self._arriving_on = connection
             return take(sources, reassembly, *rest)  # type: ignore[arg-type]
@@ -93,7 +111,7 @@ class Node:
         if self._arriving_on is None:
             self.told_unreachable.append(bytes(view))
             return
-        self.world.arrived(self, seen(view), self._arriving_on)
+        self.world.arrived(self, seen(view), self._arriving_on, self._in_datagrams)
 
     def _batch_done(self) -> None:
         pass
@@ -241,11 +259,11 @@ class Node:
         for flow in plane.flows.flows.values():
             sink = flow.sink
             assert sink is None or flow in sink.flows
-            if isinstance(sink, StreamLane):
+            if isinstance(sink, StreamLane | DatagramLane):
                 assert not sink.closed or plane.outbound._unsettled, (
                     "a flow is pinned to a lane that is closed"
                 )
-                assert sink in sink.carrier.lanes
+                assert sink in lanes_of(sink.carrier)
         for peer in plane.peers:
             self._check_limits(peer)
 

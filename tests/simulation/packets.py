@@ -1,4 +1,6 @@
-"""Small UDP packets that say who sent them, in which flow and as the how manieth; and the ring they come in."""
+"""Small packets that say who sent them, in which flow and as the how manieth; and the ring they come in.
+
+Those to ports from `ORDERED_FROM` on are of TCP, as far as anybody here looks, the others of UDP."""
 
 from __future__ import annotations
 
@@ -16,11 +18,16 @@ _SEEN = struct.Struct(">22xI4x2xH4xI")
 LEAST_BYTES = _RECORD.size - PACKET_OFFSET
 
 
+TCP, UDP = 6, 17
+#: Ports of flows that must keep their order, also where datagrams go beside sessions.
+ORDERED_FROM = 1000
+
+
 def record(source: int, destination: int, port: int, number: int, size: int) -> bytes:
     """A record with a packet of `size` bytes, at least LEAST_BYTES."""
     head = _RECORD.pack(
-        PACKET_OFFSET - LENGTH_BYTES + size, 0x45, size, 0, 0x4000, 64, 17, 0, source, destination,
-        4000, port, size - 20, 0, number,
+        PACKET_OFFSET - LENGTH_BYTES + size, 0x45, size, 0, 0x4000, 64, UDP if port < ORDERED_FROM else TCP, 0,
+        source, destination, 4000, port, size - 20, 0, number,
     )  # fmt: skip
     return head + bytes(size - LEAST_BYTES)
 

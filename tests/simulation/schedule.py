@@ -9,9 +9,11 @@ from msgspec import structs
 
 from simulation.network import Connection
 from simulation.node import Node
+from simulation.packets import ORDERED_FROM
 from simulation.world import SMALL_PORTS, World
 from vpnd.config.schema import (
     P2P,
+    Carrier,
     CircuitBreaker,
     Config,
     Health,
@@ -22,7 +24,7 @@ from vpnd.config.schema import (
     Worker,
 )
 
-BULK_PORTS = range(100, 104)
+BULK_PORTS = (100, 101, ORDERED_FROM, ORDERED_FROM + 1)
 #: Soon, for a packet of a small flow between two nodes nothing is wrong with.
 SOON_S = 2.0
 CHECK_S = 0.05
@@ -84,6 +86,13 @@ def settings(random: Random) -> Config:
             warm_interval=1.0,
         ),
         retry=Retry(initial_interval=0.1, max_interval=0.5, max_attempts=random.randint(1, 5)),
+        carrier=Carrier(
+            choice=random.choice(("streams", "auto", "datagrams")),
+            least_rtt=random.choice((0.0, 0.03)),
+            probe_interval=0.1,
+            probe_timeout=0.3,
+            retry_interval=0.5,
+        ),
         circuit_breaker=CircuitBreaker(failure_threshold=random.randint(1, 4), reset_timeout=0.5),
     )
 
@@ -112,6 +121,9 @@ class Run:
         """All of it; AssertionError when something does not hold."""
         world, random = self.world, self.random
         with world.loop.running():
+            network = world.network
+            network.udp_jitter, network.udp_doubled = random.choice((0.0, 2.0)), random.choice((0.0, 0.05))
+            network.udp_loss = random.choice((0.0, 0.05)) if self._faulty else 0.0
             for name in "abc"[: random.randint(2, 3)]:
                 world.add(name, self._config)
             world.introduce()
@@ -133,6 +145,7 @@ class Run:
     def _calm_down(self) -> None:
         """Nothing goes wrong any more, and no session is replaced any more."""
         world = self.world
+        world.network.udp_loss = 0.0
         for node in world.nodes.values():
             for other in world.nodes.values():
                 if node is not other:

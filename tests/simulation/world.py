@@ -3,8 +3,9 @@
 What must hold, whatever happens and in whatever order (`check`, `arrived`, `conclude`):
 
     once       no packet arrives twice
-    order      a packet is overtaken by a later one of its flow only if the connection it came over had been given up
-               by its sender: a fault was done to it, it had ended by one, or its peer was moved or forgotten
+    order      a packet is overtaken by a later one of its flow only in datagrams, or if the connection it came over had
+               been given up by its sender: a fault was done to it, it had ended by one, or its peer was moved or
+               forgotten
     loss       every connection nothing was done to delivers everything that was sealed for it, when it has ended too
     books      at every node: what came = what was sent, dropped under a reason, and waits
     limits     each side begins no more sessions and streams than it may
@@ -24,7 +25,7 @@ from shards.session.link import Link
 from simulation.clock import VirtualLoop
 from simulation.network import Connection, Network
 from simulation.node import Node
-from simulation.packets import LEAST_BYTES, record
+from simulation.packets import LEAST_BYTES, ORDERED_FROM, record
 from vpnd.config.schema import Config
 from vpnd.control.dialstate import Dial
 from vpnd.discovery.registry import Member
@@ -62,6 +63,8 @@ class World:
         self.given_up: set[Connection] = set()
         #: pairs of nodes about which it cannot be said that packets arrive soon
         self.troubled: set[frozenset[str]] = set()
+        #: packets of a flow that came in datagrams
+        self.in_datagrams: dict[Flow, int] = defaultdict(int)
         self.slowest_s = 0.0
         self.log: list[str] = []
 
@@ -112,8 +115,10 @@ class World:
         self.packets += len(ports)
         source.send(records)
 
-    def arrived(self, node: Node, what: tuple[int, int, int], connection: Connection) -> None:
-        """A packet for `node` came over a connection."""
+    def arrived(
+        self, node: Node, what: tuple[int, int, int], connection: Connection, in_datagrams: bool
+    ) -> None:
+        """A packet for `node` came over a connection, or in a datagram beside it."""
         address, port, number = what
         source = next(other for other in self.nodes.values() if other.source == address)
         assert connection.pair == {source.name, node.name}, "a packet came from somebody else"
@@ -121,7 +126,11 @@ class World:
         assert number not in self._arrived[flow], f"{flow}: packet {number} came twice"
         self._arrived[flow].add(number)
         highest = self._highest.get(flow, -1)
-        if number < highest and connection not in self.given_up and not connection.faulted:
+        self.in_datagrams[flow] += in_datagrams
+        disordered = source.live.config.carrier.choice != "streams" and port < ORDERED_FROM
+        may_overtake = in_datagrams or disordered
+        given_up = connection in self.given_up or connection.faulted
+        if number < highest and not may_overtake and not given_up:
             raise AssertionError(f"{flow}: packet {number} was overtaken by {highest}")
         self._highest[flow] = max(highest, number)
         if port in SMALL_PORTS and connection.pair not in self.troubled:
@@ -217,5 +226,6 @@ class World:
             assert streams == {lane.stream.id for lane in other.lanes}, "the ends disagree on their streams"
         if connection not in self.given_up and not connection.faulted:
             for sender, receiver in ((one, other), (other, one)):
-                lost = sender.packets_sent - receiver.traffic().packets_received
+                beside = receiver.beside.reassembly.packets if receiver.beside is not None else 0
+                lost = sender.packets_sent - (receiver.traffic().packets_received - beside)
                 assert not lost, f"{lost} packets were lost in a session that did not fail"

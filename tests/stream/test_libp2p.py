@@ -197,7 +197,7 @@ async def opened(link: Link, muxer: Yamux, by_engine: bool) -> tuple[Stream, Any
         await MultiselectClient().select_one_of([PROTOCOL], MultiselectCommunicator(theirs))
         await theirs.write(their_hello)
     our_hello = encode_hello(HELLO_A)
-    assert decode_hello_untrusted((await read_exactly(theirs, len(our_hello)))[1:]) == HELLO_A
+    assert decode_hello_untrusted((await read_exactly(theirs, len(our_hello)))[1:])[0] == HELLO_A
     ready = await link.event(StreamReady)
     assert ready.hello == HELLO_B
     if by_engine:

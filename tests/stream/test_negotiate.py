@@ -11,6 +11,7 @@ from shards.stream import spec
 from shards.stream.negotiate import (
     MULTISTREAM_ITEM,
     NOT_AVAILABLE_ITEM,
+    Beside,
     Negotiation,
     Outcome,
     decode_hello_untrusted,
@@ -170,7 +171,7 @@ HELLOS = [
 @pytest.mark.parametrize(("sentence", "data", "good"), HELLOS, ids=[hello[0] for hello in HELLOS])
 def test_hellos(sentence: str, data: bytes, good: bool) -> None:
     if good:
-        assert isinstance(decode_hello_untrusted(data), Capabilities)
+        assert isinstance(decode_hello_untrusted(data)[0], Capabilities)
     else:
         with pytest.raises(RemoteProtocolError):
             decode_hello_untrusted(data)
@@ -182,12 +183,23 @@ def test_hellos(sentence: str, data: bytes, good: bool) -> None:
         offloads=st.integers(0, 2**32 - 1),
         max_record=st.integers(34, 2**32 - 1),
         mtu=st.integers(spec.MIN_MTU, spec.MAX_MTU),
-    )
+    ),
+    st.builds(Beside, receiver=st.integers(0, 2**32 - 1), port=st.integers(0, spec.MAX_PORT)),
 )
-def test_a_hello_comes_back(hello: Capabilities) -> None:
-    encoded = encode_hello(hello)
+def test_a_hello_comes_back(hello: Capabilities, beside: Beside) -> None:
+    encoded = encode_hello(hello, beside)
     assert encoded[0] == len(encoded) - 1
-    assert decode_hello_untrusted(encoded[1:]) == hello
+    assert decode_hello_untrusted(encoded[1:]) == (hello, beside)
+
+
+def test_who_takes_no_datagrams_says_what_was_always_said() -> None:
+    assert encode_hello(HELLO_A, Beside()) == encode_hello(HELLO_A)
+    assert msgspec.msgpack.decode(encode_hello(HELLO_A)[1:]).keys() == {
+        "version",
+        "offloads",
+        "max_record",
+        "mtu",
+    }
 
 
 def test_a_hello_of_ours_out_of_range_is_a_bug() -> None:

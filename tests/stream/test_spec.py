@@ -59,6 +59,7 @@ PINNED = {
     "MAX_HELLO_BYTES": 256,
     "MIN_MTU": 68,
     "MAX_MTU": 65535,
+    "MAX_PORT": 65535,
 }
 
 

@@ -196,6 +196,17 @@ class Answer(Message, frozen=True):
         return f"Answer({self.serial}, error={self.error!r})"
 
 
+class DatagramSocket(Message, frozen=True):
+    """The shard's UDP socket, the one of this number at `port`: later sessions have datagrams beside them."""
+
+    rule = Rule(
+        (SUPERVISOR_TO_SHARD,), once=True, after=(Ready,), descriptors=Descriptors(1, 1, "UDP socket")
+    )
+
+    number: int
+    port: int
+
+
 class Stop(Message, frozen=True):
     """End, cleanly. `drain` (shards only): the ring gets no more; first send what is in it and in the queues."""
 

@@ -345,8 +345,21 @@ class Session(Table, frozen=True):
 
 
 class Carrier(Table, frozen=True):
-    """Datagrams (UDP) to a peer, beside the streams of a session."""
+    """Which packets go in datagrams (UDP) beside a session, and which in its streams."""
 
+    choice: str = choice("streams", ("auto", "streams", "datagrams"),
+        "streams: everything over TCP sessions. auto: TCP there, where a lost packet costs it nothing; the rest in "
+        "datagrams, where one packet does not wait for another, once they reach the peer. datagrams: everything.",
+        essential=True, restart=True)
+    streams: tuple[str, ...] = text((), "flow",
+        "Flows that go in streams whatever choice says: tcp, udp, icmp or a number, or one port, as in udp/4500.",
+        essential=True)
+    datagrams: tuple[str, ...] = text((), "flow", "Flows that go in datagrams whatever choice says.", essential=True)
+    least_rtt: float = duration(0.002, 0.0, 10.0,
+        "Round trip from which on auto uses datagrams. On shorter ones a lost segment of a stream is sent again before "
+        "anybody notices, and streams cost less.")
+    receive_buffer: int = size(1 << 22, 1 << 16, 1 << 28,
+        "Receive buffer of each shard's UDP socket. Too small: bursts are lost.", restart=True)
     probe_interval: float = duration(0.25, 0.01, 60.0,
         "Interval of probing whether datagrams in use arrive, and the first wait before a silent peer is asked again.")
     probe_timeout: float = duration(0.7, 0.02, 60.0,

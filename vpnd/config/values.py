@@ -19,6 +19,7 @@ from vpnd import peerid
 from vpnd.config import multiaddrs
 from vpnd.config.fields import Field
 from vpnd.config.multiaddrs import Refused
+from vpnd.packet.flow import rule_of
 from vpnd.packet.record import MAX_RECORD_BYTES
 
 #: Linux IFNAMSIZ is 16 with the closing zero byte.
@@ -277,6 +278,14 @@ def _peer_id(value: str) -> str:
     return value
 
 
+def _flow(value: str) -> str:
+    try:
+        rule_of(value)
+    except ValueError as error:
+        raise Refused(str(error)) from None
+    return value
+
+
 _TEXT_KINDS: dict[str, Callable[[str], str]] = {
     "text": lambda value: value,
     "name": _name,
@@ -290,6 +299,7 @@ _TEXT_KINDS: dict[str, Callable[[str], str]] = {
     "host_port": _host_port,
     "url": _url,
     "contract_address": _contract_address,
+    "flow": _flow,
 }
 
 # --- as text, and from it

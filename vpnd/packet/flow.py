@@ -19,6 +19,8 @@ from ipaddress import IPv4Address, IPv6Address
 #: Protocols whose header begins with source and destination port: TCP, UDP, DCCP, SCTP, UDP-Lite (IANA).
 PORT_PROTOCOLS = frozenset({6, 17, 33, 132, 136})
 
+#: Those that rules can name (IANA).
+PROTOCOLS = {"tcp": 6, "udp": 17, "icmp": 1}
 #: ICMP of IPv4 (IANA).
 _ICMP = 1
 
@@ -83,6 +85,31 @@ def key_to(destination: IPv4Address | IPv6Address, protocol: int, port: int) -> 
 def echo_key(destination: IPv4Address | IPv6Address) -> int:
     """Flow key of ICMP and ICMPv6 packets to an address: echo requests, as ping sends them."""
     return key_to(destination, _ICMP, 0)
+
+
+def kind_of(key: int) -> int:
+    """Protocol (8 bits) and port (16) of a flow; see `key_of` for those that are 0."""
+    return key & 0xFFFFFF
+
+
+def rule_of(text: str) -> int:
+    """What `kind_of` gives for flows of a protocol, as PROTOCOL, or of one port of it, as PROTOCOL/PORT. Raises
+    ValueError."""
+    name, slash, port = text.partition("/")
+    number = PROTOCOLS.get(name, -1)
+    if number < 0 and name.isascii() and name.isdigit() and 0 < int(name) < 256:
+        number = int(name)
+    if number < 0:
+        raise ValueError(
+            f"names no protocol; write {', '.join(PROTOCOLS)} or a number, with /PORT for one port"
+        )
+    if not slash:
+        return number << 16
+    if number not in PORT_PROTOCOLS:
+        raise ValueError(f"names a port, which {name} does not have; write {name} alone")
+    if not port.isascii() or not port.isdigit() or not 0 < int(port) < 1 << 16:
+        raise ValueError("names a port that is none; give one from 1 to 65535")
+    return number << 16 | int(port)
 
 
 def is_unicast(key: int) -> bool:

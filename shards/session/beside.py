@@ -1,0 +1,319 @@
+"""What goes beside a session: a lane of datagrams, on the asyncio loop.
+
+It has the session's life, its keys come from the session's, and its peer's address and id come by the session's streams
+(HELLO). While its path is silent nothing is sent on it but probes; flows are on streams then.
+
+    4. seal, send         *    per span: `submit`; per batch: `flush`, many datagrams in a system call
+    5. open, join              `take`, `taken`
+
+What the path's pace or the socket does not take waits in a fair queue, as in front of a session.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Generic, Protocol, TypeVar
+
+from shards.counters import Traffic
+from shards.datagram.association import Association
+from shards.datagram.path import Address
+from shards.flow.fair import FairQueue
+from shards.flow.flows import STAY, Chunk, Flow, Sink
+from shards.inbound import Reassembly
+from shards.session.surroundings import Fit, Remote, Surroundings
+from shards.session.udp import DatagramSocket
+from shards.stream.negotiate import Beside
+from vpnd.errors import RemoteProtocolError
+from vpnd.packet.flow import key_of
+from vpnd.packet.record import LENGTH, PACKET_OFFSET, VNET_BYTES
+from vpnd.session import Established
+
+#: What an Opener counts.
+_COUNTS = ("received", "missed", "late", "replayed", "forged")
+#: Of datagrams, which have no turn: everything that came is taken.
+_ALL_RECORDS = 1 << 30
+
+
+class StreamLane(Sink, Protocol):
+    """A stream of the session."""
+
+    leaving: bool
+
+
+class Session(Protocol):
+    """The session that a lane of datagrams is beside: its link."""
+
+    peer: Remote
+
+    @property
+    def lanes(self) -> Sequence[StreamLane]: ...
+
+    def fail(self, error: RemoteProtocolError) -> None:
+        """The peer has broken the protocol."""
+
+    def datagrams_changed(self) -> None:
+        """See DatagramLane.usable: it has changed. Never within a batch."""
+
+
+Carrier = TypeVar("Carrier", bound=Session)
+
+
+class DatagramLane(Generic[Carrier]):
+    """A Lane of datagrams. Owner: its link, which is its `carrier`. Order is not kept, and what is lost is lost.
+
+    `usable`: flows that would rather lose a packet than wait for it may be pinned here. `fit`: see StreamLane.
+    """
+
+    ours = True
+
+    def __init__(
+        self,
+        carrier: Carrier,
+        established: Established,
+        ours: int,
+        theirs: Beside,
+        hosts: Sequence[tuple[str, int]],
+        fit: Fit | None,
+        socket: DatagramSocket,
+        common: Surroundings,
+        draw: Callable[[], int],
+    ) -> None:
+        """`ours`: the receiver id that the peer was told. `hosts`: where the peer may be."""
+        self.carrier = carrier
+        self.flows: set[Flow] = set()
+        self.movable_before_s = STAY
+        self.closed = self.leaving = self.holding = self.usable = False
+        self.packets_sent = self.bytes_sent = 0
+        self.reassembly = Reassembly(carrier.peer.budget, carrier.peer.drops)
+        self.queue = FairQueue(common.live, carrier.peer.drops)
+        self._fit, self._socket, self._ours = fit, socket, ours
+        self._now, self._counts, self._inbound = common.now, common.counts, common.inbound
+        self._outbound, self._live = common.outbound, common.live
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_due_s = 0.0
+        self._too_large: list[Flow] = []  # flows that are to be on a stream when the batch is over
+        self._sent = 0  # datagrams in the shard's counts already
+        self._paced: asyncio.TimerHandle | None = None
+        self._counted = dict.fromkeys(_COUNTS, 0)  # of the association, in the shard's counts already
+        addresses = tuple(dict.fromkeys(socket.address(*host) for host in hosts if socket.reaches(host[0])))
+        self.association = Association(
+            common.live, established, theirs.receiver, addresses, socket.plain,
+            self._deliver, carrier.peer.drops.plain, draw, common.now(),
+        )  # fmt: skip
+        self._path = self.association.path
+        socket.enter(ours, self)
+        self._arm()
+
+    # --- out: stage 4
+
+    def submit(self, buffer: memoryview, start: int, end: int, packets: int) -> None:
+        """See Sink; what cannot go out now waits by flow, what this lane no longer takes goes back."""
+        if self.closed or self._too_large or not self._path.alive:
+            self._outbound.dispatch(Chunk(buffer, start, end, packets, self._now()))
+        elif self.queue.packets or self._paces() or not self._socket.room(self):
+            self.queue.put_span(self._outbound.flows, self, buffer, start, end, self._now())
+        else:
+            self._seal(buffer, start, end, packets)
+
+    def _seal(self, buffer: memoryview, start: int, end: int, packets: int) -> None:
+        """Seal the records of a span, for which the socket has room, up to one that is too large for the path."""
+        association = self.association
+        if not association.used:
+            association.use(self._now())
+            self._arm()
+        if self._fit is not None:
+            # What is cut for the peer may be as large as its device takes.
+            if not association.fits(self._live.config.network.mtu + PACKET_OFFSET):
+                self._pass_on(buffer, start, end, packets)
+                return
+            size = end - start
+            buffer, start, end, unfit = self._fit(buffer, start, end)
+            if unfit:
+                self.carrier.peer.drops.plain("too_big", unfit)
+            association.seal(self._socket.batch, buffer, start, end)
+            self._count(packets - unfit, size)
+            return
+        reached, records = association.seal(self._socket.batch, buffer, start, end)
+        self._count(records, reached - start)
+        if reached < end:
+            self._pass_on(buffer, reached, end, packets - records)
+
+    def _pass_on(self, buffer: memoryview, start: int, end: int, packets: int) -> None:
+        """The first of these records is too large for the path: its flow is to be on a stream. Until it is, nothing is
+        sealed here, so that what follows does not overtake it."""
+        if all(lane.leaving for lane in self.carrier.lanes):
+            self.carrier.peer.drops.span("too_big", buffer, start, end, packets)
+            return
+        outbound = self._outbound
+        (count,) = LENGTH.unpack_from(buffer, start)
+        key = key_of(buffer, start + PACKET_OFFSET, count - VNET_BYTES)
+        flow = outbound.flows.pinned(key, self, self._now())
+        outbound.dispatch(Chunk(buffer, start, end, packets, self._now()))
+        for waiting in self.queue.take_all({flow}):
+            outbound.dispatch(waiting)
+        if not self._too_large:
+            outbound.after_batch(self._leave_to_streams)
+        self._too_large.append(flow)
+
+    def _leave_to_streams(self) -> None:
+        flows, self._too_large = self._too_large, []
+        for lane in self.carrier.lanes:
+            if not lane.leaving:
+                for flow in flows:
+                    if flow.sink is self:
+                        flow.pin(lane)
+                break
+        self.socket_free()
+
+    def _count(self, packets: int, size: int) -> None:
+        counts = self._counts
+        size -= packets * PACKET_OFFSET
+        self.packets_sent += packets
+        self.bytes_sent += size
+        counts.packets_sent += packets
+        counts.bytes_sent += size
+
+    def flush(self) -> None:
+        """The end of a batch: what is sealed goes out."""
+        self._socket.flush()
+        self._count_sent()
+
+    def _count_sent(self) -> None:
+        sent = self.association.sent
+        self._counts.datagrams_sent += sent - self._sent
+        self._sent = sent
+
+    def _paces(self) -> bool:
+        """Whether the path's pace holds back what comes now; it is looked at again when it does not."""
+        wait_s = self._path.pace.wait_s(self._now()) if self._path.pace.rate is not None else 0.0
+        if wait_s and self._paced is None:
+            self._paced = self._loop.call_later(wait_s, self._on_paced)
+        return wait_s > 0.0
+
+    def _on_paced(self) -> None:
+        self._paced = None
+        self.socket_free()
+
+    def socket_free(self) -> None:
+        """Send what waits, as far as pace and socket take it."""
+        queue = self.queue
+        if self.closed or not queue.packets or not self._path.alive:
+            return
+        now_s = self._now()
+        while not (self._too_large or self._paces()) and self._socket.room(self):
+            if (flow := queue.first(now_s)) is None:
+                break
+            backlog = flow.backlog
+            assert backlog is not None  # it was queued
+            chunk = backlog.chunks[0]
+            queue.sent(flow, now_s)
+            flow.last_s = now_s
+            self._seal(chunk.buffer, chunk.start, chunk.end, chunk.packets)
+        self.flush()
+
+    # --- in: stage 5
+
+    def take(
+        self, view: memoryview, start: int, end: int, segment: int, address: Address, now_s: float
+    ) -> None:
+        """See udp.Taker."""
+        try:
+            self.association.receive_untrusted(view, start, end, segment, address, now_s)
+        except RemoteProtocolError as error:
+            self.carrier.fail(error)
+
+    def _deliver(self, records: memoryview) -> None:
+        """Stage 6 for what was opened. An impossible record ends the session, as it does in a stream."""
+        try:
+            self._inbound.deliver_untrusted(self.carrier.peer.sources, self.reassembly, records, _ALL_RECORDS)
+            if self.reassembly.partial:
+                self.reassembly.take()
+                raise RemoteProtocolError("a record goes beyond its datagram")
+        except RemoteProtocolError as error:
+            self.carrier.fail(error)
+
+    def taken(self, now_s: float) -> None:
+        """See udp.Taker."""
+        if self.closed:
+            return
+        opener, counts, counted = self.association.opener, self._counts, self._counted
+        for name in _COUNTS:
+            count = getattr(opener, name)
+            if count != counted[name]:
+                name_of_all = f"datagrams_{name}"
+                setattr(counts, name_of_all, getattr(counts, name_of_all) + count - counted[name])
+                counted[name] = count
+        self._look()
+
+    def refused(self, size: int) -> None:
+        """See udp.Taker."""
+        self._path.refused(size)
+
+    # --- the path
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        used, self.association.used = self.association.used, False
+        self._path.step(self._now(), used)
+        self._look()
+
+    def _look(self) -> None:
+        """Send what the path has to ask and to answer, and tell if it is another one for flows now."""
+        if self._path.probes:
+            self._socket.send_probes(self.association)
+            self._count_sent()
+        usable = self._is_good() and self._is_worth_it()
+        if usable != self.usable:
+            self.usable = usable
+            self._outbound.after_batch(self.carrier.datagrams_changed)
+        self._arm()
+
+    def _is_good(self) -> bool:
+        """Whether the path carries what there is to carry, or it is known how much less: flows do not go there only to
+        be sent back."""
+        whole = self.association.fits(self._live.config.network.mtu + PACKET_OFFSET)
+        return self._path.alive and (whole or self.usable or self._path.settled)
+
+    def _is_worth_it(self) -> bool:
+        """Where a round trip is short, a lost segment of a stream is sent again before anybody notices."""
+        carrier = self._live.config.carrier
+        return carrier.choice == "datagrams" or self._path.least_rtt_s >= carrier.least_rtt
+
+    def hurry(self) -> None:
+        """Something happened that paths do not always survive, or that lets them live again."""
+        if not self.closed:
+            self._path.hurry(self._now())
+            self._arm()
+
+    def _arm(self) -> None:
+        if self._timer is not None:
+            if self._timer_due_s <= self._path.next_s:
+                return
+            self._timer.cancel()
+        self._timer_due_s = self._path.next_s
+        self._timer = self._loop.call_later(max(0.0, self._timer_due_s - self._now()), self._on_timer)
+
+    # --- as a lane
+
+    def traffic(self) -> Traffic:
+        """Everything so far, both ways."""
+        reassembly = self.reassembly
+        return Traffic(self.bytes_sent, reassembly.bytes, self.packets_sent, reassembly.packets)
+
+    def idle_since(self, now_s: float) -> float:
+        """See Lane: it is not closed for being idle."""
+        return now_s
+
+    def close(self) -> None:
+        """See Lane: what the peer sends is taken for as long as the session lives."""
+
+    def end(self) -> None:
+        """The session has ended. What is submitted until its flows have found another place goes back."""
+        self.closed = self.leaving = self.holding = True
+        self.usable = False
+        for timer in (self._timer, self._paced):
+            if timer is not None:
+                timer.cancel()
+        self._socket.leave(self._ours)

@@ -1,0 +1,246 @@
+"""The UDP socket of a shard, on its loop: datagrams of all its associations, in and out, many in a system call.
+
+Where the kernel has them, UDP_SEGMENT sends a run of equal datagrams in one call, and UDP_GRO gives several that came
+together. What a full socket does not take stays sealed, and all associations wait until it is out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+from shards.counters import Counts
+from shards.datagram import spec
+from shards.datagram.association import Association, Plain
+from shards.datagram.path import Address, Probe
+from shards.datagram.sealing import Batch
+from vpnd.packet.record import MAX_RECORD_BYTES
+
+#: Linux, include/uapi/linux/udp.h.
+_UDP_SEGMENT, _UDP_GRO = 103, 104
+_ANCILLARY_BYTES = socket.CMSG_SPACE(4)
+#: A read gives one datagram, or several merged to at most this; so many reads before other work.
+_READ_BYTES = 1 << 16
+_READS = 8
+#: Of a batch, what a span of records takes at most when it is sealed, in datagrams of the smallest size.
+_SPAN_BYTES = MAX_RECORD_BYTES * 5 // 4
+_BATCH_BYTES = 3 * _SPAN_BYTES
+#: No session's receiver id.
+_NOBODY = 0
+
+
+class Taker(Protocol):
+    """Who has an association with this socket."""
+
+    association: Association
+
+    def take(
+        self, view: memoryview, start: int, end: int, segment: int, address: Address, now_s: float
+    ) -> None:
+        """See Association.receive_untrusted; it raises nothing."""
+
+    def taken(self, now_s: float) -> None:
+        """All that came in this turn was given to `take`."""
+
+    def socket_free(self) -> None:
+        """It was full, and takes more."""
+
+    def refused(self, size: int) -> None:
+        """Datagrams of this size are too large for this machine's link."""
+
+
+class DatagramSocket:
+    """Owner: the shard. `sock` is bound and non-blocking; `number` is its place among those of the port, `port` what
+    peers are told. `full`: nothing may be sealed for now."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        number: int,
+        port: int,
+        counts: Counts,
+        now: Callable[[], float],
+        batch_done: Callable[[], None],
+        draw: Callable[[int], int],
+    ) -> None:
+        self.port = port
+        self.batch = Batch(_BATCH_BYTES)
+        self.plain = Plain(_READ_BYTES + MAX_RECORD_BYTES)
+        self.full = False
+        self._sock, self._number, self._counts = sock, number, counts
+        self._now, self._batch_done, self._draw = now, batch_done, draw
+        self._loop = asyncio.get_running_loop()
+        self._takers: dict[int, Taker] = {}
+        self._buffer = memoryview(bytearray(_READ_BYTES))
+        self._probes = Batch(_READ_BYTES)
+        self._batch_of: Taker | None = None
+        self._segments = True
+        try:
+            sock.setsockopt(socket.IPPROTO_UDP, _UDP_GRO, 1)
+        except OSError:
+            pass  # before Linux 5.0: one datagram a read
+        self._loop.add_reader(sock, self._read)
+
+    def close(self) -> None:
+        """The shard ends."""
+        self._loop.remove_reader(self._sock)
+        self._loop.remove_writer(self._sock)
+        self._sock.close()
+
+    # --- associations
+
+    def receiver(self) -> int:
+        """An id for an association that nobody has."""
+        while True:
+            session = self._draw(spec.MAX_SESSION) + 1
+            receiver = self._number << spec.SOCKET_SHIFT | session
+            if receiver not in self._takers:
+                return receiver
+
+    def enter(self, receiver: int, taker: Taker) -> None:
+        """From now on `taker` has what comes for `receiver`."""
+        self._takers[receiver] = taker
+
+    def leave(self, receiver: int) -> None:
+        """Nobody has it any more; harmless if nobody had."""
+        taker = self._takers.pop(receiver, None)
+        if taker is not None and taker is self._batch_of:
+            self._batch_of = None
+        if taker is not None and self.plain.joins is taker.association:
+            self.plain.joins = None
+            self.plain.joiner.finish()
+
+    def address(self, host: str, port: int) -> Address:
+        """As this socket takes it and gives it."""
+        if self._sock.family == socket.AF_INET:
+            return host, port
+        return (host if ":" in host else f"::ffff:{host}"), port, 0, 0
+
+    def reaches(self, host: str) -> bool:
+        """Whether the socket is of a family that can send there."""
+        return ":" not in host or self._sock.family == socket.AF_INET6
+
+    # --- in
+
+    def _read(self) -> None:
+        now_s, recv, buffer = self._now(), self._sock.recvmsg_into, [self._buffer]
+        takers: dict[Taker, None] = {}
+        for _ in range(_READS):
+            try:
+                count, ancillary, _, address = recv(buffer, _ANCILLARY_BYTES)
+            except BlockingIOError:
+                break
+            except OSError:  # told of an earlier datagram of ours, not of what comes
+                continue
+            if not count:
+                self._counts.datagrams_unknown += 1
+                continue
+            segment = count
+            for level, kind, data in ancillary:
+                if kind == _UDP_GRO and level == socket.IPPROTO_UDP:
+                    segment = int.from_bytes(data[:4], sys.byteorder)
+            for taker, start, end in self._sorted(count, segment):
+                takers[taker] = None
+                taker.take(self._buffer, start, end, segment, address, now_s)
+        self.plain.finish()
+        for taker in takers:
+            taker.taken(now_s)
+        self._batch_done()
+
+    def _sorted(self, count: int, segment: int) -> Iterator[tuple[Taker, int, int]]:
+        """What was read, as runs of datagrams for one taker each."""
+        view, find, receiver_at = self._buffer, self._takers.get, spec.RECEIVER.unpack_from
+        start = 0
+        while start < count:
+            stop = start + segment
+            receiver = _NOBODY
+            if count - start >= spec.OVERHEAD_BYTES:
+                (receiver,) = receiver_at(view, start)
+                while count - stop >= spec.RECEIVER_BYTES and receiver_at(view, stop)[0] == receiver:
+                    stop += segment
+            stop = min(stop, count)
+            taker = find(receiver)
+            if taker is None:
+                self._counts.datagrams_unknown += -(-(stop - start) // segment)
+            else:
+                yield taker, start, stop
+            start = stop
+
+    # --- out
+
+    def room(self, taker: Taker) -> bool:
+        """Whether `taker` may seal a span of records into `batch` now. Others' datagrams go out first."""
+        if self.full:
+            return False
+        if self._batch_of is not taker or self.batch.bytes - self.batch.tail < _SPAN_BYTES:
+            self.flush()
+            if self.full:
+                return False
+            self._batch_of = taker
+        return True
+
+    def flush(self) -> None:
+        """Send what is sealed; the rest when the socket takes more."""
+        batch, taker = self.batch, self._batch_of
+        if self.full or not batch.tail or taker is None or taker.association.path.address is None:
+            if not self.full:
+                batch.clear()
+            return
+        address = taker.association.path.address
+        batch.end_run()
+        runs = batch.runs
+        for place, (begin, end, size) in enumerate(runs):
+            try:
+                self._send(batch.view[begin:end], size, address)
+            except BlockingIOError:
+                del runs[:place]
+                self.full = True
+                self._loop.add_writer(self._sock, self._on_writable)
+                return
+            except OSError as error:
+                self._counts.datagrams_unsent += -(-(end - begin) // size)
+                if error.errno == errno.EMSGSIZE:
+                    taker.refused(size)
+        batch.clear()
+
+    def _send(self, view: memoryview, size: int, address: Address) -> None:
+        if len(view) > size and self._segments:
+            segment = size.to_bytes(2, sys.byteorder)
+            try:
+                self._sock.sendmsg((view,), ((socket.IPPROTO_UDP, _UDP_SEGMENT, segment),), 0, address)
+                return
+            except OSError as error:
+                # Before Linux 4.18, and before 6.11 on devices without checksum offload.
+                if error.errno not in (errno.EIO, errno.EINVAL, errno.ENOPROTOOPT):
+                    raise
+                self._segments = error.errno == errno.EINVAL
+        for start in range(0, len(view), size):
+            self._sock.sendto(view[start : start + size], address)
+
+    def send_probes(self, association: Association) -> None:
+        """Send what its path has to ask and to answer. One that cannot be sent is as one that is lost."""
+        probes, association.path.probes = association.path.probes, []
+        for probe in probes:
+            self._send_probe(association, probe)
+
+    def _send_probe(self, association: Association, probe: Probe) -> None:
+        association.seal_probe(self._probes, probe)
+        try:
+            self._sock.sendto(self._probes.view[: self._probes.tail], probe.address)
+        except OSError as error:
+            if error.errno == errno.EMSGSIZE:
+                association.path.refused(probe.size)
+        self._probes.clear()
+
+    def _on_writable(self) -> None:
+        self._loop.remove_writer(self._sock)
+        self.full = False
+        self.flush()
+        for taker in list(self._takers.values()):
+            if self.full:
+                return
+            taker.socket_free()

@@ -1,0 +1,195 @@
+"""Datagrams beside sessions: which flows go there, and what becomes of them when the way ends, narrows, fills up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from simulation.packets import ORDERED_FROM
+from simulation.stage import Stage, stage
+
+UDP, TCP = 1, ORDERED_FROM
+
+
+@contextmanager
+def datagrams(choice: str = "auto", *, alive: bool = True, **more: Any) -> Iterator[Stage]:
+    """Two nodes with datagrams beside their session, which have found each other if `alive`."""
+    carrier = {"choice": choice, "least_rtt": 0.0} | more.pop("carrier", {})
+    with stage(carrier=carrier, **more) as on:
+        if alive:
+            on.until(lambda: all(usable(node) for node in (on.a, on.b)), 3.0)
+            on.run(0.5)  # and the size of what passes
+        yield on
+
+
+def usable(node: Any) -> bool:
+    return any(link.beside is not None and link.beside.usable for link in node.plane.links.values())
+
+
+def came(on: Stage, port: int) -> tuple[int, int]:
+    """Of a flow from a to b: packets that came, those in datagrams among them."""
+    flow = "a", "b", port
+    return len(on.world._arrived[flow]), on.world.in_datagrams[flow]
+
+
+@pytest.mark.setting("carrier.choice", "carrier.streams", "carrier.datagrams")
+@pytest.mark.parametrize(
+    ("choice", "rules", "udp", "tcp"),
+    [
+        ("auto", {}, 1, 0),
+        ("datagrams", {}, 1, 1),
+        ("auto", {"streams": ("udp",)}, 0, 0),
+        ("auto", {"streams": ("udp",), "datagrams": (f"udp/{UDP}",)}, 1, 0),
+        ("auto", {"datagrams": (f"tcp/{TCP}",), "streams": (f"udp/{UDP}",)}, 0, 1),
+    ],
+)
+def test_which_flows_go_in_datagrams(choice: str, rules: dict[str, Any], udp: int, tcp: int) -> None:
+    with datagrams(choice, carrier=rules, alive=choice != "streams") as on:
+        for port in (UDP, TCP):
+            on.send(port, count=10)
+        on.run(0.5)
+        assert came(on, UDP) == (10, 10 * udp)
+        assert came(on, TCP) == (10, 10 * tcp)
+        on.world.conclude()
+
+
+def test_nothing_is_different_with_a_peer_that_takes_none() -> None:
+    with datagrams() as on:
+        (link,) = on.links()
+        assert link.beside is not None
+    with stage() as on:
+        on.send(UDP)
+        on.run(0.2)
+        assert on.links()[0].beside is None and came(on, UDP) == (1, 0)
+
+
+@pytest.mark.setting("carrier.least_rtt")
+@pytest.mark.parametrize(("delay_s", "there"), [(0.0005, 0), (0.005, 20)])
+def test_on_a_short_way_streams_are_as_good(delay_s: float, there: int) -> None:
+    with datagrams(carrier={"least_rtt": 0.004}, alive=False, delay_s=delay_s) as on:
+        on.run(2.0)
+        on.send(UDP, count=20)
+        on.run(0.5)
+        assert came(on, UDP) == (20, there)
+
+
+@pytest.mark.parametrize("blocked", ["there", "back"])
+@pytest.mark.parametrize("choice", ["auto", "datagrams"])
+def test_all_flows_are_on_streams_within_a_second_when_datagrams_no_longer_pass(
+    choice: str, blocked: str
+) -> None:
+    with datagrams(choice, delay_s=0.01) as on:
+        sender = on.a if blocked == "there" else on.b
+        for _ in range(20):
+            on.send(UDP)
+            on.send(TCP)
+            on.run(0.02)
+        sender.udp.blocked = True
+        before = on.world._numbers[("a", "b", UDP)]
+        for _ in range(50):
+            on.send(UDP)
+            on.send(TCP)
+            on.run(0.02)
+        on.run(0.3)
+        for port in (UDP, TCP):
+            arrived = on.world._arrived[("a", "b", port)]
+            assert set(range(before + 49, before + 50)) <= arrived
+        # and back again when they do
+        sender.udp.blocked = False
+        on.until(lambda: usable(on.a), 6.0)
+        on.run(1.0)
+        there = came(on, UDP)[1]
+        for _ in range(10):
+            on.send(UDP)
+            on.send(TCP)
+            on.run(0.02)
+        on.run(0.2)
+        assert came(on, UDP)[1] == there + 10
+        on.world.conclude()
+
+
+def test_a_flow_whose_packets_are_too_large_for_the_path_goes_on_a_stream() -> None:
+    with datagrams(alive=False) as on:
+        for node in (on.a, on.b):
+            node.udp.most = 1250
+        on.run(3.0)
+        assert usable(on.a)
+        on.send(UDP, size=1000)
+        on.send(UDP + 1, size=1400)
+        on.run(0.2)
+        on.send(UDP + 1, size=100)
+        on.run(0.2)
+        assert came(on, UDP) == (1, 1) and came(on, UDP + 1) == (2, 0)
+        on.world.conclude()
+
+
+def test_a_full_socket_makes_packets_wait_their_turn_and_loses_none() -> None:
+    with datagrams() as on:
+        on.a.udp.room = 0
+        for port in (UDP, UDP + 1, UDP + 2):
+            on.send(port, count=20, size=1000)
+        on.run(0.05)
+        assert came(on, UDP) == (0, 0) and on.a.plane.queued() > 0
+        on.a.udp.drain()
+        on.run(0.2)
+        assert [came(on, port) for port in (UDP, UDP + 1, UDP + 2)] == [(20, 20)] * 3
+        on.world.conclude()
+
+
+@pytest.mark.parametrize("failed", [False, True])
+def test_when_the_session_ends_its_datagrams_end_with_it(failed: bool) -> None:
+    with datagrams() as on:
+        for _ in range(5):
+            on.send(UDP, count=3)
+            on.run(0.01)
+        on.a.udp.room = 0
+        on.send(UDP, count=3)
+        if failed:
+            on.connection().reset()
+        else:
+            on.a.plane.links[next(iter(on.a.plane.links))].peer.pool.rotate(on.links()[0])
+        on.a.udp.drain()
+        on.run(4.0)
+        on.send(UDP, count=3)
+        on.run(0.5)
+        assert on.world.last_arrived(on.a, on.b, UDP) and usable(on.a)
+        assert len(on.a.plane.datagrams._takers) == len(on.links())
+
+
+def test_datagrams_that_nobody_waits_for_are_counted_and_unanswered() -> None:
+    with datagrams() as on:
+        before = on.b.udp.sent
+        for datagram in (b"", b"x", bytes(40), bytes(1200)):
+            on.b.udp._arrive(datagram, ("192.0.2.99", 5))
+        on.run(0.01)
+        assert on.b.plane.counts.datagrams_unknown == 4
+        receiver = next(iter(on.b.plane.datagrams._takers))
+        on.b.udp._arrive(
+            receiver.to_bytes(4, "big") + (1 << 20).to_bytes(8, "big") + bytes(60), ("192.0.2.99", 5)
+        )
+        on.run(0.01)
+        assert on.b.plane.counts.datagrams_forged == 1
+        assert on.b.udp.sent == before
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_bad_way_loses_what_it_loses_and_the_account_is_right(seed: int) -> None:
+    with datagrams() as on:
+        network = on.world.network
+        network.random.seed(seed)
+        network.udp_loss, network.udp_doubled, network.udp_jitter = 0.05, 0.05, 3.0
+        for _ in range(100):
+            on.send(UDP, count=5, size=600)
+            on.send(TCP, count=5)
+            on.run(0.01)
+        network.udp_loss = network.udp_doubled = network.udp_jitter = 0.0
+        on.run(20.0)  # what nobody uses is probed, and so the last ones missing are known
+        assert came(on, TCP) == (500, 0)
+        sent, counts = on.a.plane.counts.datagrams_sent, on.b.plane.counts
+        assert counts.datagrams_missed > counts.datagrams_late > 0 and counts.datagrams_replayed > 0
+        assert sent == counts.datagrams_received + counts.datagrams_missed - counts.datagrams_late
+        assert 0 < 500 - came(on, UDP)[0] <= 60
+        on.world.conclude()
