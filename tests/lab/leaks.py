@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import threading
 import time
-from types import TracebackType
 
 from .network import DEVICE, Namespace
 from .sockets import inside
+from .steady import Background
 
 #: Between two rounds of datagrams.
 PACE_S = 0.002
@@ -20,7 +19,7 @@ _OUTGOING = 4  # PACKET_OUTGOING
 _ETH_P_ALL = 3
 
 
-class Leaks:
+class Leaks(Background):
     """Sends datagrams from `namespace` to each of `targets` all the time, and counts those that leave by its device.
 
     A context manager. `leaked` is how many have.
@@ -34,23 +33,8 @@ class Leaks:
             self._device.bind((DEVICE, _ETH_P_ALL))
             self._senders = [socket.socket(family, socket.SOCK_DGRAM) for family, _ in self._targets]
         self._device.settimeout(0.05)
-        self._ended = threading.Event()
-        self._threads = [threading.Thread(target=each) for each in (self._send, self._watch)]
+        super().__init__(self._send, self._watch, sockets=(self._device, *self._senders))
         self.sent = self.leaked = 0
-
-    def __enter__(self) -> Leaks:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._ended.set()
-        for thread in self._threads:
-            thread.join()
-        for sock in (self._device, *self._senders):
-            sock.close()
 
     def within(self, time_s: float) -> int:
         """How many leave in so long from now on, while packets are sent."""
@@ -60,14 +44,14 @@ class Leaks:
         return self.leaked - before
 
     def _send(self) -> None:
-        while not self._ended.wait(PACE_S):
+        while not self._ending.wait(PACE_S):
             for sender, (_, target) in zip(self._senders, self._targets, strict=True):
                 with contextlib.suppress(OSError):  # refused: just what is hoped for
                     sender.sendto(b"leak", (target, PORT))
             self.sent += 1
 
     def _watch(self) -> None:
-        while not self._ended.is_set():
+        while not self._ending.is_set():
             try:
                 packet, where = self._device.recvfrom(_HEAD_BYTES)
             except OSError:  # nothing in time, or the device is down for now

@@ -6,7 +6,8 @@ import socket
 import struct
 import threading
 import time
-from types import TracebackType
+from collections.abc import Callable, Iterable
+from typing import Self
 
 from .network import Namespace
 from .sockets import SO_RCVBUFFORCE, socket_in
@@ -14,7 +15,27 @@ from .sockets import SO_RCVBUFFORCE, socket_in
 _NUMBER = struct.Struct(">Q")
 
 
-class SteadyFlow:
+class Background:
+    """Work in threads, from entering the block to leaving it; then `sockets` are closed."""
+
+    def __init__(self, *work: Callable[[], None], sockets: Iterable[socket.socket]) -> None:
+        self._ending, self._sockets = threading.Event(), tuple(sockets)
+        self._threads = [threading.Thread(target=each) for each in work]
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ending.set()
+        for thread in self._threads:
+            thread.join()
+        for sock in self._sockets:
+            sock.close()
+
+
+class SteadyFlow(Background):
     """Datagrams to `ip`, an address of `receiver`, at `rate_hz`, from entering the block to leaving it.
 
     `port` 0 is any. What is asked about the flow is complete once the block was left.
@@ -37,25 +58,10 @@ class SteadyFlow:
         self._out = socket_in(sender, ip, socket.SOCK_DGRAM)
         self._out.connect(self._inbox.getsockname()[:2])
         self._rate_hz, self._size = rate_hz, size
-        self._ending = threading.Event()
-        self._threads = [threading.Thread(target=self._send), threading.Thread(target=self._receive)]
+        super().__init__(self._send, self._receive, sockets=(self._inbox, self._out))
         self.sent = 0
         self.numbers: list[int] = []
         self.times_s: list[float] = []
-
-    def __enter__(self) -> SteadyFlow:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._ending.set()
-        for thread in self._threads:
-            thread.join()
-        self._inbox.close()
-        self._out.close()
 
     def _send(self) -> None:
         padding = bytes(self._size - _NUMBER.size)

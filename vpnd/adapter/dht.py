@@ -100,7 +100,7 @@ class MembersDht:
         self._published_to = 0
         connected, self._connected = trio.open_memory_channel[ID](settings.dht_backlog)
         self._connecting = connected
-        host.swarm.register_notifee(Notifee(self._on_connected))
+        host.swarm.register_notifee(Notifee(lambda conn: self._on_connected(conn.muxed_conn.peer_id)))
 
     async def run(self) -> None:
         """Keep the table, and our record in it, until cancelled.
@@ -202,8 +202,7 @@ class MembersDht:
 
     # who is there
 
-    def _on_connected(self, conn: Any) -> None:
-        peer_id = conn.muxed_conn.peer_id
+    def _on_connected(self, peer_id: ID) -> None:
         try:
             self._connecting.send_nowait(peer_id)
         except trio.WouldBlock:

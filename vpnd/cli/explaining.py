@@ -14,7 +14,7 @@ import typer
 
 from vpnd import why
 from vpnd.cli import statusview
-from vpnd.cli.command import JsonOption, Where, ask, command, read_status, show
+from vpnd.cli.command import JsonOption, Where, ask, command, option, read_status, show
 from vpnd.cli.echo import HEADER_BYTES, LEAST_BYTES, EchoSocket
 from vpnd.config import multiaddrs
 from vpnd.config.schema import Config
@@ -45,9 +45,7 @@ def explain(
             metavar="WHO[:PORT]", help="A name, a virtual IP or a peer id; [IPv6]:PORT.", show_default=False
         ),
     ],
-    proto: Annotated[
-        str, typer.Option("--proto", metavar="PROTO", help="tcp, udp or icmp [tcp with a port, else icmp].")
-    ] = "",
+    proto: str = option("", "--proto", "tcp, udp or icmp [tcp with a port, else icmp].", "PROTO"),
     as_json: JsonOption = False,
 ) -> None:
     """Say why packets to an address do not arrive: the step that stops them, what proves it, and the remedy.

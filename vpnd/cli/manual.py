@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from enum import StrEnum
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import typer
 
-from vpnd.cli.command import Where, command
+from vpnd.cli.command import Where, command, option
 from vpnd.version import __version__
 
 EXIT_CODES = {
@@ -115,9 +115,7 @@ def add_to(whole: typer.Typer) -> None:
     @command(whole)
     def manual(
         place: Where,
-        form: Annotated[
-            Form, typer.Option("--as", metavar="man|markdown", help="man: for man(1).")
-        ] = Form.MARKDOWN,
+        form: Form = option(Form.MARKDOWN, "--as", "man: for man(1).", "man|markdown"),
     ) -> None:
         """Print what every command and option means: docs/commands.md, or a manual page.
 

@@ -29,7 +29,7 @@ from vpnd.control.founding import Founding
 from vpnd.control.gossiping import GOSSIP, Gossiping
 from vpnd.control.introducing import Introducing
 from vpnd.control.renewing import Renewing
-from vpnd.control.routes import Accept, Announced, announced
+from vpnd.control.routes import Announced, announced
 from vpnd.control.saving import Saver
 from vpnd.control.state import EARLY, EXPIRED, MEMBER, MILLISECONDS, REMOVED, OwnNetwork
 from vpnd.discovery.registry import Member, PeerRegistry
@@ -375,9 +375,8 @@ class NetworkService:
 
     def _settle_routes(self) -> None:
         settings = self._live.config.network
-        accept = Accept(routes=settings.accept_routes, exit_node=settings.exit_node)
         before = self._announced.problems
-        self._announced = announced(self._others(), self._told_own, accept)
+        self._announced = announced(self._others(), self._told_own, settings)
         for problem in self._announced.problems:
             if problem not in before:
                 log.warning("%s", problem)

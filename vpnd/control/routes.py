@@ -20,15 +20,9 @@ import msgspec
 
 from vpnd.api.messages import RoutesKnown
 from vpnd.api.reports import OwnAddresses
+from vpnd.config.schema import Network as Settings
 from vpnd.endpoint import IPNetwork
 from vpnd.membership.roster import Member
-
-
-class Accept(msgspec.Struct, frozen=True, kw_only=True):
-    """What this node wants of what is announced: network.accept_routes and network.exit_node."""
-
-    routes: bool = True
-    exit_node: str = ""
 
 
 class Announced(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,10 +45,10 @@ class Announced(msgspec.Struct, frozen=True, kw_only=True):
         return (*own, *(network for network, peer_id in self.owners.items() if peer_id == member.peer_id))
 
 
-def announced(members: Iterable[Member], own: OwnAddresses, accept: Accept) -> Announced:
-    """Settle what `members` (this node not among them) announce."""
+def announced(members: Iterable[Member], own: OwnAddresses, settings: Settings) -> Announced:
+    """Settle what `members` (this node not among them) announce; `settings` say what of it this node wants."""
     members = list(members)
-    exit_peer, problems = _exit(members, accept.exit_node)
+    exit_peer, problems = _exit(members, settings.exit_node)
     own_networks = [ipaddress.ip_network(text) for text in (*own.subnets, *own.advertised)]
     owners: dict[str, str] = {}
     ranked = sorted(
@@ -64,7 +58,7 @@ def announced(members: Iterable[Member], own: OwnAddresses, accept: Accept) -> A
     )
     for _, peer_id, text in ranked:
         network = ipaddress.ip_network(text)
-        wanted = peer_id == exit_peer if not network.prefixlen else accept.routes
+        wanted = peer_id == exit_peer if not network.prefixlen else settings.accept_routes
         if wanted and not _meets(network, own_networks):
             owners.setdefault(text, peer_id)
     return Announced(

@@ -150,7 +150,7 @@ class Lookup:
             known = Known(peer_id=what)
         if known is None:
             return Resolution(what=what, steps=tuple(steps))
-        found = await self._whereabouts(known.peer_id, steps)
+        found = await self.whereabouts(known.peer_id, steps)
         addresses = dict.fromkeys(known.addresses)
         # those of the source that spoke last first
         if found is not None and (known.age_s is None or found.age_s < known.age_s):
@@ -165,10 +165,6 @@ class Lookup:
             virtual_ips=known.virtual_ips,
             addresses=tuple(addresses),
         )
-
-    async def whereabouts(self, peer_id: str) -> Found | None:
-        """Where the table, or what is remembered of its last answer, says that a member is."""
-        return await self._whereabouts(peer_id, [])
 
     async def _owned(self, ask: AskOwner, address: ipaddress.IPv4Address, steps: list[Step]) -> Known | None:
         """Who has an address by contract, and what the directory knows of that peer."""
@@ -189,7 +185,10 @@ class Lookup:
             peer_id=owner.peer_id, virtual_ips=(str(address),)
         )
 
-    async def _whereabouts(self, peer_id: str, steps: list[Step]) -> Found | None:
+    async def whereabouts(self, peer_id: str, steps: list[Step] | None = None) -> Found | None:
+        """Where the table, or its last answer as far as that is remembered, says that a member is. `steps` gets what is
+        done."""
+        steps = [] if steps is None else steps
         if self._search is None or self._cache is None:
             return None
         now_s = self._now_s()
