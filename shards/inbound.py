@@ -3,10 +3,10 @@
     5. decrypt, take frames apart                 (shards/session/link.py, shards/stream)
     6. check, write into the TUN            *     per record
 
-Each record is checked for itself (virtio_net_hdr against packet, source against what the peer may use,
-destination against what is ours), so a superpacket pays once; then it goes into the TUN straight from where it
-was decrypted to, without a copy and without waking another process: some quarter more datagrams a second and
-less round trip than through a ring back to the supervisor (docs/performance.md).
+Each record is checked for itself (virtio_net_hdr against packet, source against what the peer may use, but for ICMP
+errors of routers behind it, destination against what is ours), so a superpacket pays once; then it goes into the TUN
+straight from where it was decrypted to, without a copy and without waking another process: some quarter more datagrams
+a second and less round trip than through a ring back to the supervisor (docs/performance.md).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from shards.budget import Budget
 from shards.counters import Counts, Dropping
 from shards.flow.prefixes import Prefixes
 from vpnd.errors import BadPacket, RemoteProtocolError
+from vpnd.packet import icmp
 from vpnd.packet.offload import inspect_untrusted
 from vpnd.packet.record import (
     LENGTH,
@@ -98,7 +99,9 @@ class Inbound:
             except BadPacket as bad:
                 drops.plain(bad.reason)
                 continue
-            if not allowed(version, source):
+            if not allowed(version, source) and not self._of_router_untrusted(
+                sources, destination, view[start + VNET_BYTES : following]
+            ):
                 drops.span("source_not_allowed", view, start - LENGTH_BYTES, following, 1)
                 continue
             if not local(version, destination):
@@ -122,6 +125,15 @@ class Inbound:
             reassembly.keep(view[position:end])
             position = end
         return position, packets
+
+    def _of_router_untrusted(self, sources: Prefixes[bool], destination: int, packet: memoryview) -> bool:
+        """Whether it is what a router behind the peer may send, from whatever address it has: an ICMP error about a
+        packet from the very address it goes to, ours, to one that is the peer's."""
+        try:
+            version, sender, target = icmp.quoted_untrusted(packet)
+        except BadPacket:
+            return False
+        return sender == destination and bool(sources.find(version, target))
 
     def _complete_untrusted(self, sources: Prefixes[bool], reassembly: Reassembly, view: memoryview) -> int:
         """Finish the record begun earlier: how many bytes of `view` that took, all when it is still not whole."""

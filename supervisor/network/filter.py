@@ -1,4 +1,5 @@
-"""A table of nftables rules of the node's own: what may come to its addresses, and what may leave past an exit node.
+"""A table of nftables rules of the node's own: what may come to its addresses, what may leave past an exit node, and
+from whom what leaves for the networks it announces seems to come.
 
     chain     what it drops                                               why
     --------  ----------------------------------------------------------  ---------------------------------------------
@@ -10,6 +11,9 @@
 
 The last two are there while the kill switch is (`killswitch`). The kernel's own packets and those of closed sockets,
 which belong to no user any more, are left to the routing rules: sessions would not end in order otherwise.
+
+A fourth chain, masquerading, gives what members send into announced networks this machine's own address there
+(network.masquerade).
 
 The nft program changes the table as a whole in one transaction, and prints it for comparison. Without it, or in a
 kernel without nftables, there is a problem to be told and the node works all the same.
@@ -49,12 +53,14 @@ class KillSwitch(NamedTuple):
 class Filter:
     """The nftables table of one node. Owner: one thread at a time; all blocks for some milliseconds.
 
-    `own` is what the node's addresses are, and may be replaced at any time. `hint`: what a machine without nft misses.
+    `own` is what the node's addresses are, `masqueraded` the networks behind it whose hosts are to see this machine
+    instead of members; both may be replaced at any time. `hint`: what a machine without nft misses.
     """
 
     def __init__(self, interface: str, kill_switch: KillSwitch | None) -> None:
         self._interface, self._kill_switch = interface, kill_switch
         self.own: tuple[str, ...] = ()
+        self.masqueraded: tuple[str, ...] = ()
         self._asked = self._printed = self.hint = ""
 
     @property
@@ -72,7 +78,7 @@ class Filter:
             return []
         try:
             near = converse(self._near) if self._kill_switch else ()
-            text = ruleset(self._interface, self.own, self._kill_switch, near)
+            text = ruleset(self._interface, self.own, self.masqueraded, self._kill_switch, near)
             if text == self._asked and self._printed and self._printed == self._print():
                 return []
             if text == self._asked and self._printed:
@@ -105,7 +111,12 @@ class Filter:
     def _missed(self) -> str:
         if self._kill_switch:
             return "only routing rules keep traffic from leaving past the exit node"
-        return "neighbours on other networks can send to this node's addresses in the VPN"
+        missed = "neighbours on other networks can send to this node's addresses in the VPN"
+        if self.masqueraded:
+            missed += (
+                f", and hosts in {', '.join(self.masqueraded)} answer members only by a route of their own"
+            )
+        return missed
 
     def _near(self, netlink: IPRoute) -> tuple[IPNetwork, ...]:
         """The networks the machine itself routes, in whatever table, but for default routes and the tunnel's."""
@@ -133,7 +144,11 @@ def table_name(interface: str) -> str:
 
 
 def ruleset(
-    interface: str, own: Sequence[str], kill_switch: KillSwitch | None, near: Iterable[IPNetwork]
+    interface: str,
+    own: Sequence[str],
+    masqueraded: Sequence[str],
+    kill_switch: KillSwitch | None,
+    near: Iterable[IPNetwork],
 ) -> str:
     """The whole table, for nft -f: it takes the place of the one before in one transaction."""
     device = f'"{interface}"'.replace("*", r"\*")
@@ -147,6 +162,12 @@ def ruleset(
             ours = f"{word} daddr {{ {', '.join(addresses)} }}"
             lines.append(f'{ours} iifname != {{ {device}, "lo" }} fib saddr type != local counter drop')
     lines.append("}")
+    if masqueraded:
+        # Only where it is needed: such a chain makes the kernel follow every connection of the machine
+        lines.append("chain masquerading { type nat hook postrouting priority srcnat; policy accept;")
+        forwarded = f'iifname {device} oifname != {{ {device}, "lo" }}'
+        lines += [f"{forwarded} {each} masquerade" for each in _destinations(masqueraded)]
+        lines.append("}")
     if kill_switch is not None:
         allowed = [f'oifname {{ {device}, "lo" }} accept', *_near_rules(near)]
         lines += ["chain leaving { type filter hook output priority 300; policy accept;", *allowed]
@@ -157,12 +178,18 @@ def ruleset(
 
 
 def _near_rules(near: Iterable[IPNetwork]) -> list[str]:
-    known = [*near, *map(ipaddress.ip_network, NEIGHBOURHOOD)]
-    four = ipaddress.collapse_addresses(net for net in known if isinstance(net, ipaddress.IPv4Network))
-    six = ipaddress.collapse_addresses(net for net in known if isinstance(net, ipaddress.IPv6Network))
+    return [f"{each} accept" for each in _destinations([*map(str, near), *NEIGHBOURHOOD])]
+
+
+def _destinations(networks: Iterable[str]) -> list[str]:
+    """What matches packets to any of them, of each IP version there is."""
+    known = [ipaddress.ip_network(text) for text in networks]
+    four = [*ipaddress.collapse_addresses(net for net in known if isinstance(net, ipaddress.IPv4Network))]
+    six = [*ipaddress.collapse_addresses(net for net in known if isinstance(net, ipaddress.IPv6Network))]
     return [
-        f"ip daddr {{ {', '.join(map(str, four))} }} accept",
-        f"ip6 daddr {{ {', '.join(map(str, six))} }} accept",
+        f"{word} daddr {{ {', '.join(map(str, found))} }}"
+        for word, found in (("ip", four), ("ip6", six))
+        if found
     ]
 
 

@@ -190,6 +190,7 @@ class Machine:
     def is_now(self, own: OwnAddresses) -> None:
         """What the node is in the VPN."""
         self._filter.own, self._announced.advertised = own.addresses, own.advertised
+        self._filter.masqueraded = own.advertised if self._live.config.network.masquerade else ()
         self._networks = tuple(map(ipaddress.ip_network, own.subnets))
         self.look()
 

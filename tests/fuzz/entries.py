@@ -163,6 +163,13 @@ def tun(data: bytes) -> None:
             inbound.deliver_untrusted(anybody, reassembly, view, 64)
 
 
+def quoted(data: bytes) -> None:
+    """An ICMP error, of which IP's part has been looked at."""
+    view = memoryview(data)
+    check.inspect_untrusted(view, 0, len(view))
+    icmp.quoted_untrusted(view[VNET_BYTES:])
+
+
 def bare(data: bytes) -> None:
     anybody: Prefixes[bool] = Prefixes()
     anybody.add("0.0.0.0/0", True)
@@ -399,7 +406,20 @@ ENTRIES = {
         tun,
         (RemoteProtocolError,),
         (RECORDS,),
-        ("shards.inbound.deliver_untrusted", "shards.inbound._complete_untrusted"),
+        (
+            "shards.inbound.deliver_untrusted",
+            "shards.inbound._complete_untrusted",
+            "shards.inbound._of_router_untrusted",
+        ),
+    ),
+    "ICMP error of a router": Entry(
+        quoted,
+        (BadPacket,),
+        (
+            bytes(VNET_BYTES) + ip(V4[::-1], 1, b"\x03\x04" + bytes(6) + udp(V4, b"x")),
+            bytes(VNET_BYTES) + ip(V6[::-1], 58, b"\x02\x00" + bytes(6) + udp(V6, b"x")),
+        ),
+        ("vpnd.packet.icmp.quoted_untrusted",),
     ),
     "bare frames of a stream": Entry(
         bare,

@@ -8,9 +8,11 @@ a  makes the network             b  gateway, also in a LAN      c  client, of no
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import pwd
 import signal
+import socket
 import subprocess
 from collections.abc import Iterator
 
@@ -18,12 +20,13 @@ import pytest
 from lab import Lab, Node, check_logs, ping, wait_until
 from lab.joining import address, all_reach_all, invite, machine
 from lab.network import Namespace, run_command
+from lab.sockets import socket_in
 
 pytestmark = pytest.mark.root
 
 LAN, GATEWAY, SERVER = "10.55.0.0/24", "10.55.0.1", "10.55.0.2"
 #: Documentation addresses (RFC 5737): the world behind the server.
-WORLD = "198.51.100.1"
+WORLD, BEHIND, NOBODY = "198.51.100.1", "198.51.100.0/24", "198.51.100.9"
 SETTLE_S = 10.0
 TABLE = "7669"
 
@@ -48,17 +51,14 @@ def server_behind(lab: Lab, gateway: Namespace) -> Iterator[Namespace]:
 
 
 def forward(lab: Lab, gateway: Namespace) -> None:
-    """Let the gateway forward, behind its own address as home routers do."""
+    """Let a machine forward."""
     lab.run(gateway, "sysctl", "-qw", "net.ipv4.ip_forward=1")
-    lab.run(gateway, "nft", "add table ip nat")
-    lab.run(gateway, "nft", "add chain ip nat post { type nat hook postrouting priority 100; }")
-    lab.run(gateway, "nft", "add rule ip nat post oifname lan0 masquerade")
 
 
-def network(lab: Lab, advertise: list[str], *, exit_node: str = "") -> list[Node]:
+def network(lab: Lab, advertise: list[str], *, exit_node: str = "", masquerade: bool = True) -> list[Node]:
     """The network of the picture, all nodes running."""
     a, b, c = (machine(lab, place) for place in range(3))
-    b.config["network"] = {"advertise": advertise}
+    b.config["network"] = {"advertise": advertise, "masquerade": masquerade}
     c.config["network"] = {"exit_node": exit_node}
     a.start()
     a.wait_ready()
@@ -87,6 +87,11 @@ def answers(node: Node, target: str) -> bool:
     return ping(node.lab, node.namespace, target, count=2, interval_s=0.1).loss == 0
 
 
+def filter_of(node: Node) -> str:
+    """The node's nftables rules."""
+    return node.lab.run(node.namespace, "nft", "list", "table", "inet", "vpnd_vpnd0", check=False).stdout
+
+
 def rules(node: Node) -> list[str]:
     lines = [
         line for family in ("-4", "-6") for line in node.lab.ip(node.namespace, family, "rule").splitlines()
@@ -99,23 +104,51 @@ def warned(node: Node, word: str) -> bool:
 
 
 def test_a_network_behind_a_member_is_reached_by_the_others() -> None:
-    with Lab(3) as lab, server_behind(lab, lab.nodes[1]):
-        a, b, c = network(lab, [LAN])
-        wait_until(lambda: way_to(c, SERVER) == "vpnd0", SETTLE_S, "the route is there")
+    with Lab(3) as lab, server_behind(lab, lab.nodes[1]) as server:
+        a, b, c = network(lab, [BEHIND])
+        wait_until(lambda: way_to(c, WORLD) == "vpnd0", SETTLE_S, "the route is there")
         assert warned(b, "net.ipv4.ip_forward=1"), "nothing of the machine was changed, but said"
-        assert not answers(c, SERVER)
+        assert not answers(c, WORLD)
         forward(lab, b.namespace)
         assert not warned(b, "net.ipv4.ip_forward=1")
-        assert answers(c, SERVER) and answers(a, SERVER)
-        assert way_to(c, SERVER, own_user()) != "vpnd0", "sessions never go through the tunnel"
+        assert answers(c, WORLD) and answers(a, WORLD)
+        # the router behind it has an address that is nobody's here, and is heard all the same
+        forward(lab, server)
+        lab.ip(server, "route", "add", "unreachable", NOBODY)
+        with socket_in(c.namespace, NOBODY, socket.SOCK_STREAM) as sock:
+            assert sock.connect_ex((NOBODY, 9)) == errno.EHOSTUNREACH
+        assert SERVER in lab.run(c.namespace, "ping", "-c1", "-W3", NOBODY, check=False).stdout
+        assert way_to(c, WORLD, own_user()) != "vpnd0", "sessions never go through the tunnel"
         rows = {row["name"]: row for row in json.loads(a.vpnd("members", "--json").stdout)}
-        assert rows["b"]["routes"] == [LAN]
+        assert rows["b"]["routes"] == [BEHIND]
         # the gateway goes: nobody is sent there any more once it is no member
         a.vpnd("remove", "b")
-        wait_until(lambda: way_to(c, SERVER) != "vpnd0" and not rules(c), SETTLE_S, "the route is gone")
+        wait_until(lambda: way_to(c, WORLD) != "vpnd0" and not rules(c), SETTLE_S, "the route is gone")
         for node in (c, a, b):
             assert node.stop() == 0
             assert not rules(node)
+        check_logs([a, b, c])
+
+
+def test_a_member_in_the_lan_of_a_gateway_is_reached_by_its_address_there() -> None:
+    with Lab(3) as lab:
+        gateway, inside = lab.nodes[1:]
+        lab.ip(gateway, "link", "add", "lan0", "type", "veth", "peer", "name", "lan0", "netns", inside.name)
+        for namespace, text in ((gateway, GATEWAY), (inside, SERVER)):
+            lab.ip(namespace, "addr", "add", f"{text}/24", "dev", "lan0")
+            lab.ip(namespace, "link", "set", "lan0", "up")
+        forward(lab, gateway)
+        a, b, c = network(lab, [LAN])
+        wait_until(lambda: way_to(a, SERVER) == "vpnd0", SETTLE_S, "the route is there")
+        wait_until(lambda: answers(a, SERVER) and answers(a, GATEWAY), SETTLE_S, "both are reached")
+        assert way_to(c, GATEWAY) == "lan0", "its own network stays"
+        assert "masquerade" in filter_of(b)
+        lab.run(gateway, "nft", "flush", "table", "inet", "vpnd_vpnd0")
+        b.vpnd("reload")  # makes it look
+        wait_until(lambda: "masquerade" in filter_of(b), SETTLE_S, "it is mended")
+        for node in (a, b, c):
+            assert node.stop() == 0
+        assert not filter_of(b)
         check_logs([a, b, c])
 
 
@@ -167,11 +200,13 @@ def test_through_an_exit_node_the_world_is_reached_and_nothing_stays_behind() ->
         check_logs([a, b, c])
 
 
+@pytest.mark.setting("network.masquerade")
 def test_a_route_of_the_machine_is_not_taken_over() -> None:
     with Lab(3) as lab, server_behind(lab, lab.nodes[1]):
         lab.ip(lab.nodes[2], "addr", "add", "10.55.0.77/16", "dev", "eth0")
-        a, b, c = network(lab, [LAN])
+        a, b, c = network(lab, [LAN], masquerade=False)
         wait_until(lambda: way_to(a, SERVER) == "vpnd0", SETTLE_S, "elsewhere it is routed")
+        assert "masquerade" not in filter_of(b)
         wait_until(lambda: warned(c, LAN), SETTLE_S, "the user is told")
         assert way_to(c, SERVER) == "eth0"
         # the network that was in the way is left: a moment later the announced one is routed

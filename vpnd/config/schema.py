@@ -42,6 +42,10 @@ class Network(Table, frozen=True):
         "Merge datagrams of one flow that are read together into one superpacket; needs offloads.", restart=True)
     advertise: tuple[str, ...] = text((), "cidr",
         "Networks behind this node that it announces, as far as its membership permits.", essential=True, restart=True)
+    masquerade: bool = switch(True,
+        "What members send into the networks this node announces comes from this machine's own address there, so that "
+        "hosts there answer it; needs nftables. Off: their router needs a route to the VPN (ip route add 10.86.0.0/16 "
+        "via this machine).", essential=True, restart=True)
     accept_routes: bool = switch(True,
         "Route networks announced by members into the TUN device.", essential=True, restart=True)
     exit_node: str = text("", "name",

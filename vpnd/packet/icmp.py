@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from vpnd.errors import BadPacket
 from vpnd.packet import checksum
-from vpnd.packet.offload.headers import FRAGMENT, transport
+from vpnd.packet.offload.headers import FRAGMENT, IPV4_FRAGMENT_MASK, transport
 
 _ECHO = struct.Struct(">BBHHH")
 #: Types by IP version (IANA); the code of both is 0.
@@ -31,6 +31,9 @@ _IPV4 = struct.Struct(">BBHHHBBH4s4s")
 _IPV6 = struct.Struct(">IHBB16s16s")
 #: Linux' class of "internetwork control" (RFC 1812, 4.3.2.5), and the hops any packet gets.
 _CONTROL, _HOPS = 0xC0, 64
+#: Types of errors that routers send: unreachable, time exceeded, parameter problem; of ICMPv6 also packet too big.
+_OF_ROUTERS, _OF_ROUTERS6 = frozenset({3, 11, 12}), frozenset({1, 2, 3, 4})
+_ADDRESSES4, _ADDRESSES6 = struct.Struct(">12xII"), struct.Struct(">8xQQQQ")
 _OFFSET4, _OFFSET6 = 0x1FFF, 0xFFF8
 
 
@@ -73,6 +76,28 @@ def _payload_untrusted(packet: bytes) -> bytes:
     if header < _IPV4_HEADER_BYTES or header > len(packet) or packet[9] != _PROTOCOL:
         raise BadPacket("malformed_remote")
     return packet[header:]
+
+
+def quoted_untrusted(packet: memoryview) -> tuple[int, int, int]:
+    """Which packet an ICMP error of a router is about, whose IP header and length have been looked at: the error's IP
+    version, and source and destination of that packet, as numbers. Raises BadPacket for anything else."""
+    version = packet[0] >> 4
+    if version == 4:
+        place = (packet[0] & 0x0F) * 4
+        about = place + _ERROR_BYTES
+        fragment = (packet[6] << 8 | packet[7]) & IPV4_FRAGMENT_MASK
+        if packet[9] != _PROTOCOL or fragment or len(packet) < about + _IPV4_HEADER_BYTES:
+            raise BadPacket("malformed_remote")
+        if packet[place] not in _OF_ROUTERS or packet[about] >> 4 != 4:
+            raise BadPacket("malformed_remote")
+        return 4, *_ADDRESSES4.unpack_from(packet, about)
+    about = _IPV6_HEADER_BYTES + _ERROR_BYTES
+    if packet[6] != _PROTOCOL6 or len(packet) < about + _IPV6_HEADER_BYTES:
+        raise BadPacket("malformed_remote")
+    if packet[_IPV6_HEADER_BYTES] not in _OF_ROUTERS6 or packet[about] >> 4 != 6:
+        raise BadPacket("malformed_remote")
+    halves = _ADDRESSES6.unpack_from(packet, about)
+    return 6, halves[0] << 64 | halves[1], halves[2] << 64 | halves[3]
 
 
 def unreachable(packet: memoryview) -> bytes | None:
