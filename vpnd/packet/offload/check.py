@@ -5,6 +5,9 @@ peer it is a stranger's word, so only what Linux itself produces is let through:
 or UDP has it, superpackets whose kind, sizes and headers agree, nothing in fields without a meaning. This is
 stricter than Linux (virtio_net_hdr_to_skb), so what passes here is never refused there.
 
+Of packets within packets (VXLAN, Geneve, GRE, IP in IP) Linux leaves the innermost checksum to fill in, having cut up
+superpackets and finished the outer checksums before.
+
 Plain packets, and those with just a checksum to fill in, are nearly all there are: they leave early.
 """
 
@@ -15,9 +18,13 @@ import struct
 from vpnd.errors import BadPacket
 from vpnd.packet.offload.headers import (
     FRAGMENT,
+    GRE,
+    GRE_BYTES,
+    IPIP,
     IPV4_BYTES,
     IPV4_FRAGMENT_MASK,
     IPV6_BYTES,
+    IPV6_IN_IP,
     TCP,
     TCP_BYTES,
     TCP_CHECKSUM,
@@ -56,6 +63,12 @@ _TCP4_LEAST = VNET_BYTES + IPV4_BYTES + TCP_BYTES
 _CSUM_AT_20, _ = struct.unpack(">QH", VNET.pack(FLAG_NEEDS_CSUM, 0, 0, 0, IPV4_BYTES, 0))
 _, _OFFSET_UDP = struct.unpack(">QH", VNET.pack(0, 0, 0, 0, 0, UDP_CHECKSUM))
 _, _OFFSET_TCP = struct.unpack(">QH", VNET.pack(0, 0, 0, 0, 0, TCP_CHECKSUM))
+
+
+#: By protocol of the outer packet: bytes between its IP header and the inner one, at least.
+_AROUND = {UDP: UDP_BYTES, GRE: GRE_BYTES, IPIP: 0, IPV6_IN_IP: 0}
+#: By the place of a checksum in its header: the protocol, and that header's length.
+_INNER = {TCP_CHECKSUM: (TCP, TCP_BYTES), UDP_CHECKSUM: (UDP, UDP_BYTES)}
 
 
 def inspect_untrusted(buffer: memoryview, offset: int, length: int) -> tuple[int, int, int]:
@@ -111,6 +124,9 @@ def _check_offload(buffer: memoryview, offset: int, size: int) -> None:
         raise BadPacket("bad_offload_header")
     packet = offset + VNET_BYTES
     start, protocol = transport(buffer, packet, size)
+    if csum_start != start and protocol in _AROUND and not (gso_type or header_bytes or gso_size):
+        _check_inner(buffer, packet, size, start + _AROUND[protocol], csum_start, csum_offset)
+        return
     if protocol == FRAGMENT or csum_start != start:
         raise BadPacket("bad_offload_header")
     if protocol == TCP:
@@ -137,3 +153,21 @@ def _check_offload(buffer: memoryview, offset: int, size: int) -> None:
         good = False
     if not good:
         raise BadPacket("bad_offload_header")
+
+
+def _check_inner(
+    buffer: memoryview, packet: int, size: int, begin: int, csum_start: int, csum_offset: int
+) -> None:
+    """The checksum to fill in is that of a TCP or UDP header, right behind an IP header that is not before `begin`."""
+    protocol, least = _INNER.get(csum_offset, (FRAGMENT, 0))
+    if protocol == FRAGMENT or csum_start + least > size:
+        raise BadPacket("bad_offload_header")
+    place, room = packet + csum_start, csum_start - begin
+    ipv6 = place - IPV6_BYTES
+    if room >= IPV6_BYTES and buffer[ipv6] >> 4 == 6 and buffer[ipv6 + 6] == protocol:
+        return
+    for words in range(IPV4_BYTES // 4, min(15, room // 4) + 1):
+        ipv4 = place - 4 * words
+        if buffer[ipv4] == 0x40 | words and buffer[ipv4 + 9] == protocol:
+            return
+    raise BadPacket("bad_offload_header")

@@ -6,6 +6,9 @@ from vpnd.packet.record import GSO_ECN, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, Offloa
 
 TCP = 6
 UDP = 17
+#: What carries packets of other protocols: IPv4, IPv6, GRE (IANA); UDP does as well (VXLAN, Geneve, …).
+IPIP, IPV6_IN_IP, GRE = 4, 41, 47
+GRE_BYTES = 4
 #: Stands for the protocol of a fragment: whatever it carries, it has no transport header to speak of.
 FRAGMENT = -1
 
