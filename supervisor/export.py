@@ -1,5 +1,5 @@
-"""The Prometheus endpoint, seen from the supervisor: it binds the socket; a process without rights (vpnd/exporter.py)
-answers on it, and is told the status when it asks."""
+"""The processes that answer HTTP, seen from the supervisor: it binds the socket; a process without rights
+(vpnd/exporter.py, vpnd/page) answers on it, and is told the status when it asks."""
 
 from __future__ import annotations
 
@@ -7,27 +7,52 @@ import asyncio
 import os
 import socket
 from collections.abc import Awaitable, Callable
+from typing import NamedTuple
 
 from supervisor.children import Child
 from supervisor.pacing import Priorities
 from supervisor.report import encoded
 from vpnd.api import messages, parts
 from vpnd.config.live import Live
+from vpnd.config.schema import Config
 from vpnd.errors import MachineError
 from vpnd.metrics import create_page
 from vpnd.status import Status
 
 
-class ExporterSlot:
-    """The listening socket, which outlives the processes, as the page with their heartbeat does. See children.Slot."""
+class Endpoint(NamedTuple):
+    """One of them. `key`: the setting that says where it listens."""
 
-    title, role, module = "exporter", "exporter", "vpnd.exporter"
+    title: str
+    module: str
+    key: str
+    listen: Callable[[Config], str]
+    max_age_s: Callable[[Config], float]
+
+
+EXPORTER = Endpoint(
+    "exporter",
+    "vpnd.exporter",
+    "metrics.listen",
+    lambda config: config.metrics.listen,
+    lambda config: config.metrics.max_age,
+)
+PAGE = Endpoint(
+    "page", "vpnd.page", "web.listen", lambda config: config.web.listen, lambda config: config.web.interval
+)
+
+
+class ExporterSlot:
+    """The listening socket, which outlives the processes. See children.Slot. `token`: see vpnd.page."""
+
+    role = "exporter"
     more_time_s = 0.0
 
-    def __init__(self, live: Live) -> None:
-        """Raises MachineError when metrics.listen cannot be bound."""
-        self._live = live
-        listen = live.config.metrics.listen
+    def __init__(self, endpoint: Endpoint, live: Live, token: str) -> None:
+        """Raises MachineError when the address cannot be bound."""
+        self.title, self.module = endpoint.title, endpoint.module
+        self._live, self._token = live, token
+        listen = endpoint.listen(live.config)
         host, _, port = listen.rpartition(":")
         host = host.strip("[]")
         try:
@@ -37,12 +62,13 @@ class ExporterSlot:
             self._socket = socket.create_server(address[:2], family=family)
         except OSError as error:
             raise MachineError(
-                f"metrics.listen = {listen}: {error.strerror}; choose another address or empty it"
+                f"{endpoint.key} = {listen}: {error.strerror}; choose another address or empty it"
             ) from error
-        self.page, self._page_fd = create_page((), "vpnd-heartbeat-exporter")
+        self.page, self._page_fd = create_page((), f"vpnd-heartbeat-{self.title}")
 
     def begin(self) -> tuple[messages.Message, tuple[int, ...]]:
-        return messages.ExporterStart(config=self._live.config), (self._socket.fileno(), self._page_fd)
+        start = messages.ExporterStart(config=self._live.config, token=self._token)
+        return start, (self._socket.fileno(), self._page_fd)
 
     def close(self) -> None:
         """Listen no more."""
@@ -54,12 +80,19 @@ class ExporterSlot:
 class Exporter:
     """Owner: supervisor loop. `start`, then `stop`, once each.
 
-    `status` is called at most once in metrics.max_age, whatever the process asks.
+    `status` is called at most once in the endpoint's max_age_s, whatever the process asks.
     """
 
-    def __init__(self, live: Live, priorities: Priorities, status: Callable[[], Awaitable[Status]]) -> None:
-        self._live, self._priorities, self._status = live, priorities, status
-        self._slot = ExporterSlot(live)
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        live: Live,
+        priorities: Priorities,
+        status: Callable[[], Awaitable[Status]],
+        token: str = "",
+    ) -> None:
+        self._endpoint, self._live, self._priorities, self._status = endpoint, live, priorities, status
+        self._slot = ExporterSlot(endpoint, live, token)
         self.child = Child(self._slot, live, priorities, self._up, self._gone, self._said)
         self._telling: asyncio.Task[None] | None = None
         self._told_s = 0.0
@@ -92,7 +125,7 @@ class Exporter:
 
     async def _tell(self) -> None:
         loop = asyncio.get_running_loop()
-        await asyncio.sleep(self._told_s + self._live.config.metrics.max_age - loop.time())
+        await asyncio.sleep(self._told_s + self._endpoint.max_age_s(self._live.config) - loop.time())
         self._told_s = loop.time()
         try:
             content = await encoded(await self._status())

@@ -12,6 +12,7 @@
                                                   requests: invite …
     relay         channel, once it is wanted      Child: Ready, Failed; RelayChild gives it a channel to control
     exporter      channel, if metrics.listen      Child: Ready, Failed; Exporter: StatusWanted
+    page          channel, if web.listen          the same
 
 Rights kept: the TUN descriptor (it moves the packets), CAP_NET_ADMIN (it takes its addresses and routes
 back), root's signals (it kills and restarts children of another user). It parses nothing that comes from
@@ -38,7 +39,7 @@ import msgspec
 
 from supervisor import report, requests, statedir
 from supervisor.children import Child
-from supervisor.export import Exporter
+from supervisor.export import EXPORTER, PAGE, Exporter
 from supervisor.fleet import Fleet, Scaling
 from supervisor.network import killswitch
 from supervisor.network.machine import Machine
@@ -141,10 +142,15 @@ async def start_node(
         undo.callback(reading.close)
         others: list[Child[Any]] = [fleet.relay.child]
         if config.metrics.listen:
-            exporter = Exporter(live, fleet.priorities, node.status)
+            exporter = Exporter(EXPORTER, live, fleet.priorities, node.status)
             undo.push_async_callback(exporter.stop)
             await exporter.start()
             others.append(exporter.child)
+        if config.web.listen:
+            page = Exporter(PAGE, live, fleet.priorities, node.status, statedir.page_token(config))
+            undo.push_async_callback(page.stop)
+            await page.start()
+            others.append(page.child)
         undo.callback(Watchdog(live, lambda: (*fleet.children, *others)).close)
         await node.hear_control()
         node.ready = True

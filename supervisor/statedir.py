@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import secrets
 import stat
 from pathlib import Path
 
@@ -91,3 +92,17 @@ def _hand_over(fd: int, former: int, uid: int, gid: int) -> None:
 
 def _unusable(path: Path, error: OSError) -> MachineError:
     return MachineError(f"{path}: {error.strerror}; move it away, or choose another --state-dir")
+
+
+def page_token(config: Config) -> str:
+    """What browsers must show to see the page: made once, so that bookmarks stay good. Raises MachineError."""
+    path = paths.page_token_file(config)
+    try:
+        with os.fdopen(trust.open_file(path, os.O_RDWR | os.O_CREAT), "r+") as file:
+            token = file.read(256).strip()
+            if not token:
+                token = secrets.token_urlsafe(24)
+                file.write(f"{token}\n")
+            return token
+    except (OSError, ValueError) as error:
+        raise MachineError(f"{path}: {error}; move it away and start again") from error

@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import socket
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Iterator
-from select import select
 from typing import Any
 
-import msgspec
 import pytest
+from serving_harness import Supervisor, served
 
-from vpnd.api import channel, messages, parts
-from vpnd.api.channel import Channel, ChannelClosed
 from vpnd.config.schema import Config, Metrics
 from vpnd.config.schema import Status as StatusSettings
-from vpnd.metrics import create_page
 from vpnd.status import Ailment, Peer, Status, judged
 
 STATUS = judged(
@@ -29,73 +20,11 @@ STATUS = judged(
 )
 
 
-class Supervisor:
-    """Tells the exporter `status` whenever it asks, in a thread of its own; `asked` counts. With `status` None it says
-    nothing."""
-
-    def __init__(self, status: dict[str, Any], **settings: Any) -> None:
-        self.status: Status | None = STATUS
-        self.asked = 0
-        self._listening = socket.create_server(("127.0.0.1", 0))
-        self._ours, theirs = channel.pair()
-        command = [sys.executable, "-P", "-m", "vpnd.exporter", str(theirs.fileno())]
-        with theirs:
-            self.process = subprocess.Popen(
-                command,
-                pass_fds=(theirs.fileno(),),
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-            )
-        self._channel = Channel(self._ours, "supervisor", "exporter")
-        start = messages.ExporterStart(
-            config=Config(metrics=Metrics(**settings), status=StatusSettings(**status))
-        )
-        self.page, page_fd = create_page((), "heartbeat")
-        self._channel.send(start, (self._listening.fileno(), page_fd))
-        os.close(page_fd)
-        self._ready = threading.Event()
-        threading.Thread(target=self._serve, daemon=True).start()
-        assert self._ready.wait(10)
-
-    def _serve(self) -> None:
-        with contextlib.suppress(ChannelClosed, OSError):
-            while True:
-                select([self._ours], [], [])
-                received = self._channel.receive()
-                if received is not None and isinstance(received[0], messages.Ready):
-                    self._ready.set()
-                elif received is not None:
-                    self.asked += 1
-                    if self.status is not None:
-                        told = messages.StatusTold(content=msgspec.json.encode(self.status))
-                        for part in parts.split(told):
-                            self._channel.send(part)
-
-    def connect(self) -> socket.socket:
-        sock = socket.create_connection(self._listening.getsockname(), timeout=3)
-        return sock
-
-    def get(self, path: str, method: str = "GET") -> tuple[int, str]:
-        with self.connect() as sock:
-            sock.sendall(f"{method} {path} HTTP/1.0\r\n\r\n".encode())
-            answer = b"".join(iter(lambda: sock.recv(65536), b"")).decode()
-        head, _, body = answer.partition("\r\n\r\n")
-        return int(head.split()[1]), body
-
-    def stop(self) -> int:
-        self._channel.send(messages.Stop())
-        code = self.process.wait(10)
-        self._listening.close()
-        self._ours.close()
-        return code
-
-
 @contextlib.contextmanager
 def exporter(status: dict[str, Any] | None = None, **settings: Any) -> Iterator[Supervisor]:
-    supervisor = Supervisor(status or {}, **settings)
-    try:
+    config = Config(metrics=Metrics(**settings), status=StatusSettings(**(status or {})))
+    with served("vpnd.exporter", config, STATUS) as supervisor:
         yield supervisor
-    finally:
-        assert supervisor.stop() == 0
 
 
 def test_health_and_metrics_are_those_of_the_status():
@@ -128,7 +57,7 @@ def test_thousands_of_peers_are_told_in_parts():
 
 
 def test_what_is_no_http_harms_nobody():
-    with exporter() as supervisor:
+    with exporter(timeout=1.0) as supervisor:
         for nonsense in (b"\0" * 100, b"GET\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"A" * 100_000):
             with supervisor.connect() as sock, contextlib.suppress(OSError):
                 sock.sendall(nonsense)
@@ -157,6 +86,16 @@ def test_the_supervisor_is_asked_once_in_max_age():
 def test_who_asks_nothing_is_hung_up_on():
     with exporter(timeout=0.2) as supervisor, supervisor.connect() as sock:
         assert sock.recv(1) == b""
+
+
+def test_who_asks_slowly_is_hung_up_on_as_well():
+    with exporter(timeout=0.5) as supervisor, supervisor.connect() as sock:
+        begun_s = time.monotonic()
+        with contextlib.suppress(OSError):
+            while time.monotonic() < begun_s + 10:
+                sock.sendall(b"x")
+                time.sleep(0.05)
+        assert time.monotonic() < begun_s + 10, "each byte would win it time"
 
 
 @pytest.mark.setting("metrics.max_clients")

@@ -2,191 +2,62 @@
 
     talks to     over                            what comes, and who serves it
     -----------  ------------------------------  ---------------------------------------------------------
-    supervisor   channel (inherited descriptor)  main: ExporterStart; Told: Reconfigure, StatusTold, Stop
+    supervisor   channel (inherited descriptor)  serving: ExporterStart, Reconfigure, StatusTold, Stop
     strangers    HTTP, the socket it is given    Handler: /metrics, /healthz, /readyz
 
-Rights kept after `privileges.drop`: the channel and the listening socket. A thread for each HTTP connection, at most
-metrics.max_clients; the first thread has the channel. All clients together cost the supervisor one status in
-metrics.max_age.
+Rights kept after `privileges.drop`: the channel and the listening socket. How it is served: vpnd/serving.py.
 """
 
 from __future__ import annotations
 
-import http.server
-import logging
-import os
 import resource
-import socket
-import sys
-import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from select import select
 from typing import Any
 
-import msgspec
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from vpnd import logs, metrics, privileges, seccomp
-from vpnd.api import messages, parts
-from vpnd.api.channel import Channel, first_message, run_child
+from vpnd import metrics, serving
 from vpnd.config.schema import Config
 from vpnd.status import HEALTHY, Peer, Shard, Status, TunPart
-
-log = logging.getLogger(__name__)
 
 
 def main() -> None:
     """`python -m vpnd.exporter CHANNEL_FD`."""
-    run_child("exporter", _main)
+    serving.serve("exporter", _limits, Handler)
 
 
-def _main(channel: Channel, parent_pid: int) -> None:
-    start, (listening, page_fd) = first_message(channel, messages.ExporterStart)
-    page = metrics.CounterPage((), page_fd)
-    os.close(page_fd)
-    logs.configure(start.config.log.level, "exporter")
-    # Below this line nothing is imported: the files of vpnd may be readable by root alone.
-    privileges.drop(start.config.process.user, parent_pid)
-    told = Told(channel, start.config, page)
-    server = Server(socket.socket(fileno=listening), told)
-    if start.config.process.seccomp:
-        seccomp.confine(seccomp.EXPORTER)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    told.serve()
+def _limits(config: Config) -> serving.Limits:
+    metrics = config.metrics
+    return serving.Limits(metrics.max_age, metrics.timeout, metrics.max_clients)
 
 
-class Told:
-    """What the supervisor told last. `serve` is the first thread's, `status` any other's."""
-
-    def __init__(self, channel: Channel, config: Config, page: metrics.CounterPage) -> None:
-        self._channel, self._page = channel, page
-        self.config = config
-        self._news = threading.Condition()
-        self._asked = False
-        self._status: Status | None = None
-        self._at_s = 0.0
-
-    def status(self) -> Status | None:
-        """A status not older than metrics.max_age; None when the supervisor does not tell within status.timeout."""
-        with self._news:
-            if not self._fresh():
-                if not self._asked:
-                    self._asked = True
-                    self._channel.send(messages.StatusWanted())
-                if not self._news.wait_for(self._fresh, self.config.status.timeout):
-                    self._asked = False  # it may have been lost: whoever comes next asks again
-                    return None
-            return self._status
-
-    def _fresh(self) -> bool:
-        return self._status is not None and time.monotonic() < self._at_s + self.config.metrics.max_age
-
-    def serve(self) -> None:
-        """Until Stop. Raises ChannelClosed when the supervisor is gone."""
-        said: list[messages.StatusTold] = []
-        self._channel.send(messages.Ready())
-        while True:
-            self._page.beat()
-            received = self._channel.receive()
-            if received is None:
-                select([self._channel.fileno()], [], [], metrics.heartbeat_s(self.config.process.watchdog))
-                continue
-            match received[0]:
-                case messages.Stop():
-                    return
-                case messages.Reconfigure(config=config):
-                    self.config = config
-                    logs.set_level(config.log.level)
-                case messages.StatusTold() as part:
-                    said.append(part)
-                    if not part.more:
-                        status = msgspec.json.decode(parts.joined(said).content, type=Status)
-                        said = []
-                        with self._news:
-                            self._status, self._at_s, self._asked = status, time.monotonic(), False
-                            self._news.notify_all()
-
-
-# --- HTTP
-
-
-class Server(http.server.ThreadingHTTPServer):
-    """Serves on a socket that listens already."""
-
-    daemon_threads = True
-
-    def __init__(self, listening: socket.socket, told: Told) -> None:
-        super().__init__(listening.getsockname()[:2], Handler, bind_and_activate=False)
-        self.socket.close()
-        self.socket, self.told = listening, told
-        self._clients = threading.BoundedSemaphore(told.config.metrics.max_clients)
-
-    def process_request(self, request: object, client_address: object) -> None:
-        """A thread for it, while there are not too many."""
-        if self._clients.acquire(blocking=False):
-            super().process_request(request, client_address)  # type: ignore[arg-type]
-        else:
-            self.shutdown_request(request)  # type: ignore[arg-type]
-
-    def process_request_thread(self, request: object, client_address: object) -> None:
-        """In that thread."""
-        try:
-            super().process_request_thread(request, client_address)  # type: ignore[arg-type]
-        finally:
-            self._clients.release()
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """A client that went away, or sent what is no HTTP, is none of ours."""
-        log.debug("%s: %s", client_address, sys.exc_info()[1])
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
+class Handler(serving.Handler):
     """One connection, one request."""
-
-    server: Server
-    server_version, sys_version = "vpnd", ""
-
-    def setup(self) -> None:
-        super().setup()
-        self.connection.settimeout(self.server.told.config.metrics.timeout)
 
     def do_GET(self) -> None:
         """/metrics; /healthz: the daemon answers; /readyz: it is healthy, as `vpnd status` has it."""
         path = self.path.partition("?")[0]
         if path not in ("/metrics", "/healthz", "/readyz"):
-            self._answer(404, "there are /metrics, /healthz and /readyz\n")
+            self.answer(404, "there are /metrics, /healthz and /readyz\n")
             return
         status = self.server.told.status()
         if status is None:
-            self._answer(503, "the daemon does not answer\n")
+            self.answer(503, "the daemon does not answer\n")
         elif path == "/metrics":
             registry = CollectorRegistry()
             registry.register(Exposed(status, per_peer=self.server.told.config.metrics.per_peer))
             encode, kind = choose_encoder(self.headers.get("Accept", ""))
-            self._answer(200, encode(registry), kind)
+            self.answer(200, encode(registry), kind)
         elif path == "/healthz":
-            self._answer(200, "ok\n")
+            self.answer(200, "ok\n")
         else:
             lines = [status.health, *(f"{ailment.what}: {ailment.remedy}" for ailment in status.ailments)]
-            self._answer(200 if status.health == HEALTHY else 503, "\n".join(lines) + "\n")
+            self.answer(200 if status.health == HEALTHY else 503, "\n".join(lines) + "\n")
 
     do_HEAD = do_GET
-
-    def _answer(self, code: int, body: str | bytes, kind: str = "text/plain; charset=utf-8") -> None:
-        content = body.encode() if isinstance(body, str) else body
-        self.send_response(code)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(content)
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Nothing: a scraper would fill the log."""
 
 
 # --- what a status is to Prometheus

@@ -53,6 +53,7 @@ from vpnd.packet import icmp
 from vpnd.packet.offload import check
 from vpnd.packet.offload.slices import SLICE, Joiner
 from vpnd.packet.record import LENGTH, VNET_BYTES
+from vpnd.page.process import Refused, check_host_untrusted, check_token_untrusted
 from vpnd.peerid import public_key_untrusted
 
 
@@ -512,6 +513,18 @@ ENTRIES = {
         (noise.BadHandshake, NoiseFailure, *ENDS),
         (first_message() + b"\0\x70" + bytes(112),),
         ("vpnd.adapter.noise._shake_hands_untrusted", "vpnd.adapter.noise._receive_untrusted"),
+    ),
+    "host of a request": Entry(
+        text(lambda host: check_host_untrusted(host, "127.0.0.1:9587")),
+        (Refused,),
+        (b"127.0.0.1:9587", b"[::1]:9587", b"localhost", b"evil.example"),
+        ("vpnd.page.process.check_host_untrusted",),
+    ),
+    "token of a request": Entry(
+        text(lambda header: check_token_untrusted(header, "token")),
+        (Refused,),
+        (b"Bearer token", b"Bearer tokem", b"Basic dG9rZW4="),
+        ("vpnd.page.process.check_token_untrusted",),
     ),
 }
 

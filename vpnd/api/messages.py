@@ -80,11 +80,19 @@ class ShardStart(Message, frozen=True):
 
 
 class ExporterStart(Message, frozen=True):
-    """Configuration of the Prometheus endpoint. Descriptors: a socket that listens, a page for its heartbeat alone."""
+    """Configuration of a process that answers HTTP: the Prometheus endpoint, or the page.
+
+    Descriptors: the socket that listens on metrics.listen or web.listen, a page for its heartbeat alone. `token`: what
+    clients of the page must show.
+    """
 
     rule = Rule((SUPERVISOR_TO_EXPORTER,), first=True, descriptors=Descriptors(2, 2, "socket, heartbeat"))
 
     config: Config
+    token: str = ""
+
+    def __repr__(self) -> str:  # a token is a secret
+        return "ExporterStart()"
 
 
 class Ready(Message, frozen=True):

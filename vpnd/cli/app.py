@@ -16,6 +16,7 @@ from vpnd.cli import (
     manual,
     membership,
     netcheck,
+    page,
     pinging,
     running,
     service,
@@ -123,7 +124,7 @@ def version(place: Where) -> None:
     _tell_version(True)
 
 
-for module in (running, membership, pinging, netcheck, explaining, doctor):
+for module in (running, membership, pinging, netcheck, explaining, doctor, page):
     app.add_typer(module.app)
 app.add_typer(configuration.app, name="config")
 app.add_typer(service.app, name="service")

@@ -14,6 +14,7 @@ CONFIG_FILE_NAME = "vpnd.toml"
 LOG_FILE_NAME = "vpnd.log"
 LOCK_FILE_NAME = "vpnd.lock"
 NETWORK_DIR_NAME = "network"
+PAGE_TOKEN_NAME = "page.token"
 
 
 class Places(NamedTuple):
@@ -69,3 +70,8 @@ def lock_file(config: Config) -> Path:
 def network_dir(config: Config) -> Path:
     """What the node keeps of the network it is in; belongs to process.user."""
     return Path(config.state_dir, NETWORK_DIR_NAME)
+
+
+def page_token_file(config: Config) -> Path:
+    """What a browser must show to see the page."""
+    return Path(config.state_dir, PAGE_TOKEN_NAME)

@@ -531,6 +531,19 @@ class Metrics(Table, frozen=True):
     max_clients: int = number(16, 1, 1024, "connections", "Concurrent HTTP connections; further ones are closed.")
 
 
+class Web(Table, frozen=True):
+    """A page that shows the node live, to who has its token; `vpnd page` prints the address."""
+
+    listen: str = text("", "host_port",
+        "host:port of the page; empty: none. Keep it on loopback or an address of the VPN: it is HTTP without "
+        "encryption.", essential=True, restart=True)
+    interval: float = duration(1.0, 0.1, 60.0,
+        "Interval of new values on open pages. Without an open page nothing is measured for it.")
+    max_peers: int = number(200, 1, 1500, "peers", "Peers a page shows; those with sessions first.")
+    timeout: float = duration(5.0, 0.1, 300.0, "Time a browser may take to ask, and to take an answer.")
+    max_clients: int = number(16, 1, 1024, "connections", "HTTP connections at once; one more is closed.")
+
+
 class Log(Table, frozen=True):
     """Messages on standard error."""
 
@@ -566,4 +579,5 @@ class Config(Table, frozen=True):
     process: Process = Process()
     status: Status = Status()
     metrics: Metrics = Metrics()
+    web: Web = Web()
     log: Log = Log()
