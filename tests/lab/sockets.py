@@ -50,11 +50,11 @@ def _enter(fd: int) -> None:
         raise LabError(f"setns: {os.strerror(ctypes.get_errno())}")
 
 
-def socket_in(namespace: Namespace, ip: str, kind: socket.SocketKind) -> socket.socket:
+def socket_in(namespace: Namespace, ip: str, kind: socket.SocketKind, protocol: int = 0) -> socket.socket:
     """A socket in a namespace, of the family of `ip`; it gives up after SILENCE_S."""
     family = socket.AF_INET6 if ":" in ip else socket.AF_INET
     with inside(namespace):
-        sock = socket.socket(family, kind)
+        sock = socket.socket(family, kind, protocol)
     sock.settimeout(SILENCE_S)
     return sock
 

@@ -18,6 +18,7 @@ from lab import Lab, Node, check_logs, ping, socket_in, wait_for_answer, wait_un
 from lab.joining import address, invite, join, machine, network_of, standing
 from lab.node import P2P_PORT, ROOT
 from lab.steady import SteadyFlow
+from packet.builder import ip, udp
 
 from vpnd import errors
 from vpnd.membership import token as tokens
@@ -128,6 +129,17 @@ def test_a_member_sends_from_its_own_addresses_only(lab: Lab) -> None:
         assert "100% packet loss" in lab.run(c.namespace, *stolen, check=False).stdout
         wait_counted(a, "source_not_allowed", 5)
         assert ping(lab, c.namespace, address(a), count=3).loss == 0, "it still has its own address"
+        # As a router behind it, which may speak of what a has sent to c, and of nothing else
+        router, before = "198.51.100.3", counted(a, "source_not_allowed")
+        with socket_in(a.namespace, address(a), socket.SOCK_RAW, socket.IPPROTO_ICMP) as heard:
+            for target in (address(b), "192.0.2.1", address(c)):
+                about = udp((address(a), target), b"x")
+                with socket_in(c.namespace, address(a), socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
+                    raw.sendto(ip((router, address(a)), 1, b"\x03\x01" + bytes(6) + about), (address(a), 0))
+            wait_until(
+                lambda: heard.recv(2000)[28:].startswith(about), PATIENCE_S, "the error about c is heard"
+            )
+        assert counted(a, "source_not_allowed") == before + 2
     check_logs(nodes)
 
 

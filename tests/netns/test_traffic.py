@@ -73,6 +73,24 @@ def test_streams_carry_every_byte_in_both_directions(pair: tuple[Node, Node]) ->
             tcp_transfer(one.namespace, other.namespace, other.virtual_ip, 24 * MEBIBYTE, reverse=reverse)
 
 
+def test_a_tunnel_of_the_kernels_within_carries_every_byte(pair: tuple[Node, Node]) -> None:
+    """The checksum that is left to fill in is the innermost one."""
+    ends = pair, pair[::-1]
+    try:
+        for place, (one, other) in enumerate(ends, start=1):
+            link = ("type", "vxlan", "id", "5", "dstport", "4789")
+            link += ("local", one.virtual_ip, "remote", other.virtual_ip)
+            one.lab.ip(one.namespace, "link", "add", "vx0", *link)
+            one.lab.ip(one.namespace, "addr", "add", f"10.99.0.{place}/24", "dev", "vx0")
+            one.lab.ip(one.namespace, "link", "set", "vx0", "mtu", "450", "up")
+        for one, other in ends:
+            place = ends.index((other, one)) + 1
+            tcp_transfer(one.namespace, other.namespace, f"10.99.0.{place}", MEBIBYTE)
+    finally:
+        for one in pair:
+            one.lab.ip(one.namespace, "link", "del", "vx0")
+
+
 def test_datagrams_of_a_flow_stay_in_order(pair: tuple[Node, Node]) -> None:
     a, b = pair
     for one, other in ((a, b), (b, a)):
