@@ -228,7 +228,6 @@ class Plane:
         )
 
     def datagrams_changed(self, link: Link) -> None:
-        """See LinkEvents."""
         if link.beside is not None:
             how = "are used" if link.beside.usable else "are not used any more"
             log.info("session %x with %s: datagrams beside it %s", link.session_id, link.peer.name, how)
@@ -256,7 +255,6 @@ class Plane:
         self._peer_of[link].pool.suspect()
 
     def link_stuck(self, link: Link) -> None:
-        """See LinkEvents."""
         log.info("session %x with %s: large segments do not arrive", link.session_id, link.peer.name)
         self._events.segments_stuck(link.peer.peer_id)
         self._peer_of[link].pool.suspect()

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import socket
 import stat
@@ -27,8 +26,6 @@ import msgspec
 
 from vpnd.config.live import Live
 from vpnd.errors import MachineError, VpndError, kind_of
-
-log = logging.getLogger(__name__)
 
 #: Gets the request, as it came.
 Command = Callable[[Mapping[str, Any]], Awaitable[object]]

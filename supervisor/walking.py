@@ -22,11 +22,11 @@ from supervisor.pump import Pump
 from vpnd import why
 from vpnd.api.messages import ProbeAnswer, WalkTold, WalkWanted
 from vpnd.config.live import Live
+from vpnd.endpoint import IP
 from vpnd.errors import ConfigError, VpndError
 from vpnd.packet.flow import echo_key, key_to
 from vpnd.status import Status
 
-IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 _MOST_WHO = 256
 
 
@@ -90,7 +90,7 @@ class Walking:
             return msgspec.json.decode(await self._control("standing", who=who), type=why.Standing)
         return why.Standing(name=who)
 
-    async def _ask(self, standing: why.Standing, address: IPAddress | None) -> why.Asked:
+    async def _ask(self, standing: why.Standing, address: IP | None) -> why.Asked:
         if standing.state != "peer":
             return why.Asked(error=f"{standing.name} is no peer")
         try:
@@ -107,7 +107,7 @@ class Walking:
     async def _facts(
         self,
         before: Status,
-        address: IPAddress | None,
+        address: IP | None,
         protocol: int,
         port: int,
         standing: why.Standing,
@@ -151,14 +151,14 @@ async def _nothing() -> None:
     return None
 
 
-def _address(text: str) -> IPAddress | None:
+def _address(text: str) -> IP | None:
     try:
         return ipaddress.ip_address(text)
     except ValueError:
         return None
 
 
-def _route_to(address: IPAddress) -> why.Route:
+def _route_to(address: IP) -> why.Route:
     """Blocks for some milliseconds."""
 
     def ask(netlink: IPRoute) -> why.Route:

@@ -18,6 +18,8 @@ import enum
 import math
 from collections.abc import Callable
 
+from vpnd.config.schema import Retry as Settings
+
 #: Draws a number evenly from [low, high]; `random.Random().uniform` in production, a script in tests.
 Uniform = Callable[[float, float], float]
 
@@ -68,6 +70,12 @@ class Retry:
         #: End of the wait after the last failure. It goes on growing when the attempts are used up, for a thing
         #: that is never given up for good.
         self.not_before_s = 0.0
+
+    @classmethod
+    def by(cls, settings: Settings, uniform: Uniform) -> Retry:
+        """By the settings of [retry]."""
+        backoff = Backoff(settings.initial_interval, settings.max_interval, settings.multiplier, uniform)
+        return cls(backoff, settings.max_attempts)
 
     @property
     def failures(self) -> int:

@@ -25,7 +25,7 @@ from shards.flow.queues import ReorderBuffer
 from shards.peer.carrier import Carrier, Lane
 from shards.peer.choice import Choice, keeps_order
 from vpnd.config.live import Live
-from vpnd.resilience import Backoff, Retry
+from vpnd.resilience import Retry
 
 
 def lanes_of(carrier: Carrier) -> list[Lane]:
@@ -387,5 +387,4 @@ class StreamPool:
 
     def _new_retry(self) -> Retry:
         retry = self._retry_settings = self._live.config.retry
-        backoff = Backoff(retry.initial_interval, retry.max_interval, retry.multiplier, self._host.uniform)
-        return Retry(backoff, retry.max_attempts)
+        return Retry.by(retry, self._host.uniform)

@@ -174,7 +174,6 @@ class Link:
 
     @property
     def relayed(self) -> bool:
-        """See Carrier."""
         return self.path.kind == RELAYED
 
     def start(self) -> None:
@@ -584,7 +583,6 @@ class Link:
         return [lane.reassembly for lane in self.lanes]
 
     def local_address(self) -> str:
-        """See Transport."""
         return self._transport.local_address()
 
     def segment_bytes(self) -> int:
@@ -597,5 +595,4 @@ class Link:
         return self._transport.remote()
 
     def endpoints(self) -> tuple[str, str]:
-        """See Transport."""
         return self._transport.endpoints()

@@ -24,7 +24,7 @@ from vpnd.config.schema import Retry as RetrySettings
 from vpnd.endpoint import IP, IPNetwork
 from vpnd.errors import MachineError
 from vpnd.packet.offload.headers import UDP_MAX_SEGMENTS
-from vpnd.resilience import Backoff, Retry
+from vpnd.resilience import Retry
 
 IPInterface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 
@@ -186,11 +186,7 @@ class NetworkSetup:
 
     def _try(self, what: str, action: Callable[[], object]) -> None:
         """Do it, again and again while the error is a transient one and attempts are left."""
-        settings = self.retry
-        backoff = Backoff(
-            settings.initial_interval, settings.max_interval, settings.multiplier, random.uniform
-        )
-        retry = Retry(backoff, settings.max_attempts)
+        retry = Retry.by(self.retry, random.uniform)
         while True:
             try:
                 action()

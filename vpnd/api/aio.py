@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
 from time import monotonic
 
 from vpnd.api import messages
 from vpnd.api.channel import Channel, ChannelClosed
 from vpnd.errors import ProtocolViolation
-
-log = logging.getLogger(__name__)
-
 
 #: How long messages are taken one after the other, where they have a share of the loop's time.
 TURN_S = 0.001

@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 from vpnd.config.live import Live
 from vpnd.discovery.registry import Member
-from vpnd.resilience import Backoff, Circuit, CircuitBreaker, Retry, Uniform
+from vpnd.resilience import Circuit, CircuitBreaker, Retry, Uniform
 
 NEVER = math.inf
 
@@ -64,7 +64,7 @@ class PeerDials:
         self._uniform = uniform
         self._changed = changed
         self._live, self._retry_settings = live, live.config.retry
-        self.retry = self._new_retry()
+        self.retry = Retry.by(self._retry_settings, self._uniform)
         breaker = live.config.circuit_breaker
         self.breaker = CircuitBreaker(
             breaker.failure_threshold, breaker.reset_timeout, breaker.success_threshold, self._moved
@@ -77,16 +77,9 @@ class PeerDials:
         self.breaker.configure(breaker.failure_threshold, breaker.reset_timeout, breaker.success_threshold)
         if config.retry != self._retry_settings:
             self._retry_settings = config.retry
-            self.retry = self._new_retry()
+            self.retry = Retry.by(self._retry_settings, self._uniform)
             self.not_before_s = -NEVER
             self.turn_s.clear()  # the pace is one of them
-
-    def _new_retry(self) -> Retry:
-        settings = self._retry_settings
-        backoff = Backoff(
-            settings.initial_interval, settings.max_interval, settings.multiplier, self._uniform
-        )
-        return Retry(backoff, settings.max_attempts)
 
     def _moved(self, old: Circuit, new: Circuit) -> None:
         self._changed(CircuitChange(self.member, old, new, self._why))

@@ -24,6 +24,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from vpnd.discovery.registry import Member
+from vpnd.endpoint import IP
 
 #: RFC 1035 section 2.3.4.
 MAX_LABEL = 63
@@ -76,30 +77,27 @@ def _marked(name: str, taken: set[str]) -> str:
     raise AssertionError("62 digits of SHA-256 and a first letter were taken")
 
 
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-
-
 class MemberTable:
     """Given names and addresses. An address named twice belongs to the name that sorts first.
 
     Look-ups are cheap: every query makes some.
     """
 
-    def __init__(self, members: Iterable[tuple[str, Sequence[Address]]]) -> None:
+    def __init__(self, members: Iterable[tuple[str, Sequence[IP]]]) -> None:
         by_name = {name: tuple(addresses) for name, addresses in members}
         #: name of a member -> its label
         self.labels = assign(by_name)
         self._addresses = {self.labels[name]: addresses for name, addresses in by_name.items()}
-        self._owners: dict[Address, str] = {}
+        self._owners: dict[IP, str] = {}
         for name in sorted(by_name):
             for address in by_name[name]:
                 self._owners.setdefault(address, self.labels[name])
 
-    def addresses(self, label: str) -> Sequence[Address] | None:
+    def addresses(self, label: str) -> Sequence[IP] | None:
         """Addresses behind a label in small letters; None when no member has it."""
         return self._addresses.get(label)
 
-    def label(self, address: Address) -> str | None:
+    def label(self, address: IP) -> str | None:
         """The label of the member that owns an address; None when none does."""
         return self._owners.get(address)
 
@@ -110,7 +108,7 @@ def table_of(members: Iterable[Member]) -> MemberTable:
     Of two members with one name, the peer id that sorts first keeps it; the other is found by its name, a dot
     and the end of its peer id, made a label.
     """
-    rows: dict[str, list[Address]] = {}
+    rows: dict[str, list[IP]] = {}
     for member in sorted(members, key=lambda member: (member.name, member.peer_id)):
         name = member.name if member.name not in rows else f"{member.name}.{member.peer_id[-_ID_END:]}"
         rows[name] = [

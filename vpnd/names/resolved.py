@@ -20,7 +20,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from vpnd.names.reverse import Network, zone_names
+from vpnd.endpoint import IPNetwork
+from vpnd.names.reverse import zone_names
 from vpnd.printable import printable
 
 #: There while resolved runs (RuntimeDirectory of its unit).
@@ -38,7 +39,7 @@ class Link(NamedTuple):
 
     interface: str
     origin: str
-    prefixes: tuple[Network, ...]
+    prefixes: tuple[IPNetwork, ...]
     servers: tuple[str, ...]
     port: int
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import dns.name
 
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+from vpnd.endpoint import IPNetwork
 
 _ROOTS = {
     4: (dns.name.from_text("in-addr.arpa."), 8),
@@ -26,10 +26,10 @@ class Place(NamedTuple):
     """Where a reverse name is: below `apex`, the top of its zone. `network` None: no address can have it."""
 
     apex: dns.name.Name
-    network: Network | None
+    network: IPNetwork | None
 
 
-def locate(name: dns.name.Name, prefixes: Iterable[Network]) -> Place | None:
+def locate(name: dns.name.Name, prefixes: Iterable[IPNetwork]) -> Place | None:
     """The place of `name` (absolute) in the reverse zones of `prefixes`; None when it is in none of them."""
     for version, (root, bits) in _ROOTS.items():
         if not name.is_subdomain(root) or name == root:
@@ -47,7 +47,7 @@ def locate(name: dns.name.Name, prefixes: Iterable[Network]) -> Place | None:
     return None
 
 
-def zone_names(prefixes: Iterable[Network]) -> list[str]:
+def zone_names(prefixes: Iterable[IPNetwork]) -> list[str]:
     """The tops of the reverse zones, without the last dot; up to 128 for an IPv4 prefix, 8 for an IPv6 one."""
     found: dict[str, None] = {}
     for prefix in prefixes:
@@ -77,7 +77,7 @@ def _numbers(labels: list[bytes], version: int, bits: int) -> list[int]:
     return numbers
 
 
-def _network(numbers: list[int], version: int, bits: int) -> Network:
+def _network(numbers: list[int], version: int, bits: int) -> IPNetwork:
     length = 32 if version == 4 else 128
     value = 0
     for number in numbers:

@@ -36,8 +36,9 @@ from dns.rdtypes.IN.A import A
 from dns.rdtypes.IN.AAAA import AAAA
 
 from vpnd.config.schema import Dns
-from vpnd.names.members import Address, MemberTable
-from vpnd.names.reverse import Network, Place, locate
+from vpnd.endpoint import IP, IPNetwork
+from vpnd.names.members import MemberTable
+from vpnd.names.reverse import Place, locate
 
 #: Every network's zone is a child of this name, which the root does not have.
 SUFFIX = "vpn"
@@ -77,7 +78,7 @@ class Zone:
     """
 
     def __init__(
-        self, network: str, label: str, prefixes: Iterable[Network], settings: Dns, members: MemberTable
+        self, network: str, label: str, prefixes: Iterable[IPNetwork], settings: Dns, members: MemberTable
     ) -> None:
         """`prefixes`: the VPN's networks, whose reverse names are answered. ValueError: not host labels."""
         try:
@@ -207,7 +208,7 @@ class Zone:
         return response.to_wire(max_size=most, prefer_truncation=True)
 
 
-def _address_record(address: Address) -> dns.rdata.Rdata:
+def _address_record(address: IP) -> dns.rdata.Rdata:
     if isinstance(address, ipaddress.IPv4Address):
         return A(_IN, dns.rdatatype.A, str(address))
     return AAAA(_IN, dns.rdatatype.AAAA, str(address))
