@@ -60,7 +60,7 @@ from vpnd.adapter.dial import (
     either,
     first,
 )
-from vpnd.adapter.echo import measure
+from vpnd.adapter.framing import measure
 from vpnd.adapter.guards import Count, HandedOver, InboundGate, Notifee, StreamHandler, contained
 from vpnd.adapter.guests import ENROL, QUESTIONS, Asking, Desk
 from vpnd.adapter.handoff import Detached, NotDetachable, detach
