@@ -12,6 +12,7 @@ from shards.flow.flows import Discard
 from shards.flow.queues import Pending, ReorderBuffer
 from shards.peer.table import OPEN, Peer
 from shards.plane import Plane
+from shards.session.beside import DatagramLane
 from shards.session.link import Link, StreamLane
 from vpnd.api.messages import ProbeAnswer, ProbeRequest
 from vpnd.api.reports import FlowReport, SessionProbe, SessionReport
@@ -32,6 +33,7 @@ def session_report(link: Link) -> SessionReport:
         health="suspect" if link.suspect else "healthy",
         queue_delay_ms=link.queue.delay_s * 1000,
         segment_bytes=link.segment_bytes(),
+        datagrams=None if link.beside is None else link.beside.report(),
         **link.traffic()._asdict(),
     )
 
@@ -78,7 +80,13 @@ def _flow_report(plane: Plane, key: int) -> FlowReport:
     flow = plane.flows.flows.get(key)
     if flow is None or flow.sink is None:
         return FlowReport(state="none", packets=flow.packets if flow is not None else 0)
-    kinds = {StreamLane: "lane", Pending: "pending", Discard: "discarded", ReorderBuffer: "held"}
+    kinds = {
+        StreamLane: "lane",
+        DatagramLane: "datagrams",
+        Pending: "pending",
+        Discard: "discarded",
+        ReorderBuffer: "held",
+    }
     oldest_s = flow.oldest_s()
     return FlowReport(
         state=kinds[type(flow.sink)],
@@ -89,10 +97,12 @@ def _flow_report(plane: Plane, key: int) -> FlowReport:
 
 
 def _lane(plane: Plane, peer: Peer | None, key: int) -> StreamLane | None:
-    """Where the flow is, or where it would go with its next packet."""
+    """Where the flow is, or where it would go with its next packet; beside which, if it goes in datagrams."""
     flow = plane.flows.flows.get(key)
     if flow is not None and isinstance(flow.sink, StreamLane) and not flow.sink.closed:
         return flow.sink
+    if flow is not None and isinstance(flow.sink, DatagramLane) and (lanes := flow.sink.carrier.lanes):
+        return lanes[0]
     lane = peer.multiplexer.pick() if peer is not None else None
     return lane if isinstance(lane, StreamLane) else None
 

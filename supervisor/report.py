@@ -26,6 +26,8 @@ from vpnd.metrics import DROP_REASONS, SHARD_METRICS, Drops, Stage, reasons
 from vpnd.packet.record import Offload
 from vpnd.version import __version__
 
+#: States of datagrams beside a session, the best first.
+_DATAGRAMS = ("used", "unused", "silent")
 #: Rows made while packets wait; each takes some 10 µs.
 _PEERS_A_TURN = 32
 #: Of a peer's report: what is true of now only, and unknown without control.
@@ -184,8 +186,25 @@ def _peer(who: PeerReport, sessions: list[SessionReport], slots: list[ShardSlot]
             (session.segment_bytes for session in sessions if session.segment_bytes), default=0
         ),
         drops=drops_with(who.peer_id, traffic),
+        **_datagrams(sessions),
         **traffic_with(who.peer_id, traffic),
     )
+
+
+def _datagrams(sessions: list[SessionReport]) -> dict[str, Any]:
+    """Of the session whose datagrams are best off."""
+    told = [session.datagrams for session in sessions if session.datagrams is not None]
+    if not told:
+        return {}
+    best = min(told, key=lambda each: (_DATAGRAMS.index(each.state), each.rtt_ms or 0.0))
+    return {
+        "datagrams": best.state,
+        "datagram_rtt_ms": best.rtt_ms,
+        "datagram_jitter_ms": best.jitter_ms,
+        "datagram_loss_out": best.loss_out,
+        "datagram_loss_in": best.loss_in,
+        "datagram_bytes": best.size,
+    }
 
 
 def network_part(

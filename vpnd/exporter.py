@@ -173,6 +173,26 @@ _PEER: dict[str, tuple[metrics.Metric, Callable[[Peer], float | None]]] = {
         metrics.Metric("Round trip of its fastest session.", "seconds", True),
         lambda peer: None if peer.rtt_ms is None else peer.rtt_ms / 1000,
     ),
+    "datagrams_used": (
+        metrics.Metric("Whether packets go in datagrams beside a session.", "0 or 1", True),
+        lambda peer: peer.datagrams == "used",
+    ),
+    "datagram_rtt_seconds": (
+        metrics.Metric("Round trip of datagrams.", "seconds", True),
+        lambda peer: None if peer.datagram_rtt_ms is None else peer.datagram_rtt_ms / 1000,
+    ),
+    "datagram_jitter_seconds": (
+        metrics.Metric("How much the round trip of datagrams changes.", "seconds", True),
+        lambda peer: None if peer.datagram_rtt_ms is None else peer.datagram_jitter_ms / 1000,
+    ),
+    "datagram_loss_out_ratio": (
+        metrics.Metric("Datagrams to the peer that were lost lately.", "share of 1", True),
+        lambda peer: peer.datagram_loss_out,
+    ),
+    "datagram_loss_in_ratio": (
+        metrics.Metric("Datagrams from the peer that were lost.", "share of 1", True),
+        lambda peer: peer.datagram_loss_in,
+    ),
     "queue_delay_seconds": (
         metrics.Metric("How long the packet sent last waited.", "seconds", True),
         lambda peer: peer.queue_delay_ms / 1000,

@@ -156,6 +156,24 @@ class Peer(PeerReport, frozen=True):
             "Largest TCP segment (MSS) of its sessions, the smallest of them; 0 without a session.", "bytes"
         ),
     ] = 0
+    datagrams: Annotated[
+        str,
+        told(
+            "Datagrams beside its sessions: used, unused (the way is short, streams are as good), silent (none arrive) "
+            "or none (one of the two nodes takes none)."
+        ),
+    ] = "none"
+    datagram_rtt_ms: Annotated[
+        float | None, told("Round trip of datagrams; null until measured.", "milliseconds")
+    ] = None
+    datagram_jitter_ms: Annotated[float, told("How much that changes (RFC 3550).", "milliseconds")] = 0.0
+    datagram_loss_out: Annotated[
+        float | None, told("Datagrams to it that were lost lately; null until measured.", "share of 1")
+    ] = None
+    datagram_loss_in: Annotated[
+        float | None, told("Datagrams from it that were lost; null until measured.", "share of 1")
+    ] = None
+    datagram_bytes: Annotated[int, told("Largest datagram that arrives.", "bytes")] = 0
     bytes_sent: Annotated[int, told("To it since the start.", "bytes")] = 0
     bytes_received: Annotated[int, told("From it since the start.", "bytes")] = 0
     packets_sent: Annotated[int, told("To it since the start.", "records")] = 0

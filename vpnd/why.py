@@ -343,6 +343,7 @@ def _shard(facts: Facts) -> Step:
 _FLOW_STATES = {
     "none": "no packet of it was seen lately",
     "lane": "its packets go into a stream of a session",
+    "datagrams": "its packets go in datagrams beside a session",
     "pending": "its packets wait for a session",
     "discarded": "its packets are dropped",
     "held": "its packets are held back while it changes its stream",

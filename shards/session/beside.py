@@ -24,6 +24,7 @@ from shards.inbound import Reassembly
 from shards.session.surroundings import Fit, Remote, Surroundings
 from shards.session.udp import DatagramSocket
 from shards.stream.negotiate import Beside
+from vpnd.api.reports import DatagramReport
 from vpnd.errors import RemoteProtocolError
 from vpnd.packet.flow import key_of
 from vpnd.packet.record import LENGTH, PACKET_OFFSET, VNET_BYTES
@@ -301,6 +302,19 @@ class DatagramLane(Generic[Carrier]):
         """Everything so far, both ways."""
         reassembly = self.reassembly
         return Traffic(self.bytes_sent, reassembly.bytes, self.packets_sent, reassembly.packets)
+
+    def report(self) -> DatagramReport:
+        """How the path is."""
+        path, opener = self._path, self.association.opener
+        lost, expected = opener.missed - opener.late, opener.top + 1
+        return DatagramReport(
+            state="used" if self.usable else "unused" if path.alive else "silent",
+            rtt_ms=None if path.rtt_s is None else path.rtt_s * 1000,
+            jitter_ms=path.jitter_s * 1000,
+            loss_out=path.loss,
+            loss_in=lost / expected if expected else None,
+            size=path.size,
+        )
 
     def idle_since(self, now_s: float) -> float:
         """See Lane: it is not closed for being idle."""

@@ -18,6 +18,7 @@ from shards.datagram import spec
 from shards.datagram.association import Association, Plain
 from shards.datagram.path import Address, Probe
 from shards.datagram.sealing import Batch
+from vpnd.config.live import Live
 from vpnd.packet.record import MAX_RECORD_BYTES
 
 #: Linux, include/uapi/linux/udp.h.
@@ -25,7 +26,7 @@ _UDP_SEGMENT, _UDP_GRO = 103, 104
 _ANCILLARY_BYTES = socket.CMSG_SPACE(4)
 #: A read gives one datagram, or several merged to at most this; so many reads before other work.
 _READ_BYTES = 1 << 16
-_READS = 8
+_READS = 4
 #: Of a batch, what a span of records takes at most when it is sealed, in datagrams of the smallest size.
 _SPAN_BYTES = MAX_RECORD_BYTES * 5 // 4
 _BATCH_BYTES = 3 * _SPAN_BYTES
@@ -62,6 +63,7 @@ class DatagramSocket:
         sock: socket.socket,
         number: int,
         port: int,
+        live: Live,
         counts: Counts,
         now: Callable[[], float],
         batch_done: Callable[[], None],
@@ -71,7 +73,7 @@ class DatagramSocket:
         self.batch = Batch(_BATCH_BYTES)
         self.plain = Plain(_READ_BYTES + MAX_RECORD_BYTES)
         self.full = False
-        self._sock, self._number, self._counts = sock, number, counts
+        self._sock, self._number, self._live, self._counts = sock, number, live, counts
         self._now, self._batch_done, self._draw = now, batch_done, draw
         self._loop = asyncio.get_running_loop()
         self._takers: dict[int, Taker] = {}
@@ -129,7 +131,11 @@ class DatagramSocket:
     def _read(self) -> None:
         now_s, recv, buffer = self._now(), self._sock.recvmsg_into, [self._buffer]
         takers: dict[Taker, None] = {}
+        # No more in a turn than a peer's sessions may have, and what one read gives.
+        most = self._counts.packets_received + self._live.config.session.turn_records
         for _ in range(_READS):
+            if self._counts.packets_received >= most:
+                break
             try:
                 count, ancillary, _, address = recv(buffer, _ANCILLARY_BYTES)
             except BlockingIOError:

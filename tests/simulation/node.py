@@ -62,6 +62,7 @@ class Node:
                 self.udp,
                 0,
                 4001,
+                self.live,
                 self.plane.counts,
                 world.loop.time,
                 self._batch_done,

@@ -122,6 +122,19 @@ class ReachReport(msgspec.Struct, frozen=True, kw_only=True):
     relays: Annotated[tuple[str, ...], told("Members that can call it where it cannot be dialed.")] = ()
 
 
+class DatagramReport(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """Datagrams beside a session. `state`: silent (they do not arrive), unused (streams are as good) or used. `rtt_ms`
+    and what is lost, as shares of 1, are None until measured: `loss_out` of late, `loss_in` of all. `size`: of the
+    largest datagram that arrives, in bytes of UDP payload."""
+
+    state: str
+    rtt_ms: Measure | None
+    jitter_ms: Measure
+    loss_out: Measure | None
+    loss_in: Measure | None
+    size: Count
+
+
 class SessionReport(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One session of a shard. Bytes are packet bytes without any framing; `rtt_ms` None until measured.
 
@@ -144,6 +157,7 @@ class SessionReport(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     health: str = "healthy"
     queue_delay_ms: Measure = 0.0
     segment_bytes: Count = 0
+    datagrams: DatagramReport | None = None
 
 
 class SessionProbe(msgspec.Struct, frozen=True, kw_only=True):
@@ -159,8 +173,9 @@ class SessionProbe(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FlowReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What a shard has of a flow. `state`: none, lane (a stream of a session), pending (waits for a session), discarded
-    or held (back, for the sake of order). `waiting`: packets in a queue, the oldest of them for `waiting_ms`.
+    """What a shard has of a flow. `state`: none, lane (a stream of a session), datagrams (beside one), pending (waits
+    for one), discarded or held (back, for the sake of order). `waiting`: packets in a queue, the oldest of them for
+    `waiting_ms`.
     """
 
     state: str
