@@ -89,7 +89,7 @@ def _flow_report(plane: Plane, key: int) -> FlowReport:
     }
     oldest_s = flow.oldest_s()
     return FlowReport(
-        state=kinds[type(flow.sink)],
+        state=kinds.get(type(flow.sink), "lane"),
         packets=flow.packets,
         waiting=flow.backlog.packets if flow.backlog is not None else 0,
         waiting_ms=0.0 if oldest_s is None else max(0.0, (plane.now() - oldest_s) * 1000),

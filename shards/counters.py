@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
-from vpnd.metrics import DROP_REASONS, GAUGES, SHARD_COUNTERS, CounterPage, Drops
+from vpnd.metrics import DROP_REASONS, GAUGES, SHARD_COUNTERS, SHARD_HISTOGRAMS, CounterPage, Drops, Times
 
 #: The counters stored with every batch: the first of SHARD_COUNTERS.
 BATCH = (
@@ -26,7 +26,8 @@ assert SHARD_COUNTERS[: len(BATCH)] == BATCH
 
 
 class Counts:
-    """Counts of this process, each under its name in SHARD_COUNTERS; `drops`: by reason.
+    """Counts of this process, each under its name in SHARD_COUNTERS; `drops`: by reason; `times`:
+    histograms.
 
     One for a shard; whoever counts something adds to it. Owner: shard loop.
     """
@@ -43,6 +44,8 @@ class Counts:
         self.health_probes = self.health_failures = self.health_deaths = 0
         self.datagrams_sent = self.datagrams_unsent = self.datagrams_received = self.datagrams_missed = 0
         self.datagrams_late = self.datagrams_replayed = self.datagrams_forged = self.datagrams_unknown = 0
+        self.batches = 0
+        self.times = {name: Times() for name in SHARD_HISTOGRAMS}
 
 
 class Dropping(Protocol):
@@ -114,9 +117,10 @@ class Counters:
         """Store all counts, and the `gauges` as they are now."""
         values, base, index = self._values, self._base, self._index
         for name, count in (vars(self._counts) | gauges).items():
-            if name != "drops":
+            if name not in ("drops", "times"):
                 offset = index[name]
                 values[offset] = base[offset] + count
         drops = self._counts.drops
-        for offset, count in enumerate((*drops.values(), *drops.packets.values()), self._drops):
+        times = (count for each in self._counts.times.values() for count in each.counts)
+        for offset, count in enumerate((*drops.values(), *drops.packets.values(), *times), self._drops):
             values[offset] = base[offset] + count

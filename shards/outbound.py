@@ -49,6 +49,7 @@ class Outbound:
         stop = min(end, start + self._batch_bytes)
         position, packets = self._send(consumer.buffer, start, stop, end)
         consumer.release(position - start)
+        self._counts.batches += 1
         self._counts.packets_from_tun += packets
         self._counts.bytes_from_tun += position - start - packets * PACKET_OFFSET
         if self._unsettled:

@@ -22,7 +22,17 @@ from vpnd.api.messages import ControlStatus, ShardStatus
 from vpnd.api.reports import OwnAddresses, PeerReport, ReachReport, SessionReport
 from vpnd.config.live import Live
 from vpnd.config.schema import Config
-from vpnd.metrics import DROP_REASONS, SHARD_METRICS, Drops, Stage, reasons
+from vpnd.metrics import (
+    CONTROL_HISTOGRAMS,
+    CONTROL_METRICS,
+    DROP_REASONS,
+    SHARD_HISTOGRAMS,
+    SHARD_METRICS,
+    Drops,
+    Stage,
+    histogram_counters,
+    reasons,
+)
 from vpnd.packet.record import Offload
 from vpnd.version import __version__
 
@@ -97,7 +107,16 @@ def shard_row(slot: ShardSlot, child: Child, usage: Usage, answers: bool | None)
         **_counts(counts),
         drops={reason: count for reason, count in drops.items() if count},
         ring=status.Ring(**slot.ring_use()),
+        **_spreads(counts, SHARD_HISTOGRAMS),
     )
+
+
+def _spreads(counts: dict[str, int], names: Iterable[str]) -> dict[str, Any]:
+    spreads = {}
+    for name in names:
+        *buckets, sum_us = (counts[counter] for counter in histogram_counters(name))
+        spreads[name] = status.Spread(buckets=tuple(buckets), sum_s=sum_us / 1e6)
+    return spreads
 
 
 def _counts(counts: dict[str, int]) -> dict[str, Any]:
@@ -279,6 +298,7 @@ def build(
     `ailments`: what is not to be seen from the rest.
     """
     asked = bool(shard_statuses) or control_status is not None
+    control_counts = fleet.control_page.read()
     drops = dropped(tun, pump, fleet.slots)
     rows = tuple(
         shard_row(
@@ -298,7 +318,8 @@ def build(
         control=status.ControlPart(
             **_process(fleet.control, usage, control_status is not None if asked else None),
             connections=control_status.connections if control_status is not None else None,
-            counters=fleet.control_page.read(),
+            counters={name: control_counts[name] for name in CONTROL_METRICS},
+            **_spreads(control_counts, CONTROL_HISTOGRAMS),
         ),
         shards=rows,
         retired=retired,

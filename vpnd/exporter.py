@@ -10,18 +10,19 @@ Rights kept after `privileges.drop`: the channel and the listening socket. How i
 
 from __future__ import annotations
 
+import itertools
 import resource
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from prometheus_client import CollectorRegistry
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from vpnd import metrics, serving
 from vpnd.config.schema import Config
-from vpnd.status import HEALTHY, Peer, Shard, Status, TunPart
+from vpnd.status import HEALTHY, Peer, Shard, Spread, Status, TunPart
 
 
 def main() -> None:
@@ -82,6 +83,12 @@ class Exposed(Collector):
             rows = {(str(shard.index),): getattr(shard, name) for shard in shards}
             yield _family(f"vpnd_shard_{name}", metric, ("shard",), rows)
         yield from _rings(status.shards)
+        for name, meaning in metrics.SHARD_HISTOGRAMS.items():
+            spreads = {(str(shard.index),): getattr(shard, name) for shard in shards}
+            yield _histogram(f"vpnd_shard_{name}_seconds", meaning, ("shard",), spreads)
+        for name, meaning in metrics.CONTROL_HISTOGRAMS.items():
+            spread = {(): getattr(status.control, name)}
+            yield _histogram(f"vpnd_control_{name}_seconds", meaning, (), spread)
         for name, metric in metrics.CONTROL_METRICS.items():
             yield _family(f"vpnd_control_{name}", metric, (), {(): status.control.counters.get(name, 0)})
         for name in _TUN:
@@ -100,6 +107,16 @@ def _family(name: str, metric: metrics.Metric, labels: Sequence[str], rows: Mapp
     )
     for values, value in rows.items():
         family.add_metric(values, value)
+    return family
+
+
+def _histogram(name: str, meaning: str, labels: Sequence[str], spreads: Mapping[Any, Spread]) -> Metric:
+    """With classic buckets: every Prometheus takes them, and their number is known."""
+    family = HistogramMetricFamily(name, f"{meaning.removesuffix('.')} (seconds).", labels=labels)
+    limits = [*(f"{bound:g}" for bound in metrics.BOUNDS_S), "+Inf"]
+    for values, spread in spreads.items():
+        sums = itertools.accumulate(spread.buckets or (0,) * len(limits))
+        family.add_metric(values, list(zip(limits, sums, strict=True)), spread.sum_s)
     return family
 
 
@@ -219,6 +236,11 @@ def _peers(peers: Sequence[Peer]) -> Iterator[Metric]:
         values = {(peer.name, peer.peer_id): of(peer) for peer in peers}
         rows = {labels: value for labels, value in values.items() if value is not None}
         yield _family(f"vpnd_peer_{name}", metric, ("peer", "peer_id"), rows)
+    dropped = metrics.Metric("Dropped of packets to it and from it, by reason.", "records", False)
+    drops = {
+        (peer.name, peer.peer_id, reason): count for peer in peers for reason, count in peer.drops.items()
+    }
+    yield _family("vpnd_peer_dropped_records", dropped, ("peer", "peer_id", "reason"), drops)
 
 
 if __name__ == "__main__":

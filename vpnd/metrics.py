@@ -16,6 +16,7 @@ import enum
 import fcntl
 import mmap
 import os
+from bisect import bisect_left
 from typing import Annotated, NamedTuple, get_type_hints
 
 import msgspec
@@ -134,6 +135,9 @@ class ShardCounters(msgspec.Struct, frozen=True, kw_only=True):
     bytes_sent: Annotated[int, told("Sealed and given to a session.", "bytes")] = 0
     packets_received: Annotated[int, told("Received from peers, good or bad.", "records")] = 0
     bytes_received: Annotated[int, told("Received from peers, good or bad.", "bytes")] = 0
+    batches: Annotated[
+        int, told("Batches taken from the ring: records by batches is their mean size.", "batches")
+    ] = 0
     packets_queued: Annotated[int, gauge("Wait in the queues of the shard.", "records")] = 0
     flows: Annotated[int, gauge("Flows with a worker in the shard.", "flows")] = 0
     flows_active: Annotated[int, gauge("Flows that send.", "flows")] = 0
@@ -315,13 +319,49 @@ CONTROL_METRICS = (
         for reason in REFUSALS
     }
 )
+#: Upper limits of the buckets of every histogram, in seconds; one bucket more has what is above.
+BOUNDS_S = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+#: What is measured, each with BOUNDS_S and a sum; in a page behind its counters.
+SHARD_HISTOGRAMS = {
+    "rtt": "Round trips of probes and barriers in sessions.",
+    "queue_delay": "How long the packet sent last had waited, each time that packets left the queue of a session.",
+    "first_packet": "From the first packet that waited for a session with a peer to the session that took it.",
+}
+CONTROL_HISTOGRAMS = {
+    "handshake": "From the begin of a dial to an established session, of those that succeeded."
+}
+
+
+def histogram_counters(name: str) -> tuple[str, ...]:
+    """The names of a histogram's counters in a page: its buckets, and its sum in microseconds."""
+    return (*(f"{name}_le_{bound:g}" for bound in (*BOUNDS_S, float("inf"))), f"{name}_sum_us")
+
+
+class Times:
+    """How long something took, as a histogram: what `histogram_counters` names, in that order."""
+
+    __slots__ = ("counts",)
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(BOUNDS_S) + 2)
+
+    def add(self, seconds: float) -> None:
+        """One more."""
+        self.counts[bisect_left(BOUNDS_S, seconds)] += 1
+        self.counts[-1] += int(seconds * 1_000_000)
+
+
 #: The names of a page, in the order of its counters.
 SHARD_COUNTERS = (
     *SHARD_METRICS,
     *(f"dropped_{reason}" for reason in DROP_REASONS),
     *(f"dropped_packets_{reason}" for reason in DROP_REASONS),
+    *(counter for name in SHARD_HISTOGRAMS for counter in histogram_counters(name)),
 )
-CONTROL_COUNTERS = tuple(CONTROL_METRICS)
+CONTROL_COUNTERS = (
+    *CONTROL_METRICS,
+    *(counter for name in CONTROL_HISTOGRAMS for counter in histogram_counters(name)),
+)
 GAUGES = frozenset(name for name, metric in (SHARD_METRICS | CONTROL_METRICS).items() if metric.gauge)
 
 
@@ -350,6 +390,12 @@ class CounterPage:
     def add(self, name: str, amount: int = 1) -> None:
         """Add to one counter by name; for code that is not on the packet path."""
         self.values[self.index[name]] += amount
+
+    def measured(self, name: str, seconds: float) -> None:
+        """Add to a histogram by name; for code that is not on the packet path."""
+        first = self.index[f"{name}_le_{BOUNDS_S[0]:g}"]
+        self.values[first + bisect_left(BOUNDS_S, seconds)] += 1
+        self.values[first + len(BOUNDS_S) + 1] += int(seconds * 1_000_000)
 
     def set(self, name: str, value: int) -> None:
         """Set a gauge by name; for code that is not on the packet path."""

@@ -15,7 +15,15 @@ from typing import Annotated, Any, get_args, get_type_hints
 import msgspec
 
 from vpnd.api.reports import NetworkReport, PeerReport, ReachReport
-from vpnd.metrics import CONTROL_METRICS, DROPS, ShardCounters, told
+from vpnd.metrics import (
+    BOUNDS_S,
+    CONTROL_HISTOGRAMS,
+    CONTROL_METRICS,
+    DROPS,
+    SHARD_HISTOGRAMS,
+    ShardCounters,
+    told,
+)
 
 HEALTHY, DEGRADED, DOWN = "healthy", "degraded", "down"
 #: Of `vpnd status`.
@@ -85,6 +93,18 @@ class SupervisorPart(Part, frozen=True):
     rss_bytes: RssBytes = 0
 
 
+class Spread(Part, frozen=True):
+    """A histogram of times."""
+
+    buckets: Annotated[
+        tuple[int, ...],
+        told(
+            f"How many took {', '.join(f'{bound:g}' for bound in BOUNDS_S)} s at most, and longer; each once."
+        ),
+    ] = ()
+    sum_s: Annotated[float, told("All of them together.", "seconds")] = 0.0
+
+
 class ControlPart(SupervisorPart, frozen=True):
     """Control."""
 
@@ -96,6 +116,7 @@ class ControlPart(SupervisorPart, frozen=True):
         int | None, told("libp2p connections that are not data sessions; null without its answer.")
     ] = None
     counters: Annotated[dict[str, int], told("What it counted; see below.")] = {}
+    handshake: Annotated[Spread, told(CONTROL_HISTOGRAMS["handshake"])] = Spread()
 
 
 class Ring(Part, frozen=True):
@@ -119,6 +140,9 @@ class Shard(ShardCounters, frozen=True):
     rss_bytes: RssBytes = 0
     drops: Annotated[dict[str, int], told("Its drops by reason, without those that are 0.", "records")] = {}
     ring: Annotated[Ring, told("The ring to it.")] = Ring()
+    rtt: Annotated[Spread, told(SHARD_HISTOGRAMS["rtt"])] = Spread()
+    queue_delay: Annotated[Spread, told(SHARD_HISTOGRAMS["queue_delay"])] = Spread()
+    first_packet: Annotated[Spread, told(SHARD_HISTOGRAMS["first_packet"])] = Spread()
 
 
 class Flows(Part, frozen=True):

@@ -106,6 +106,9 @@ class Peer:
         self.pool.lane_ready(lane)
         unpin(self._discard)
         unpin(self.pending)
+        if self.pending.queue:
+            waited_s = self._host.now() - self.pending.queue.first().since_s
+            self._host.counts.times["first_packet"].add(waited_s)
         self.pending.empty(self._host.dispatch)
 
     def datagrams_changed(self, carrier: Carrier) -> None:

@@ -157,6 +157,7 @@ class Link:
         self._loop = asyncio.get_running_loop()
         self._transport, self._session, self._events = transport, session, events
         self._outbound, self._counts = common.outbound, common.counts
+        self._rtts, self._delays = common.counts.times["rtt"], common.counts.times["queue_delay"]
         self._inbound: Delivery = common.inbound
         self._hello, self._batch_done = common.hello, common.batch_done
         self._make_beside = make_beside
@@ -257,7 +258,7 @@ class Link:
         queue = self.queue
         if not queue.packets:
             return
-        now_s = self.now()
+        now_s, waited = self.now(), self._waited
         while not self._full and (flow := queue.first(now_s)) is not None:
             lane, chunk = flow.sink, flow.backlog.chunks[0]  # type: ignore[union-attr]
             assert isinstance(lane, StreamLane)  # what waits here is pinned to a lane of this link
@@ -269,6 +270,8 @@ class Link:
                     self.flush()
             elif not self._full:
                 queue.block(flow)
+        if self._waited != waited:
+            self._delays.add(queue.delay_s)
         self.flush()
 
     # --- in: stage 5
@@ -341,6 +344,7 @@ class Link:
                 self._send_queue()
             case Pong(value=value, rtt_s=rtt_s):
                 self.rtt_s = rtt_s
+                self._rtts.add(rtt_s)
                 if value in self._barriers:
                     sent_s, then = self._barriers.pop(value)
                     then(sent_s)

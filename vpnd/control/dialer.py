@@ -95,7 +95,7 @@ class Dialer:
     A dial is over with the first session it gets. It goes on, beside that, as long as a better one may come: behind a
     relayed session a direct one. Later that is tried again, by who dialed, every nat.upgrade_interval, doubling.
 
-    `count` counts under names of vpnd.metrics.
+    `count` counts, `measured` adds to histograms, under names of vpnd.metrics.
     """
 
     def __init__(
@@ -105,10 +105,11 @@ class Dialer:
         traversal: Traversal,
         *,
         count: Callable[[str], None],
+        measured: Callable[[str, float], None],
         now_s: Callable[[], float],
     ) -> None:
         self._planner, self._live, self._traversal = planner, live, traversal
-        self._count, self._now_s = count, now_s
+        self._count, self._measured, self._now_s = count, measured, now_s
         self._attempts: dict[Dial, _Attempt] = {}
         self._slots = trio.CapacityLimiter(live.config.p2p.max_dials)
         live.watch(lambda config: config.p2p.max_dials, self._other_limit)
@@ -257,14 +258,15 @@ class Dialer:
             return taken
 
         async def dial() -> None:
+            begun_s = self._now_s()
             try:
-                take(
-                    await dial_any(
-                        lambda address: host.dial(address, member.peer_id, small=small),
-                        member.addresses,
-                        settings.p2p.address_stagger,
-                    )
+                detached = await dial_any(
+                    lambda address: host.dial(address, member.peer_id, small=small),
+                    member.addresses,
+                    settings.p2p.address_stagger,
                 )
+                self._measured("handshake", self._now_s() - begun_s)
+                take(detached)
             except DialError as error:
                 errors.append(str(error))
                 failed.set()

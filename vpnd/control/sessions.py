@@ -59,7 +59,9 @@ class Sessions:
             own_id, registry.members(), self._book, self._live, uniform, traversal.can_meet
         )
         self._links: dict[int, ShardLink] = {}  # by index of the shard
-        self._dialer = Dialer(self._planner, self._live, traversal, count=page.add, now_s=self._now_s)
+        self._dialer = Dialer(
+            self._planner, self._live, traversal, count=page.add, measured=page.measured, now_s=self._now_s
+        )
         self._show_circuits()
         traversal.subscribe(self._relays_changed)
         registry.subscribe(self._members_changed)
