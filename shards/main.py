@@ -187,7 +187,7 @@ def main() -> None:
 def _main(channel: Channel, parent_pid: int) -> None:
     """Everything is imported: take the start message, give up root, run."""
     start, descriptors = first_message(channel, messages.ShardStart)
-    logs.configure(start.config.log.level, f"shard {start.index}")
+    logs.configure(start.config.log, f"shard {start.index}")
     privileges.drop(start.config.process.user, parent_pid)
     if start.config.process.seccomp:
         seccomp.confine(seccomp.SHARD)

@@ -41,6 +41,7 @@ from supervisor import report, requests, statedir
 from supervisor.children import Child
 from supervisor.export import EXPORTER, PAGE, Exporter
 from supervisor.fleet import Fleet, Scaling
+from supervisor.logfile import LogFile
 from supervisor.network import killswitch
 from supervisor.network.machine import Machine
 from supervisor.network.tun import Tun
@@ -140,6 +141,7 @@ async def start_node(
         pacing = Pacing(live, alone=alone)
         reading = Reading(live, tun.fd, pump, pacing, broken=fleet.kill_broken, gone=node.device_gone)
         undo.callback(reading.close)
+        undo.callback(LogFile(live).close)
         others: list[Child[Any]] = [fleet.relay.child]
         if config.metrics.listen:
             exporter = Exporter(EXPORTER, live, fleet.priorities, node.status)

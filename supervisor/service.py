@@ -183,7 +183,7 @@ def run_foreground(
     `reread` gives the configuration to change to at SIGHUP and `vpnd reload`. Raises a VpndError when the node cannot
     start.
     """
-    logs.configure(config.log.level, "supervisor")
+    logs.configure(config.log, "supervisor")
     notifier = Notifier(os.environ)
     token = join
     while True:

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
 
 from vpnd import logs
+from vpnd.config.schema import Log
 
 
 def test_a_message_is_one_line_of_what_can_be_printed() -> None:
     level = logging.getLogger().level
-    handler = logs.configure("info", "control")
+    handler = logs.configure(Log(), "control")
     assert isinstance(handler, logging.StreamHandler)
     stream = io.StringIO()
     handler.setStream(stream)
@@ -24,3 +33,85 @@ def test_a_message_is_one_line_of_what_can_be_printed() -> None:
         logging.getLogger().setLevel(level)
     assert stream.getvalue().endswith("a peer said x\\u000a2026 info forged\\u001b[2J\n")
     assert stream.getvalue().count("\n") == 1
+
+
+SCRIPT = """
+import logging, sys
+from vpnd import logs
+from vpnd.config.schema import Log
+logs.configure(Log(format=sys.argv[1]), "shard 2")
+logging.getLogger().info("session %s with b is up", "1f")
+try:
+    raise ValueError("x\\ny")
+except ValueError:
+    logging.getLogger().exception('it "broke"')
+"""
+
+
+def logged(form: str, *, journal: bool = False) -> list[str]:
+    """What a process prints on its standard error."""
+    ours, theirs = os.pipe()
+    found = os.fstat(theirs)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    if journal:
+        environment["JOURNAL_STREAM"] = f"{found.st_dev}:{found.st_ino}"
+    subprocess.run([sys.executable, "-c", SCRIPT, form], stderr=theirs, check=True, env=environment)
+    os.close(theirs)
+    with open(ours) as stream:
+        return stream.read().splitlines()
+
+
+@pytest.mark.setting("log.format")
+@pytest.mark.parametrize("form", ["logfmt", "json"])
+def test_an_event_is_a_line_of_names_and_values(form: str) -> None:
+    first, second = map(parsed if form == "logfmt" else json.loads, logged(form))
+    assert (first["level"], first["process"]) == ("info", "shard 2")
+    assert first["message"] == "session 1f with b is up" and first["time"][10] == "T"
+    assert second["message"] == 'it "broke"' and second["exception"].endswith("ValueError: x\ny")
+
+
+def parsed(line: str) -> dict[str, Any]:
+    """logfmt."""
+    fields, decoder = {}, json.JSONDecoder()
+    while line:
+        name, _, line = line.partition("=")
+        if line.startswith('"'):
+            fields[name.strip()], end = decoder.raw_decode(line)
+            line = line[end:]
+        else:
+            fields[name.strip()], _, line = line.partition(" ")
+    return fields
+
+
+def test_in_the_journal_each_line_has_its_priority_and_no_time() -> None:
+    info, *error = logged("plain", journal=True)
+    assert info == "<6>shard 2: session 1f with b is up"
+    assert len(error) > 3 and all(line.startswith("<3>") for line in error)
+    assert logged("json", journal=True)[0].startswith('<6>{"time":')
+    assert logged("plain")[0][4] == "-", "a pipe that is no journal has times"
+
+
+def test_logs_prints_the_last_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from vpnd.cli import main
+
+    (tmp_path / "vpnd.log").write_text("".join(f"line {number} {'x' * 90}\n" for number in range(5000)))
+    assert main(["logs", "--state-dir", str(tmp_path), "-n", "1000"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1000 and lines[0].startswith("line 4000 ") and lines[-1].startswith("line 4999 ")
+
+
+def test_logs_follows_also_when_the_file_begins_anew(tmp_path: Path) -> None:
+    file = tmp_path / "vpnd.log"
+    file.write_text("one\n")
+    command = [sys.executable, "-P", "-m", "vpnd", "logs", "-f", "--state-dir", str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None and process.stdout.readline() == "one\n"
+        with open(file, "a") as log:
+            log.write("a line longer than what comes\n")
+        assert process.stdout.readline() == "a line longer than what comes\n"
+        os.truncate(file, 0)
+        with open(file, "a") as log:
+            log.write("anew\n")
+        assert process.stdout.readline() == "anew\n"
+        process.terminate()

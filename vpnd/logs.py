@@ -1,6 +1,11 @@
 """Log lines of all processes of a node: one line each on standard error, which the children inherit.
 
-2026-01-31T12:00:00.123 info  shard 2: session 1f with b is up
+    plain     2026-01-31T12:00:00.123 info    shard 2: session 1f with b is up
+    logfmt    time=2026-01-31T12:00:00.123 level=info process="shard 2" message="session 1f with b is up"
+    json      {"time":"2026-01-31T12:00:00.123","level":"info","process":"shard 2","message":"session 1f with b is up"}
+
+Where standard error is systemd's journal, which keeps the time and has levels of its own, a line has no time and begins
+with its level as sd-daemon(3) has it: <6>.
 
 A node never waits for who reads its output: what a full pipe does not take is dropped, and counted in the next line
 that it takes.
@@ -9,14 +14,21 @@ that it takes.
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
+import re
 import select
 import socket
 import stat
 import sys
 
+from vpnd.config.schema import Log
 from vpnd.printable import printable
+
+_WORD = re.compile(r"[A-Za-z0-9_./:@+-]+")
+#: Of syslog(3), from the most severe down.
+_PRIORITIES = ((logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6), (0, 7))
 
 
 class _Format(logging.Formatter):
@@ -31,6 +43,52 @@ class _Format(logging.Formatter):
         """One line, whatever a peer has put into an error that is logged."""
         record.message = printable(record.message)
         return super().formatMessage(record)
+
+
+class _Fields(logging.Formatter):
+    """Names and values: one line for each event, be there an exception in it or not."""
+
+    default_time_format, default_msec_format = _Format.default_time_format, _Format.default_msec_format
+
+    def __init__(self, process: str, *, as_json: bool) -> None:
+        super().__init__()
+        self._process, self._as_json = process, as_json
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = {
+            "time": self.formatTime(record),
+            "level": record.levelname.lower(),
+            "process": self._process,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            fields["exception"] = self.formatException(record.exc_info)
+        if self._as_json:
+            return json.dumps(fields, separators=(",", ":"))
+        return " ".join(f"{name}={_word(value)}" for name, value in fields.items())
+
+
+def _word(value: str) -> str:
+    """A value as logfmt has it: quoted where it is more than a word."""
+    return value if _WORD.fullmatch(value) else json.dumps(value)
+
+
+class _Journal(logging.Formatter):
+    """For systemd's journal: each line, those of an exception too, begins with its priority."""
+
+    def __init__(self, inner: logging.Formatter) -> None:
+        super().__init__()
+        self._inner = inner
+
+    def format(self, record: logging.LogRecord) -> str:
+        priority = next(each for level, each in _PRIORITIES if record.levelno >= level)
+        return "\n".join(f"<{priority}>{line}" for line in self._inner.format(record).split("\n"))
+
+
+def is_journal(fd: int) -> bool:
+    """Whether that is systemd's journal: JOURNAL_STREAM has its device and inode (systemd.exec(5))."""
+    found = os.fstat(fd)
+    return os.environ.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"
 
 
 class Output:
@@ -87,15 +145,25 @@ def _takes_a_line(fd: int) -> bool:
     return bool(poll.poll(0))
 
 
-def configure(level: str, process: str) -> logging.Handler:
+def configure(settings: Log, process: str) -> logging.Handler:
     """Send this process's log to standard error, each line named after `process`. Returns the handler, for
     libraries whose loggers do not propagate."""
-    handler = logging.StreamHandler(Output(sys.stderr.fileno()))
-    handler.setFormatter(_Format(f"%(asctime)s %(levelname)-7s {process}: %(message)s"))
+    fd = sys.stderr.fileno()
+    handler = logging.StreamHandler(Output(fd))
+    handler.setFormatter(_formatter(settings.format, process, journal=is_journal(fd)))
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    set_level(level)
+    set_level(settings.level)
     return handler
+
+
+def _formatter(form: str, process: str, *, journal: bool) -> logging.Formatter:
+    made: logging.Formatter
+    if form == "plain":
+        made = _Format(f"{'' if journal else '%(asctime)s %(levelname)-7s '}{process}: %(message)s")
+    else:
+        made = _Fields(process, as_json=form == "json")
+    return _Journal(made) if journal else made
 
 
 def set_level(level: str) -> None:

@@ -50,7 +50,7 @@ def serve(name: str, limits: Callable[[Config], Limits], handler: type[Handler])
         start, (listening, page_fd) = first_message(channel, messages.ExporterStart)
         page = metrics.CounterPage((), page_fd)
         os.close(page_fd)
-        logs.configure(start.config.log.level, name)
+        logs.configure(start.config.log, name)
         # Below this line nothing is imported: the files of vpnd may be readable by root alone.
         privileges.drop(start.config.process.user, parent_pid)
         told = Told(channel, start.config, limits, start.token, page)

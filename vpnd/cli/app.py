@@ -18,6 +18,7 @@ from vpnd.cli import (
     netcheck,
     page,
     pinging,
+    reading,
     running,
     service,
 )
@@ -124,7 +125,7 @@ def version(place: Where) -> None:
     _tell_version(True)
 
 
-for module in (running, membership, pinging, netcheck, explaining, doctor, page):
+for module in (running, membership, pinging, netcheck, explaining, doctor, page, reading):
     app.add_typer(module.app)
 app.add_typer(configuration.app, name="config")
 app.add_typer(service.app, name="service")

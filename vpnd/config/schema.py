@@ -549,6 +549,11 @@ class Log(Table, frozen=True):
 
     level: str = choice("info", ("debug", "info", "warning", "error"),
         "Least severe messages that are logged.", essential=True)
+    format: str = choice("plain", ("plain", "logfmt", "json"),
+        "Form of a line: for people, key=value, or JSON.", restart=True)
+    file_bytes: int = size(1 << 24, 0, 1 << 40,
+        "Size at which the log of `start --detach` is kept as vpnd.log.1, and begun anew; 0: never.")
+    files: int = number(4, 1, 100, "files", "So many of those are kept: vpnd.log.1, the newest, and so on.")
     refusal_interval: float = duration(60.0, 0.0, 86400.0,
         "Shortest interval, per kind, of log lines that strangers can cause.")
 

@@ -76,7 +76,7 @@ def main() -> None:
 def _main(channel: Channel, parent_pid: int) -> None:
     preload()
     start, descriptors = first_message(channel, messages.ControlStart)
-    tame_libp2p(logs.configure(start.config.log.level, "control"))
+    tame_libp2p(logs.configure(start.config.log, "control"))
     check_libp2p()
     identity_fd, page_fd = descriptors[:2]
     keys = read_key_pair(identity_fd)

@@ -187,7 +187,7 @@ def _main(channel: Channel, parent_pid: int) -> None:
     start, (page_fd,) = first_message(channel, messages.RelayStart)
     page = CounterPage((), page_fd)
     os.close(page_fd)
-    logs.configure(start.config.log.level, "relay")
+    logs.configure(start.config.log, "relay")
     privileges.drop(start.config.process.user, parent_pid)
     if start.config.process.seccomp:
         seccomp.confine(seccomp.RELAY)
