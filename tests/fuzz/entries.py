@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable, Coroutine
+from ipaddress import ip_address
 from random import Random
 from typing import Any, NamedTuple
 
@@ -39,6 +40,7 @@ from shards.session.bare import BareFrames, BareInbound
 from shards.stream import negotiate, yamux
 from vpnd import why
 from vpnd.adapter import framing, identify, muxer, noise
+from vpnd.cli.capture import Wanted
 from vpnd.config.schema import Session as Settings
 from vpnd.discovery import contract, localnet
 from vpnd.discovery.contract import RegistryError
@@ -390,6 +392,12 @@ ENTRIES = {
             "vpnd.why.told_untrusted",
             "vpnd.why._parsed_untrusted",
         ),
+    ),
+    "captured packet": Entry(
+        lambda data: Wanted(ip_address(V4[0]), 80, 6).fits_untrusted(memoryview(data)),
+        (),
+        (tcp(V4, b"data"), udp(V6, b"data")),
+        ("vpnd.cli.capture.fits_untrusted",),
     ),
     "echo reply": Entry(
         lambda data: [icmp.reply_untrusted(version, data) for version in (6, 4)],

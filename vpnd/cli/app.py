@@ -9,6 +9,8 @@ import socket
 import typer
 
 from vpnd.cli import (
+    bugreport,
+    capture,
     completion,
     configuration,
     doctor,
@@ -125,7 +127,7 @@ def version(place: Where) -> None:
     _tell_version(True)
 
 
-for module in (running, membership, pinging, netcheck, explaining, doctor, page, reading):
+for module in (running, membership, pinging, netcheck, explaining, doctor, page, reading, capture, bugreport):
     app.add_typer(module.app)
 app.add_typer(configuration.app, name="config")
 app.add_typer(service.app, name="service")

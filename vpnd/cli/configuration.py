@@ -32,10 +32,10 @@ def show(
 ) -> None:
     """Print every setting with the value in force."""
     loaded = place.load()
-    typer.echo(json_of(_with_origins(loaded)) if as_json else as_toml(loaded.config), nl=as_json)
+    typer.echo(json_of(with_origins(loaded)) if as_json else as_toml(loaded.config), nl=as_json)
 
 
-def _with_origins(loaded: load.Loaded) -> dict[str, Any]:
+def with_origins(loaded: load.Loaded) -> dict[str, Any]:
     """table -> key -> value and origin; durations are seconds, sizes bytes. Peers are a list of these."""
     shown: dict[str, Any] = {
         "state_dir": loaded.config.state_dir,

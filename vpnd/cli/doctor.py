@@ -72,6 +72,13 @@ def doctor(
     Kernel, TUN, rights, users, clock, ports, MTU, congestion control, DNS, routes, firewall, file modes, versions and
     the running node, if there is one. As root it sees more. Exit code 1 when anything is in the way.
     """
+    findings = examined(place)
+    typer.echo(json_of([finding._asdict() for finding in findings]) if as_json else rendered(findings))
+    raise typer.Exit(1 if any(finding.verdict == FAULT for finding in findings) else 0)
+
+
+def examined(place: Where) -> list[Finding]:
+    """What all checks find."""
     config, findings = _configuration(place)
     running = None
     try:
@@ -82,11 +89,7 @@ def doctor(
         findings.append(Finding("node", HINT, f"the running node tells nothing: {error}"))
     for check in CHECKS:
         findings += check(config, running)
-    if as_json:
-        typer.echo(json_of([finding._asdict() for finding in findings]))
-    else:
-        typer.echo(_rendered(findings))
-    raise typer.Exit(1 if any(finding.verdict == FAULT for finding in findings) else 0)
+    return findings
 
 
 def _configuration(place: Where) -> tuple[Config, list[Finding]]:
@@ -98,7 +101,8 @@ def _configuration(place: Where) -> tuple[Config, list[Finding]]:
         return Config(), [Finding("configuration", FAULT, str(error).replace("\n", "; "), remedy)]
 
 
-def _rendered(findings: list[Finding]) -> str:
+def rendered(findings: list[Finding]) -> str:
+    """For people."""
     width = max(len(finding.name) for finding in findings)
     begun = width + 2 + 6
     lines = []
