@@ -41,6 +41,7 @@ from shards.stream import negotiate, yamux
 from vpnd import why
 from vpnd.adapter import framing, identify, muxer, noise
 from vpnd.cli.capture import Wanted
+from vpnd.cli.top import flow_untrusted
 from vpnd.config.schema import Session as Settings
 from vpnd.discovery import contract, localnet
 from vpnd.discovery.contract import RegistryError
@@ -392,6 +393,12 @@ ENTRIES = {
             "vpnd.why.told_untrusted",
             "vpnd.why._parsed_untrusted",
         ),
+    ),
+    "packet of a flow": Entry(
+        lambda data: flow_untrusted(memoryview(data)[:64], True),
+        (),
+        (tcp(V4, b"data"), udp(V6, b"data")),
+        ("vpnd.cli.top.flow_untrusted",),
     ),
     "captured packet": Entry(
         lambda data: Wanted(ip_address(V4[0]), 80, 6).fits_untrusted(memoryview(data)),

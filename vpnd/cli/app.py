@@ -23,6 +23,7 @@ from vpnd.cli import (
     reading,
     running,
     service,
+    top,
 )
 from vpnd.cli.command import ConfigOption, StateDirOption, Where, command, group, option, remember
 from vpnd.config import load
@@ -127,7 +128,19 @@ def version(place: Where) -> None:
     _tell_version(True)
 
 
-for module in (running, membership, pinging, netcheck, explaining, doctor, page, reading, capture, bugreport):
+for module in (
+    running,
+    membership,
+    pinging,
+    netcheck,
+    explaining,
+    doctor,
+    page,
+    reading,
+    capture,
+    bugreport,
+    top,
+):
     app.add_typer(module.app)
 app.add_typer(configuration.app, name="config")
 app.add_typer(service.app, name="service")

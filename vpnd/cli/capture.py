@@ -36,7 +36,7 @@ IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 #: Linux include/uapi/linux/if_ether.h, if_packet.h
 _ETH_P_ALL = 3
-_PACKET_OUTGOING = 4
+PACKET_OUTGOING = 4
 _SOL_PACKET, _PACKET_STATISTICS = 263, 6
 #: Any packet; a superpacket is 64 KiB at most.
 MOST_SNAP = 1 << 18
@@ -118,7 +118,7 @@ def capture(
         raise ConfigError(f"--proto {proto}: must be one of {', '.join(_PROTOCOLS)}")
     status = read_status(place.load("status").config)
     wanted = Wanted(_host(host, status.peers), port, _PROTOCOLS.get(proto, 0))
-    with _socket(status.tun.interface) as sock, _output(file) as output:
+    with packet_socket(status.tun.interface) as sock, _output(file) as output:
         taken = write(output, sock, status.tun.interface, wanted, snap, count, seconds)
         _, lost = struct.unpack("=II", sock.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8))
     typer.echo(
@@ -136,7 +136,8 @@ def _host(who: str, peers: Sequence[Peer]) -> IPAddress | None:
         raise ConfigError(f"--host {who}: is no IP address, and no peer's name (vpnd peers)") from None
 
 
-def _socket(interface: str) -> socket.socket:
+def packet_socket(interface: str) -> socket.socket:
+    """What gets a copy of each packet of the TUN device. Raises PrivilegeError, MachineError."""
     try:
         sock = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(_ETH_P_ALL))
     except PermissionError:
@@ -190,7 +191,7 @@ def write(
                 continue
             size, address = sock.recvfrom_into(buffer)
             if wanted.fits_untrusted(buffer[:size]):
-                outgoing = address[2] == _PACKET_OUTGOING
+                outgoing = address[2] == PACKET_OUTGOING
                 output.write(_packet(buffer[: min(size, snap)], size, time.time_ns(), outgoing))
                 taken += 1
     except KeyboardInterrupt:
