@@ -235,3 +235,12 @@ def late_attributes(path: Path) -> list[str]:
 def test_an_object_is_complete_when_it_is_made(path):
     """Whoever needs what is not there yet is made later, by a function that returns it finished."""
     assert late_attributes(path) == []
+
+
+def test_no_two_files_of_tests_have_one_name() -> None:
+    """pytest imports those of folders that are no packages by their names alone, and refuses the second."""
+    places: dict[str, list[str]] = {}
+    for file in Path(__file__).parent.rglob("test_*.py"):
+        if not (file.parent / "__init__.py").exists():
+            places.setdefault(file.name, []).append(str(file.parent))
+    assert {name: several for name, several in places.items() if len(several) > 1} == {}

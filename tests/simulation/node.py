@@ -12,7 +12,7 @@ from shards.session.beside import DatagramLane
 from shards.session.link import Link, StreamLane
 from shards.session.udp import DatagramSocket
 from simulation.datagrams import FakeUdp
-from simulation.packets import Batch, number_of, seen
+from simulation.packets import ICMP, Batch, number_of, protocol, seen
 from vpnd.config.live import Live
 from vpnd.config.schema import Config
 from vpnd.control.book import Held, SessionBook
@@ -51,7 +51,6 @@ class Node:
         self.connections: dict[int, Connection] = {}  # by session id
         self.dials: dict[Dial, list[object]] = {}
         self._arriving_on: Connection | None = None
-        self.told_unreachable: list[bytes] = []
         self._in_datagrams = False
         self._watch_arrivals()
         self._watch_batches()
@@ -109,9 +108,9 @@ class Node:
             pass
 
     def _write(self, view: memoryview) -> None:
-        if self._arriving_on is None:
-            self.told_unreachable.append(bytes(view))
+        if protocol(view) == ICMP:  # what a program is told of a packet of its own; nobody sent it
             return
+        assert self._arriving_on is not None
         self.world.arrived(self, seen(view), self._arriving_on, self._in_datagrams)
 
     def _batch_done(self) -> None:

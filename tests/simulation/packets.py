@@ -18,7 +18,7 @@ _SEEN = struct.Struct(">22xI4x2xH4xI")
 LEAST_BYTES = _RECORD.size - PACKET_OFFSET
 
 
-TCP, UDP = 6, 17
+ICMP, TCP, UDP = 1, 6, 17
 #: Ports of flows that must keep their order, also where datagrams go beside sessions.
 ORDERED_FROM = 1000
 
@@ -36,6 +36,11 @@ def seen(view: memoryview) -> tuple[int, int, int]:
     """(source address, port, number) of a record without its length, as a TUN is given it."""
     source, port, number = _SEEN.unpack_from(view)
     return source, port, number
+
+
+def protocol(view: memoryview) -> int:
+    """Of a record without its length."""
+    return view[PACKET_OFFSET - LENGTH_BYTES + 9]
 
 
 def number_of(address: str) -> int:
