@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -318,3 +322,43 @@ def test_two_who_ask_get_the_same_right_figure():
     seen = asyncio.run(body())
     assert len(set(seen)) == 1, "whoever asks changes nothing"
     assert 5 < seen[0] < 120, "what is left of a CPU beside other tests"
+
+
+def test_rates_are_what_moved_between_two_statuses() -> None:
+    peer = {"name": "b", "peer_id": "B", "bytes_sent": 1000, "packets_sent": 10, "bytes_received": 0}
+    before = made(node={"uptime_s": 10.0}, peers=[peer], dropped_packets={"queue_full": 5, "no_route": 1})
+    peer |= {
+        "bytes_sent": 1000 + 4096,
+        "packets_sent": 40,
+        "bytes_received": 3 << 20,
+        "drops": {"queue_full": 10},
+    }
+    after = made(node={"uptime_s": 12.0}, peers=[peer], dropped_packets={"queue_full": 15, "no_route": 1})
+    lines = [line.split() for line in statusview.rates(before, after).splitlines()]
+    assert lines[1] == ["b", "2.0", "KiB/s", "1.5", "MiB/s", "25.0%"]
+    assert lines[-1] == ["queue_full", "5.0/s"] and "no_route" not in statusview.rates(before, after)
+    assert statusview.rates(after, after) == ""
+
+
+def test_watching_shows_one_status_after_the_other_until_it_is_broken_off(tmp_path: Path) -> None:
+    with daemon(tmp_path, msgspec.to_builtins(made())):
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            "vpnd",
+            "status",
+            "--watch",
+            "0.05",
+            "--state-dir",
+            str(tmp_path),
+        ]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": "1"}
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+            assert process.stdout is not None
+            seen = 0
+            for line in process.stdout:
+                seen += "peers connected" in line
+                if seen == 3:
+                    process.send_signal(signal.SIGINT)
+        assert process.returncode == status.EXIT_CODES[made().health] and seen >= 3

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated, Any
+import time
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vpnd.cli.command import JsonOption, Where, ask, command, end, json_of, option, read_status, show
 from vpnd.errors import NotRunningError
 from vpnd.printable import printable
+
+if TYPE_CHECKING:
+    from vpnd.config.schema import Config
+    from vpnd.status import Status
+
+#: To the upper left of an empty terminal.
+_CLEAR = "\x1b[H\x1b[2J"
 
 app = typer.Typer()
 
@@ -40,6 +48,9 @@ def status(
     as_json: JsonOption = False,
     schema: bool = option(False, "--schema", "The JSON Schema of --json, without a node."),
     reference: bool = option(False, "--reference", "docs/status.md.", hidden=True),
+    watch: float = option(
+        0.0, "--watch", "Again every S seconds until Ctrl-C, with rates.", metavar="S", min=0.0
+    ),
 ) -> None:
     """Show whether the node is healthy, its peers, shards and drops. Exit code 0: healthy, 9: degraded, 1: down."""
     from vpnd import status as fields
@@ -47,9 +58,30 @@ def status(
 
     if schema or reference:
         return typer.echo(json_of(fields.schema()) if schema else fields.reference(), nl=schema)
-    answer = read_status(place.load("status").config)
-    show(answer, as_json, statusview.render)
+    settings = place.load("status").config
+    answer = read_status(settings)
+    if watch:
+        answer = _watched(settings, answer, watch)
+    else:
+        show(answer, as_json, statusview.render)
     raise typer.Exit(fields.EXIT_CODES.get(answer.health, fields.EXIT_CODES[fields.DOWN]))
+
+
+def _watched(settings: Config, before: Status, interval_s: float) -> Status:
+    """Show one after the other until Ctrl-C; the last."""
+    from vpnd.cli import statusview
+
+    after = before
+    try:
+        while True:
+            begun_s = time.monotonic()
+            rates = statusview.rates(before, after)
+            typer.echo("\n\n".join(filter(None, [f"{_CLEAR}{statusview.render(after)}", rates])))
+            before = after
+            time.sleep(max(0.0, begun_s + interval_s - time.monotonic()))
+            after = read_status(settings)
+    except KeyboardInterrupt:
+        return after
 
 
 @command(app)

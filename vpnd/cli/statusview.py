@@ -219,6 +219,32 @@ def _drops(status: Status) -> str:
     return table([">packets", "dropped", ""], rows) or "Nothing dropped."
 
 
+def rates(before: Status, after: Status) -> str:
+    """What moved between two statuses of a node, a second: with each peer, and drops. Empty where no time passed."""
+    seconds = after.node.uptime_s - before.node.uptime_s
+    if seconds <= 0:
+        return ""
+    earlier = {peer.peer_id: peer for peer in before.peers}
+    rows = []
+    for peer in after.peers:
+        was = earlier.get(peer.peer_id, Peer())
+        sent, received = peer.bytes_sent - was.bytes_sent, peer.bytes_received - was.bytes_received
+        packets = peer.packets_sent - was.packets_sent
+        lost = sum(peer.drops.values()) - sum(was.drops.values())
+        share = f"{lost / (lost + packets):.1%}" if lost + packets else _NONE
+        rows.append((text(peer.name), f"{size(sent / seconds)}/s", f"{size(received / seconds)}/s", share))
+    dropping = [
+        (reason, f"{(count - before.dropped_packets.get(reason, 0)) / seconds:,.1f}/s")
+        for reason, count in after.dropped_packets.items()
+        if count > before.dropped_packets.get(reason, 0)
+    ]
+    parts = [
+        table(["peer", ">sends", ">receives", ">dropped here"], rows),
+        table(["dropping", ">packets"], dropping),
+    ]
+    return "\n\n".join(filter(None, parts))
+
+
 def wrapped(paragraph: str, indent: int = len(_GAP), begun: int = 0) -> str:
     """In lines of WIDTH at most; all but the first are indented, which has `begun` characters before it already."""
     lines = textwrap.wrap(
