@@ -30,7 +30,7 @@ _ROUNDS = 3
 #: Datagrams that have to be known of for the loss to be told; and the weight of what is new in averages (RFC 6298).
 _LOSS_SAMPLE = 32
 _WEIGHT = 0.125
-#: A probe without padding; and probes that are sent in one turn, whatever a peer asks.
+#: A probe without padding; and probes that are sent in one turn, or wait for their answers, whatever a peer does.
 _SMALL_BYTES = spec.OVERHEAD_BYTES + spec.PROBE_BYTES
 _MOST_AT_ONCE = 64
 
@@ -161,6 +161,8 @@ class Path:
         if self.address is None:
             self.address = address
             self._candidates = [address]
+        if len(self._sent) >= _MOST_AT_ONCE:
+            return
         if address != self._proposed or now_s >= self._proposed_s + self._live.config.carrier.probe_interval:
             self._proposed, self._proposed_s = address, now_s
             self._probe(address, _SMALL_BYTES, now_s)  # whoever is there did not ask for more

@@ -41,6 +41,9 @@ class DatagramLane(Lane, Protocol):
     #: datagrams reach the peer, and flows are better off there
     usable: bool
 
+    def traffic(self) -> Traffic:
+        """Everything in datagrams so far, both ways; it is part of the carrier's."""
+
 
 class Carrier(Protocol):
     """A session with a peer. Its events come as methods of whoever made it, between batches only."""

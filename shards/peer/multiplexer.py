@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from shards.counters import Traffic
 from shards.flow.flows import STAY
 from shards.peer.carrier import Carrier, Lane
 from shards.peer.pool import StreamPool
@@ -23,10 +24,10 @@ from vpnd.config.live import Live
 class _Load:
     """What a session has carried up to the last measurement, and between the last two."""
 
-    __slots__ = ("busy", "carried", "delayed", "recent")
+    __slots__ = ("beside", "busy", "carried", "delayed", "recent")
 
     def __init__(self) -> None:
-        self.carried = self.recent = 0
+        self.carried = self.recent = self.beside = 0
         self.busy = self.delayed = False
 
 
@@ -87,7 +88,11 @@ class Multiplexer:
         traffic, least_s = carrier.traffic(), carrier.least_delay_s()
         carried = traffic.bytes_sent + traffic.bytes_received
         load.recent = carried - load.carried
-        load.busy = load.recent >= settings.busy_bytes
+        # What goes in datagrams another session would not make faster.
+        in_datagrams = carrier.beside.traffic() if carrier.beside is not None else Traffic()
+        beside = in_datagrams.bytes_sent + in_datagrams.bytes_received
+        load.busy = load.recent - (beside - load.beside) >= settings.busy_bytes
+        load.beside = beside
         load.delayed = least_s is not None and least_s >= settings.scale_up_delay
         load.carried = carried
 

@@ -166,6 +166,13 @@ def test_an_answer_to_nothing_or_from_elsewhere_says_nothing() -> None:
     assert not path.alive
 
 
+def test_a_peer_that_is_everywhere_is_not_followed_everywhere() -> None:
+    path = up().ends[0].path
+    for number in range(1000):
+        path.heard(("203.0.113.1", number + 1), 3.0)
+    assert len(path.probes) == len(path._sent) <= 64
+
+
 def test_a_peer_cannot_have_more_answers_at_once_than_a_few() -> None:
     path = up().ends[0].path
     for token in range(1000):

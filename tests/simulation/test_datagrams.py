@@ -139,6 +139,15 @@ def test_a_full_socket_makes_packets_wait_their_turn_and_loses_none() -> None:
         on.world.conclude()
 
 
+def test_a_flood_of_datagrams_asks_for_no_more_sessions() -> None:
+    with datagrams(multiplexer={"min_sessions": 1, "max_sessions": 3, "busy_bytes": 1 << 16}) as on:
+        for port, sessions in ((UDP, 1), (TCP, 2)):
+            for _ in range(100):
+                on.send(port, count=30, size=1000)
+                on.run(0.01)
+            assert (len(on.links()) > 1) == (sessions > 1)
+
+
 @pytest.mark.parametrize("failed", [False, True])
 def test_when_the_session_ends_its_datagrams_end_with_it(failed: bool) -> None:
     with datagrams() as on:
