@@ -391,7 +391,6 @@ class Link:
         return True
 
     def close_lane(self, lane: StreamLane) -> None:
-        """See StreamLane.close."""
         if not self.closed:
             self._session.close_stream(lane.stream)
             self._arm(self.now())
@@ -563,7 +562,6 @@ class Link:
         return self.queue.take_all(flows) + beside
 
     def datagrams_changed(self) -> None:
-        """See beside.Session."""
         if not self.closed:
             self._events.datagrams_changed(self)
 
