@@ -27,6 +27,7 @@ from vpnd.control.reachability import NO, UNKNOWN, YES, Reachability
 from vpnd.discovery.registry import Member
 from vpnd.endpoint import Endpoint, parse
 from vpnd.nat import messages, portmap
+from vpnd.nat.paths import RelayAt
 
 LOOPBACK = ipaddress.IPv4Address("127.0.0.1")
 INSIDE = ipaddress.IPv4Address("10.1.0.2")
@@ -188,6 +189,9 @@ class Meetings:
         return True
 
     def relays(self) -> tuple[Member, ...]:
+        return ()
+
+    def relays_at(self) -> tuple[RelayAt, ...]:
         return ()
 
 

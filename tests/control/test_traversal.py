@@ -6,8 +6,10 @@ import ipaddress
 import math
 from collections import Counter
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 import trio.testing
@@ -235,3 +237,36 @@ def test_a_rate_forgets_what_is_a_minute_ago() -> None:
     assert rate.allows("a", 2) and rate.allows("b", 2)
     now_s = math.inf
     assert rate.allows("c", 1) and len(rate._times) == 1
+
+
+def test_members_meet_at_a_relay_that_both_have_then_at_one_of_either() -> None:
+    """By what a member says of its relays in its presence; of who is no member no word counts."""
+    a, b, c, d, _ = OTHERS
+
+    class Telling(Registry):
+        def members(self) -> list[Member]:
+            return [
+                msgspec.structs.replace(one, relays=(c, d, a, "nobody") if one.peer_id == a else ())
+                for one in super().members()
+            ]
+
+    async def main() -> list[str]:
+        registry, met = Telling(*OTHERS), []
+        async with trio.open_nursery() as nursery:
+            here = traversal(Config(), registry, Nobody(), nursery)
+            assert here.can_meet(a) and not here.can_meet(b)
+            for peer_id in (b, c):
+                here._relays[peer_id] = SimpleNamespace(member=registry.find(peer_id))  # type: ignore[assignment]
+
+            async def at(relay: Member, request: Any) -> Any:
+                met.append(relay.peer_id)
+                raise DialError("nobody is there")
+
+            here._at = at  # type: ignore[method-assign]
+            member = registry.find(a)
+            assert member is not None
+            with pytest.raises(DialError):
+                await here.meet(member, messages.BOTH, lambda detached: True)
+        return met
+
+    assert trio.run(main) == [c, b, d]

@@ -30,11 +30,13 @@ OUTSIDE = 20000
 
 class NatLab(Lab):
     """`public`: how many public machines (r, s, …). `hidden`: how many behind each gateway. `nodes`: the public ones,
-    those behind gateway 1, those behind gateway 2 …"""
+    those behind gateway 1, those behind gateway 2 … `rtt_ms` 0: a bridge in the place of the delay line, which is as
+    fast as the machine."""
 
     def __init__(self, *, public: int = 1, hidden: tuple[int, ...] = (1, 1), rtt_ms: float = 40.0) -> None:
         super().__init__(0)
         self._rtt_ms = rtt_ms
+        self._bridge = None if rtt_ms else Namespace(f"lab-{self.token}-bridge", "bridge", "")
         self.routers: dict[int, subprocess.Popen[str]] = {}  #: programs that give ports, by gateway
         labels = iter("abcdefghijklmnopq")
         self.public = [
@@ -55,10 +57,50 @@ class NatLab(Lab):
         self.nodes = [*self.public, *(machine for machines in self.behind for machine in machines)]
 
     def _all(self) -> list[Namespace]:
-        return [*self.nodes, *self.gateways]
+        return [*self.nodes, *self.gateways, *([self._bridge] if self._bridge else [])]
 
     def _connect(self) -> None:
         outside = [*self.public, *self.gateways]
+        if self._bridge is not None:
+            self._bridged(self._bridge, outside)
+        else:
+            self._delayed(outside)
+        for number, (gateway, machines) in enumerate(zip(self.gateways, self.behind, strict=True), 1):
+            self._sysctl(gateway, "net.ipv4.ip_forward=1")
+            self.ip(gateway, "link", "add", "lan", "type", "bridge")
+            self.ip(gateway, "addr", "add", f"10.{number}.0.1/24", "dev", "lan")
+            self.ip(gateway, "link", "set", "lan", "up")
+            for machine in machines:
+                self._join(machine, gateway, f"to-{machine.label}")
+                self.ip(gateway, "link", "set", f"to-{machine.label}", "master", "lan", "up")
+                self.ip(machine, "addr", "add", f"{machine.address}/24", "dev", DEVICE)
+                self.ip(machine, "link", "set", DEVICE, "up")
+                self.ip(machine, "route", "add", "default", "via", f"10.{number}.0.1")
+                self._sysctl(machine, f"net.ipv4.ip_local_port_range={PORTS[0]} {PORTS[-1]}")
+            self.nat(number, "masq")
+
+    def _bridged(self, bridge: Namespace, outside: list[Namespace]) -> None:
+        self.ip(bridge, "link", "add", "br0", "type", "bridge")
+        self.ip(bridge, "link", "set", "br0", "up")
+        for each in outside:
+            self.ip(
+                each,
+                "link",
+                "add",
+                "wan",
+                "type",
+                "veth",
+                "peer",
+                "name",
+                f"to-{each.label}",
+                "netns",
+                bridge.name,
+            )
+            self.ip(bridge, "link", "set", f"to-{each.label}", "master", "br0", "up")
+            self.ip(each, "addr", "add", f"{each.address}/24", "dev", "wan")
+            self.ip(each, "link", "set", "wan", "up")
+
+    def _delayed(self, outside: list[Namespace]) -> None:
         ends = [f"{each.name}={each.address}/32" for each in self.public]
         ends += [f"{each.name}={each.address}/32,10.{n}.0.0/24" for n, each in enumerate(self.gateways, 1)]
         line = subprocess.Popen(
@@ -75,19 +117,14 @@ class NatLab(Lab):
             self.ip(each, "addr", "add", f"{each.address}/32", "dev", "wan")
             self.ip(each, "link", "set", "wan", "mtu", "1500", "txqueuelen", "5000", "up")
             self.ip(each, "route", "add", "default", "dev", "wan", "src", each.address)
-        for number, (gateway, machines) in enumerate(zip(self.gateways, self.behind, strict=True), 1):
-            self._sysctl(gateway, "net.ipv4.ip_forward=1")
-            self.ip(gateway, "link", "add", "lan", "type", "bridge")
-            self.ip(gateway, "addr", "add", f"10.{number}.0.1/24", "dev", "lan")
-            self.ip(gateway, "link", "set", "lan", "up")
-            for machine in machines:
-                self._join(machine, gateway, f"to-{machine.label}")
-                self.ip(gateway, "link", "set", f"to-{machine.label}", "master", "lan", "up")
-                self.ip(machine, "addr", "add", f"{machine.address}/24", "dev", DEVICE)
-                self.ip(machine, "link", "set", DEVICE, "up")
-                self.ip(machine, "route", "add", "default", "via", f"10.{number}.0.1")
-                self._sysctl(machine, f"net.ipv4.ip_local_port_range={PORTS[0]} {PORTS[-1]}")
-            self.nat(number, "masq")
+
+    def restart(self, gateway: int) -> None:
+        """Gateway 1, 2 … starts again: it has forgotten what it had translated, and lost what came meanwhile."""
+        each = self.gateways[gateway - 1]
+        self.ip(each, "link", "set", "wan", "down")
+        self.ip(each, "link", "set", "wan", "up")
+        if self._bridge is None:
+            self.ip(each, "route", "add", "default", "dev", "wan", "src", each.address)
 
     def map_ports(self, gateway: int, *, pcp: bool = True, upnp: bool = True) -> None:
         """Gateway 1, 2 … gives ports to those behind it: miniupnpd, by PCP and NAT-PMP, by UPnP. `nat` ends that."""

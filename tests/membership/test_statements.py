@@ -133,7 +133,11 @@ def test_a_presence_names_only_what_can_be_dialed(address):
 
 def with_one_field_more(statement: Statement, signer: str) -> bytes:
     """What a later version may say, signed as it would."""
-    data = msgspec.msgpack.encode([*msgspec.msgpack.decode(statement.wire[HEADER_BYTES:]), ["more"]])
+    said = msgspec.msgpack.decode(statement.wire[HEADER_BYTES:])
+    known = (
+        [*said, []] if statement.kind is Kind.PRESENCE else said
+    )  # a presence without relays does not say so
+    data = msgspec.msgpack.encode([*known, ["more"]])
     domain = f"vpnd {statement.kind.name.lower()} {VERSION}\0".encode()
     return statement.wire[:2] + key(signer).sign(domain + data) + data
 
@@ -144,6 +148,16 @@ def test_of_itself_a_member_may_say_more_than_this_version_reads_but_no_authorit
     assert read.body == said.body and read.wire != said.wire and read.slot == said.slot
     assert parse_untrusted(read.wire) == read
     assert reason_of(with_one_field_more(membership("a"), "root")) == "malformed"
+
+
+def test_a_presence_without_relays_is_what_it_always_was():
+    said = presence("a")
+    assert len(msgspec.msgpack.decode(said.wire[HEADER_BYTES:])) == 5
+    body = msgspec.structs.replace(said.body, relays=(peer("b"), peer("c")))
+    assert parse_untrusted(sign(key("a"), body).wire).body == body
+    for relays in ((peer("b"),) * 4, ("nobody",)):
+        with pytest.raises(MembershipRefused):
+            sign(key("a"), msgspec.structs.replace(said.body, relays=relays))
 
 
 def test_what_does_not_fit_is_refused_before_it_is_read():
@@ -235,5 +249,6 @@ def test_fields_are_in_this_order_on_the_wire():
         "addresses",
         "sequence_ms",
         "routes",
+        "relays",
     )
     assert membership("b").body.expires_ms == NOW + LIFETIME

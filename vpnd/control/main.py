@@ -204,8 +204,6 @@ def _complete(
         without=own_networks,
         takes_guests=network.takes_guests if network is not None else lambda peer_id: False,
     )
-    if network is not None:
-        network.call_over(traversal.relays_at)
     sessions = Sessions(start.peer_id, common, registry, page, owning, traversal)
     owner = owning.contract.owner if owning is not None else None
     discovering = None
@@ -221,6 +219,8 @@ def _complete(
         say_where=network.say_where if network is not None else lambda: None,
         invites=network.invites if network is not None else lambda: False,
     )
+    if network is not None:
+        network.call_over(traversal.relays_at, reachability.called_over)
     own_network = network.own if network is not None else None
     explaining = Explaining(common, registry, host, own_network, supervisor.tell)
     host.desk.serve(why.PROTOCOL, explaining.serve_untrusted)

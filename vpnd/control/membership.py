@@ -94,6 +94,7 @@ class NetworkService:
         self._desk = EnrolmentDesk(own, common, publish=self.publish)
         self._introducing = Introducing(own, common, act=self.act)
         self._relays: Callable[[], Sequence[RelayAt]] = tuple
+        self._called_over: Callable[[], Sequence[RelayAt]] = tuple
         self._renewing = Renewing(
             own, common, publish=self.publish, learn=self.learn, relays=lambda: self._relays()
         )
@@ -109,9 +110,12 @@ class NetworkService:
         self._registry.update({member.peer_id: self._entry(member) for member in self._others()})
         return self._told_own
 
-    def call_over(self, relays: Callable[[], Sequence[RelayAt]]) -> None:
-        """From now on authorities that cannot be dialed are called over these."""
-        self._relays = relays
+    def call_over(
+        self, relays: Callable[[], Sequence[RelayAt]], called_over: Callable[[], Sequence[RelayAt]]
+    ) -> None:
+        """From now on authorities that cannot be dialed are called over `relays`, and others are told that this node is
+        over `called_over`."""
+        self._relays, self._called_over = relays, called_over
 
     def invites(self) -> bool:
         """Whether this node may let others in."""
@@ -265,7 +269,8 @@ class NetworkService:
 
     def say_where(self) -> None:
         """Publish where this node can be dialed, if that is news."""
-        statement = self.own.presence(self._host.listen_addresses(), self._now_ms())
+        relays = [relay.peer_id for relay in self._called_over()]
+        statement = self.own.presence(self._host.listen_addresses(), self._now_ms(), relays)
         if statement is not None and self.own.is_member(self._now_ms()):
             self.publish([statement])
 
@@ -394,6 +399,7 @@ class NetworkService:
             prefixes=self._announced.prefixes(member),
             addresses=tuple(dict.fromkeys((*member.multiaddrs, *self._seen.get(member.peer_id, ())[:1]))),
             source=SOURCE,
+            relays=member.relays,
         )
 
     def _not_admitted(self) -> None:

@@ -97,7 +97,7 @@ class Planner:
         """Other addresses are tried at once; dials under way to the old ones are forgotten. Not more often than every
         retry.max_interval: somebody's addresses that keep changing would have this node knock at them all day."""
         peer = self._peers[member.peer_id]
-        moved = peer.member.addresses != member.addresses
+        moved = (peer.member.addresses, peer.member.relays) != (member.addresses, member.relays)
         peer.member = member
         if moved and peer.last_dial_s >= peer.settled_s:
             peer.settled_s = peer.last_dial_s + self._live.config.retry.max_interval

@@ -100,11 +100,12 @@ class Reachability:
         self._no_port = ""
         self._reachable: bool | None = None
         self._places: tuple[Endpoint, ...] = ()
+        self._told_relays: tuple[RelayAt, ...] = ()
         self._outside: tuple[str, ...] = ()
         self._asked: tuple[Asked, ...] = ()
         self._ask_router, self._ask_members = trio.Event(), trio.Event()
         self._looking = trio.Lock()
-        traversal.subscribe(self._somebody_to_ask)
+        traversal.subscribe(self._other_relays)
         self._live.watch(lambda config: (config.nat.map_ports, config.nat.map_lifetime), self._other_map)
         page.set("port_maps", 0)
         page.set("reachable", 0)
@@ -134,6 +135,10 @@ class Reachability:
     def _somebody_to_ask(self) -> None:
         if self._reachable is None:
             self._ask_members.set()
+
+    def _other_relays(self) -> None:
+        self._somebody_to_ask()
+        self._settle()
 
     def _other_map(self) -> None:
         self._ask_router.set()
@@ -271,11 +276,18 @@ class Reachability:
         self._traversal.keep_for_guests(self._reachable is False and self._invites())
         before = self._host.listen_addresses()
         self._host.reached_at(places)
-        if self._host.listen_addresses() != before:
+        moved = self._host.listen_addresses() != before
+        if moved:
             log.info("this node can be dialed at %s", ", ".join(self._host.listen_addresses()))
+        if moved or self.called_over() != self._told_relays:
+            self._told_relays = self.called_over()
             self._say_where()
 
     # --- who is called
+
+    def called_over(self) -> tuple[RelayAt, ...]:
+        """The relays of a node that is known to be one that cannot be dialed."""
+        return self._traversal.relays_at() if self._reachable is False else ()
 
     def relays_at(self) -> tuple[RelayAt, ...]:
         """Where a node that cannot dial this one may call it; none where it can."""

@@ -23,6 +23,7 @@ from vpnd.membership.refusal import MembershipRefused
 from vpnd.membership.roster import permitted
 from vpnd.membership.statements import (
     MAX_MULTIADDRS,
+    MAX_RELAYS,
     MAX_ROUTES,
     Kind,
     Membership,
@@ -179,15 +180,18 @@ class OwnNetwork:
             advertised=permitted(self._advertise, body.routes) if body is not None else (),
         )
 
-    def presence(self, multiaddrs: Iterable[str], now_ms: int) -> Statement | None:
-        """The statement that this node can be dialed at `multiaddrs`; None when that is what it said last."""
+    def presence(
+        self, multiaddrs: Iterable[str], now_ms: int, relays: Sequence[str] = ()
+    ) -> Statement | None:
+        """The statement that this node can be dialed at `multiaddrs`, or called by `relays`; None when that is what it
+        said last."""
         addresses = tuple(text for text in dict.fromkeys(multiaddrs) if _can_be_said(text))[:MAX_MULTIADDRS]
-        routes = self._advertise[:MAX_ROUTES]
+        routes, relays = self._advertise[:MAX_ROUTES], tuple(relays)[:MAX_RELAYS]
         held = self.directory.presence(self.peer_id)
         last = held.body if held is not None else None
         sequence_ms = now_ms
         if isinstance(last, Presence):
-            if (last.addresses, last.routes) == (addresses, routes):
+            if (last.addresses, last.routes, last.relays) == (addresses, routes, relays):
                 return None
             sequence_ms = max(now_ms, last.sequence_ms + 1)
         return self._present(
@@ -197,6 +201,7 @@ class OwnNetwork:
                 addresses=addresses,
                 sequence_ms=sequence_ms,
                 routes=routes,
+                relays=relays,
             )
         )
 

@@ -237,7 +237,13 @@ class Traversal:
 
     def can_meet(self, peer_id: str) -> bool:
         """See vpnd.control.dialer.Traversal."""
-        return any(relay != peer_id for relay in self._relays)
+        member = self._registry.find(peer_id)
+        return any(relay != peer_id for relay in self._relays) or bool(member and self._relays_of(member))
+
+    def _relays_of(self, member: Member) -> list[Member]:
+        """Members that can call that one, by its own word."""
+        known = map(self._registry.find, member.relays)
+        return [one for one in known if one is not None and one.addresses and one.peer_id != member.peer_id]
 
     def may_answer(self, address: str) -> bool:
         """See vpnd.control.dialer.Traversal. A private address of another network is not."""
@@ -258,19 +264,21 @@ class Traversal:
 
     async def _leg(self, member: Member, mode: str) -> tuple[Leg, str]:
         errors = []
-        for relay in list(self._relays.values()):
-            if relay.member.peer_id == member.peer_id:
+        own, theirs = self.relays(), self._relays_of(member)
+        both = [relay for relay in own if relay.peer_id in member.relays]
+        for relay in {each.peer_id: each for each in (*both, *own, *theirs)}.values():
+            if relay.peer_id == member.peer_id:
                 continue
             request = Meet(secrets.token_bytes(TOKEN_BYTES), member.peer_id, mode, mapping=self.mapping)
             with trio.CancelScope() as scope:
                 calling = self._calling.setdefault(member.peer_id, set())
                 calling.add(scope)
                 try:
-                    return await self._at(relay.member, request), relay.member.peer_id
+                    return await self._at(relay, request), relay.peer_id
                 except DialError as error:
                     if isinstance(error, MeetingRefused):
                         self._count("meetings_refused")
-                    errors.append(f"{relay.member.name}: {error}")
+                    errors.append(f"{relay.name}: {error}")
                 finally:
                     calling.discard(scope)
                     if not calling:

@@ -23,7 +23,7 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
 
     `prefixes`: the networks it may send packets from, the most specific meaning its own address.
     `addresses`: multiaddrs to dial, without the /p2p part; empty when it can only dial us. `source`: who says so,
-    configuration or membership. `protocol`: see vpnd.session.
+    configuration or membership. `protocol`: see vpnd.session. `relays`: peer ids of members that can call it.
     """
 
     peer_id: str
@@ -32,6 +32,7 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
     addresses: tuple[str, ...]
     source: str = CONFIGURATION
     protocol: str = VPND
+    relays: tuple[str, ...] = ()
 
     @property
     def virtual_ips(self) -> tuple[str, ...]:

@@ -134,8 +134,8 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
     """One member. `addresses`: what is really its own. `routes`: networks it announces, and may by its membership.
 
     `lost`: addresses and the name another member has by a better claim; an authority gives others at the next renewal.
-    `name` is empty when it was lost. `multiaddrs`: where it can be dialed, by its own word. `ranks`: of each of the
-    routes, what the claim on it is worth.
+    `name` is empty when it was lost. `multiaddrs`: where it can be dialed, by its own word, and `relays` which members
+    can call it. `ranks`: of each of the routes, what the claim on it is worth.
     """
 
     peer_id: str
@@ -150,6 +150,7 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
     issued_ms: int
     expires_ms: int
     ranks: tuple[Rank, ...]
+    relays: tuple[str, ...] = ()
 
     @property
     def prefixes(self) -> tuple[str, ...]:
@@ -244,6 +245,7 @@ class Roster:
             groups=body.groups,
             lost=lost,
             multiaddrs=presence.addresses if presence is not None else (),
+            relays=presence.relays if presence is not None else (),
             signer=body.signer,
             enrolled_ms=body.enrolled_ms,
             issued_ms=body.issued_ms,

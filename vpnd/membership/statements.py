@@ -69,6 +69,7 @@ MAX_ADDRESSES = 4
 MAX_ROUTES = 32
 MAX_GROUPS = 16
 MAX_MULTIADDRS = 8
+MAX_RELAYS = 3
 #: Until the year 6429; far from where times and their sums would leave 64 bits.
 MAX_TIME_MS = 1 << 47
 #: The longest a membership may be valid, so that nothing an authority signed holds for ever.
@@ -159,14 +160,16 @@ class Membership(Body, frozen=True):
 class Presence(Body, frozen=True, forbid_unknown_fields=False):
     """Where `peer_id` can be dialed, by its own word: signed by the key in the peer id.
 
-    `routes`: networks behind it that it announces; its membership has to permit them. A later version may say more of
-    itself: fields behind these are kept with the signed bytes, and not read.
+    `routes`: networks behind it that it announces; its membership has to permit them. `relays`: peer ids of members
+    that can call it, where it cannot be dialed. A later version may say more of itself: fields behind these are kept
+    with the signed bytes, and not read.
     """
 
     peer_id: PeerId
     addresses: Annotated[tuple[Text, ...], Meta(max_length=MAX_MULTIADDRS)]
     sequence_ms: Time
     routes: Annotated[tuple[Text, ...], Meta(max_length=MAX_ROUTES)] = ()
+    relays: Annotated[tuple[PeerId, ...], Meta(max_length=MAX_RELAYS)] = ()
 
 
 AnyBody = Grant | Revoke | Removal | Membership | Presence
@@ -235,7 +238,10 @@ def sign(key: Ed25519PrivateKey, body: AnyBody) -> Statement:
     Raises MembershipRefused when the key is not its signer's, or it is malformed or too long.
     """
     kind = _KINDS[type(body)]
-    data = _encoder.encode(body)
+    fields = msgspec.structs.astuple(body)
+    if isinstance(body, Presence) and not body.relays:
+        fields = fields[:-1]  # versions that do not know the field take it for hostile
+    data = _encoder.encode(fields)
     head = bytes([VERSION, kind])
     return parse_untrusted(head + key.sign(_DOMAINS[kind] + data) + data)
 
@@ -299,6 +305,8 @@ def _check(body: AnyBody) -> None:
         for text in body.addresses:
             check_multiaddr(text)
         _check_routes(body.routes)
+        for relay in body.relays:
+            peerid.public_key_untrusted(relay)
 
 
 def _check_membership(body: Membership) -> None:
