@@ -4,11 +4,14 @@
 #   ensure_venv [dev]       afterwards $python is the interpreter of .venv, with the packages of requirements.lock
 #                           (dev: and of requirements-dev.lock) and the tree itself on its path
 #
+# A script that wants another environment than .venv sets $venv before, and uses the functions below.
+#
 # A stamp in .venv holds the hash of the lock file it was made from, so nothing is done, and no network is
 # needed, while it fits. Messages go to standard error; a failure ends the script with status 1.
 # shellcheck shell=sh disable=SC2154
 
-python=$root/.venv/bin/python
+venv=${venv:-$root/.venv}
+python=$venv/bin/python
 
 say() { printf 'vpnd: %s\n' "$*" >&2; }
 fail() { say "error: $*"; exit 1; }
@@ -18,7 +21,7 @@ lock_hash() { # of lock file $1 and of the place of the tree, which .venv rememb
 }
 
 stamped() { # is .venv what lock file $1 says?
-    [ -x "$python" ] && [ -r "$root/.venv/$1.stamp" ] && [ "$(cat -- "$root/.venv/$1.stamp")" = "$(lock_hash "$1")" ]
+    [ -x "$python" ] && [ -r "$venv/$1.stamp" ] && [ "$(cat -- "$venv/$1.stamp")" = "$(lock_hash "$1")" ]
 }
 
 # May every user run this interpreter? One below root's home cannot serve the unprivileged children.
@@ -51,7 +54,7 @@ find_python() { # prints the first Python that is new enough and can make a .ven
     fail "Python 3.11 or newer is needed; install it: apt-get install python3 python3-venv"
 }
 
-install_lock() { # install_lock LOCKFILE: its packages into .venv, by hash
+install_lock() { # install_lock LOCKFILE: its packages into $venv, by hash
     # pip reads PIP_* and its own configuration, so a mirror or a proxy of the machine is used.
     # A few packages have no wheels: they are built, perhaps as root, with what requirements-build.lock names and nothing
     # else (--no-build-isolation; isolated, pip would fetch whatever setuptools is the newest, unchecked).
@@ -60,7 +63,7 @@ install_lock() { # install_lock LOCKFILE: its packages into .venv, by hash
         "$python" -m pip install --quiet --disable-pip-version-check --no-input --require-hashes --no-build-isolation \
             --use-pep517 --requirement "$root/$wanted" >&2 || fail "the packages of $wanted could not be installed (see above)"
     done
-    lock_hash "$1" >"$root/.venv/$1.stamp"
+    lock_hash "$1" >"$venv/$1.stamp"
 }
 
 make_venv() ( # a subshell, so that the lock is let go with it
@@ -73,7 +76,7 @@ make_venv() ( # a subshell, so that the lock is let go with it
     if ! "$python" -m pip --version >/dev/null 2>&1; then
         maker=$(find_python) || exit 1
         say "making .venv with $maker (once, about a minute)"
-        "$maker" -m venv --clear "$root/.venv" >&2 || fail "$maker could not make $root/.venv"
+        "$maker" -m venv --clear "$venv" >&2 || fail "$maker could not make $venv"
     else
         say "bringing .venv up to requirements.lock"
     fi
