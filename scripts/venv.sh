@@ -54,14 +54,30 @@ find_python() { # prints the first Python that is new enough and can make a .ven
     fail "Python 3.11 or newer is needed; install it: apt-get install python3 python3-venv"
 }
 
+counted() { # counted MOST: what pip says, as a count of at most so many packages; on a terminal one line, kept up to date
+    terminal=0
+    [ ! -t 2 ] || terminal=1
+    awk -v most="$1" -v terminal="$terminal" '
+        function show(text) {
+            if (terminal) printf "\r\033[Kvpnd: %s", text >"/dev/stderr"
+            else if (++shown % 20 == 0) printf "vpnd: %s\n", text >"/dev/stderr"
+        }
+        /^failed$/ { bad = 1 }
+        /^Collecting / { show("package " ++count " of at most " most ": " $2) }
+        /^Building wheels/ { show("building what has no wheel") }
+        /^Installing collected/ { show("installing " count " packages") }
+        END { if (terminal && count) printf "\r\033[K" >"/dev/stderr"; exit bad }'
+}
+
 install_lock() { # install_lock LOCKFILE: its packages into $venv, by hash
     # pip reads PIP_* and its own configuration, so a mirror or a proxy of the machine is used.
     # A few packages have no wheels: they are built, perhaps as root, with what requirements-build.lock names and nothing
     # else (--no-build-isolation; isolated, pip would fetch whatever setuptools is the newest, unchecked).
     # --use-pep517: old and new pip shall build them in the same way
     for wanted in requirements-build.lock "$1"; do
-        "$python" -m pip install --quiet --disable-pip-version-check --no-input --require-hashes --no-build-isolation \
-            --use-pep517 --requirement "$root/$wanted" >&2 || fail "the packages of $wanted could not be installed (see above)"
+        { PYTHONUNBUFFERED=1 "$python" -m pip install --disable-pip-version-check --no-input --no-color --require-hashes \
+            --no-build-isolation --use-pep517 --requirement "$root/$wanted" || echo failed; } |
+            counted "$(grep -c '^[a-z]' "$root/$wanted")" || fail "the packages of $wanted could not be installed (see above)"
     done
     lock_hash "$1" >"$venv/$1.stamp"
 }

@@ -71,14 +71,15 @@ def handlers(node: Asked, live: Live) -> dict[str, Callable[[Mapping[str, Any]],
 
     def handler(command: str) -> Callable[[Mapping[str, Any]], Awaitable[object]]:
         async def handle(request: Mapping[str, Any]) -> object:
-            return {"answer": await _carry_out(node, command, request, live.config.status.timeout)}
+            return {"answer": await carry_out(node, command, request, live.config.status.timeout)}
 
         return handle
 
     return {command: handler(command) for command in (*MEMBERSHIP, *LOOKUP)}
 
 
-async def _carry_out(node: Asked, command: str, request: Mapping[str, Any], timeout_s: float) -> Any:
+async def carry_out(node: Asked, command: str, request: Mapping[str, Any], timeout_s: float) -> msgspec.Raw:
+    """What control answers, as JSON. `timeout_s`: where the request has no patience_s. Raises VpndError."""
     if command in MEMBERSHIP and not node.in_network:
         raise VpndError(
             f"this node is in no network, so there is no `{command.replace('-', ' ')}`: its configuration names "

@@ -8,14 +8,15 @@ import os
 import signal
 import socket
 import tomllib
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import uvloop
 
+from supervisor import requests
 from supervisor.node import LEFT, MOVED, STOPPED, Node, start_node
 from supervisor.notify import READY, STOPPING, Notifier, in_a_line
 from vpnd import logs, privileges
@@ -25,7 +26,7 @@ from vpnd.errors import AlreadyRunningError, PrivilegeError, VpndError
 from vpnd.identity import Identity
 from vpnd.mode import Mode, decide, identity_of
 from vpnd.printable import printable
-from vpnd.status import NetworkPart, Status
+from vpnd.status import NetworkPart, Peer, Status
 
 log = logging.getLogger("supervisor")
 
@@ -33,12 +34,13 @@ log = logging.getLogger("supervisor")
 class VPNService:
     """A node inside your own asyncio program.
 
-        async with VPNService(config) as service:
+        async with VPNService() as service:
             print(await service.status())
 
-    `config` is checked when it is made (vpnd.config.load). Needs root and Linux. The children are processes
-    of their own; the TUN and the rings are served by the loop that `start` ran on, so keep that loop free
-    of long callbacks. Use one instance for one life: start, stop.
+    Without `config` it is what `vpnd start` would run: VPND_CONFIG, VPND_STATE_DIR and their defaults. `config` is
+    checked when it is made (vpnd.config.load). Needs root and Linux. The children are processes of their own; the TUN
+    and the rings are served by the loop that `start` ran on, so keep that loop free of long callbacks. Use one instance
+    for one life: start, stop. docs/embedding.md has a whole program.
 
     Without [[peers]] and network.virtual_ip in `config` the node is in a network (vpnd.mode): the one its state
     directory holds, else the one `join`, a token, lets it into, else one that it makes.
@@ -50,13 +52,16 @@ class VPNService:
 
     def __init__(
         self,
-        config: Config,
+        config: Config | None = None,
         identity: Identity | None = None,
         *,
         join: str = "",
         reread: Callable[[], Config] | None = None,
         reloaded: Callable[[Config], None] = lambda config: None,
     ) -> None:
+        """Raises ConfigError where there is no `config`, and what the environment names cannot be used."""
+        if config is None:
+            config = load.load_with_origins(None, None, {}, os.environ).config
         self._config, self._identity, self._join = config, identity, join
         self._mode = Mode.STATIC
         self._given_reread, self._reloaded = reread, reloaded
@@ -137,6 +142,56 @@ class VPNService:
         """
         return await self._running().scale(shards)
 
+    async def events(self, every_s: float = 1.0) -> AsyncIterator[PeerEvent]:
+        """What becomes of peers, beginning with those that are connected: without end, while the node runs.
+
+        The status is looked at every `every_s`: what comes and goes in between is not told.
+        """
+        before: dict[str, Peer] = {}
+        while True:
+            now = {peer.peer_id: peer for peer in (await self.status()).peers if peer.state == "connected"}
+            for event in peer_events(before, now):
+                yield event
+            before = now
+            await asyncio.sleep(every_s)
+
+    async def invite(
+        self,
+        *,
+        name: str | None = None,
+        uses: int = 1,
+        expires_s: float | None = None,
+        ip: str | None = None,
+        routes: Sequence[str] = (),
+    ) -> str:
+        """A token that lets a machine join; see `vpnd invite`. Raises RefusedError if this node is no authority."""
+        answer = await self._ask(
+            "invite", name=name, uses=uses, expires_s=expires_s, ip=ip, routes=",".join(routes) or None
+        )
+        return str(answer["token"])
+
+    async def members(self) -> list[dict[str, Any]]:
+        """Who is in the network: the rows of `vpnd members --json`."""
+        return list(await self._ask("members"))
+
+    async def remove(self, who: str) -> None:
+        """Throw a member out, by name, virtual IP or peer id. Raises RefusedError if this is no authority."""
+        await self._ask("remove", who=who)
+
+    async def ping(self, who: str, count: int = 1) -> list[float]:
+        """Round trips to a peer's control, in milliseconds, without lost ones. Raises VpndError when all are lost."""
+        rows = await self._ask("ping", who=who, count=count)
+        trips = [row["rtt_ms"] for row in rows if row["rtt_ms"] is not None]
+        if not trips:
+            raise VpndError(f"{who} does not answer: {rows[-1]['error'] or 'no ping came back in time'}")
+        return trips
+
+    async def _ask(self, command: str, **arguments: object) -> Any:
+        """What control answers; it may dial for it."""
+        node, settings = self._running(), self._config
+        timeout_s = settings.status.timeout + settings.p2p.dial_timeout + settings.discovery.dht_timeout
+        return msgspec.json.decode(await requests.carry_out(node, command, arguments, timeout_s))
+
     def _complete(self, config: Config) -> Config:
         assert self._identity is not None
         in_network = self._mode.in_network
@@ -167,6 +222,25 @@ class VPNService:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.stop()
+
+
+class PeerEvent(NamedTuple):
+    """`kind`: "up" (its first session), "down" (its last one is gone; `peer` is as it was before), or "path"."""
+
+    kind: str
+    peer: Peer
+
+
+def peer_events(before: Mapping[str, Peer], now: Mapping[str, Peer]) -> Iterator[PeerEvent]:
+    """What lies between two looks at the connected peers, by peer id."""
+    for peer_id, peer in before.items():
+        if peer_id not in now:
+            yield PeerEvent("down", peer)
+    for peer_id, peer in now.items():
+        if peer_id not in before:
+            yield PeerEvent("up", peer)
+        elif set(before[peer_id].paths) != set(peer.paths):
+            yield PeerEvent("path", peer)
 
 
 def run_foreground(
