@@ -358,7 +358,8 @@ def test_watching_shows_one_status_after_the_other_until_it_is_broken_off(tmp_pa
             assert process.stdout is not None
             seen = 0
             for line in process.stdout:
-                seen += "peers connected" in line
-                if seen == 3:
-                    process.send_signal(signal.SIGINT)
+                if "peers connected" in line:
+                    seen += 1
+                    if seen == 3:
+                        process.send_signal(signal.SIGINT)
         assert process.returncode == status.EXIT_CODES[made().health] and seen >= 3
