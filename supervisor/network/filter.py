@@ -78,20 +78,28 @@ class Filter:
             return []
         try:
             near = converse(self._near) if self._kill_switch else ()
-            text = ruleset(self._interface, self.own, self.masqueraded, self._kill_switch, near)
-            if text == self._asked and self._printed and self._printed == self._print():
-                return []
-            if text == self._asked and self._printed:
-                log.warning(
-                    "another program changed the machine; repeating: the nftables table %s", self.table
-                )
-            _nft("-f", "-", stdin=text)
-            self._asked, self._printed = text, self._print()
+            try:
+                self._set(ruleset(self._interface, self.own, self.masqueraded, self._kill_switch, near))
+            except NftError as error:
+                if not self.masqueraded:
+                    raise
+                # A kernel without NAT, perhaps: what protects the node holds all the same
+                self._set(ruleset(self._interface, self.own, (), self._kill_switch, near))
+                return [f"network.masquerade does not hold: {error}"]
         except (NetlinkError, OSError) as error:
             return [f"nftables rules are not set: {os.strerror(number_of(error))}"]
         except NftError as error:
             return [f"nftables rules are not set, so {self._missed()}: {error}"]
         return []
+
+    def _set(self, text: str) -> None:
+        """Have these rules, if they are not there. Raises NftError."""
+        if text == self._asked and self._printed:
+            if self._printed == self._print():
+                return
+            log.warning("another program changed the machine; repeating: the nftables table %s", self.table)
+        _nft("-f", "-", stdin=text)
+        self._asked, self._printed = text, self._print()
 
     def remove(self) -> bool:
         """Take the table away. False when there was none, or there is no nft."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -41,6 +42,32 @@ def test_a_machine_without_nft_is_healthy_unless_there_is_a_kill_switch(
     said = wanted.mend()
     assert len(said) == problems and bool(wanted.hint) is not bool(problems)
     assert "install" in (*said, wanted.hint)[0]
+
+
+NO_NAT = """#!/bin/sh
+# nft, in a kernel without NAT
+rules=$(cat)
+case "$rules" in *masquerade*) echo "Error: no NAT here" >&2; exit 1 ;; esac
+[ "$1" = -f ] && printf %s "$rules" > {kept}
+[ "$1" = -f ] || cat {kept}
+"""
+
+
+def test_where_the_kernel_has_no_nat_the_other_rules_hold(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    kept, program = tmp_path / "rules", tmp_path / "nft"
+    program.write_text(NO_NAT.format(kept=kept))
+    program.chmod(0o755)
+    monkeypatch.setattr(filter, "PROGRAMS", str(tmp_path) + ":/bin:/usr/bin")
+    wanted = filter.Filter("tn0", None)
+    wanted.own, wanted.masqueraded = ("10.86.0.1",), ("192.168.7.0/24",)
+    for _ in range(2):
+        (said,) = wanted.mend()
+        assert "network.masquerade" in said and "no NAT here" in said
+        assert "10.86.0.1" in kept.read_text()
+    wanted.masqueraded = ()
+    assert wanted.mend() == []
 
 
 async def until(condition) -> None:
