@@ -36,6 +36,7 @@ from vpnd.config.live import Live
 from vpnd.config.schema import Config
 from vpnd.nat.paths import RELAYED
 from vpnd.packet.record import Capabilities
+from vpnd.seldom import Seldom
 from vpnd.session import SUBNET_NODE, Established
 
 log = logging.getLogger("shard")
@@ -133,6 +134,7 @@ class Plane:
         # A batch is a part of the ring, so that its room is given back while there is more to do.
         self.outbound = Outbound(self.flows, counts, now, live.config.worker.ring_bytes // 4)
         self._common = Surroundings(live, self.outbound, self.inbound, counts, hello, now, batch_done)
+        self._seldom = Seldom(log, live, now)
         self._ended = False
         self._recurring = (
             Recurring(live, lambda config: config.worker.cleanup_interval, self._forget_idle_flows),
@@ -236,34 +238,39 @@ class Plane:
     def lane_ready(self, lane: StreamLane) -> None:
         link = lane.carrier
         if len(link.lanes) == 1:
-            log.info("session %x with %s is up", link.session_id, link.peer.name)
+            self._say(link, "up", " is up")
             self._events.session_up(link)
         self._peer_of[link].lane_ready(lane)
+
+    def _say(self, link: Link, kind: str, what: str) -> None:
+        """A member can make and end sessions as often as it likes."""
+        text = f"session {link.session_id:x} with {link.peer.name}{what}"
+        self._seldom.log(logging.INFO, kind, text, link.peer.peer_id)
 
     def lane_closed(self, lane: StreamLane) -> None:
         self._peer_of[lane.carrier].pool.lane_closed(lane)
 
     def lane_failed(self, link: Link, reason: str) -> None:
-        log.info("session %x with %s: a stream did not open: %s", link.session_id, link.peer.name, reason)
+        self._say(link, "stream", f": a stream did not open: {reason}")
         self._peer_of[link].pool.lane_failed(link, reason)
 
     def link_leaving(self, link: Link) -> None:
         self._peer_of[link].pool.peer_leaves(link)
 
     def link_suspect(self, link: Link) -> None:
-        log.info("session %x with %s does not answer", link.session_id, link.peer.name)
+        self._say(link, "suspect", " does not answer")
         self._peer_of[link].pool.suspect()
 
     def link_stuck(self, link: Link) -> None:
-        log.info("session %x with %s: large segments do not arrive", link.session_id, link.peer.name)
+        self._say(link, "stuck", ": large segments do not arrive")
         self._events.segments_stuck(link.peer.peer_id)
         self._peer_of[link].pool.suspect()
 
     def link_recovered(self, link: Link) -> None:
-        log.info("session %x with %s answers again", link.session_id, link.peer.name)
+        self._say(link, "recovered", " answers again")
 
     def link_closed(self, link: Link, reason: str, failed: bool) -> None:
-        log.info("session %x with %s: %s", link.session_id, link.peer.name, reason)
+        self._say(link, "closed", f": {reason}")
         del self.links[link.session_id]
         self.counts.sessions_closed += 1
         self._peer_of.pop(link).carrier_closed(link)

@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from attack_tools import assert_unharmed, beside
 from lab import Lab, LabError, Node, check_logs, ping, wait_for_answer, wait_until
 from lab.joining import address, network_of
 from lab.node import P2P_PORT, ROOT
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.alone]  # round trips are compared
 
 SETTLE_S = 20.0
 
@@ -45,7 +46,9 @@ def test_a_thief_of_an_authority_takes_nothing_and_is_put_out_everywhere() -> No
         wanted = address(c)
         assert b.stop() == 0
 
-        thief = steal(lab, b, a, c)
+        with beside(a, c, address=wanted) as during:
+            thief = steal(lab, b, a, c)
+        assert_unharmed(during)
         for node in (a, c, d):
             wait_until(lambda node=node: thief in members(node), SETTLE_S, "the thief's node is let in")
             assert (

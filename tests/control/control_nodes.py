@@ -18,11 +18,11 @@ from multiaddr import Multiaddr
 
 from vpnd.adapter.handoff import Detached
 from vpnd.adapter.host import Host
-from vpnd.adapter.logs import Seldom
 from vpnd.adapter.noise import peer_id_of
 from vpnd.config.live import Live
 from vpnd.config.schema import P2P, Config, Membership, Network, Process
 from vpnd.config.schema import Session as SessionTable
+from vpnd.seldom import Seldom
 from vpnd.session import Established
 
 DEFAULTS = Membership()

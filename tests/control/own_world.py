@@ -17,7 +17,6 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from vpnd import peerid
 from vpnd.adapter.dial import DialError
-from vpnd.adapter.logs import Seldom
 from vpnd.config.live import Live
 from vpnd.config.schema import Config, Discovery, Membership, Network
 from vpnd.control.common import Common
@@ -27,6 +26,7 @@ from vpnd.membership.authority import Authority, Wish
 from vpnd.membership.directory import Merged
 from vpnd.membership.statements import Presence, Statement, sign
 from vpnd.membership.store import Store
+from vpnd.seldom import Seldom
 
 #: When all begins, in milliseconds since 1970.
 BEGUN_MS = 1_700_000_000_000

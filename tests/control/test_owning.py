@@ -28,13 +28,13 @@ from control_harness import (
 from lab.chain import Chain
 from network_harness import NetworkNode
 
-from vpnd.adapter.logs import Seldom
 from vpnd.api import messages
 from vpnd.api.reports import OwnAddresses
 from vpnd.config.live import Live
 from vpnd.config.schema import Config, Log, Network, Registry
 from vpnd.control.common import Common
 from vpnd.control.owning import Owning
+from vpnd.seldom import Seldom
 
 pytestmark = pytest.mark.root
 

@@ -16,7 +16,6 @@ from control_nodes import Node, running
 
 from vpnd.adapter import router as router_module
 from vpnd.adapter.dial import DialError
-from vpnd.adapter.logs import Seldom
 from vpnd.adapter.reach import Observed
 from vpnd.adapter.router import NAT_PMP, PCP, NoPort, PortMap, Router
 from vpnd.config.live import Live
@@ -28,6 +27,7 @@ from vpnd.discovery.registry import Member
 from vpnd.endpoint import Endpoint, parse
 from vpnd.nat import messages, portmap
 from vpnd.nat.paths import RelayAt
+from vpnd.seldom import Seldom
 
 LOOPBACK = ipaddress.IPv4Address("127.0.0.1")
 INSIDE = ipaddress.IPv4Address("10.1.0.2")

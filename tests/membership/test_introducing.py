@@ -14,7 +14,6 @@ from trio.testing import MockClock
 
 from vpnd.adapter.dial import DialError
 from vpnd.adapter.guests import BOTH, INTRODUCE
-from vpnd.adapter.logs import Seldom
 from vpnd.config.live import Live
 from vpnd.config.schema import Config, Discovery
 from vpnd.control.common import Common
@@ -23,6 +22,7 @@ from vpnd.control.state import OwnNetwork
 from vpnd.membership import enrolment, introduction, network
 from vpnd.membership.introduction import Admitted, Introduction
 from vpnd.membership.store import Store
+from vpnd.seldom import Seldom
 
 
 class Member:

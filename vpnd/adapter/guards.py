@@ -14,9 +14,9 @@ import trio
 from libp2p.abc import INotifee
 
 from vpnd.adapter.arrivals import Arrival, Places
-from vpnd.adapter.logs import Seldom
 from vpnd.adapter.noise import UnknownPeer
 from vpnd.adapter.transport import close_now
+from vpnd.seldom import Seldom
 
 Count = Callable[[str], None]
 StreamHandler = Callable[[Any], Awaitable[None]]

@@ -65,7 +65,6 @@ from vpnd.adapter.guards import Count, HandedOver, InboundGate, Notifee, StreamH
 from vpnd.adapter.guests import ENROL, QUESTIONS, Asking, Desk
 from vpnd.adapter.handoff import Detached, NotDetachable, detach
 from vpnd.adapter.identify import bound_messages
-from vpnd.adapter.logs import Seldom
 from vpnd.adapter.meeting import Ends
 from vpnd.adapter.muxer import bound_all, limit_negotiation, negotiate_at_once
 from vpnd.adapter.noise import MembersOnlyNoise, UnknownPeer, ed25519_only
@@ -76,6 +75,7 @@ from vpnd.config.live import Live
 from vpnd.errors import VpndError
 from vpnd.nat.messages import MEET, REACH
 from vpnd.nat.paths import RelayAt
+from vpnd.seldom import Seldom
 from vpnd.session import CHACHAPOLY, SUBNET_NODE, VPND
 
 Result = TypeVar("Result")
@@ -495,7 +495,7 @@ class Host:
         try:
             session = detach(connection, cipher, protocol)
         except NotDetachable as error:
-            self._seldom.warn("detach", f"refused a session of {peer_id}: {error}")
+            self._seldom.warn("detach", f"refused a session of {peer_id}: {error}", peer_id)
             raise
         stream = raw_of(connection).stream
         if isinstance(stream, WayStream) and not stream.take(peer_id):

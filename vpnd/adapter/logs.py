@@ -1,11 +1,8 @@
-"""What libp2p may say, and how often anything may be said that a stranger can provoke."""
+"""What libp2p may say."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-
-from vpnd.config.live import Live
 
 #: Logger of libp2p, lowest level let through, why. Everything else of libp2p is let through from WARNING up.
 QUIETER = (
@@ -46,27 +43,3 @@ def tame_libp2p(handler: logging.Handler) -> None:
     top.setLevel(logging.WARNING)
     for name, level in QUIETER:
         logging.getLogger(name).setLevel(level)
-
-
-class Seldom:
-    """A log line that strangers can provoke: written at most once in log.refusal_interval, with what was left out.
-
-    `now_s` is a clock. Owner: the loop that logs; not thread-safe.
-    """
-
-    def __init__(self, log: logging.Logger, live: Live, now_s: Callable[[], float]) -> None:
-        self._log, self._live = log, live
-        self._now_s = now_s
-        self._last_s: dict[str, float] = {}
-        self._left_out: dict[str, int] = {}
-
-    def warn(self, kind: str, text: str) -> None:
-        """Log `text` unless a line of the same `kind` was logged within the interval."""
-        now_s = self._now_s()
-        last_s = self._last_s.get(kind)
-        if last_s is not None and now_s < last_s + self._live.config.log.refusal_interval:
-            self._left_out[kind] = self._left_out.get(kind, 0) + 1
-            return
-        self._last_s[kind] = now_s
-        more = self._left_out.pop(kind, 0)
-        self._log.warning("%s%s", text, f" (and {more} more like it)" if more else "")

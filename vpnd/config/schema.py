@@ -555,7 +555,8 @@ class Log(Table, frozen=True):
         "Size at which the log of `start --detach` is kept as vpnd.log.1, and begun anew; 0: never.")
     files: int = number(4, 1, 100, "files", "So many of those are kept: vpnd.log.1, the newest, and so on.")
     refusal_interval: float = duration(60.0, 0.0, 86400.0,
-        "Shortest interval, per kind, of log lines that strangers can cause.")
+        "Shortest interval, per kind and member, of log lines that others can cause; the next one tells how many were "
+        "left out.")
 
 
 class Config(Table, frozen=True):

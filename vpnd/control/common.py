@@ -10,9 +10,9 @@ import msgspec
 import trio
 
 from vpnd.adapter.guards import Count
-from vpnd.adapter.logs import Seldom
 from vpnd.config.live import Live
 from vpnd.resilience import Backoff
+from vpnd.seldom import Seldom
 
 NANOSECONDS_PER_MS = 1_000_000
 

@@ -243,12 +243,14 @@ class Gossiping:
                 return
             self._act(outcome)
             if HOSTILE.intersection(outcome.refused):
-                self._seldom.warn("gossip", f"{link.peer_id} sent statements that are forged or malformed")
+                self._seldom.warn(
+                    "gossip", f"{link.peer_id} sent statements that are forged or malformed", link.peer_id
+                )
                 return
 
     def _refuse(self, link: _Link, refusal: MembershipRefused) -> None:
         self._count(f"refused_{refusal.reason}")
-        self._seldom.warn("gossip", f"left the member {link.peer_id}: {refusal}")
+        self._seldom.warn("gossip", f"left the member {link.peer_id}: {refusal}", link.peer_id)
 
     async def _write(self, link: _Link) -> None:
         try:

@@ -33,7 +33,7 @@ from libp2p.crypto.keys import KeyPair
 
 from vpnd import logs, privileges, seccomp, why
 from vpnd.adapter.host import Host
-from vpnd.adapter.logs import Seldom, tame_libp2p
+from vpnd.adapter.logs import tame_libp2p
 from vpnd.adapter.noise import peer_id_of, read_key_pair, signing_key
 from vpnd.adapter.shape import check_libp2p, preload
 from vpnd.api import messages
@@ -60,6 +60,7 @@ from vpnd.membership.store import Store
 from vpnd.metrics import CONTROL_COUNTERS, CounterPage
 from vpnd.nat.messages import MEET, NAT
 from vpnd.nat.portmap import NONCE_BYTES
+from vpnd.seldom import Seldom
 from vpnd.session import VPND
 
 if TYPE_CHECKING:

@@ -235,7 +235,9 @@ class Sessions:
             return
         if not self._room(peer_id):
             self._page.add("refused_session_limit")
-            self._seldom.warn("session limit", f"{self._name(peer_id)} wants more sessions than it may have")
+            self._seldom.warn(
+                "session limit", f"{self._name(peer_id)} wants more sessions than it may have", peer_id
+            )
             return
         ready = [index for index, link in self._links.items() if link.takes_sessions]
         shard = self._book.shard_for(
