@@ -10,7 +10,7 @@ from __future__ import annotations
 from vpnd.config.live import Live
 
 #: Of what has arrived while too much was lost; and by how much the pace rises with each report of less loss.
-_BACK_OFF, _RAISE = 0.85, 1.1
+_BACK_OFF, _RAISE = 0.85, 1.25
 #: Datagrams of one report whose loss says that the path is full, and that it still is: a few are lost on good ones too.
 _BEGIN, _GO_ON = 64, 8
 #: Seconds that may be saved up, so that a late timer costs nothing; and the slowest pace, in bytes a second.

@@ -139,6 +139,18 @@ def test_a_full_socket_makes_packets_wait_their_turn_and_loses_none() -> None:
         on.world.conclude()
 
 
+@pytest.mark.parametrize(("records", "most"), [(16, 40), (1024, 160)])
+def test_a_turn_takes_no_more_of_them_than_of_a_peers_sessions(records: int, most: int) -> None:
+    with datagrams(session={"turn_records": records}) as on:
+        counts, seen = on.b.plane.counts, [on.b.plane.counts.packets_received]
+        on.b.plane.datagrams._batch_done = lambda: seen.append(counts.packets_received)
+        on.send(UDP, count=1000, size=36)
+        on.run(0.1)
+        assert came(on, UDP) == (1000, 1000)
+        taken = [later - earlier for earlier, later in zip(seen, seen[1:], strict=False)]
+        assert most / 2 < max(taken) <= most
+
+
 def test_a_flood_of_datagrams_asks_for_no_more_sessions() -> None:
     with datagrams(multiplexer={"min_sessions": 1, "max_sessions": 3, "busy_bytes": 1 << 16}) as on:
         for port, sessions in ((UDP, 1), (TCP, 2)):
