@@ -15,9 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vpnd import peerid
+from vpnd.config import paths
 from vpnd.config.check import default_virtual_ip
+from vpnd.config.schema import Config
 from vpnd.errors import ConfigError
 from vpnd.identity import load_or_create, read_private
+from vpnd.membership.store import NETWORK
+from vpnd.mode import identity_of
 
 
 def test_an_identity_is_made_once_and_found_again(tmp_path):
@@ -28,6 +32,20 @@ def test_an_identity_is_made_once_and_found_again(tmp_path):
     assert file.parent.stat().st_mode & 0o777 == 0o700
     assert os.listdir(file.parent) == ["identity.pem"]
     assert read_private(file).public_key().public_bytes_raw() == made.public_key
+
+
+def test_a_member_without_its_identity_is_told_so_and_no_other_is_made(tmp_path):
+    config = Config(state_dir=str(tmp_path))
+    made = identity_of(config)
+    assert identity_of(config) == made
+    network = paths.network_dir(config)
+    network.mkdir()
+    (network / NETWORK).touch()
+    assert identity_of(config) == made
+    paths.identity_file(config).unlink()
+    with pytest.raises(ConfigError, match="is missing.*put it back, or leave the network"):
+        identity_of(config)
+    assert not paths.identity_file(config).exists()
 
 
 def test_a_generous_umask_does_not_open_the_file(tmp_path):

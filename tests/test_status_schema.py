@@ -144,6 +144,12 @@ AILING = [
         "the exit node c is not connected",
         "degraded",
     ),
+    (
+        "all others lost to a step of the clock",
+        {"peers": [], "network": {**NETWORK, "clock": "the clock was set by +9 s"}},
+        "the clock was set by +9 s",
+        "degraded",
+    ),
     ("removed", {"network": {**NETWORK, "state": "removed"}}, "removed from network home", "down"),
     (
         "expired",

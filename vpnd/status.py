@@ -327,6 +327,10 @@ def _ailments(status: Status) -> Iterator[Ailment]:
     if network is not None and network.state in NOT_IN:
         what, remedy = NOT_IN[network.state]
         yield Ailment(what=what.format(network.name), remedy=remedy, health=DOWN)
+    elif network is not None and network.clock:
+        yield Ailment(
+            what=network.clock, remedy="is the clock right? Once it is set, nothing else has to be done"
+        )
     elif status.peers and not any(peer.state == "connected" for peer in status.peers):
         yield Ailment(what="no peer is connected", remedy="`vpnd status` says of each peer why")
 

@@ -131,6 +131,17 @@ def test_a_clock_that_is_set_while_the_node_runs(nodes, clocks) -> None:
     eventually(lambda: healthy(a, b), HEALED_S)
 
 
+def test_an_authority_whose_clock_leaves_all_others_behind_does_not_take_that_for_good(nodes, clocks) -> None:
+    a, b = nodes
+    joined(a, b)
+    clocks[0].set("+40d")
+    eventually(lambda: "set by +3456" in a.report().clock)
+    eventually(lambda: a.report().state == "member" and a.report().clock)
+    clocks[0].set("+0")
+    eventually(lambda: not a.report().clock, HEALED_S)
+    eventually(lambda: healthy(a, b), HEALED_S)
+
+
 def test_a_founder_whose_clock_was_a_day_ahead_and_those_it_let_in(nodes, clocks) -> None:
     a, b = nodes
     for clock in clocks:

@@ -99,6 +99,7 @@ class NetworkReport(msgspec.Struct, frozen=True, kw_only=True):
         tuple[str, ...], told("A line for each name or address that two members claim.")
     ] = ()
     warnings: Annotated[tuple[str, ...], told("A line for each thing that is not as it should be.")] = ()
+    clock: Annotated[str, told("What a step of this machine's clock did to all others; empty: nothing.")] = ""
     neighbours: Annotated[int, told("Members that gossip with this node.", "members"), COUNT] = 0
 
 

@@ -79,6 +79,7 @@ class NetworkService:
         ] = {}  # by peer id: multiaddr on the local network, when it was news
         self._state = own.state(self._now_ms())
         self._conflicts: tuple[str, ...] = ()
+        self._set_by = ""  # what a step of the clock did to all others
         self._tick = trio.Event()
         self._founding = founding
         self._clock_ms = 0
@@ -171,12 +172,22 @@ class NetworkService:
         """All that was judged by the clock is judged anew."""
         log.warning("the clock was set by %+.0f s: all statements are judged again", step_ms / MILLISECONDS)
         self._seen.clear()
+        beside = self._beside(now_ms - step_ms)
         self.act(self.own.gossip.clock_set(now_ms))
+        if beside and not self._beside(now_ms):
+            self._set_by = (
+                f"the clock was set by {step_ms / MILLISECONDS:+.0f} s, which ended all other memberships"
+            )
         self._sign_again(now_ms)
         self.say_where()
         self._renewing.begin_anew()
         self._introducing.begin_anew()
         self._gossiping.begin_anew()
+
+    def _beside(self, now_ms: int) -> int:
+        """How many members there are beside this node, at some time."""
+        own_id = self.own.peer_id
+        return sum(one.peer_id != own_id for one in self.own.directory.members(now_ms))
 
     def _sign_again(self, now_ms: int) -> None:
         """What this node signed as an authority while its clock was ahead, others refuse: make it good."""
@@ -301,7 +312,8 @@ class NetworkService:
             self.saver.problem and f"{self.saver.problem}; what changes now is forgotten at the next start"
         )
         warnings = (*report.warnings, *filter(None, (self._twin, unsaved, self._renewing.problem)))
-        return msgspec.structs.replace(report, warnings=warnings)
+        clock = "" if self._beside(self._now_ms()) else self._set_by
+        return msgspec.structs.replace(report, warnings=warnings, clock=clock)
 
     # --- what follows
 
