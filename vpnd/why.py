@@ -293,6 +293,10 @@ def _shard(facts: Facts) -> Step:
         row.index: row.restarts - before.get(row.index, row).restarts for row in rows if row.state != "hung"
     }
     away = [row for row in rows if row.state not in ("up", "hung") or again.get(row.index, 0) > 0]
+    if not facts.address and not away:
+        return Step(
+            name="shard", verdict=UNKNOWN, says="without an address there is no flow, and no shard of it"
+        )
     if facts.shard is None or any(row.index == facts.shard for row in away):
         which = ", ".join(f"shard {row.index} is {row.state}" for row in away) or "no shard is up"
         counters = {f"restarts of shard {row.index}": row.restarts for row in rows}

@@ -15,7 +15,7 @@ from vpnd.config.live import Live
 from vpnd.config.schema import Config
 from vpnd.config.schema import Status as Settings
 from vpnd.errors import ConfigError, VpndError
-from vpnd.status import NodePart, Peer, Status
+from vpnd.status import NetworkPart, NodePart, Peer, Status
 from vpnd.why import Told, Walk
 
 PEER = Peer(name="b", peer_id="B", virtual_ip="127.0.0.1", virtual_ips=("127.0.0.1",), state="connected")
@@ -30,12 +30,10 @@ class Node:
         self.sent: list[Any] = []
         self.control = SimpleNamespace(pid=7, send=self.sent.append)
         self.questions = SimpleNamespace(request=self.request)
-        self.walking = Walking(
-            Live(Config(status=Settings(why_interval=interval_s))),
-            SimpleNamespace(control=self.control, questions=self.questions),  # type: ignore[arg-type]
-            SimpleNamespace(shard_of=lambda key: -1),  # type: ignore[arg-type]
-            self.status,
-        )
+        self.live = Live(Config(status=Settings(why_interval=interval_s)))
+        self.fleet: Any = SimpleNamespace(control=self.control, questions=self.questions)
+        self.pump: Any = SimpleNamespace(shard_of=lambda key: -1)
+        self.walking = Walking(self.live, self.fleet, self.pump, self.status)
 
     async def status(self, patience_s: float) -> Status:
         self.patience_s.append(patience_s)
@@ -108,3 +106,23 @@ def test_a_peer_is_told_what_is_dropped_of_its_packets_unless_the_one_who_asked_
     assert message.serial == 3 and told.dropped == {"queue_full": 4, "too_big": 2}
     assert told.dropping == {"queue_full": 3, "too_big": 0}
     assert told.steps and told.cause == "route"
+
+
+def test_who_has_no_address_here_is_nobodys_shards_fault() -> None:
+    walk = Node().walk(who="nobody")
+    assert walk.cause == "peer" and walk.address == ""
+    assert "nobody" in walk.blamed().says and "vpnd members" in walk.blamed().remedy
+
+
+@pytest.mark.parametrize("state", ["removed", "expired", "early"])
+def test_who_is_out_of_its_network_is_told_so_whatever_else(state: str) -> None:
+    node = Node()
+    status = node.status
+
+    async def out(patience_s: float) -> Status:
+        network = NetworkPart(name="home", state=state)
+        return msgspec.structs.replace(await status(patience_s), network=network, peers=())
+
+    node.walking = Walking(node.live, node.fleet, node.pump, out)
+    walk = node.walk(who="b")
+    assert walk.cause == "membership" and "home" in walk.blamed().says and walk.blamed().remedy
