@@ -153,6 +153,7 @@ class Link:
         self.packets_sent = self.bytes_sent = 0
         self._waited = 0  # packets that had to wait in the queue, of packets_sent
         self._seen_sent = self._seen_waited = 0  # both when `least_delay_s` was asked last
+        self._seen_by_look, self._in_flight = 0, False  # of `look_for_stuck`
         self._ended_packets = self._ended_bytes = 0  # received on lanes that are gone
         self._loop = asyncio.get_running_loop()
         self._transport, self._session, self._events = transport, session, events
@@ -492,9 +493,13 @@ class Link:
         Seen from who sends, a segment is sent again and again; from the other end, everything is acknowledged and
         nothing comes. A peer that has vanished looks the same, but takes no new session either.
         """
-        settings, tcp = self._live.config.session, None if self.closed else self._transport.tcp_state()
+        sent, self._seen_by_look = self.packets_sent != self._seen_by_look, self.packets_sent
+        if self.closed or not (sent or self._in_flight or self.suspect):
+            return  # nothing can be stuck, and there may be thousands of them
+        settings, tcp = self._live.config.session, self._transport.tcp_state()
         if tcp is None:
             return
+        self._in_flight = tcp.unacknowledged > 0
         unanswered = self.health.health.suspect and not tcp.unacknowledged
         stuck = tcp.segment_bytes > settings.small_segment and (
             unanswered or tcp.retransmissions >= settings.stuck_retransmissions

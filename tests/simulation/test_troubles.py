@@ -87,6 +87,7 @@ def test_another_session_is_made_where_large_segments_do_not_arrive(tcp, begins)
         (old,) = on.links()
         on.connection_of(old).vanish()
         old._transport.tcp = tcp
+        on.send(2)
         on.run(5.0)
         assert told == ["b"] * begins
         assert old.closed == begins and len(on.links()) == 1
