@@ -59,9 +59,13 @@ def lies(key: Ed25519PrivateKey, peer_id: str, network: bytes, wanted: str) -> l
 
 
 async def tell(
-    state_dir: Path, address: str, peer_id: str, say: Callable[[KeyPair], Iterable[list[bytes]]]
+    state_dir: Path,
+    address: str,
+    peer_id: str,
+    say: Callable[[KeyPair], Iterable[list[bytes]]],
+    pause_s: float = BETWEEN_S,
 ) -> None:
-    """Tell statements over one stream, several at once."""
+    """Tell statements over one stream, several at once, and pause after each time."""
     fd = os.open(state_dir / "identity.pem", os.O_RDONLY)
     keys = read_key_pair(fd)
     os.close(fd)
@@ -80,7 +84,7 @@ async def tell(
         for wires in say(keys):
             for page in statement_pages(wires):
                 await write_message(stream, page)
-            await trio.sleep(BETWEEN_S)
+            await trio.sleep(pause_s)
 
 
 def main() -> None:
