@@ -42,7 +42,7 @@ from supervisor.children import Child
 from supervisor.export import EXPORTER, PAGE, Exporter
 from supervisor.fleet import Fleet, Scaling
 from supervisor.logfile import LogFile
-from supervisor.network import killswitch
+from supervisor.network import hosts, killswitch
 from supervisor.network.machine import Machine
 from supervisor.network.tun import Tun
 from supervisor.network.watch import Watch
@@ -127,7 +127,10 @@ async def start_node(
             str(Path(config.state_dir, config.status.socket)),
             live,
             {**node.commands(), **requests.handlers(node, live)},
-            killswitch.cleanup_commands(config, in_network=mode.in_network),
+            [
+                *killswitch.cleanup_commands(config, in_network=mode.in_network),
+                *hosts.cleanup_commands(config),
+            ],
         )
         undo.push_async_callback(server.stop)
         await server.start()
@@ -137,6 +140,9 @@ async def start_node(
         undo.push_async_callback(overlay.close)
         overlay.establish(tun.name, fleet.control.own)
         overlay.open_network()
+        if config.dns.hosts_file and mode.in_network:
+            named = hosts.HostsFile(live, node.members, lambda: overlay.own)
+            undo.push_async_callback(named.close)
         fleet.tell_own()
         pacing = Pacing(live, alone=alone)
         reading = Reading(live, tun.fd, pump, pacing, broken=fleet.kill_broken, gone=node.device_gone)
@@ -238,6 +244,10 @@ class Node:
         """See requests.Asked."""
         fleet = self._fleet
         return await fleet.questions.request(fleet.control, command, arguments, timeout_s)
+
+    async def members(self) -> bytes:
+        """Who is in the network, as control tells it."""
+        return await self.request("members", {}, self._live.config.status.timeout)
 
     def left(self) -> None:
         """See requests.Asked: control has forgotten the network, so there is nothing to run for."""

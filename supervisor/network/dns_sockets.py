@@ -112,7 +112,8 @@ class Names:
         """Blocks, for up to dns.register_timeout per command; returns the hint."""
         if not self._settings.register:
             return ""
-        return self._resolved.register(link).hint
+        hint = self._resolved.register(link).hint
+        return "" if self._settings.hosts_file else hint  # names are found in that file then
 
 
 def _bind(address: str, port: int) -> tuple[socket.socket, socket.socket]:

@@ -38,15 +38,17 @@ from shards.flow.prefixes import Prefixes
 from shards.inbound import Inbound, Reassembly
 from shards.session.bare import BareFrames, BareInbound
 from shards.stream import negotiate, yamux
+from supervisor.network.hosts import lines_untrusted
 from vpnd import why
 from vpnd.adapter import framing, identify, muxer, noise
+from vpnd.api.reports import OwnAddresses
 from vpnd.cli.capture import Wanted
 from vpnd.cli.top import flow_untrusted
 from vpnd.config.schema import Session as Settings
 from vpnd.discovery import contract, localnet
 from vpnd.discovery.contract import RegistryError
 from vpnd.discovery.records import RecordRules, dht_key
-from vpnd.errors import BadPacket, RemoteProtocolError
+from vpnd.errors import BadPacket, ProtocolViolation, RemoteProtocolError
 from vpnd.membership import enrolment, introduction, messages, network, statements, token
 from vpnd.membership.refusal import MembershipRefused
 from vpnd.metrics import Drops
@@ -528,6 +530,14 @@ ENTRIES = {
         (noise.BadHandshake, NoiseFailure, *ENDS),
         (first_message() + b"\0\x70" + bytes(112),),
         ("vpnd.adapter.noise._shake_hands_untrusted", "vpnd.adapter.noise._receive_untrusted"),
+    ),
+    "members for a hosts file": Entry(
+        lambda data: lines_untrusted(
+            data, OwnAddresses(network="home", label="a", addresses=(), subnets=("10.86.0.0/16",))
+        ),
+        (ProtocolViolation,),
+        (b'[{"name":"nas","addresses":["10.86.0.2","fd00::1"]}]',),
+        ("supervisor.network.hosts.lines_untrusted",),
     ),
     "host of a request": Entry(
         text(lambda host: check_host_untrusted(host, "127.0.0.1:9587")),

@@ -433,6 +433,10 @@ class Dns(Table, frozen=True, restart=True):
     port: int = number(53, 1, 65535, "port", "UDP and TCP port of the DNS server.", essential=True)
     register: bool = switch(True,
         "Register these names, and only these, with systemd-resolved where it runs.", essential=True)
+    hosts_file: str = text("", "path",
+        "Keep the names of members in a block of this file, /etc/hosts, for machines without systemd-resolved; empty: "
+        "no.", essential=True, restart=True)
+    hosts_interval: float = duration(5.0, 0.05, 3600.0, "Interval of comparing that block with the members.")
     register_timeout: float = duration(5.0, 0.1, 300.0, "Deadline of one resolvectl command.")
     ttl: float = duration(30.0, 0.0, 604800.0, "TTL of answers, in whole seconds.")
     negative_ttl: float = duration(5.0, 0.0, 604800.0, "TTL of answers that a name does not exist.")

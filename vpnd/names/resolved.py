@@ -149,8 +149,9 @@ def hint(link: Link) -> str:
     other = "" if link.port == DNS_PORT else f"#{link.port}"
     return (
         f"names like NAME.{link.origin} are answered at {server} port {link.port} (UDP and TCP), but this "
-        f"machine's resolver does not ask there. Send it the queries for {link.origin}, with dnsmasq: "
-        f"server=/{link.origin}/{server}{other}. To try: dig{port} @{server} NAME.{link.origin}"
+        f"machine's resolver does not ask there. Set dns.hosts_file to /etc/hosts, or send it the queries for "
+        f"{link.origin}, with dnsmasq: server=/{link.origin}/{server}{other}. To try: dig{port} @{server} "
+        f"NAME.{link.origin}"
     )
 
 
