@@ -100,7 +100,8 @@ RestrictSUIDSGID=yes
 RemoveIPC=yes
 KeyringMode=private
 SystemCallArchitectures=native
-SystemCallFilter=@system-service
+# seccomp: children give up more system calls by themselves (process.seccomp)
+SystemCallFilter=@system-service seccomp
 SystemCallFilter=~@keyring @memlock
 SystemCallErrorNumber=EPERM
 
