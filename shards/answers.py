@@ -54,7 +54,7 @@ def probe(plane: Plane, request: ProbeRequest, tell: Callable[[ProbeAnswer], Non
         tell(replace(answer, why=_why_none(peer, request.destination)))
         return
     link, timeout_s = lane.carrier, plane.live.config.health.timeout
-    local, remote = link.endpoints()
+    local, remote = link.transport.endpoints()
     session = SessionProbe(
         peer_id=link.peer.peer_id, session_id=link.session_id, local=local, remote=remote, rtt_ms=None
     )

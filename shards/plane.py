@@ -221,7 +221,7 @@ class Plane:
         fit: Fit | None,
     ) -> DatagramLane[Link]:
         """The lane of datagrams beside a session whose peer takes them."""
-        host, port = link.remote()
+        host, port = link.transport.remote()
         # Where the peer says, and where it listens for sessions, which a router may have given another number.
         ports = (theirs.port, port) if established.initiator else (theirs.port,)
         hosts = [(host, each) for each in ports if host and each]
@@ -279,7 +279,7 @@ class Plane:
     def network_changed(self, addresses: tuple[str, ...]) -> None:
         """The machine has other addresses, or has slept: end what cannot live on, look after the rest."""
         for link in list(self.links.values()):
-            local = link.local_address()
+            local = link.transport.local_address()
             if local and addresses and local not in addresses:
                 link.close("its local address is gone", failed=False)
             else:

@@ -156,7 +156,7 @@ class Link:
         self._seen_by_look, self._in_flight = 0, False  # of `look_for_stuck`
         self._ended_packets = self._ended_bytes = 0  # received on lanes that are gone
         self._loop = asyncio.get_running_loop()
-        self._transport, self._session, self._events = transport, session, events
+        self.transport, self._session, self._events = transport, session, events
         self._outbound, self._counts = common.outbound, common.counts
         self._rtts, self._delays = common.counts.times["rtt"], common.counts.times["queue_delay"]
         self._inbound: Delivery = common.inbound
@@ -180,7 +180,7 @@ class Link:
 
     def start(self) -> None:
         """Watch the transport; the initiator opens a stream. Events come from the next turn of the loop on."""
-        self._transport.watch(functools.partial(self._run, self._read))
+        self.transport.watch(functools.partial(self._run, self._read))
         if self.initiator:
             self.open_lane()
         self._session.ping(self.now())
@@ -229,7 +229,7 @@ class Link:
         session = self._session
         try:
             while view := session.data_to_send():
-                count = self._transport.send(view)
+                count = self.transport.send(view)
                 session.data_sent(count)
                 self._unchecked += count
         except BlockingIOError:
@@ -241,13 +241,13 @@ class Link:
             # A socket takes more than TCP_NOTSENT_LOWAT in one call; what is beyond it would wait there, in
             # order of arrival, instead of in the fair queue.
             self._unchecked = 0
-            if not self._full and self._transport.unsent() > self._most_unsent:
+            if not self._full and self.transport.unsent() > self._most_unsent:
                 self._wait_writable()
 
     def _wait_writable(self) -> None:
         if not self._full:
             self._full = True
-            self._transport.wait_writable(functools.partial(self._run, self._on_writable))
+            self.transport.wait_writable(functools.partial(self._run, self._on_writable))
 
     def _on_writable(self) -> None:
         self._full = False
@@ -283,7 +283,7 @@ class Link:
             return
         session = self._session
         try:
-            count = self._transport.recv_into(session.receive_buffer())
+            count = self.transport.recv_into(session.receive_buffer())
         except BlockingIOError:
             return
         except OSError as error:
@@ -441,7 +441,7 @@ class Link:
 
     def _send_last_words(self) -> None:
         try:
-            self._transport.send(self._session.data_to_send())
+            self.transport.send(self._session.data_to_send())
         except OSError:
             pass  # the peer sees the connection end, which says nearly the same
 
@@ -496,7 +496,7 @@ class Link:
         sent, self._seen_by_look = self.packets_sent != self._seen_by_look, self.packets_sent
         if self.closed or not (sent or self._in_flight or self.suspect):
             return  # nothing can be stuck, and there may be thousands of them
-        settings, tcp = self._live.config.session, self._transport.tcp_state()
+        settings, tcp = self._live.config.session, self.transport.tcp_state()
         if tcp is None:
             return
         self._in_flight = tcp.unacknowledged > 0
@@ -522,7 +522,7 @@ class Link:
         if self._timer is not None:
             self._timer.cancel()
         self.health.stop()
-        self._transport.close(discard=not polite)
+        self.transport.close(discard=not polite)
         self._barriers.clear()
         self._outbound.after_batch(functools.partial(self._tell_closed, reason, failed))
 
@@ -557,7 +557,7 @@ class Link:
         if self.closed:
             return 0
         waiting = self.queue.bytes + (self.beside.queue.bytes if self.beside is not None else 0)
-        return waiting + len(self._session.data_to_send()) + self._transport.outstanding()
+        return waiting + len(self._session.data_to_send()) + self.transport.outstanding()
 
     def queued(self) -> int:
         return self.queue.packets + (self.beside.queue.packets if self.beside is not None else 0)
@@ -589,17 +589,7 @@ class Link:
     def _receiving(self) -> list[Reassembly]:
         return [lane.reassembly for lane in self.lanes]
 
-    def local_address(self) -> str:
-        return self._transport.local_address()
-
     def segment_bytes(self) -> int:
         """The largest TCP segment that is sent; 0 where there is none."""
-        tcp = None if self.closed else self._transport.tcp_state()
+        tcp = None if self.closed else self.transport.tcp_state()
         return 0 if tcp is None else tcp.segment_bytes
-
-    def remote(self) -> tuple[str, int]:
-        """IP address and port of the other end; empty and 0 if it has none."""
-        return self._transport.remote()
-
-    def endpoints(self) -> tuple[str, str]:
-        return self._transport.endpoints()

@@ -35,7 +35,7 @@ def kill_in_send(
 
 
 def transports(on: Stage) -> list[FakeTransport]:
-    return [link._transport for link in on.links()]  # type: ignore[misc]
+    return [link.transport for link in on.links()]  # type: ignore[misc]
 
 
 def arrived_or_lost(on: Stage) -> None:

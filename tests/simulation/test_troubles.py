@@ -86,7 +86,7 @@ def test_another_session_is_made_where_large_segments_do_not_arrive(tcp, begins)
         on.a.segments_stuck = told.append
         (old,) = on.links()
         on.connection_of(old).vanish()
-        old._transport.tcp = tcp
+        old.transport.tcp = tcp
         on.send(2)
         on.run(5.0)
         assert told == ["b"] * begins
@@ -102,7 +102,7 @@ def test_a_peer_that_acknowledges_everything_and_answers_nothing_may_not_get_its
         on.a.segments_stuck = told.append
         (old,) = on.links()
         on.connection_of(old).vanish()
-        old._transport.tcp = TcpState(1448, 0, 0)
+        old.transport.tcp = TcpState(1448, 0, 0)
         on.run(2.0)
         assert told == ["b"]
 
