@@ -5,6 +5,7 @@ The member is one by its key alone: the test says libp2p's handshake for it, and
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
 
@@ -123,8 +124,10 @@ def test_a_flood_of_control_frames_costs_the_member_its_session(nodes: list[Node
             member.sock.close()
             sessions += 1
     after = counters(b)
-    lines = [line for line in b.log_file.read_text().splitlines() if f" with {m.namespace.label}" in line]
-    assert len(lines) <= 2 * (1 + (time.monotonic() - begun_s) // 60), "of its sessions' beginnings and ends"
+    lines = re.findall(rf"session \w+ with {m.namespace.label}\b", b.log_file.read_text())
+    assert len(lines) <= 3 * (1 + (time.monotonic() - begun_s) // 60), (
+        "they begin, end, and streams do not open"
+    )
     assert sessions > 1
     assert after["session_floods"] - before["session_floods"] >= sessions - 1
     assert_not_held_up(during)
