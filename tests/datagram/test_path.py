@@ -79,7 +79,7 @@ def test_a_refused_size_is_not_used_again() -> None:
 
 
 @pytest.mark.parametrize("which", [0, 1], ids=["there", "back"])
-@pytest.mark.setting("carrier.probe_interval", "carrier.probe_timeout")
+@pytest.mark.setting("carrier.probe_timeout")
 def test_a_path_in_use_that_ends_is_noticed_soon_by_both(which: int) -> None:
     net = up(probe_interval=0.05, probe_timeout=0.15)
     net.run(0.2, used=True)
@@ -89,6 +89,14 @@ def test_a_path_in_use_that_ends_is_noticed_soon_by_both(which: int) -> None:
     net.blocked = set()
     net.run(3.0)
     assert all(end.path.alive for end in net.ends)
+
+
+@pytest.mark.setting("carrier.probe_interval")
+def test_a_path_in_use_is_probed_as_often_as_the_setting_says() -> None:
+    net = up(probe_interval=1.0, probe_timeout=2.0)
+    before = net.sent
+    net.run(20.0, used=True)
+    assert 76 <= net.sent - before <= 90, "a probe and its answer each way, each second"
 
 
 def test_by_default_it_is_noticed_within_a_second() -> None:

@@ -67,7 +67,7 @@ def test_nothing_is_different_with_a_peer_that_takes_none() -> None:
 
 
 @pytest.mark.setting("carrier.least_rtt")
-@pytest.mark.parametrize(("delay_s", "there"), [(0.0005, 0), (0.005, 20)])
+@pytest.mark.parametrize(("delay_s", "there"), [(0.0015, 0), (0.005, 20)])
 def test_on_a_short_way_streams_are_as_good(delay_s: float, there: int) -> None:
     with datagrams(carrier={"least_rtt": 0.004}, alive=False, delay_s=delay_s) as on:
         on.run(2.0)
