@@ -43,6 +43,13 @@ def closed(lab: Lab, namespace: Namespace, port: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def without_udp(lab: Lab, namespace: Namespace) -> Iterator[None]:
+    """Inside the block a firewall lets no UDP in or out."""
+    with _filtered(lab, namespace, "meta l4proto udp drop", "meta l4proto udp drop"):
+        yield
+
+
+@contextlib.contextmanager
 def reset_storm(lab: Lab, namespace: Namespace) -> Iterator[None]:
     """Inside the block every TCP segment, either way, is answered by a reset instead of being carried."""
     # The resets themselves pass, or nobody would ever get one.
