@@ -38,6 +38,15 @@ def test_health_and_metrics_are_those_of_the_status():
         assert supervisor.get("/")[0] == 404 and supervisor.get("/metrics", "POST")[0] == 501
 
 
+def test_sessions_are_told_by_their_path():
+    paths = ("direct 192.0.2.1:4001", "direct 192.0.2.1:40123 (punched)", "relayed via vm", "relayed via nas")
+    with exporter() as supervisor:
+        supervisor.status = Status(peers=(Peer(name="b", paths=paths[:1]), Peer(name="c", paths=paths)))
+        body = supervisor.get("/metrics")[1]
+    for kind, count in (("direct", 2), ("punched", 1), ("relayed", 2)):
+        assert f'vpnd_sessions{{path="{kind}"}} {count}.0' in body
+
+
 def test_a_supervisor_that_does_not_tell_is_asked_again():
     with exporter(status={"timeout": 0.2}) as supervisor:
         supervisor.status = None

@@ -140,6 +140,7 @@ def test_one_client_more_than_set_is_hung_up_on():
         ((), ("", "")),
         (("direct 192.0.2.1:4001",), ("direct", "")),
         (("relayed via nas",), ("relayed", "nas")),
+        (("relayed via nas (next punch in 30 s)",), ("relayed", "nas")),
         (("direct 192.0.2.1:4001 (punched)", "relayed via nas"), ("punched", "")),
         (("direct 192.0.2.1:4001 (punched)", "direct 192.0.2.1:4001"), ("direct", "")),
     ],

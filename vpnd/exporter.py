@@ -22,6 +22,7 @@ from prometheus_client.registry import Collector
 
 from vpnd import metrics, serving
 from vpnd.config.schema import Config
+from vpnd.nat.paths import DIRECT, PUNCHED, RELAYED, kind_of
 from vpnd.status import HEALTHY, Peer, Shard, Spread, Status, TunPart
 
 
@@ -135,6 +136,10 @@ def _node(status: Status) -> Iterator[Metric]:
     connected = sum(peer.state == "connected" for peer in status.peers)
     yield _gauge("vpnd_peers", "Peers that status tells of.", "peers", len(status.peers))
     yield _gauge("vpnd_peers_connected", "Peers with a session.", "peers", connected)
+    by_path = metrics.Metric("Sessions with peers, by how they reach them.", "sessions", True)
+    kinds = [kind_of(path) for peer in status.peers for path in peer.paths]
+    rows = {(kind,): kinds.count(kind) for kind in (DIRECT, PUNCHED, RELAYED)}
+    yield _family("vpnd_sessions", by_path, ("path",), rows)
     if status.network is not None:
         network = status.network
         yield _gauge("vpnd_members", "Members of the network.", "members", network.members)

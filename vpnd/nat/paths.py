@@ -32,6 +32,12 @@ class Path(msgspec.Struct, frozen=True, kw_only=True):
     relay: str = ""
 
 
+def kind_of(told: str) -> str:
+    """Of a path as status tells it (`PeerReport.paths`)."""
+    kind = told.partition(" ")[0]
+    return PUNCHED if told.endswith(f" ({PUNCHED})") else kind
+
+
 class RelayAt(NamedTuple):
     """A member that relays, and the multiaddr to dial it at."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vpnd.metrics import DROPS
+from vpnd.nat.paths import DIRECT, PUNCHED, RELAYED, kind_of
 from vpnd.status import Peer, Shard, Status
 
 
@@ -63,13 +64,11 @@ def _peer(peer: Peer) -> dict[str, Any]:
 
 def _path(peer: Peer) -> tuple[str, str]:
     """direct, punched or relayed, and by whom; of several sessions the best one. Empty: there is no session."""
-    relayed = [path.removeprefix("relayed via ") for path in peer.paths if path.startswith("relayed via ")]
-    direct = [path for path in peer.paths if path.startswith("direct ")]
-    if peer.state != "connected" or not (direct or relayed):
+    paths = {kind_of(path): path for path in reversed(peer.paths)}
+    kind = next((kind for kind in (DIRECT, PUNCHED, RELAYED) if kind in paths), "")
+    if peer.state != "connected" or not kind:
         return "", ""
-    if not direct:
-        return "relayed", relayed[0]
-    return ("punched" if all(path.endswith("(punched)") for path in direct) else "direct"), ""
+    return kind, paths[kind].removeprefix("relayed via ").partition(" (")[0] if kind == RELAYED else ""
 
 
 def _shard(shard: Shard) -> dict[str, Any]:
