@@ -75,8 +75,9 @@ class Question(Part, frozen=True):
 
 class Told(Part, frozen=True):
     """What a peer says of packets from here: `steps` of its way back, `cause` of those. `dropped`: there, in records by
-    reason, ever; `dropping`: while it looked."""
+    reason, ever; `dropping`: while it looked. `busy`: nothing, it was looking for somebody else."""
 
+    busy: bool = False
     steps: Annotated[tuple[Step, ...], msgspec.Meta(max_length=32)] = ()
     cause: Name = ""
     dropped: Annotated[dict[Name, int], msgspec.Meta(max_length=64)] = {}
@@ -557,17 +558,25 @@ def _answer(asked: Asked, peer: Peer) -> Step:
     if asked.told is None:
         return Step(name="answer", verdict=UNKNOWN, says=f"{peer.name} could not be asked: {asked.error}")
     told = asked.told
+    if told.busy:
+        return Step(
+            name="answer",
+            verdict=UNKNOWN,
+            says=f"{peer.name} was looking for somebody else: ask again",
+        )
     # what lies between is seen from here as well, and told by the steps before
     blamed = next((step for step in told.steps if step.name == told.cause and step.name in _HERE), None)
     inbound = reasons(Stage.INBOUND)
     dropping = {reason: count for reason, count in told.dropping.items() if reason in inbound and count > 0}
     counters = {reason: count for reason, count in told.dropped.items() if reason in inbound}
-    if blamed is not None and blamed.verdict == STOPS:
-        return _stops(
-            "answer",
-            f"{peer.name} says of its way back: {blamed.name}: {blamed.says}",
-            f"on {peer.name}: {blamed.remedy}",
-            **{**counters, **blamed.counters},
+    if blamed is not None and (blamed.verdict == STOPS or not dropping):
+        return Step(
+            name="answer",
+            verdict=STOPS if blamed.verdict == STOPS else LOSES,
+            says=f"{peer.name} says of its way back: {blamed.name}: {blamed.says}",
+            remedy=f"on {peer.name}: {blamed.remedy}",
+            counters={**counters, **blamed.counters},
+            lost=blamed.lost,
         )
     if dropping:
         worst = max(dropping, key=lambda reason: dropping[reason])
@@ -578,15 +587,6 @@ def _answer(asked: Asked, peer: Peer) -> Step:
             remedy=f"on {peer.name}: vpnd status, vpnd members; here: the addresses of this node",
             counters=counters | dropping,
             lost=sum(dropping.values()),
-        )
-    if blamed is not None:
-        return Step(
-            name="answer",
-            verdict=LOSES,
-            says=f"{peer.name} says of its way back: {blamed.name}: {blamed.says}",
-            remedy=f"on {peer.name}: {blamed.remedy}",
-            counters={**counters, **blamed.counters},
-            lost=blamed.lost,
         )
     return Step(
         name="answer", says=f"{peer.name} gets packets from here, and has a way back", counters=counters

@@ -574,7 +574,7 @@ SHELLS = {
     "vpnd.control.enrolling.answer_untrusted": "tests/membership/test_authority.py",
     "vpnd.control.gossiping._read_untrusted": "tests/control/test_network.py",
     "vpnd.control.explaining._exchange_untrusted": "tests/netns/test_why.py",
-    "vpnd.control.explaining.serve_untrusted": "tests/netns/test_why.py",
+    "vpnd.control.explaining.serve_untrusted": "tests/control/test_explaining.py",
     "vpnd.control.introducing.answer_untrusted": "tests/membership/test_introducing.py",
     "vpnd.control.introducing.answer_both_untrusted": "tests/membership/test_introducing.py",
     "vpnd.control.introducing._receive_untrusted": "tests/membership/test_introducing.py",

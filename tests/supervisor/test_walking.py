@@ -16,7 +16,7 @@ from vpnd.config.schema import Config
 from vpnd.config.schema import Status as Settings
 from vpnd.errors import ConfigError, VpndError
 from vpnd.status import NetworkPart, NodePart, Peer, Status
-from vpnd.why import Told, Walk
+from vpnd.why import UNKNOWN, Asked, Told, Walk
 
 PEER = Peer(name="b", peer_id="B", virtual_ip="127.0.0.1", virtual_ips=("127.0.0.1",), state="connected")
 
@@ -67,6 +67,17 @@ def test_without_shards_and_control_status_alone_tells_who_and_why() -> None:
     assert (walk.name, walk.peer_id, walk.address) == ("b", "B", "127.0.0.1")
     verdicts = {step.name: step.verdict for step in walk.steps}
     assert walk.cause == "route" and verdicts["shard"] == "stops" and verdicts["answer"] == "unknown"
+
+
+def test_a_peer_that_looks_for_somebody_else_says_nothing_of_packets_from_here() -> None:
+    node = Node()
+
+    async def busy(*_: object) -> bytes:
+        return msgspec.json.encode(Asked(told=Told(busy=True)))
+
+    node.questions.request = busy
+    answer = next(step for step in node.walk(who="b").steps if step.name == "answer")
+    assert answer.verdict == UNKNOWN and "ask again" in answer.says
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 Over a connection of its own, for nothing but this: that it comes about, and how far it gets, says how the way is. First
 small messages go over it, then large ones, then the question. The peer's supervisor finds the answer; there is one
-walk at a time for all that ask, who comes meanwhile is told to come again.
+walk at a time for all that ask; who comes meanwhile is told so.
 """
 
 from __future__ import annotations
@@ -148,9 +148,9 @@ class Explaining:
             await write_message(connection, await self._walk(peer_id, question.address))
 
     async def _walk(self, peer_id: str, address: str) -> bytes:
-        """Asked of the supervisor; nothing while it walks for somebody else."""
+        """Asked of the supervisor, unless it walks for somebody else."""
         if self._walking:
-            return msgspec.json.encode(why.Told())
+            return msgspec.json.encode(why.Told(busy=True))
         self._walking = True
         try:
             self._serial += 1
