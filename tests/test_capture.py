@@ -121,6 +121,12 @@ def test_only_what_is_wanted_is_kept(wanted: Wanted, places: list[int]) -> None:
     assert [packet.data for packet in packets] == [PACKETS[place] for place in places]
 
 
+def test_a_later_fragment_has_no_ports() -> None:
+    ports = struct.pack(">HH", PORT, PORT)
+    assert Wanted(port=PORT).fits_untrusted(memoryview(ip(V4, 17, ports + bytes(4), fragment=0x2000)))
+    assert not Wanted(port=PORT).fits_untrusted(memoryview(ip(V4, 17, ports + bytes(4), fragment=0x2001)))
+
+
 @pytest.mark.parametrize("junk", [b"", b"\x45", bytes(40), b"\x45" + bytes(10), b"\x60" + bytes(20)])
 def test_what_is_no_packet_is_not_wanted(junk: bytes) -> None:
     assert not Wanted(port=7).fits_untrusted(memoryview(junk))

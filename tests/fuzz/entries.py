@@ -406,7 +406,7 @@ ENTRIES = {
         lambda data: Wanted(ip_address(V4[0]), 80, 6).fits_untrusted(memoryview(data)),
         (),
         (tcp(V4, b"data"), udp(V6, b"data")),
-        ("vpnd.cli.capture.fits_untrusted",),
+        ("vpnd.cli.capture.fits_untrusted", "vpnd.cli.capture.head_untrusted"),
     ),
     "echo reply": Entry(
         lambda data: [icmp.reply_untrusted(version, data) for version in (6, 4)],

@@ -1,5 +1,4 @@
-"""The commands that start a node, and id and version; those to a running node are in `running`, `membership`,
-`pinging`, `explaining` and `doctor`, `config` in `configuration`."""
+"""The commands start, id and version, and all others, which are in the modules that are put together here."""
 
 from __future__ import annotations
 
@@ -18,7 +17,6 @@ from vpnd.cli import (
     manual,
     membership,
     netcheck,
-    page,
     pinging,
     reading,
     running,
@@ -135,7 +133,6 @@ for module in (
     netcheck,
     explaining,
     doctor,
-    page,
     reading,
     capture,
     bugreport,

@@ -25,14 +25,13 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO, NamedTuple
 import typer
 
 from vpnd.cli.command import Where, command, read_status
+from vpnd.endpoint import IP
 from vpnd.errors import ConfigError, MachineError, PrivilegeError
-from vpnd.packet import flow
+from vpnd.packet.flow import PORT_PROTOCOLS, PROTOCOLS
 from vpnd.version import __version__
 
 if TYPE_CHECKING:
     from vpnd.status import Peer
-
-IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 #: Linux include/uapi/linux/if_ether.h, if_packet.h
 _ETH_P_ALL = 3
@@ -42,8 +41,8 @@ _SOL_PACKET, _PACKET_STATISTICS = 263, 6
 MOST_SNAP = 1 << 18
 #: What waits in the socket while the file is written.
 _SOCKET_BYTES = 1 << 25
-_PROTOCOLS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP, "icmp": socket.IPPROTO_ICMP}
-_ICMPV6 = 58
+#: Of IPv4: how far into its datagram a fragment is; only the first one has the ports.
+_FRAGMENT_OFFSET = 0x1FFF
 
 #: pcapng
 _SECTION, _INTERFACE, _PACKET = 0x0A0D0D0A, 1, 6
@@ -57,32 +56,52 @@ _OPTION, _LENGTH = struct.Struct("=HH"), struct.Struct("=I")
 app = typer.Typer()
 
 
+class Head(NamedTuple):
+    """What the head of an IP packet says. `ends`, `ports`: of source and destination; ports 0: the protocol has none,
+    or they are in another fragment."""
+
+    protocol: int
+    ends: tuple[bytes, bytes]
+    ports: tuple[int, int]
+
+
+def head_untrusted(packet: memoryview) -> Head | None:
+    """The head of a packet, or of what there is of its beginning; None for what is no IP packet. Extension headers of
+    IPv6 are not walked."""
+    if len(packet) >= 20 and packet[0] >> 4 == 4:
+        header, protocol, ends = (packet[0] & 15) * 4, packet[9], (packet[12:16], packet[16:20])
+        first = not struct.unpack_from(">H", packet, 6)[0] & _FRAGMENT_OFFSET
+    elif len(packet) >= 40 and packet[0] >> 4 == 6:
+        header, protocol, ends, first = 40, packet[6], (packet[8:24], packet[24:40]), True
+    else:
+        return None
+    ports = (0, 0)
+    if first and protocol in PORT_PROTOCOLS and len(packet) >= header + 4:
+        ports = struct.unpack_from(">HH", packet, header)
+    return Head(protocol, (bytes(ends[0]), bytes(ends[1])), ports)
+
+
 class Wanted(NamedTuple):
     """Which packets: those that fit all that is given. `host` and `port`: of source or destination;
     `protocol`: an IP protocol's number; 0 for all."""
 
-    host: IPAddress | None = None
+    host: IP | None = None
     port: int = 0
     protocol: int = 0
 
     def fits_untrusted(self, packet: memoryview) -> bool:
-        """Whether an IP packet is to be kept; what is none is not. Extension headers of IPv6 are not walked."""
-        if len(packet) < 20 or packet[0] >> 4 not in (4, 6):
+        """Whether an IP packet is to be kept; what is none is not."""
+        head = head_untrusted(packet)
+        if head is None or (self.host is not None and self.host.packed not in head.ends):
             return False
-        if packet[0] >> 4 == 4:
-            header, protocol, ends = (packet[0] & 15) * 4, packet[9], (packet[12:16], packet[16:20])
-        else:
-            header, protocol, ends = 40, packet[6], (packet[8:24], packet[24:40])
-        if self.host is not None and self.host.packed not in map(bytes, ends):
+        same = (
+            (self.protocol, socket.IPPROTO_ICMPV6)
+            if self.protocol == socket.IPPROTO_ICMP
+            else (self.protocol,)
+        )
+        if self.protocol and head.protocol not in same:
             return False
-        same = {self.protocol, _ICMPV6} if self.protocol == socket.IPPROTO_ICMP else {self.protocol}
-        if self.protocol and protocol not in same:
-            return False
-        if self.port:
-            if protocol not in flow.PORT_PROTOCOLS or len(packet) < header + 4:
-                return False
-            return self.port in struct.unpack_from(">HH", packet, header)
-        return True
+        return not self.port or self.port in head.ports
 
 
 @command(app)
@@ -114,10 +133,10 @@ def capture(
     The packets are those of programs, as they are before encryption and after it: a capture is as secret as they are.
     It costs the node nothing while it does not run. Needs root.
     """
-    if proto and proto not in _PROTOCOLS:
-        raise ConfigError(f"--proto {proto}: must be one of {', '.join(_PROTOCOLS)}")
+    if proto and proto not in PROTOCOLS:
+        raise ConfigError(f"--proto {proto}: must be one of {', '.join(PROTOCOLS)}")
     status = read_status(place.load("status").config)
-    wanted = Wanted(_host(host, status.peers), port, _PROTOCOLS.get(proto, 0))
+    wanted = Wanted(_host(host, status.peers), port, PROTOCOLS.get(proto, 0))
     with packet_socket(status.tun.interface) as sock, _output(file) as output:
         taken = write(output, sock, status.tun.interface, wanted, snap, count, seconds)
         _, lost = struct.unpack("=II", sock.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8))
@@ -126,7 +145,7 @@ def capture(
     )
 
 
-def _host(who: str, peers: Sequence[Peer]) -> IPAddress | None:
+def _host(who: str, peers: Sequence[Peer]) -> IP | None:
     if not who:
         return None
     named = next((peer.virtual_ip for peer in peers if who in (peer.name, peer.peer_id)), who)

@@ -1,4 +1,4 @@
-"""The commands to a running node: stop, status, reload, scale."""
+"""The commands to a running node: stop, status, reload, scale, page."""
 
 from __future__ import annotations
 
@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vpnd.cli.command import JsonOption, Where, ask, command, end, json_of, option, read_status, show
-from vpnd.errors import NotRunningError
+from vpnd.config import paths
+from vpnd.errors import ConfigError, NotRunningError, PrivilegeError
 from vpnd.printable import printable
 
 if TYPE_CHECKING:
     from vpnd.config.schema import Config
     from vpnd.status import Status
-
-#: To the upper left of an empty terminal.
-_CLEAR = "\x1b[H\x1b[2J"
 
 app = typer.Typer()
 
@@ -76,7 +74,7 @@ def _watched(settings: Config, before: Status, interval_s: float) -> Status:
         while True:
             begun_s = time.monotonic()
             rates = statusview.rates(before, after)
-            typer.echo("\n\n".join(filter(None, [f"{_CLEAR}{statusview.render(after)}", rates])))
+            typer.echo("\n\n".join(filter(None, [f"{statusview.CLEAR}{statusview.render(after)}", rates])))
             before = after
             time.sleep(max(0.0, begun_s + interval_s - time.monotonic()))
             after = read_status(settings)
@@ -109,6 +107,24 @@ def scale(
     # new shards get ready or are stopped again; those that go empty their queues
     work_s = process.ready_timeout + process.drain_timeout + process.stop_timeout
     show(ask(settings, "scale", work_s + settings.status.timeout, shards=shards), as_json, _scaled)
+
+
+@command(app)
+def page(place: Where) -> None:
+    """Print the address of the page that shows the node live, with the token that opens it. Needs web.listen."""
+    config = place.load("web").config
+    if not config.web.listen:
+        raise ConfigError(
+            'web.listen is empty, so the node has no page; set it to "127.0.0.1:9587" and start the node again'
+        )
+    file = paths.page_token_file(config)
+    try:
+        token = file.read_text().strip()
+    except FileNotFoundError:
+        raise NotRunningError(f"{file}: is not there; a node makes it that starts with web.listen") from None
+    except PermissionError:
+        raise PrivilegeError(f"{file} is not open to this user; run with sudo") from None
+    typer.echo(f"http://{config.web.listen}/#{token}")
 
 
 def _reloaded(answer: dict[str, Any]) -> str:

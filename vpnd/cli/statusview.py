@@ -15,6 +15,8 @@ from vpnd.status import DOWN, HEALTHY, NetworkPart, Peer, Shard, Status
 
 _GAP = "  "
 WIDTH = 80
+#: To the upper left of an empty terminal.
+CLEAR = "\x1b[H\x1b[2J"
 #: What is left for a column that is wrapped, however wide the others are.
 _LEAST_WRAPPED = 10
 _NONE = "-"

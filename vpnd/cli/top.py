@@ -9,23 +9,19 @@ from __future__ import annotations
 import ipaddress
 import select
 import socket
-import struct
 import time
 from collections.abc import Mapping
 from typing import Annotated, NamedTuple
 
 import typer
 
-from vpnd.cli.capture import PACKET_OUTGOING, packet_socket
+from vpnd.cli.capture import PACKET_OUTGOING, head_untrusted, packet_socket
 from vpnd.cli.command import JsonOption, Where, command, json_of, read_status
-from vpnd.cli.statusview import size, table, text
-from vpnd.packet.flow import PORT_PROTOCOLS
+from vpnd.cli.statusview import CLEAR, size, table, text
 
 #: An IPv4 header with all options, or IPv6's, and the ports behind it.
 _HEAD_BYTES = 64
-_IPV4_FRAGMENT = 0x1FFF
 _PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmp", 132: "sctp"}
-_CLEAR = "\x1b[H\x1b[2J"
 
 app = typer.Typer()
 
@@ -82,7 +78,7 @@ def top(
                 if as_json:
                     typer.echo(json_of(rows))
                 else:
-                    typer.echo(("" if once else _CLEAR) + rendered(rows))
+                    typer.echo(("" if once else CLEAR) + rendered(rows))
                 if once:
                     return
     except KeyboardInterrupt:
@@ -106,25 +102,13 @@ def counted(sock: socket.socket, seconds: float) -> dict[Flow, Moved]:
 
 def flow_untrusted(packet: memoryview, outgoing: bool) -> Flow | None:
     """The flow of an IP packet, of which the head is enough; None for what is none. `outgoing`: into the tunnel,
-    so its source is on this side. Extension headers of IPv6 are not walked."""
-    if len(packet) < 20:
+    so its source is on this side."""
+    head = head_untrusted(packet)
+    if head is None:
         return None
-    if packet[0] >> 4 == 4:
-        header, protocol, source, target = (packet[0] & 15) * 4, packet[9], packet[12:16], packet[16:20]
-        whole = not struct.unpack_from(">H", packet, 6)[0] & _IPV4_FRAGMENT
-    elif packet[0] >> 4 == 6 and len(packet) >= 40:
-        header, protocol, source, target, whole = 40, packet[6], packet[8:24], packet[24:40], True
-    else:
-        return None
-    ports = (0, 0)
-    if whole and protocol in PORT_PROTOCOLS and len(packet) >= header + 4:
-        ports = struct.unpack_from(">HH", packet, header)
-    ends = [
-        (str(ipaddress.ip_address(bytes(one))), port)
-        for one, port in zip((source, target), ports, strict=True)
-    ]
+    ends = [(str(ipaddress.ip_address(end)), port) for end, port in zip(head.ends, head.ports, strict=True)]
     local, remote = ends if outgoing else reversed(ends)
-    return Flow(protocol, *local, *remote)
+    return Flow(head.protocol, *local, *remote)
 
 
 def rates(flows: Mapping[Flow, Moved], seconds: float, names: Mapping[str, str]) -> list[dict[str, object]]:
