@@ -1,6 +1,6 @@
 """All children of a node, control and the shards: who is introduced to whom, and what they have to hear.
 
-A shard that was scaled away (supervisor/fleet.py) keeps its slot: its counters stay in every sum, and it goes on
+A shard that was scaled away (`Scaling`) keeps its slot: its counters stay in every sum, and it goes on
 counting from there when it comes back.
 """
 

@@ -1,6 +1,6 @@
 """One association: datagrams between this shard and one of the peer's, beside a session and with keys made of its own.
 
-    records ─ seal() ─▶ ┌─────────────┐ ─▶ Batch ─▶ socket          probes, answers ─ take_probes() ─▶ Batch
+    records ─ seal() ─▶ ┌─────────────┐ ─▶ Batch ─▶ socket          probes, answers ─ seal_probe() ─▶ Batch
                         │ Association │
     records ◀─ deliver ─└─────────────┘ ◀─ receive_untrusted() ─ socket
 

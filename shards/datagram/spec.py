@@ -33,7 +33,6 @@ TAG_BYTES = 16
 OVERHEAD_BYTES = HEADER_BYTES + TAG_BYTES
 #: Datagrams under one key: few enough for AES-GCM with 1,500 bytes each (RFC 9001, appendix B).
 EPOCH_BITS = 28
-MAX_COUNTER = (1 << 64) - 1
 #: Counters below the highest that may still come.
 WINDOW = 4096
 

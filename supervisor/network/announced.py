@@ -3,7 +3,7 @@
 Control says what is announced and wanted (RoutesKnown). Here it is held against the machine: a network that meets a
 route of the machine is left aside with a warning, unless network.allow_overlap; the rest goes into a table of its own
 (`policy`). With an exit node a family it does not carry is unreachable rather than not tunneled. A new route of the
-machine makes everything be looked at again (`reconcile`).
+machine makes everything be looked at again (supervisor/network/machine.py).
 """
 
 from __future__ import annotations

@@ -33,11 +33,10 @@ from typing import NamedTuple
 from supervisor.network.netlink import TABLE_LOCAL, IPRoute, NetlinkError, converse, number_of
 from supervisor.network.policy import RTN_UNICAST, IPNetwork
 from supervisor.network.routes import network_of
+from vpnd.config import paths
 
 log = logging.getLogger("supervisor")
 
-#: Where nft is when PATH, perhaps of a service, does not say.
-PROGRAMS = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"))
 #: Never further than the next router: multicast, broadcast, IPv6's link-local addresses.
 NEIGHBOURHOOD = ("224.0.0.0/4", "255.255.255.255/32", "fe80::/10", "ff00::/8")
 _RTM_F_CLONED = 0x200
@@ -71,7 +70,7 @@ class Filter:
     def mend(self) -> list[str]:
         """Make the table what it is to be, if it is not; a line for what hinders it."""
         self.hint = ""
-        if self._kill_switch is None and shutil.which("nft", path=PROGRAMS) is None:
+        if self._kill_switch is None and shutil.which("nft", path=paths.PROGRAMS) is None:
             self.hint = (
                 f"there is no nft, so {self._missed()}: apt-get install nftables, or network.nftables = false"
             )
@@ -203,7 +202,7 @@ def _destinations(networks: Iterable[str]) -> list[str]:
 
 def _nft(*words: str, stdin: str = "") -> str:
     """Run nft; what it prints. Raises NftError."""
-    program = shutil.which("nft", path=PROGRAMS)
+    program = shutil.which("nft", path=paths.PROGRAMS)
     if program is None:
         raise NftError("there is no nft; install it (apt-get install nftables)")
     try:

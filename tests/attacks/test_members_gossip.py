@@ -89,7 +89,10 @@ def move(nodes: list[Node], target: Node, victim: Namespace, pause_s: float) -> 
 
 
 def test_a_third_party_is_hardly_knocked_at(nodes: list[Node]) -> None:
-    """Nor does a node dial what is on its own machine, whatever a member says."""
+    """Nodes that are told dial it no oftener than a peer that is away.
+
+    That nobody dials what is on its own machine is seen by `test_what_others_say_leads_to_no_service_of_this_machine`.
+    """
     a, b, _ = nodes
     victim = a.lab.nodes[3]
     before = a.ask()["control"]["counters"]["gossip_received"]

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vpnd.adapter.addresses import Endpoint
+from vpnd.endpoint import IP
 from vpnd.errors import AlreadyRunningError, MachineError, VpndError
 
 TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
@@ -114,7 +115,7 @@ def listeners(tables: Sequence[Path] = TABLES) -> list[Listener]:
     return found
 
 
-def _kernel_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+def _kernel_address(text: str) -> IP:
     """/proc/net/tcp prints each 32-bit word of an address as a number in the machine's byte order."""
     raw = bytes.fromhex(text)
     if sys.byteorder == "little":

@@ -160,9 +160,7 @@ class MembersDht:
             try:
                 with trio.move_on_after(self._settings.dht_timeout) as scope:
                     await self._dht.get_value(key)
-            except (
-                Exception
-            ) as error:  # of whatever kind: the library lets errors of streams and parsers through
+            except Exception as error:  # the library lets errors of streams and parsers through
                 self._count("dht_failures")
                 raise DhtError(f"the table could not be asked: {error}") from error
             finally:

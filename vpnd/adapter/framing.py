@@ -54,9 +54,7 @@ async def measure(stream: Any, count: int, timeout_s: float) -> list[float | Non
                 if await read_exactly(stream, PING_LENGTH) != payload:
                     break
             trips[place] = (time.monotonic() - begun_s) * MILLISECONDS
-    except (
-        Exception
-    ):  # the connection has ended, in one of libp2p's many ways, or there was no answer: None says so
+    except Exception:  # the connection has ended, in one of libp2p's many ways, or there was no answer
         return trips
     finally:
         with trio.move_on_after(timeout_s) as scope:

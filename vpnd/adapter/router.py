@@ -158,10 +158,8 @@ def _upnp_give(port: int, outside: Sequence[int], lifetime_s: int, timeout_s: fl
     upnp = _upnp_device(timeout_s)
     why = ""
     for number in outside:
-        for lease_s in (
-            lifetime_s,
-            0,
-        ):  # some routers know no end of a lease; at the next start it is found again
+        # 0, without end: some routers know no other lease; at the next start it is found again
+        for lease_s in (lifetime_s, 0):
             try:
                 upnp.addportmapping(number, "TCP", upnp.lanaddr, port, DESCRIPTION, "", lease_s)
                 return Granted(ipaddress.IPv4Address(upnp.externalipaddress()), number, lifetime_s)

@@ -118,11 +118,7 @@ def _end_of(path: Path) -> str:
 
 
 def _said(words: tuple[str, ...]) -> str:
-    environment = {
-        **os.environ,
-        "PATH": f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin",
-        "LC_ALL": "C",
-    }
+    environment = {**os.environ, "PATH": paths.PROGRAMS, "LC_ALL": "C"}
     try:
         done = subprocess.run(
             words, capture_output=True, text=True, timeout=_PROGRAM_S, env=environment, errors="replace"

@@ -306,7 +306,7 @@ def _routes(config: Config, running: Status | None) -> Iterator[Finding]:
 
 
 def _firewall(config: Config, running: Status | None) -> Iterator[Finding]:
-    nft = shutil.which("nft", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
+    nft = shutil.which("nft", path=paths.PROGRAMS)
     if nft is None:
         remedy = "apt install nftables: the node keeps neighbours away from its addresses with it"
         yield Finding("firewall", HINT, "there is no nft", remedy)

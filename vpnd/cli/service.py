@@ -27,8 +27,6 @@ app = group("Run the node as a service of systemd, from boot on.")
 NAME = "vpnd.service"
 #: Of the machine's own units; those of packages are below /usr/lib.
 UNIT_FILE = Path("/etc/systemd/system", NAME)
-#: There while systemd runs the machine (sd_booted(3)).
-BOOTED = Path("/run/systemd/system")
 #: Where ProtectHome=yes lets nobody read.
 HOMES = (Path("/home"), Path("/root"), Path("/run/user"))
 

@@ -1,7 +1,8 @@
-"""Where a node's files are: the configuration file, and what lies in the state directory."""
+"""Where a node's files are: the configuration, and what lies in the state directory; and the machine's programs."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +16,8 @@ LOG_FILE_NAME = "vpnd.log"
 LOCK_FILE_NAME = "vpnd.lock"
 NETWORK_DIR_NAME = "network"
 PAGE_TOKEN_NAME = "page.token"
+#: Where programs of the machine are looked for: PATH, perhaps of a service, may leave out those of administrators.
+PROGRAMS = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"))
 
 
 class Places(NamedTuple):

@@ -19,7 +19,7 @@ from vpnd.api.channel import Channel, ChannelClosed
 from vpnd.config.live import Live
 from vpnd.control.channels import TrioChannel
 from vpnd.discovery.registry import PeerRegistry
-from vpnd.endpoint import Endpoint
+from vpnd.endpoint import Endpoint, IPNetwork
 from vpnd.errors import ProtocolViolation
 from vpnd.metrics import CounterPage
 from vpnd.nat.messages import FULL, NOT_MEMBER, NOT_SERVING, TOO_OFTEN
@@ -188,7 +188,7 @@ class Relaying:
             self._send(messages.RelayLeave(number=number))
 
 
-def local_networks() -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
+def local_networks() -> list[IPNetwork]:
     """The networks this machine has an address in."""
     found = []
     for entries in psutil.net_if_addrs().values():

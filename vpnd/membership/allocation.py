@@ -13,6 +13,7 @@ import hashlib
 import ipaddress
 from collections.abc import Collection
 
+from vpnd.endpoint import IPNetwork
 from vpnd.membership.network import Network
 from vpnd.membership.refusal import MembershipRefused
 
@@ -53,9 +54,7 @@ def check_wish(network: Network, text: str, taken: Collection[str]) -> str:
         address = ipaddress.ip_address(text)
     except ValueError:
         raise MembershipRefused("address_outside", f"{text!r} is not an IP address") from None
-    inside: ipaddress.IPv4Network | ipaddress.IPv6Network = network.ipv4
-    if address.version == 6:
-        inside = network.members_ipv6
+    inside: IPNetwork = network.ipv4 if address.version == 4 else network.members_ipv6
     ends = (
         (inside.network_address, inside.broadcast_address)
         if address.version == 4

@@ -9,11 +9,9 @@ from typing import NamedTuple
 import msgspec
 
 from vpnd.config import multiaddrs
-from vpnd.endpoint import IP, Endpoint
+from vpnd.endpoint import IP, Endpoint, IPNetwork
 
 DIRECT, PUNCHED, RELAYED = "direct", "punched", "relayed"
-
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 #: Addresses that mean another machine in every network: RFC 1918, RFC 6598 (carrier-grade NAT), RFC 4193.
 _OWN_USE = tuple(
@@ -62,8 +60,8 @@ def to_punch(
     you: Endpoint,
     peer: Endpoint,
     candidates: Iterable[Endpoint],
-    local: Sequence[Network],
-    without: Sequence[Network],
+    local: Sequence[IPNetwork],
+    without: Sequence[IPNetwork],
 ) -> list[Endpoint]:
     """Where to look for a peer after a meeting: where the relay saw it, and those of its `candidates` that could be
     its own. So a member cannot have others dialed.
@@ -88,7 +86,7 @@ def to_punch(
     return list(found)
 
 
-def _means_one_machine(endpoint: Endpoint, without: Sequence[Network]) -> bool:
+def _means_one_machine(endpoint: Endpoint, without: Sequence[IPNetwork]) -> bool:
     ip = endpoint.ip
     nowhere = ip.is_loopback or ip.is_link_local or ip.is_multicast or ip.is_unspecified
     return bool(endpoint.port) and not nowhere and not any(ip in network for network in without)
