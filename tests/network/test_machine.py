@@ -12,6 +12,7 @@ import pytest
 from supervisor.network import filter
 from supervisor.network.filter import KillSwitch
 from supervisor.network.machine import Reconciler
+from vpnd.config import paths
 from vpnd.config.live import Live
 from vpnd.config.schema import Config, Network
 
@@ -37,7 +38,7 @@ class Part:
 def test_a_machine_without_nft_is_healthy_unless_there_is_a_kill_switch(
     monkeypatch: pytest.MonkeyPatch, switch: KillSwitch | None, problems: int
 ) -> None:
-    monkeypatch.setattr(filter, "PROGRAMS", "/nowhere")
+    monkeypatch.setattr(paths, "PROGRAMS", "/nowhere")
     wanted = filter.Filter("tn0", switch)
     said = wanted.mend()
     assert len(said) == problems and bool(wanted.hint) is not bool(problems)
@@ -59,7 +60,7 @@ def test_where_the_kernel_has_no_nat_the_other_rules_hold(
     kept, program = tmp_path / "rules", tmp_path / "nft"
     program.write_text(NO_NAT.format(kept=kept))
     program.chmod(0o755)
-    monkeypatch.setattr(filter, "PROGRAMS", str(tmp_path) + ":/bin:/usr/bin")
+    monkeypatch.setattr(paths, "PROGRAMS", str(tmp_path) + ":/bin:/usr/bin")
     wanted = filter.Filter("tn0", None)
     wanted.own, wanted.masqueraded = ("10.86.0.1",), ("192.168.7.0/24",)
     for _ in range(2):
