@@ -16,6 +16,7 @@ from packet.builder import V4, V6, ip, tcp, udp
 
 from vpnd.cli import capture
 from vpnd.cli.capture import Wanted
+from vpnd.errors import ConfigError
 
 TSHARK = shutil.which("tshark")
 PACKETS = (tcp(V4, b"data"), udp(V6, b"x" * 700), ip(V4, 1, bytes(8)))
@@ -130,6 +131,12 @@ def test_a_later_fragment_has_no_ports() -> None:
 @pytest.mark.parametrize("junk", [b"", b"\x45", bytes(40), b"\x45" + bytes(10), b"\x60" + bytes(20)])
 def test_what_is_no_packet_is_not_wanted(junk: bytes) -> None:
     assert not Wanted(port=7).fits_untrusted(memoryview(junk))
+
+
+def test_a_disk_that_gets_full_ends_it_with_what_to_do() -> None:
+    told = "--write /dev/full: No space left on device; name another"
+    with pytest.raises(ConfigError, match=told), capture._output("/dev/full") as output:
+        output.write(b"x")
 
 
 @pytest.mark.skipif(TSHARK is None, reason="needs tshark")

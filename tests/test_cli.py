@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -17,6 +18,7 @@ from fake_daemon import daemon
 
 from vpnd import errors, peerid, statusclient
 from vpnd.cli import launch, main
+from vpnd.cli.command import write_new
 from vpnd.config.schema import Config, Status
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -246,6 +248,35 @@ def test_a_closed_pipe_is_no_traceback(tmp_path):
     process.wait(30)
     process.stderr.close()
     assert b"Traceback" not in said
+
+
+@pytest.mark.parametrize("words", [["config", "reference"], ["--help"]], ids=" ".join)
+def test_a_full_disk_is_no_traceback(words):
+    with open("/dev/full", "wb") as full:
+        run = subprocess.run(
+            [sys.executable, "-m", "vpnd", *words],
+            cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60,
+        )  # fmt: skip
+    assert run.returncode == 1
+    (line,) = run.stderr.splitlines()
+    assert (
+        line.startswith("vpnd: error: standard output: cannot be written (No space left") and "room" in line
+    )
+
+
+def test_a_file_that_cannot_be_written_whole_is_not_left_there(tmp_path):
+    there = tmp_path / "there"
+    there.touch()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))  # Python ignores SIGXFSZ: the write fails
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            write_new(tmp_path / "new", "text" * 100)
+        with pytest.raises(FileExistsError):
+            write_new(there, "text")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == [there]
 
 
 @pytest.mark.setting("status.timeout")

@@ -257,6 +257,8 @@ def test_a_misspelt_variable_is_refused(what, environ, message):
     lines = refusal({}, environ=environ)
     assert len(lines) == 1
     assert message in lines[0]
+    ((variable, value),) = environ.items()
+    assert lines[0].startswith(f'environment: {variable} = "{value}": ')
 
 
 def test_variables_of_others_pass():

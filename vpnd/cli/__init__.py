@@ -7,6 +7,9 @@ supervisor.
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
 import sys
 from collections.abc import Sequence
 
@@ -15,6 +18,8 @@ from vpnd.printable import printable
 
 #: Shells report a command that SIGINT ended so: 128 and the signal's number.
 INTERRUPTED = 130
+#: What a disk without room for this user says.
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,5 +32,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for line in str(error).split("\n"):
             print(f"vpnd: error: {printable(line)}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        what = error.filename or "standard output"
+        text = f"{what}: cannot be written ({error.strerror}); make room there, or write to another disk"
+        print(f"vpnd: error: {printable(text)}", file=sys.stderr)
+        _drop_output()
+        return VpndError.exit_code
     except KeyboardInterrupt:
         return INTERRUPTED
+
+
+def _drop_output() -> None:
+    """Let go what standard output still holds, which the interpreter would try to write once more as it ends."""
+    with contextlib.suppress(OSError), open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())

@@ -17,7 +17,7 @@ from typing import Annotated
 
 import typer
 
-from vpnd.cli.command import Where, command, json_of, read_status
+from vpnd.cli.command import Where, command, json_of, read_status, write_new
 from vpnd.cli.configuration import with_origins
 from vpnd.cli.doctor import examined, rendered
 from vpnd.config import load, paths
@@ -72,11 +72,9 @@ def bugreport(
         return
     path = Path(file or time.strftime("vpnd-bugreport-%Y%m%d-%H%M%S.txt"))
     try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        write_new(path, text, 0o600)
     except OSError as error:
         raise ConfigError(f"--write {path}: {error.strerror}; name another file") from None
-    with open(fd, "w") as output:
-        output.write(text)
     typer.echo(f"{path}: read it before you give it away, it has names and addresses")
 
 

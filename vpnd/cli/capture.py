@@ -180,10 +180,10 @@ def _output(file: str) -> Iterator[BinaryIO]:
         return
     try:
         fd = os.open(Path(file), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with open(fd, "wb") as output:
+            yield output
     except OSError as error:
-        raise ConfigError(f"--write {file}: {error.strerror}") from None
-    with open(fd, "wb") as output:
-        yield output
+        raise ConfigError(f"--write {file}: {error.strerror}; name another file") from None
 
 
 def write(
@@ -195,7 +195,10 @@ def write(
     count: int,
     seconds: float,
 ) -> int:
-    """Until `count` packets were written, `seconds` have passed or Ctrl-C; how many there were."""
+    """Until `count` packets were written, `seconds` have passed or Ctrl-C; how many there were.
+
+    Raises MachineError when the device goes, OSError when `output` takes no more.
+    """
     output.write(_section())
     output.write(_interface(interface, snap))
     taken, deadline = 0, time.monotonic() + seconds
@@ -208,7 +211,10 @@ def write(
                 break
             if not select.select([sock], [], [], left_s)[0]:
                 continue
-            size, address = sock.recvfrom_into(buffer)
+            try:
+                size, address = sock.recvfrom_into(buffer)
+            except OSError as error:
+                raise MachineError(f"{interface}: {error.strerror}; has the node stopped?") from None
             if wanted.fits_untrusted(buffer[:size]):
                 outgoing = address[2] == PACKET_OUTGOING
                 output.write(_packet(buffer[: min(size, snap)], size, time.time_ns(), outgoing))

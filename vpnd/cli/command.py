@@ -108,6 +108,17 @@ def command(app: typer.Typer, name: str | None = None) -> Callable[[Callable[...
     return add
 
 
+def write_new(file: Path, text: str, mode: int = 0o666) -> None:
+    """Make a file with this text, all of it or none. Raises FileExistsError when it is there, else OSError."""
+    fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    try:
+        with open(fd, "w", encoding="utf-8") as output:
+            output.write(text)
+    except BaseException:
+        file.unlink()
+        raise
+
+
 def ask(settings: Config, command: str, within_s: float | None = None, **arguments: object) -> dict[str, Any]:
     """What the daemon answers. `within_s`: for how long to wait, where that is longer than status.timeout."""
     from vpnd import statusclient

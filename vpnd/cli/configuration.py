@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from vpnd.cli.command import Where, command, group, json_of, option
+from vpnd.cli.command import Where, command, group, json_of, option, write_new
 from vpnd.config import load, paths
 from vpnd.config.fields import PEERS, tables
 from vpnd.config.reference import as_toml, json_schema, template
@@ -76,8 +76,7 @@ def init(place: Where) -> None:
     file = paths.places(*place, os.environ).config_file
     try:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with open(file, "x", encoding="utf-8") as stream:
-            stream.write(template())
+        write_new(file, template())
     except FileExistsError:
         raise ConfigError(
             f"{file}: is there already and is not overwritten; edit it or move it away"

@@ -190,11 +190,11 @@ class _Reader:
         self._peers: tuple[Peer, ...] = ()
         self._origins = {field.path: DEFAULT for field in fields.all_settings()}
 
-    def _problem(self, origin: str, path: str, value: object, text: str) -> None:
+    def _problem(self, origin: str, path: str, value: object, text: str, *, shown: str = "") -> None:
         table = path.partition(".")[0].partition("[")[0]
         self._refused.add(path)
         if not self._only or table in self._only:
-            self._problems.append(problem_line(origin, path, value, text))
+            self._problems.append(problem_line(origin, shown or path, value, text))
 
     def _set(self, field: Field, raw: object, origin: str, text_form: bool = False) -> None:
         try:
@@ -259,7 +259,8 @@ class _Reader:
                     meant = meant or suggestion(variable, known)
                     remedy = f"did you mean {meant}?" if meant else "unset it; peers are set in the file"
                     path = known[meant].path if meant else "environment"
-                    self._problem(variable, path, raw, f"there is no such variable; {remedy}")
+                    text = f"there is no such variable; {remedy}"
+                    self._problem("environment", path, raw, text, shown=variable)
 
     def take_overrides(self, overrides: Mapping[str, object]) -> None:
         """Flags by the path of their setting; None is a flag that was not given."""
