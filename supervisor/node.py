@@ -362,7 +362,7 @@ class Node:
 
     def device_gone(self, reason: str) -> None:
         """The TUN device cannot be read any more: there is nothing to run for."""
-        self._end(f"{self.tun.name}: {reason}")
+        self._end(f"{self.tun.name} is gone ({reason}): start the node again")
 
     def _end(self, reason: str) -> None:
         if not self.stopped.done():

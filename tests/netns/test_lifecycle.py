@@ -258,6 +258,7 @@ def test_a_node_without_its_device_ends_by_itself_and_says_why(lab: Lab) -> None
     node = started(lab)
     lab.ip(node.namespace, "link", "del", "vpnd0")
     assert node.wait_ended() != 0
-    assert "vpnd0" in node.log_file.read_text()
+    assert "vpnd0 is gone (" in node.log_file.read_text()
+    assert "start the node again" in node.log_file.read_text()
     nothing_left(lab, node)
     assert "Traceback" not in node.log_file.read_text()
