@@ -14,8 +14,9 @@ import pytest
 from lab import Lab, Node, module_command, wait_until
 from lab.joining import machine
 
-from vpnd.cli import service
+from vpnd.cli import main, service
 from vpnd.cli.command import Where
+from vpnd.errors import MachineError
 
 pytestmark = pytest.mark.root
 
@@ -149,3 +150,16 @@ def test_the_unit_is_of_the_state_directory_and_configuration_it_is_made_for(tmp
 def test_the_unit_lets_children_give_up_system_calls(tmp_path: Path) -> None:
     """Older systemds have seccomp(2) in none of the sets that the unit permits; without it no child gets ready."""
     assert "\nSystemCallFilter=@system-service seccomp\n" in written(tmp_path).read_text()
+
+
+def test_where_systemd_does_not_run_nothing_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "systemctl"
+    program.write_text("#!/bin/sh\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(service, "BOOTED", tmp_path / "not-there")
+    monkeypatch.setattr(service, "UNIT_FILE", tmp_path / "vpnd.service")
+    assert main(["service", "install", "--state-dir", str(tmp_path)]) == MachineError.exit_code
+    assert not service.UNIT_FILE.exists()

@@ -27,6 +27,8 @@ app = group("Run the node as a service of systemd, from boot on.")
 NAME = "vpnd.service"
 #: Of the machine's own units; those of packages are below /usr/lib.
 UNIT_FILE = Path("/etc/systemd/system", NAME)
+#: There while systemd runs the machine (sd_booted(3)).
+BOOTED = Path("/run/systemd/system")
 #: Where ProtectHome=yes lets nobody read.
 HOMES = (Path("/home"), Path("/root"), Path("/run/user"))
 
@@ -127,10 +129,9 @@ def install(
     Needs root and systemd. A node that runs already has to be stopped before the service is started.
     """
     _needs_root()
-    if not shutil.which("systemctl"):
-        raise MachineError(
-            "there is no systemctl: this machine does not run systemd; use its own service manager"
-        )
+    # looked at before anything is written: the program alone may be there, in a container
+    if not (shutil.which("systemctl") and BOOTED.is_dir()):
+        raise MachineError("systemd does not run this machine; use its own service manager")
     if privileges.existing(OWN_USER) != OWN_USER:
         raise MachineError(f"the user {OWN_USER} could not be made; make it: useradd --system {OWN_USER}")
     _write(text(place.absolute(), this_vpnd()))
