@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_daemon import daemon
 
 from vpnd import logs
 from vpnd.config.schema import Log
+from vpnd.errors import MachineError
 
 
 def test_a_message_is_one_line_of_what_can_be_printed() -> None:
@@ -39,6 +41,7 @@ SCRIPT = """
 import logging, sys
 from vpnd import logs
 from vpnd.config.schema import Log
+from vpnd.errors import MachineError
 logs.configure(Log(format=sys.argv[1]), "shard 2")
 logging.getLogger().info("session %s with b is up", "1f")
 try:
@@ -98,6 +101,23 @@ def test_logs_prints_the_last_lines(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main(["logs", "--state-dir", str(tmp_path), "-n", "1000"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 1000 and lines[0].startswith("line 4000 ") and lines[-1].startswith("line 4999 ")
+
+
+def test_logs_says_when_the_lines_are_not_of_the_node_that_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from vpnd.cli import main
+
+    command = ["logs", "--state-dir", str(tmp_path)]
+    with daemon(tmp_path, {"ready": True, "health": "healthy"}):
+        assert main(command) == MachineError.exit_code
+        assert "not with --detach" in capsys.readouterr().err
+        (tmp_path / "vpnd.log").write_text("old\n")
+        assert main(command) == 0
+        said = capsys.readouterr()
+        assert said.out == "old\n" and "of one before it" in said.err
+    assert main(command) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_logs_follows_also_when_the_file_begins_anew(tmp_path: Path) -> None:

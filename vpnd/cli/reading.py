@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import sys
 import time
 from pathlib import Path
@@ -11,10 +12,12 @@ from typing import Annotated
 
 import typer
 
+from vpnd import statusclient
 from vpnd.cli.command import Where, command
 from vpnd.cli.service import NAME
 from vpnd.config import paths
-from vpnd.errors import MachineError, NotRunningError
+from vpnd.config.schema import Config
+from vpnd.errors import MachineError, NotRunningError, VpndError
 from vpnd.printable import printable
 
 #: Read at once.
@@ -38,8 +41,14 @@ def logs(
     """
     settings = place.load("status").config
     file = paths.log_file(settings)
-    if not file.exists():
+    writing, journal = _written_by(settings)
+    if journal or not (file.exists() or writing):
         _journal(follow, lines)
+    if writing and not (file.exists() and os.path.samefile(writing, file)):
+        note = "the node that runs writes its log where it was started, not with --detach"
+        if not file.exists():
+            raise MachineError(note)
+        typer.echo(f"vpnd: {note}: what follows is of one before it", err=True)
     try:
         position = _show(file, lines)
         if follow:
@@ -48,6 +57,17 @@ def logs(
         raise MachineError(f"{file} is not open to this user; run it as root: sudo vpnd logs") from None
     except KeyboardInterrupt:
         pass  # the end of following
+
+
+def _written_by(settings: Config) -> tuple[str, bool]:
+    """What the node that runs writes its log to, as a path, and whether that is the journal; empty if unknown."""
+    try:
+        pid = statusclient.status(paths.status_socket(settings), settings.status.timeout).supervisor.pid
+        file = f"/proc/{pid}/fd/2"
+        kind = os.stat(file).st_mode
+    except (VpndError, OSError):
+        return "", False
+    return file, stat.S_ISSOCK(kind)
 
 
 def _journal(follow: bool, lines: int) -> None:
