@@ -298,3 +298,12 @@ def test_how_a_node_knows_its_peers(what, config, member, joining, mode, tmp_pat
             network_format.create("home", bytes(32), "10.86.0.0/16")
         )
     assert decide(config, joining=joining) is mode
+
+
+@pytest.mark.parametrize("who", ["a", "10.86.0.1", "fd00:0::1", "nas"])
+def test_who_asks_about_this_node_itself_is_told_so(tmp_path, capsys, who):
+    """By the machine's name, by an address, and by its name in the network."""
+    with daemon(tmp_path, {**STATUS, "network": {**NETWORK, "label": "nas"}}):
+        for command in ("why", "ping"):
+            assert main([command, who, "--state-dir", str(tmp_path)]) == errors.ConfigError.exit_code
+            assert f"{who} is this node itself" in capsys.readouterr().err

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import ipaddress
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ import typer
 from vpnd.config import paths
 from vpnd.config.load import Loaded, load_with_origins
 from vpnd.config.schema import Config
-from vpnd.errors import VpndError
+from vpnd.errors import ConfigError, VpndError
 
 if TYPE_CHECKING:
     from vpnd.status import Status
@@ -138,6 +139,23 @@ def ask_control(place: Where, command: str, **arguments: object) -> Any:
     if "answer" not in answer:
         raise VpndError(f"the daemon does not know the command {command}; is it of another version?")
     return answer["answer"]
+
+
+def refuse_itself(status: Status, who: str) -> None:
+    """Raises ConfigError when `who` means the node that is asked."""
+    names = {status.node.name, status.node.peer_id, *status.node.addresses}
+    if status.network is not None:
+        names.add(status.network.label)
+    if canonical(who) in names:
+        raise ConfigError(f"{who} is this node itself")
+
+
+def canonical(who: str) -> str:
+    """An IP address in its usual spelling; anything else as it is."""
+    try:
+        return str(ipaddress.ip_address(who))
+    except ValueError:
+        return who
 
 
 def read_status(settings: Config) -> Status:

@@ -14,7 +14,7 @@ import typer
 
 from vpnd import why
 from vpnd.cli import statusview
-from vpnd.cli.command import JsonOption, Where, ask, command, option, read_status, show
+from vpnd.cli.command import JsonOption, Where, ask, command, option, read_status, refuse_itself, show
 from vpnd.cli.echo import HEADER_BYTES, LEAST_BYTES, EchoSocket
 from vpnd.config import multiaddrs
 from vpnd.config.schema import Config
@@ -62,6 +62,7 @@ def explain(
     within_s += 2 * settings.p2p.dial_timeout + settings.p2p.handshake_timeout
     from msgspec import convert
 
+    refuse_itself(read_status(settings), who)
     answer = ask(settings, "why", within_s, who=who, protocol=PROTOCOLS[name], port=port)
     walk = tried(settings, convert(answer, why.Walk), name, port)
     show(walk, as_json, lambda walk: render(walk, target))

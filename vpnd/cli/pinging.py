@@ -21,9 +21,11 @@ from vpnd.cli.command import (
     WhoArgument,
     ask,
     ask_control,
+    canonical,
     command,
     option,
     read_status,
+    refuse_itself,
     show,
 )
 from vpnd.cli.echo import HEADER_BYTES, LEAST_BYTES, MOST_BYTES, Echo, EchoSocket, source_of
@@ -173,15 +175,14 @@ def _target(place: Where, settings: Config, who: str, ipv6: bool) -> Target:
     """Raises ConfigError for somebody who cannot be pinged from here."""
     status = read_status(settings)
     ours = status.node.addresses
-    if _canonical(who) in (*ours, status.node.peer_id, status.node.name):
-        raise ConfigError(f"{who} is this node itself")
+    refuse_itself(status, who)
     peer = _peer(place, status, who)
     addresses = peer.virtual_ips
     if ipv6:
         fitting = [each for each in addresses if ":" in each]
     else:
         # the one that was named, else IPv4 first
-        fitting = sorted(addresses, key=lambda each: (each != _canonical(who), ":" in each))
+        fitting = sorted(addresses, key=lambda each: (each != canonical(who), ":" in each))
     if not fitting:
         raise ConfigError(f"{who} has no {'IPv6 ' if ipv6 else ''}address in the VPN; see vpnd peers")
     address = fitting[0]
@@ -209,7 +210,7 @@ def _target(place: Where, settings: Config, who: str, ipv6: bool) -> Target:
 def _peer(place: Where, status: Status, who: str) -> Peer:
     """By what status tells, which works without control; else by what control finds: other spellings of names, and
     members that did not fit into status."""
-    wanted = {who, _canonical(who)}
+    wanted = {who, canonical(who)}
     for peer in status.peers:
         if wanted & {peer.name, peer.peer_id, *peer.virtual_ips}:
             return peer
@@ -220,14 +221,6 @@ def _peer(place: Where, status: Status, who: str) -> Peer:
 
     unknown = Peer(name=found["name"], peer_id=found["peer_id"], virtual_ips=tuple(found["virtual_ips"]))
     return next((peer for peer in status.peers if peer.peer_id == found["peer_id"]), unknown)
-
-
-def _canonical(who: str) -> str:
-    """An IP address in its usual spelling; anything else as it is."""
-    try:
-        return str(ipaddress.ip_address(who))
-    except ValueError:
-        return who
 
 
 # --- when the tunnel does not answer
