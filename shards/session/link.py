@@ -29,6 +29,7 @@ from shards.flow.flows import STAY, Chunk, Flow
 from shards.inbound import Reassembly
 from shards.session.beside import DatagramLane
 from shards.session.health import HealthTimer, Verdict
+from shards.session.segments import SegmentWatch
 from shards.session.surroundings import Delivery, Fit, Remote, Surroundings
 from shards.session.transport import Transport
 from shards.stream.events import Data, Event, GoneAway, Pong, StreamClosed, StreamReady, WindowOpened
@@ -142,17 +143,18 @@ class Link:
         """`path`: how it reaches the peer, for those who ask. `make_beside`: of what the peer says of datagrams and
         what fits it; None where this node takes none."""
         self.session_id, self.initiator, self.peer, self.path = session_id, initiator, peer, path
-        self.now, self._live = common.now, common.live
+        self.now = common.now
         self.queue = FairQueue(common.live, peer.drops)
         self.lanes: list[StreamLane] = []
         self.beside: DatagramLane[Link] | None = None
         self.rtt_s: float | None = None
-        self.closed = self.left = self.peer_left = self._stuck = False
+        self.closed = self.left = self.peer_left = False
         self.opened_s = self.heard_s = self.now()
         self.health = HealthTimer(common.live, self.now, lambda: self.heard_s, self._on_verdict)
         self.packets_sent = self.bytes_sent = 0
         self._waited = 0  # packets that had to wait in the queue, of packets_sent
         self._seen_sent = self._seen_waited = 0  # both when `least_delay_s` was asked last
+        self._segments = SegmentWatch(common.live)
         self._seen_by_look, self._in_flight = 0, False  # of `look_for_stuck`
         self._ended_packets = self._ended_bytes = 0  # received on lanes that are gone
         self._loop = asyncio.get_running_loop()
@@ -488,24 +490,16 @@ class Link:
             self.beside.hurry()
 
     def look_for_stuck(self) -> None:
-        """Something on the way may drop what is larger than its MTU, and nobody hears of it: from time to time.
-
-        Seen from who sends, a segment is sent again and again; from the other end, everything is acknowledged and
-        nothing comes. A peer that has vanished looks the same, but takes no new session either.
-        """
+        """Something on the way may drop what is larger than its MTU, and nobody hears of it: from time to time. A peer
+        that has vanished looks the same, but takes no new session either."""
         sent, self._seen_by_look = self.packets_sent != self._seen_by_look, self.packets_sent
         if self.closed or not (sent or self._in_flight or self.suspect):
             return  # nothing can be stuck, and there may be thousands of them
-        settings, tcp = self._live.config.session, self.transport.tcp_state()
+        tcp = self.transport.tcp_state()
         if tcp is None:
             return
         self._in_flight = tcp.unacknowledged > 0
-        unanswered = self.health.health.suspect and not tcp.unacknowledged
-        stuck = tcp.segment_bytes > settings.small_segment and (
-            unanswered or tcp.retransmissions >= settings.stuck_retransmissions
-        )
-        begins, self._stuck = stuck and not self._stuck, stuck
-        if begins:
+        if self._segments.look(tcp, self.health.health.suspect, self.now()):
             self._events.link_stuck(self)
 
     def close(self, reason: str, *, failed: bool = True, polite: bool = False) -> None:
@@ -543,7 +537,7 @@ class Link:
 
     @property
     def suspect(self) -> bool:
-        return self._stuck or self.health.health.suspect
+        return self._segments.stuck or self.health.health.suspect
 
     @property
     def usable(self) -> bool:

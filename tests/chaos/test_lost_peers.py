@@ -89,6 +89,7 @@ def test_a_link_that_is_silent_for_a_moment_costs_no_session() -> None:
         assert flow.lost == drops(settled(a)).get("queue_delay", 0) <= flow.sent // 100
         assert flow.late == 0
         assert a.ask()["control"]["counters"]["dials"] == before
+        assert all("large" not in node.log_file.read_text() for node in (a, b)), "nothing is too large"
 
 
 @pytest.mark.alone
