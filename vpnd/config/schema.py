@@ -343,7 +343,7 @@ class Session(Table, frozen=True):
         "Largest TCP segment (MSS) of sessions with a peer that larger ones do not reach, of punched and relayed "
         "sessions and of libp2p connections. 1220 passes wherever IPv6 does.", restart=True)
     stuck_retransmissions: int = number(4, 1, 15, "segments",
-        "Retransmissions in a row after which a session's segments are taken for too large for the way.")
+        "Retransmissions in a row that, for longer than health.timeout, mean that segments are too large for the way.")
     small_segment_for: float = duration(86400.0, 1.0, 2592000.0,
         "Time for which sessions with such a peer are made with small_segment, unless the network changes.")
 
