@@ -22,7 +22,7 @@ const node = await createLibp2p({
   connectionEncrypters: [noise()],
   streamMuxers: [yamux()],
   services: {
-    identify: identify(),
+    identify: identify({ maxOutboundStreams: 16 }), // it identifies each peer by itself as well
     ping: ping({ maxOutboundStreams: 16 }), // the table pings as well
     dht: kadDHT({ protocol: '/ipfs/kad/1.0.0', peerInfoMapper: passthroughMapper, clientMode: true })
   }
