@@ -209,12 +209,14 @@ def test_a_stranger_is_refused_and_counted() -> None:
 
 
 def get(node: Node, path: str) -> tuple[int, str]:
-    """Status and body of an answer of the Prometheus endpoint."""
+    """Status and body of an answer of the Prometheus endpoint. Raises OSError: nobody was there to answer."""
     with socket_in(node.namespace, "127.0.0.1", socket.SOCK_STREAM) as sock:
         sock.settimeout(10)
         sock.connect(("127.0.0.1", METRICS_PORT))
         sock.sendall(f"GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode())
         answer = b"".join(iter(lambda: sock.recv(65536), b"")).decode()
+    if not answer:
+        raise ConnectionError("closed without an answer")
     head, _, body = answer.partition("\r\n\r\n")
     return int(head.split()[1]), body
 
