@@ -28,8 +28,7 @@ from shards.flow.fair import FairQueue
 from shards.flow.flows import STAY, Chunk, Flow
 from shards.inbound import Reassembly
 from shards.session.beside import DatagramLane
-from shards.session.health import HealthTimer, Verdict
-from shards.session.segments import SegmentWatch
+from shards.session.health import HealthTimer, SegmentWatch, Verdict
 from shards.session.surroundings import Delivery, Fit, Remote, Surroundings
 from shards.session.transport import Transport
 from shards.stream.events import Data, Event, GoneAway, Pong, StreamClosed, StreamReady, WindowOpened
