@@ -11,6 +11,11 @@ from settings_shown import Freezer
 from vpnd.config.values import OWN_USER
 from vpnd.privileges import existing
 
+#: Long variants are run for who asks for them.
+LONG = bool(os.environ.get("VPND_LONG_TESTS"))
+#: pytest's exit code for root tests that did not run: no second try, as after a failure, makes up for it.
+DID_NOT_RUN = 9
+
 # A busy machine is no finding; pytest-timeout ends what hangs
 settings.register_profile("vpnd", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("vpnd")
@@ -44,27 +49,31 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if os.geteuid() == 0:
-        return
-    needs_root = pytest.mark.skip(reason="needs root; run: sudo scripts/test")
     for item in items:
-        if item.get_closest_marker("root"):
-            item.add_marker(needs_root)
+        if not LONG and (long := item.get_closest_marker("long")):
+            # The skip found first is the one that is told
+            item.add_marker(pytest.mark.skip(reason=f"{long.args[0]}; VPND_LONG_TESTS=1"), append=False)
+        if os.geteuid() != 0 and item.get_closest_marker("root"):
+            item.add_marker(pytest.mark.skip(reason="needs root; run: sudo scripts/test"))
 
 
 class RootTestsMustRun:
-    """Remembers the tests marked root that were skipped. With several workers the reports come here too."""
+    """Remembers the tests marked root that were skipped, but for long ones that nobody asked for.
+
+    With several workers the reports come here too.
+    """
 
     def __init__(self) -> None:
         self.skipped: list[str] = []
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.skipped and not hasattr(report, "wasxfail") and "root" in report.keywords:
+        asked_for = LONG or "long" not in report.keywords
+        if report.skipped and not hasattr(report, "wasxfail") and "root" in report.keywords and asked_for:
             self.skipped.append(f"{report.nodeid}: {report.longrepr[2]}")
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         if self.skipped:
-            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+            session.exitstatus = DID_NOT_RUN
 
     def pytest_terminal_summary(self, terminalreporter) -> None:
         if self.skipped:

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from conftest import DID_NOT_RUN
 from lab import (
     Lab,
     LabError,
@@ -380,3 +381,14 @@ def test_rings_carry_every_record_between_processes_once_in_order_undamaged() ->
     assert sent.wakeups > 0, "the ring never ran full: the test tested less than it says"
     assert received.wakeups > 0, "the ring never ran empty: the test tested less than it says"
     assert time.monotonic() - begin < 60
+
+
+@pytest.mark.parametrize(("asked", "code"), [("", 0), ("1", DID_NOT_RUN)])
+def test_a_root_test_that_did_not_run_is_a_failure_unless_it_is_long_and_nobody_asked(
+    asked: str, code: int
+) -> None:
+    tests = Path(__file__).parent / "netns" / "test_page_browser.py"
+    environment = {**os.environ, "VPND_LONG_TESTS": asked, "PATH": "/nowhere"}  # no browser there
+    command = [sys.executable, "-m", "pytest", "-q", "--root-tests-must-run", str(tests)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tests.parents[2])
+    assert done.returncode == code, done.stdout

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 from collections.abc import Iterator
@@ -14,10 +13,10 @@ from lab.joining import address, join, machine
 from lab.nat import NatLab
 from test_nat import DIRECT_MS, RTT_MS, paths, rtt_ms
 
-# Not marked root: there these must not be skipped, and here they are, but for who asks for them.
 pytestmark = [
+    pytest.mark.root,
     pytest.mark.slow,
-    pytest.mark.skipif("VPND_LONG_TESTS" not in os.environ, reason="takes minutes; VPND_LONG_TESTS=1"),
+    pytest.mark.long("takes minutes"),
     pytest.mark.timeout(600),
 ]
 

@@ -3,7 +3,6 @@ back when their routers were away. Long: VPND_LONG_TESTS=1."""
 
 from __future__ import annotations
 
-import os
 import re
 import statistics
 import time
@@ -16,10 +15,10 @@ from lab.processes import command_line, cpu_seconds, process_tree
 from lab.traffic import goodput_bps, iperf3, loss_share, out_of_order, ping, received_bytes
 from test_nat import PROBE_S, REACHED_S, RTT_MS, Pings, paths
 
-# Not marked root: there these must not be skipped, and here they are, but for who asks for them.
 pytestmark = [
+    pytest.mark.root,
     pytest.mark.slow,
-    pytest.mark.skipif("VPND_LONG_TESTS" not in os.environ, reason="takes minutes; VPND_LONG_TESTS=1"),
+    pytest.mark.long("takes minutes"),
     pytest.mark.timeout(400),
 ]
 

@@ -12,10 +12,8 @@ from lab.browser import COMMAND, Browser
 
 pytestmark = [
     pytest.mark.root,
-    pytest.mark.skipif(
-        "VPND_LONG_TESTS" not in os.environ or not shutil.which(COMMAND),
-        reason=f"takes half a minute, and {COMMAND}: VPND_LONG_TESTS=1",
-    ),
+    pytest.mark.long("takes half a minute"),
+    pytest.mark.skipif(not shutil.which(COMMAND), reason=f"needs {COMMAND}"),
 ]
 
 PAGE = "127.0.0.1:9587"

@@ -29,7 +29,7 @@ from why_tools import SETTLE_S, blamed, shard_pid, walk
 pytestmark = [
     pytest.mark.root,
     pytest.mark.slow,
-    pytest.mark.skipif("VPND_LONG_TESTS" not in os.environ, reason="takes minutes; VPND_LONG_TESTS=1"),
+    pytest.mark.long("takes minutes"),
 ]
 
 SETTINGS = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -14,10 +13,8 @@ DEB = Path(__file__).resolve().parents[2] / "contrib" / "deb"
 pytestmark = [
     pytest.mark.root,
     pytest.mark.timeout(1800),
-    pytest.mark.skipif(
-        not os.environ.get("VPND_LONG_TESTS") or not shutil.which("mmdebstrap"),
-        reason="takes ten minutes, and mmdebstrap: VPND_LONG_TESTS=1",
-    ),
+    pytest.mark.long("takes ten minutes"),
+    pytest.mark.skipif(not shutil.which("mmdebstrap"), reason="needs mmdebstrap"),
 ]
 
 
