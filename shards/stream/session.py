@@ -14,7 +14,9 @@ in (receive buffer → plaintext).
 
 from __future__ import annotations
 
+import functools
 import sys
+from collections.abc import Callable
 
 from shards.stream import spec
 from shards.stream.events import Data, Event
@@ -81,7 +83,7 @@ class Session:
         self._streams = self._table.streams
         #: messages and frames next_event() may still take before it returns None with more to come; the caller's to set
         self.budget = sys.maxsize
-        self._failure: RemoteProtocolError | None = None
+        self._failure: Callable[[], RemoteProtocolError] | None = None
         # The opened plaintext, and how much of it is used.
         self._plain = self._opener.plain
         self._plain[: len(leftover)] = leftover
@@ -115,7 +117,7 @@ class Session:
         """
         self._table.now_s = now_s
         if self._failure is not None:
-            raise self._failure
+            raise self._failure()
         try:
             return self._parse_untrusted()
         except RemoteProtocolError as error:
@@ -201,7 +203,8 @@ class Session:
             self._table.remote_fin(self._payload_stream)
 
     def _fail(self, error: RemoteProtocolError) -> None:
-        self._failure = error
+        # Not the error itself: its traceback leads here, and the buffers, a megabyte, would wait for the collector.
+        self._failure = functools.partial(type(error), *error.args)
         self._table.die()
 
     # --- packets out

@@ -14,7 +14,7 @@ import atheris
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[1:1] = [str(ROOT), *(str(ROOT / "tests" / name) for name in ("", "membership", "names"))]
 
-with atheris.instrument_imports(include=["vpnd", "shards"]):
+with atheris.instrument_imports(include=["vpnd", "shards", "supervisor"]):
     from fuzz.entries import ENTRIES
 
 

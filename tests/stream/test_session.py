@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import random
+import weakref
 
 import pytest
 
@@ -391,3 +393,18 @@ def test_the_state_table_is_complete_and_closed_is_final() -> None:
     with pytest.raises(LocalProtocolError):
         stream.move(StreamEvent.AGREED)
     assert stream.state is StreamState.READY
+
+
+def test_a_session_that_failed_is_gone_with_its_last_reference() -> None:
+    """Its buffers are megabytes, and the garbage collector does not know how large they are."""
+    session = engine(False)
+    reference = weakref.ref(session)
+    gc.disable()
+    try:
+        for _ in range(2):
+            with pytest.raises(RemoteProtocolError):
+                feed(session, b"\0\x20" + bytes(0x20))
+        del session
+        assert reference() is None
+    finally:
+        gc.enable()
