@@ -11,13 +11,11 @@ from typing import NamedTuple
 
 from supervisor.children import Child
 from supervisor.pacing import Priorities
-from supervisor.report import encoded
 from vpnd.api import messages, parts
 from vpnd.config.live import Live
 from vpnd.config.schema import Config
 from vpnd.errors import MachineError
 from vpnd.metrics import create_page
-from vpnd.status import Status
 
 
 class Endpoint(NamedTuple):
@@ -80,7 +78,7 @@ class ExporterSlot:
 class Exporter:
     """Owner: supervisor loop. `start`, then `stop`, once each.
 
-    `status` is called at most once in the endpoint's max_age_s, whatever the process asks.
+    `told` is called at most once in the endpoint's max_age_s, whatever the process asks; see report.Shared.
     """
 
     def __init__(
@@ -88,10 +86,10 @@ class Exporter:
         endpoint: Endpoint,
         live: Live,
         priorities: Priorities,
-        status: Callable[[], Awaitable[Status]],
+        told: Callable[[float], Awaitable[bytes]],
         token: str = "",
     ) -> None:
-        self._endpoint, self._live, self._priorities, self._status = endpoint, live, priorities, status
+        self._endpoint, self._live, self._priorities, self._told = endpoint, live, priorities, told
         self._slot = ExporterSlot(endpoint, live, token)
         self.child = Child(self._slot, live, priorities, self._up, self._gone, self._said)
         self._telling: asyncio.Task[None] | None = None
@@ -125,10 +123,11 @@ class Exporter:
 
     async def _tell(self) -> None:
         loop = asyncio.get_running_loop()
-        await asyncio.sleep(self._told_s + self._endpoint.max_age_s(self._live.config) - loop.time())
+        max_age_s = self._endpoint.max_age_s(self._live.config)
+        await asyncio.sleep(self._told_s + max_age_s - loop.time())
         self._told_s = loop.time()
         try:
-            content = await encoded(await self._status())
+            content = await self._told(max_age_s)
         finally:
             self._telling = None
         for part in parts.split(messages.StatusTold(content=content)):

@@ -150,12 +150,12 @@ async def start_node(
         undo.callback(LogFile(live).close)
         others: list[Child[Any]] = [fleet.relay.child]
         if config.metrics.listen:
-            exporter = Exporter(EXPORTER, live, fleet.priorities, node.status)
+            exporter = Exporter(EXPORTER, live, fleet.priorities, node.told)
             undo.push_async_callback(exporter.stop)
             await exporter.start()
             others.append(exporter.child)
         if config.web.listen:
-            page = Exporter(PAGE, live, fleet.priorities, node.status, statedir.page_token(config))
+            page = Exporter(PAGE, live, fleet.priorities, node.told, statedir.page_token(config))
             undo.push_async_callback(page.stop)
             await page.start()
             others.append(page.child)
@@ -192,6 +192,7 @@ class Node:
         self._live, self._peer_id, self._machine = live, peer_id, machine
         self._overlay, self.tun, self._pump, self._fleet = overlay, tun, pump, fleet
         self._usage = usage
+        self.told = report.Shared(self.status).told
         self._scaling = Scaling(fleet)
         self._walking = Walking(live, fleet, pump, self.status)
         self._walks: set[asyncio.Task[None]] = set()
@@ -222,7 +223,10 @@ class Node:
         }
 
     async def _on_status(self, request: Mapping[str, Any]) -> msgspec.Raw:
-        return msgspec.Raw(await report.encoded(await self.status()))
+        max_age_s = request.get("max_age_s", 0)
+        if not isinstance(max_age_s, int | float) or not max_age_s >= 0:
+            raise ConfigError("max_age_s: must be a number of seconds")
+        return msgspec.Raw(await self.told(max_age_s))
 
     async def _on_stop(self, request: Mapping[str, Any]) -> dict[str, Any]:
         asyncio.get_running_loop().call_soon(self._end, STOPPED)

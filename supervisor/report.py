@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -160,6 +160,25 @@ async def encoded(told: status.Status) -> bytes:
         rows.append(msgspec.json.encode(told.peers[start : start + _PEERS_A_TURN])[1:-1])
         await asyncio.sleep(0)
     return msgspec.json.encode(replace(told, peers=msgspec.Raw(b"[" + b",".join(rows) + b"]")))
+
+
+class Shared:
+    """The status as JSON, for those who look again and again: however many they are, their packets pay for one.
+    Owner: supervisor loop. `make`: Node.status."""
+
+    def __init__(self, make: Callable[[], Awaitable[status.Status]]) -> None:
+        self._make, self._making = make, asyncio.Lock()
+        self._content, self._at_s = b"", -float("inf")
+
+    async def told(self, max_age_s: float) -> bytes:
+        """One that is no older; 0: made now."""
+        if not max_age_s:
+            return await encoded(await self._make())
+        async with self._making:
+            now_s = asyncio.get_running_loop().time()
+            if now_s - self._at_s >= max_age_s:
+                self._content, self._at_s = await encoded(await self._make()), now_s
+            return self._content
 
 
 def _who(config: Config, told: ControlStatus | None, stale: bool) -> Iterator[PeerReport]:

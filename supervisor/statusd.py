@@ -1,6 +1,6 @@
 """The status socket: one JSON request line, one JSON answer, end.
 
-{"command": "status"}               →  the status report
+{"command": "status"}               →  the status report; "max_age_s": one that others were told is new enough
 {"command": "stop"}                 →  {"stopping": true}; the node then stops
 {"command": "reload"}               →  what of the configuration is in force now, and what needs a restart
 {"command": "scale", "shards": N}   →  how many there were and are, once it is done

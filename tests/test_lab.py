@@ -250,10 +250,10 @@ def test_a_variant_is_compared_with_the_first_round_by_round() -> None:
 
 def test_variants_are_checkouts_and_settings(tmp_path: Path) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
-    assert variants(here, [there], ["VPND_A_B=1,VPND_C_D=x=y"]) == [
-        ("this", here, {}),
-        (f"@{there}", there, {}),
-        ("VPND_A_B=1,VPND_C_D=x=y", here, {"VPND_A_B": "1", "VPND_C_D": "x=y"}),
+    assert variants(here, [there], ["VPND_A_B=1,VPND_C_D=x=y"], watched=False) == [
+        ("this", here, {}, False),
+        (f"@{there}", there, {}, False),
+        ("VPND_A_B=1,VPND_C_D=x=y", here, {"VPND_A_B": "1", "VPND_C_D": "x=y"}, False),
     ]
     for settings, said in (
         (["PATH=/"], "must be VPND_"),
@@ -262,16 +262,16 @@ def test_variants_are_checkouts_and_settings(tmp_path: Path) -> None:
         (["VPND_A_B=1"] * 2, "twice"),
     ):
         with pytest.raises(LabError, match=said):
-            variants(here, [], settings)
+            variants(here, [], settings, watched=False)
 
 
 @root
 def test_two_variants_up_at_once_are_measured_in_turns() -> None:
-    compared = variants(ROOT, [], ["VPND_NETWORK_MTU=1280"])
+    compared = variants(ROOT, [], [], watched=True)
     said: list[str] = []
     plan = replace(QUICK, pings=5, udp_seconds=1)
     measured = measure_paired(compared, 1, 1, plan, said.append)
-    assert measured.keys() == {"this", "VPND_NETWORK_MTU=1280"} and len(said) == 1
+    assert measured.keys() == {"this", "this, watched"} and len(said) == 1
     for (numbers,) in measured.values():
         assert numbers["tcp1_forward"] > 0 and numbers["udp_flood"] > 0 and 0 < numbers["ping_avg"] < 1000
 

@@ -28,10 +28,11 @@ _READ_BYTES = 1 << 16
 _UCRED = struct.Struct("3i")
 
 
-def status(path: Path, timeout_s: float) -> Status:
-    """The daemon's status. Raises NotRunningError, PrivilegeError, VpndError."""
+def status(path: Path, timeout_s: float, max_age_s: float = 0.0) -> Status:
+    """The daemon's status, at most so old. Raises NotRunningError, PrivilegeError, VpndError."""
+    request = {"command": "status", "max_age_s": max_age_s}
     try:
-        return msgspec.convert(ask(path, {"command": "status"}, timeout_s), Status)
+        return msgspec.convert(ask(path, request, timeout_s), Status)
     except msgspec.ValidationError as error:
         raise VpndError(f"the daemon is of another version ({error}); start it again") from None
 

@@ -172,7 +172,7 @@ class Vpnd:
         self, lab: Lab, shards: int, root: Path = ROOT, env: Mapping[str, str] | None = None
     ) -> None:
         self._lab, self._shards, self._root, self._env = lab, shards, root, env or {}
-        self._nodes: tuple[Node, Node] | None = None
+        self.nodes: tuple[Node, ...] = ()
         self.target = ""
 
     def prepare(self) -> None:
@@ -180,23 +180,23 @@ class Vpnd:
         another one through this interpreter, so that comparing two does not need a second installation."""
         own = self._root == ROOT and Path(script_command()[0]).exists()
         command = script_command() if own else None
-        self._nodes = pair_of_nodes(self._lab, shards=self._shards, command=command, root=self._root)
-        for node in self._nodes:
+        self.nodes = pair_of_nodes(self._lab, shards=self._shards, command=command, root=self._root)
+        for node in self.nodes:
             node.env.update(self._env)
-        self.target = self._nodes[1].virtual_ip
+        self.target = self.nodes[1].virtual_ip
 
     def start(self) -> None:
         """Both daemons, as a user starts them."""
-        for node in self._nodes or ():
+        for node in self.nodes:
             node.start()
 
     def roots(self) -> list[list[int]]:
         """The two supervisors."""
-        return [node.pids() for node in self._nodes or ()]
+        return [node.pids() for node in self.nodes]
 
     def explain(self) -> str:
         """Both logs' ends."""
-        return _tails(node.log_file for node in self._nodes or ())
+        return _tails(node.log_file for node in self.nodes)
 
 
 def available(

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from . import watchers
 from .contenders import Vpnd
 from .measure import METRICS, Plan, measure_turn
 from .network import Lab, LabError
@@ -21,16 +22,18 @@ from .traffic import wait_for_answer
 
 
 class Variant(NamedTuple):
-    """vpnd of the checkout `root`, with the settings `env` says (VPND_PROCESS_REALTIME and the like)."""
+    """vpnd of the checkout `root`, with the settings `env` says (VPND_PROCESS_REALTIME and the like). `watched`: while
+    it is measured, see watchers."""
 
     name: str
     root: Path
     env: Mapping[str, str]
+    watched: bool = False
 
 
-def variants(own: Path, roots: Iterable[Path], settings: Iterable[str]) -> list[Variant]:
-    """This checkout, what all others are compared with; other checkouts; and this one with settings, each some
-    NAME=VALUE with commas between them. Raises LabError."""
+def variants(own: Path, roots: Iterable[Path], settings: Iterable[str], *, watched: bool) -> list[Variant]:
+    """This checkout, what all others are compared with; other checkouts; this one with settings, each some
+    NAME=VALUE with commas between them; and the checkouts once more, `watched`. Raises LabError."""
     found = [Variant("this", own, {})]
     found += [Variant(f"@{root}", root, {}) for root in roots]
     for text in settings:
@@ -38,6 +41,12 @@ def variants(own: Path, roots: Iterable[Path], settings: Iterable[str]) -> list[
         if not all(name.startswith("VPND_") and equals for name, equals, _ in pairs):
             raise LabError(f"{text}: must be VPND_TABLE_KEY=VALUE, and more of them behind commas")
         found.append(Variant(text, own, {name: value for name, _, value in pairs}))
+    if watched:
+        found += [
+            Variant(f"{each.name}, watched", each.root, watchers.ENVIRONMENT, watched=True)
+            for each in found
+            if not each.env
+        ]
     names = [variant.name for variant in found]
     if len(names) < 2 or len(set(names)) < len(names):
         raise LabError("nothing to compare with, or twice the same: name other checkouts or settings")
@@ -53,20 +62,23 @@ def measure_paired(
         pairs = []
         for variant in compared:
             lab = stack.enter_context(Lab(link=plan.link))
-            pairs.append((variant.name, lab, Vpnd(lab, shards, variant.root, variant.env)))
+            pairs.append((variant, lab, Vpnd(lab, shards, variant.root, variant.env)))
         for _, _, contender in pairs:
             contender.prepare()
             contender.start()
-        for name, lab, contender in pairs:
+        for variant, lab, contender in pairs:
             try:
                 wait_for_answer(lab, lab.nodes[0], contender.target, plan.start_timeout_s)
             except LabError as error:
-                raise LabError(f"{name}: {error}\n{contender.explain()}") from error
+                raise LabError(f"{variant.name}: {error}\n{contender.explain()}") from error
         time.sleep(plan.settle_s)
         for place in range(rounds):
             begin_s = time.monotonic()
-            for name, lab, contender in pairs if place % 2 else reversed(pairs):
-                measured[name].append(measure_turn(lab, contender, plan))
+            for variant, lab, contender in pairs if place % 2 else reversed(pairs):
+                with contextlib.ExitStack() as looking:
+                    for node in contender.nodes if variant.watched else ():
+                        looking.enter_context(watchers.watched(node))
+                    measured[variant.name].append(measure_turn(lab, contender, plan))
             say(f"round {place + 1}/{rounds}: {time.monotonic() - begin_s:.0f} s")
     return measured
 

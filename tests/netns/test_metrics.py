@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shutil
 import subprocess
+import time
 import urllib.request
 
 import pytest
-from lab import Node, inside, running_nodes, settled, tcp_transfer, udp_flow, wait_connected, wait_until
+from lab import (
+    Node,
+    inside,
+    iperf3,
+    running_nodes,
+    settled,
+    tcp_transfer,
+    udp_flow,
+    wait_connected,
+    wait_until,
+)
 from why_tools import SETTLE_S, shard_pid
 
 pytestmark = pytest.mark.root
@@ -52,6 +64,14 @@ def only_grow(before: dict[str, float], after: dict[str, float]) -> None:
     assert not back
 
 
+def assert_promtool_takes(scraped: str) -> None:
+    if PROMTOOL is not None:
+        checked = subprocess.run(
+            [PROMTOOL, "check", "metrics"], input=scraped, capture_output=True, text=True
+        )
+        assert (checked.returncode, checked.stdout + checked.stderr) == (0, "")
+
+
 def test_sums_over_shards_are_the_kernels_and_nothing_goes_back_when_a_shard_dies() -> None:
     with running_nodes(settings={"metrics": {"listen": LISTEN, "max_age": "50ms"}}) as (a, b):
         tcp_transfer(a.namespace, b.namespace, b.virtual_ip, BYTES)
@@ -59,11 +79,7 @@ def test_sums_over_shards_are_the_kernels_and_nothing_goes_back_when_a_shard_die
         udp_flow(a.namespace, b.namespace, b.virtual_ip, count=200, size=500)
         tcp_transfer(a.namespace, b.namespace, b.virtual_ip, BYTES, reverse=True)
         settled(a)
-        if PROMTOOL is not None:
-            checked = subprocess.run(
-                [PROMTOOL, "check", "metrics"], input=under_load, capture_output=True, text=True
-            )
-            assert (checked.returncode, checked.stdout + checked.stderr) == (0, "")
+        assert_promtool_takes(under_load)
         wait_until(lambda: counted(a), SETTLE_S, "the scrape is the kernel's")
         values = series(scrape(a))
         only_grow(series(under_load), values)
@@ -76,6 +92,32 @@ def test_sums_over_shards_are_the_kernels_and_nothing_goes_back_when_a_shard_die
         wait_connected([a, b], SETTLE_S)
         again = series(scrape(a))
         only_grow(values, again)
+
+
+@pytest.mark.long("wants promtool, Debian's prometheus, 100 MB")
+@pytest.mark.skipif(PROMTOOL is None, reason="needs promtool")
+@pytest.mark.timeout(180)
+def test_promtool_takes_every_scrape_while_iperf3_runs_and_the_sums_are_the_kernels_after() -> None:
+    with running_nodes(settings={"metrics": {"listen": LISTEN, "max_age": "50ms"}}) as (a, b):
+        scraped: dict[Node, list[str]] = {a: [], b: []}
+
+        def scrape_both() -> None:
+            for _ in range(20):
+                for node, texts in scraped.items():
+                    texts.append(scrape(node))
+                time.sleep(0.1)
+
+        for options in ({"flows": 4}, {"reverse": True}, {"udp": True, "bitrate": "100M", "length": 1200}):
+            iperf3(a.lab, a.namespace, b.namespace, b.virtual_ip, seconds=4, during=scrape_both, **options)
+        for node, texts in scraped.items():
+            for before, after in itertools.pairwise(texts):
+                only_grow(series(before), series(after))
+            moved = [total(series(text), "vpnd_tun_bytes_read_total") for text in texts]
+            assert len(set(moved)) > len(moved) / 2, "they were of a moment at which packets moved"
+            for text in texts:
+                assert_promtool_takes(text)
+            settled(node)
+            wait_until(lambda node=node: counted(node), SETTLE_S, "the scrape is the kernel's")
 
 
 def counted(node: Node) -> bool:

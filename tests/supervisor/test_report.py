@@ -128,3 +128,23 @@ def test_a_thousand_peers_never_hold_up_the_pump():
     rounds = [asyncio.run(body()) for _ in range(5)]
     # all at once would take more than ten times as long
     assert max(map(min, zip(*rounds, strict=False))) < 3 * PAUSE_S
+
+
+def test_those_who_look_again_and_again_pay_for_one_status_together():
+    made: list[float] = []
+
+    async def make() -> Status:
+        made.append(asyncio.get_running_loop().time())
+        await asyncio.sleep(0.01)
+        return Status(version=str(len(made)))
+
+    async def body() -> None:
+        shared = report.Shared(make)
+        first = await asyncio.gather(*(shared.told(10.0) for _ in range(3)))
+        assert len(made) == 1 and len(set(first)) == 1
+        assert await shared.told(0) != first[0], "who asks once is told what is now"
+        assert await shared.told(10.0) == first[0]
+        await asyncio.sleep(0.02)
+        assert await shared.told(0.01) != first[0] and len(made) == 3
+
+    asyncio.run(body())

@@ -158,11 +158,11 @@ def canonical(who: str) -> str:
         return who
 
 
-def read_status(settings: Config) -> Status:
-    """The status of the daemon."""
+def read_status(settings: Config, max_age_s: float = 0.0) -> Status:
+    """The status of the daemon, at most so old."""
     from vpnd import statusclient
 
-    return statusclient.status(paths.status_socket(settings), settings.status.timeout)
+    return statusclient.status(paths.status_socket(settings), settings.status.timeout, max_age_s)
 
 
 def end(settings: Config, command: str, work_s: float = 0.0) -> dict[str, Any]:

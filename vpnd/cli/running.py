@@ -77,7 +77,7 @@ def _watched(settings: Config, before: Status, interval_s: float) -> Status:
             typer.echo("\n\n".join(filter(None, [f"{statusview.CLEAR}{statusview.render(after)}", rates])))
             before = after
             time.sleep(max(0.0, begun_s + interval_s - time.monotonic()))
-            after = read_status(settings)
+            after = read_status(settings, interval_s / 2)  # never the same one twice: there would be no rates
     except KeyboardInterrupt:
         return after
 
