@@ -21,14 +21,16 @@ from vpnd.api.reports import PeerTraffic
 from vpnd.config.live import Live
 from vpnd.config.schema import Config
 from vpnd.errors import ProtocolViolation
-from vpnd.metrics import CONTROL_COUNTERS, DROPS, GAUGES, OUTBOUND_DROPS, SHARD_COUNTERS, create_page
+from vpnd.metrics import CONTROL_COUNTERS, DROPS, GAUGES, OUTBOUND_DROPS, SHARD_COUNTERS, TIMES, create_page
 from vpnd.packet import ring
+from vpnd.status import Spread
 
 log = logging.getLogger("supervisor")
 
 
 TRAFFIC = ("bytes_sent", "bytes_received", "packets_sent", "packets_received")
-_NOTHING = [0] * len(TRAFFIC)
+_NO_TIMES = (0,) * TIMES
+_NOTHING = [0] * (len(TRAFFIC) + TIMES)
 
 
 class Traffic:
@@ -38,7 +40,7 @@ class Traffic:
     """
 
     def __init__(self) -> None:
-        # counts in the order of TRAFFIC
+        # counts in the order of TRAFFIC, then round trips as metrics.Times has them
         self._before: dict[str, list[int]] = {}
         self._now: dict[str, list[int]] = {}
         # drops by reason; of most peers there are none
@@ -48,7 +50,8 @@ class Traffic:
     def told(self, rows: tuple[PeerTraffic, ...]) -> None:
         """The process there is told its counts, or a part of them."""
         for row in rows:
-            self._now[row.peer_id] = [getattr(row, name) for name in TRAFFIC]
+            counts = [getattr(row, name) for name in TRAFFIC]
+            self._now[row.peer_id] = [*counts, *row.rtt, *_NO_TIMES[len(row.rtt) :]]
             if row.drops:
                 self._drops_now[row.peer_id] = row.drops
 
@@ -65,7 +68,7 @@ class Traffic:
         return len(self._before) + len(self._now)
 
     def of(self, peer_id: str) -> list[int]:
-        """The totals of one peer, in the order of TRAFFIC."""
+        """The totals of one peer, in that order."""
         return list(map(add, self._before.get(peer_id, _NOTHING), self._now.get(peer_id, _NOTHING)))
 
     def drops_of(self, peer_id: str) -> dict[str, int]:
@@ -83,10 +86,11 @@ def drops_with(peer_id: str, slots: Sequence[Traffic]) -> dict[str, int]:
 
 
 def traffic_with(peer_id: str, slots: Sequence[Traffic]) -> dict[str, Any]:
-    """What went to and from one peer over all slots, by name."""
-    return dict(
-        zip(TRAFFIC, map(sum, zip(_NOTHING, *(slot.of(peer_id) for slot in slots), strict=True)), strict=True)
-    )
+    """What went to and from one peer over all slots, as status.Peer has it."""
+    counts = [*map(sum, zip(_NOTHING, *(slot.of(peer_id) for slot in slots), strict=True))]
+    *buckets, sum_us = counts[len(TRAFFIC) :]
+    rtt = Spread(buckets=tuple(buckets), sum_s=sum_us / 1e6) if sum_us else Spread()
+    return {**dict(zip(TRAFFIC, counts, strict=False)), "rtt": rtt}
 
 
 class ControlSlot:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
+from vpnd.config.schema import Metrics
 from vpnd.exporter import Exposed
 from vpnd.metrics import BOUNDS_S, DROP_REASONS
 from vpnd.status import ControlPart, NetworkPart, NodePart, Peer, Shard, Spread, Status
@@ -29,7 +30,16 @@ FULL = Status(
     control=ControlPart(handshake=Spread(buckets=(1,) * (len(BOUNDS_S) + 1), sum_s=2.5)),
     shards=tuple(Shard(index=index, rtt=Spread(buckets=(0, 2, *[0] * 10), sum_s=0.5)) for index in range(2)),
     network=NetworkPart(members=2, state="member"),
-    peers=(Peer(name='b"\\', peer_id="B", rtt_ms=1.5, state="connected", drops={"too_big": 3}),),
+    peers=(
+        Peer(
+            name='b"\\',
+            peer_id="B",
+            rtt_ms=1.5,
+            state="connected",
+            drops={"too_big": 3},
+            rtt=Spread(buckets=(0, 2, *[0] * 10), sum_s=0.5),
+        ),
+    ),
     dropped=dict.fromkeys(DROP_REASONS, 0),
     dropped_packets=dict.fromkeys(DROP_REASONS, 0),
 )
@@ -37,7 +47,7 @@ FULL = Status(
 
 def exposed() -> str:
     registry = CollectorRegistry()
-    registry.register(Exposed(FULL, per_peer=True))
+    registry.register(Exposed(FULL, Metrics()))
     return generate_latest(registry).decode()
 
 

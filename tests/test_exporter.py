@@ -12,7 +12,7 @@ from serving_harness import Supervisor, served
 
 from vpnd.config.schema import Config, Metrics
 from vpnd.config.schema import Status as StatusSettings
-from vpnd.status import Ailment, Peer, Status, judged
+from vpnd.status import Ailment, Peer, Spread, Status, judged
 
 STATUS = judged(
     Status(ready=True, peers=(Peer(name="b", state="connected", rtt_ms=2.0),)),
@@ -80,6 +80,19 @@ def test_series_of_peers_are_left_out_if_set():
     with exporter(per_peer=False) as supervisor:
         code, body = supervisor.get("/metrics")
     assert code == 200 and "vpnd_peers 1.0" in body and "vpnd_peer_" not in body
+
+
+@pytest.mark.setting("metrics.peer_histograms")
+def test_round_trips_are_told_of_so_many_peers():
+    rtt = Spread(buckets=(0, 0, 3, 1, *(0,) * 8), sum_s=0.01)
+    peers = (Peer(name="silent"), *(Peer(name=f"m{number}", rtt=rtt) for number in range(3)))
+    with exporter(peer_histograms=2) as supervisor:
+        supervisor.status = Status(peers=peers)
+        body = supervisor.get("/metrics")[1]
+    name = "vpnd_peer_round_trip_seconds"
+    assert f'{name}_bucket{{le="0.003",peer="m1",peer_id=""}} 4.0' in body
+    assert f'{name}_sum{{peer="m0",peer_id=""}} 0.01' in body
+    assert body.count(f"{name}_count{{") == 2 and f'{name}_count{{peer="silent"' not in body
 
 
 @pytest.mark.setting("metrics.max_age")

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from supervisor import report
 from vpnd import status
 from vpnd.cli import main, memberview, statusview
 from vpnd.config.live import Live
-from vpnd.config.schema import Config
+from vpnd.config.schema import Config, Metrics
 from vpnd.config.schema import Status as StatusSettings
 from vpnd.exporter import Exposed
 from vpnd.status import Ailment, Status
@@ -282,7 +283,7 @@ def test_members_that_are_not_among_the_peers_are_not_kept_back():
 
 def exposed(told: Status, **options: bool) -> str:
     registry = CollectorRegistry()
-    registry.register(Exposed(told, **{"per_peer": True, **options}))
+    registry.register(Exposed(told, Metrics(**options)))
     return generate_latest(registry).decode()
 
 
@@ -301,6 +302,31 @@ def test_series_of_peers_can_be_switched_off():
     assert 'vpnd_peer_rtt_seconds{peer="b",peer_id=""} 0.00025' in exposed(made())
     assert 'vpnd_peer_rtt_seconds{peer="c"' not in exposed(made()), "not measured is not 0"
     assert "vpnd_peer_" not in exposed(made(), per_peer=False)
+
+
+@pytest.mark.alone
+def test_a_thousand_peers_are_text_within_100_ms():
+    rtt = {"buckets": [1] * 12, "sum_s": 1.0}
+    row = {
+        "rtt_ms": 1.0,
+        "rtt": rtt,
+        "datagram_rtt_ms": 1.0,
+        "datagram_loss_out": 0.0,
+        "datagram_loss_in": 0.0,
+    }
+    drops = {"queue_full": 1, "too_big": 2}
+    told = made(
+        peers=[{**row, "name": f"m{at}", "peer_id": f"{at:052}", "drops": drops} for at in range(1000)]
+    )
+    took_s = []
+    for _ in range(5):
+        begun_s = time.thread_time()
+        text = exposed(told)
+        took_s.append(time.thread_time() - begun_s)
+    assert text.count("vpnd_peer_sent_bytes_total{") == 1000
+    assert text.count("vpnd_peer_round_trip_seconds_count{") == Metrics().peer_histograms
+    print(f"{min(took_s) * 1000:.0f} to {max(took_s) * 1000:.0f} ms")
+    assert min(took_s) < 0.1
 
 
 # --- CPU and memory

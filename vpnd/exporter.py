@@ -21,7 +21,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from vpnd import metrics, serving
-from vpnd.config.schema import Config
+from vpnd.config.schema import Config, Metrics
 from vpnd.nat.paths import DIRECT, PUNCHED, RELAYED, kind_of
 from vpnd.status import HEALTHY, Peer, Shard, Spread, Status, TunPart
 
@@ -50,7 +50,7 @@ class Handler(serving.Handler):
             self.answer(503, "the daemon does not answer\n")
         elif path == "/metrics":
             registry = CollectorRegistry()
-            registry.register(Exposed(status, per_peer=self.server.told.config.metrics.per_peer))
+            registry.register(Exposed(status, self.server.told.config.metrics))
             encode, kind = choose_encoder(self.headers.get("Accept", ""))
             self.answer(200, encode(registry), kind)
         elif path == "/healthz":
@@ -72,8 +72,8 @@ _TUN_METRICS = metrics.described(TunPart)
 class Exposed(Collector):
     """One status as metrics. Shards that were scaled away are in it: no sum over shards ever shrinks."""
 
-    def __init__(self, status: Status, *, per_peer: bool) -> None:
-        self._status, self._per_peer = status, per_peer
+    def __init__(self, status: Status, settings: Metrics) -> None:
+        self._status, self._settings = status, settings
 
     def collect(self) -> Iterator[Metric]:
         status = self._status
@@ -98,8 +98,9 @@ class Exposed(Collector):
             metric = metrics.Metric("Dropped, by reason; docs/status.md explains each.", unit, False)
             rows = {(reason,): count for reason, count in dropped.items()}
             yield _family(f"vpnd_dropped_{unit}", metric, ("reason",), rows)
-        if self._per_peer:
+        if self._settings.per_peer:
             yield from _peers(status.peers)
+            yield _round_trips(status.peers, self._settings.peer_histograms)
 
 
 def _family(name: str, metric: metrics.Metric, labels: Sequence[str], rows: Mapping[Any, float]) -> Metric:
@@ -234,6 +235,14 @@ _PEER: dict[str, tuple[metrics.Metric, Callable[[Peer], float | None]]] = {
         lambda peer: peer.packets_received,
     ),
 }
+
+
+def _round_trips(peers: Sequence[Peer], most: int) -> Metric:
+    """Of so many peers: a histogram is fourteen series."""
+    measured = [peer for peer in peers if peer.rtt.buckets][:most]
+    spreads = {(peer.name, peer.peer_id): peer.rtt for peer in measured}
+    meaning = "Round trips of probes and barriers in sessions with the peer."
+    return _histogram("vpnd_peer_round_trip_seconds", meaning, ("peer", "peer_id"), spreads)
 
 
 def _peers(peers: Sequence[Peer]) -> Iterator[Metric]:

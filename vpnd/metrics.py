@@ -337,13 +337,17 @@ def histogram_counters(name: str) -> tuple[str, ...]:
     return (*(f"{name}_le_{bound:g}" for bound in (*BOUNDS_S, float("inf"))), f"{name}_sum_us")
 
 
+#: Counts of a histogram: buckets, and the sum.
+TIMES = len(BOUNDS_S) + 2
+
+
 class Times:
     """How long something took, as a histogram: what `histogram_counters` names, in that order."""
 
     __slots__ = ("counts",)
 
     def __init__(self) -> None:
-        self.counts = [0] * (len(BOUNDS_S) + 2)
+        self.counts = [0] * TIMES
 
     def add(self, seconds: float) -> None:
         """One more."""
@@ -395,7 +399,7 @@ class CounterPage:
         """Add to a histogram by name; for code that is not on the packet path."""
         first = self.index[f"{name}_le_{BOUNDS_S[0]:g}"]
         self.values[first + bisect_left(BOUNDS_S, seconds)] += 1
-        self.values[first + len(BOUNDS_S) + 1] += int(seconds * 1_000_000)
+        self.values[first + TIMES - 1] += int(seconds * 1_000_000)
 
     def set(self, name: str, value: int) -> None:
         """Set a gauge by name; for code that is not on the packet path."""

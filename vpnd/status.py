@@ -169,6 +169,9 @@ class Peer(PeerReport, frozen=True):
     rtt_ms: Annotated[
         float | None, told("Round trip of its fastest session; null until measured.", "milliseconds")
     ] = None
+    rtt: Annotated[Spread, told("Round trips of probes and barriers in its sessions since the start.")] = (
+        Spread()
+    )
     sessions: Annotated[int, told("Sessions with it.")] = 0
     streams: Annotated[int, told("Streams of those sessions.")] = 0
     suspect: Annotated[int, told("Sessions whose last probe failed.")] = 0

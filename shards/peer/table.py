@@ -17,7 +17,7 @@ from shards.peer.multiplexer import Multiplexer
 from shards.peer.pool import PoolHost, StreamPool, lanes_of
 from vpnd.api.reports import PeerTraffic
 from vpnd.config.live import Live
-from vpnd.metrics import Drops
+from vpnd.metrics import Drops, Times
 from vpnd.packet.flow import destination_of
 
 CLOSED, OPEN = "closed", "open"
@@ -57,13 +57,15 @@ class Sources(Prefixes[bool]):
 
 class Peer:
     """One peer. `sources`: the addresses it may send from, and by which it is reached (cryptokey routing).
-    `budget`: what its sessions may use together. `drops`: what of its packets was dropped, either way."""
+    `budget`: what its sessions may use together. `drops`: what of its packets was dropped, either way. `rtts`: round
+    trips of its sessions."""
 
     def __init__(self, peer_id: str, name: str, live: Live, host: PeerHost) -> None:
         self.peer_id, self.name = peer_id, name
         self.prefixes: tuple[str, ...] = ()
         self.sources = Sources()
         self.budget = Budget(live, host.now)
+        self.rtts = Times()
         self.circuit = CLOSED
         self.drops = drops = PeerDrops(host.counts.drops)
         self.pending = Pending(live, drops, host.now, lambda: host.want_now(self))
@@ -153,7 +155,8 @@ class Peer:
         total = self._ended
         for carrier in self.pool.carriers:
             total = total.plus(carrier.traffic())
-        return PeerTraffic(peer_id=self.peer_id, drops=self.drops.records, **total._asdict())
+        rtt = tuple(self.rtts.counts) if self.rtts.counts[-1] else ()
+        return PeerTraffic(peer_id=self.peer_id, drops=self.drops.records, rtt=rtt, **total._asdict())
 
 
 class Unowned:

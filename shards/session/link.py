@@ -347,6 +347,7 @@ class Link:
             case Pong(value=value, rtt_s=rtt_s):
                 self.rtt_s = rtt_s
                 self._rtts.add(rtt_s)
+                self.peer.rtts.add(rtt_s)
                 if value in self._barriers:
                     sent_s, then = self._barriers.pop(value)
                     then(sent_s)

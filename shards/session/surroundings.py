@@ -11,6 +11,7 @@ from shards.flow.prefixes import Prefixes
 from shards.inbound import Inbound
 from shards.outbound import Outbound
 from vpnd.config.live import Live
+from vpnd.metrics import Times
 from vpnd.packet.record import Capabilities
 
 #: What `fit_span` does with a span for a peer: (buffer, start, end) -> (buffer, start, end, records left out).
@@ -27,11 +28,12 @@ class Delivery(Protocol):
 
 class Remote(Protocol):
     """What a session needs of the peer at its other end. `sources`: the addresses it may send from. `budget`: what its
-    sessions may use together. `drops`: counts what of its packets is dropped."""
+    sessions may use together. `drops`: counts what of its packets is dropped. `rtts`: gets all round trips."""
 
     peer_id: str
     name: str
     budget: Budget
+    rtts: Times
 
     @property
     def drops(self) -> Dropping: ...

@@ -16,7 +16,7 @@ from vpnd.api.messages import ControlStatus, ShardStatus
 from vpnd.api.reports import PeerReport, PeerTraffic, SessionReport
 from vpnd.config.schema import Config, Peer
 from vpnd.status import Peer as Row
-from vpnd.status import Status
+from vpnd.status import Spread, Status
 
 FLOWS = 131_072
 #: What the pump may be held up for at once.
@@ -93,11 +93,13 @@ def test_a_peer_that_was_taken_out_of_the_configuration_is_gone():
 
 
 def test_traffic_is_that_of_all_slots_and_of_processes_that_have_ended():
-    slots = tuple(Slot([PeerTraffic(peer_id="B", bytes_sent=5, packets_sent=1)]) for _ in range(2))
+    rtt = (1, *(0,) * 11, 90)
+    slots = tuple(Slot([PeerTraffic(peer_id="B", bytes_sent=5, packets_sent=1, rtt=rtt)]) for _ in range(2))
     slots[0].traffic.ended()
-    slots[0].traffic.told((PeerTraffic(peer_id="B", bytes_sent=2, packets_sent=1),))
+    slots[0].traffic.told((PeerTraffic(peer_id="B", bytes_sent=2, packets_sent=1, rtt=(0, 2)),))
     made = rows(CONFIG, told(BACKOFF), None, slots=slots)["b"]
     assert (made.bytes_sent, made.packets_sent, made.bytes_received) == (12, 3, 0)
+    assert made.rtt == Spread(buckets=(2, 2, *(0,) * 10), sum_s=180 / 1e6), "what a bad shard leaves out is 0"
 
 
 @pytest.mark.alone

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import msgspec
 
-from vpnd.metrics import DROPS, MOST, told
+from vpnd.metrics import DROPS, MOST, TIMES, told
 from vpnd.nat.paths import Path
 
 #: Of a peer id as text; ours have 52 characters.
@@ -187,7 +187,7 @@ class FlowReport(msgspec.Struct, frozen=True, kw_only=True):
 
 class PeerTraffic(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What went between a shard and one peer, over all sessions, those that have ended too. `drops`: of its packets,
-    either way, in records by reason."""
+    either way, in records by reason. `rtt`: round trips, as metrics.Times has them; empty: none was measured."""
 
     peer_id: Annotated[str, msgspec.Meta(max_length=MAX_PEER_ID)]
     bytes_sent: Count = 0
@@ -195,3 +195,4 @@ class PeerTraffic(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     packets_sent: Count = 0
     packets_received: Count = 0
     drops: Counts = {}
+    rtt: Annotated[tuple[Count, ...], msgspec.Meta(max_length=TIMES)] = ()

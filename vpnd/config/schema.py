@@ -530,6 +530,8 @@ class Metrics(Table, frozen=True):
     interval: float = duration(0.25, 0.01, 60.0,
         "Interval at which a shard stores counts that do not change with every batch.")
     per_peer: bool = switch(True, "Export series for each peer; off: for the node and its shards only.")
+    peer_histograms: int = number(100, 0, 1500, "peers",
+        "Peers whose round trips are exported as a histogram, fourteen series each; those with sessions first.")
     max_age: float = duration(1.0, 0.05, 60.0, "Scrapes within this time get one status, whatever their number.")
     timeout: float = duration(5.0, 0.1, 300.0, "Deadline for an HTTP client to send its request and read the answer.")
     max_clients: int = number(16, 1, 1024, "connections", "Concurrent HTTP connections; further ones are closed.")
