@@ -218,6 +218,7 @@ class Node:
             "stop": self._on_stop,
             "reload": lambda request: self.reload_again(),
             "scale": lambda request: self.scale(request.get("shards")),
+            "log-level": self._on_log_level,
             "probe": self._on_probe,
             "why": self._walking.asked,
         }
@@ -227,6 +228,17 @@ class Node:
         if not isinstance(max_age_s, int | float) or not max_age_s >= 0:
             raise ConfigError("max_age_s: must be a number of seconds")
         return msgspec.Raw(await self.told(max_age_s))
+
+    async def _on_log_level(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """In all processes, until the next reload, or the end of the node. Raises ConfigError."""
+        level, config = request.get("level"), self._live.config
+        known = fields.tables()["log"]["level"].choices
+        if level not in known:
+            raise ConfigError(f"log level {level}: must be one of {', '.join(known)}")
+        log_settings = msgspec.structs.replace(config.log, level=level)
+        self._live.take(msgspec.structs.replace(config, log=log_settings))
+        self._reloaded(self._live.config)
+        return {"before": config.log.level, "level": level}
 
     async def _on_stop(self, request: Mapping[str, Any]) -> dict[str, Any]:
         asyncio.get_running_loop().call_soon(self._end, STOPPED)

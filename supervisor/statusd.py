@@ -4,6 +4,7 @@
 {"command": "stop"}                 →  {"stopping": true}; the node then stops
 {"command": "reload"}               →  what of the configuration is in force now, and what needs a restart
 {"command": "scale", "shards": N}   →  how many there were and are, once it is done
+{"command": "log-level", "level": …}→  what it was and is
 {"command": "probe", "address": IP} →  what carries pings to it, measured now (supervisor/requests.py)
 {"command": "why", "who": …}        →  why packets to it do not arrive (supervisor/walking.py)
 {"command": "invite", …}            →  what control answers (supervisor/requests.py has the names)

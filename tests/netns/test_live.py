@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -283,6 +284,27 @@ def test_a_file_that_does_not_go_with_what_stays_is_refused(pair: tuple[Node, No
     assert done.returncode == errors.ConfigError.exit_code
     assert "10.99.0.2" in done.stderr and "network.virtual_ip" in done.stderr.splitlines()[-1]
     assert ping(a.lab, a.namespace, b.virtual_ip, count=3).loss == 0
+
+
+def test_the_log_level_changes_by_a_command_until_the_next_reload(pair: tuple[Node, Node]) -> None:
+    a, _ = pair
+
+    def debugging() -> set[str]:
+        """Processes that have said something of that level."""
+        said = re.findall(r"^\S+ debug +(supervisor|control|shard)\b", a.log_file.read_text(), re.MULTILINE)
+        return set(said)
+
+    refused = a.vpnd("logs", "--level", "loud", check=False)
+    assert (
+        refused.returncode == errors.ConfigError.exit_code and "debug, info, warning, error" in refused.stderr
+    )
+    done = a.vpnd("logs", "--level", "debug", check=False)  # the log itself is in another place here
+    assert "logs from debug on; before: info" in done.stderr
+    a.lab.run(a.namespace, "kill", "-9", str(a.ask()["shards"][0]["pid"]))
+    wait_until(lambda: connected(a), CHANGED_S, "the shard is back")
+    wait_until(lambda: "control" in debugging(), CHANGED_S, "control says more")
+    assert [row["key"] for row in reloaded(a)["applied"]] == ["log.level"]
+    assert a.ask("log-level", level="info") == {"before": "info", "level": "info"}
 
 
 def test_a_hangup_reloads(pair: tuple[Node, Node]) -> None:

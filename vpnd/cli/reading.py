@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from vpnd import statusclient
-from vpnd.cli.command import Where, command
+from vpnd.cli.command import Where, ask, command, option
 from vpnd.cli.service import NAME
 from vpnd.config import paths
 from vpnd.config.schema import Config
@@ -33,13 +33,21 @@ def logs(
         bool, typer.Option("--follow", "-f", help="Go on with what comes, until Ctrl-C.")
     ] = False,
     lines: Annotated[int, typer.Option("--lines", "-n", metavar="N", min=0, help="The last so many.")] = 50,
+    level: str = option(
+        "", "--level", "First let all processes log from debug, info, warning or error on.", "LEVEL"
+    ),
 ) -> None:
     """Print the last lines of the node's log.
+
+    --level holds until the node is started again, or reads its configuration again (`vpnd reload`).
 
     Of a service these are in the journal (journalctl -u vpnd), of a node started with --detach in vpnd.log of the state
     directory. Of a node in the foreground they are where that was started.
     """
     settings = place.load("status").config
+    if level:
+        before = ask(settings, "log-level", level=level)["before"]
+        typer.echo(f"vpnd: the node logs from {level} on; before: {before}", err=True)
     file = paths.log_file(settings)
     writing, journal = _written_by(settings)
     if journal or not (file.exists() or writing):
