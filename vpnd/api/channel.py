@@ -203,7 +203,9 @@ def run_child(name: str, body: Callable[[Channel, int], None]) -> NoReturn:
 
     Runs `body(channel, parent's pid)`, then ends the process. A VpndError out of it is told to the supervisor.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the supervisor decides
+    # Ctrl-C reaches the whole group, and so does the end of a service; the supervisor decides
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     parent_pid = os.getppid()
     channel = Channel(socket.socket(fileno=int(sys.argv[1])), name, "supervisor")
     try:

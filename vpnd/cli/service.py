@@ -64,8 +64,8 @@ RestartSec=2s
 WatchdogSec=30s
 TimeoutStartSec=90s
 TimeoutStopSec=20s
-# The children are the supervisor's to end, in order
-KillMode=mixed
+# The children, which the supervisor ends in order, ignore SIGTERM; what cleans up behind a supervisor that was killed, too
+KillMode=control-group
 LimitNOFILE=65536
 
 {state}\
