@@ -64,7 +64,7 @@ RestartSec=2s
 WatchdogSec=30s
 TimeoutStartSec=90s
 TimeoutStopSec=20s
-# The children, which the supervisor ends in order, ignore SIGTERM; what cleans up behind a supervisor that was killed, too
+# Children, which the supervisor ends in order, ignore SIGTERM, and so does who cleans up when it was killed
 KillMode=control-group
 LimitNOFILE=65536
 
