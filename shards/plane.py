@@ -55,7 +55,7 @@ class PlaneEvents(Protocol):
         """So many are wanted with the peer from now on."""
 
     def segments_stuck(self, peer_id: str) -> None:
-        """Large TCP segments do not reach the peer: sessions are to be made with small ones."""
+        """Large TCP segments seem not to reach the peer: sessions are to be made with small ones."""
 
     def owner_wanted(self, address: int) -> None:
         """Packets are for this IPv4 address, which no peer has."""
@@ -201,8 +201,10 @@ class Plane:
             link: Link = BareLink(transport, session, session_id, peer, self, self._common, path)
         else:
             initiator = established.initiator
+            prove = any(carrier.doubted for carrier in peer.pool.carriers)
+            common = self._common
             link = Link(
-                transport, session, session_id, initiator, peer, self, self._common, path, make_beside
+                transport, session, session_id, initiator, peer, self, common, path, make_beside, prove
             )
         self.links[link.session_id] = link
         self._peer_of[link] = peer
@@ -262,9 +264,10 @@ class Plane:
         self._peer_of[link].pool.suspect()
 
     def link_stuck(self, link: Link) -> None:
-        self._say(link, "stuck", ": large segments do not arrive")
+        self._say(link, "stuck", ": large segments seem not to arrive")
         self._events.segments_stuck(link.peer.peer_id)
-        self._peer_of[link].pool.suspect()
+        if not link.closed:
+            self._peer_of[link].pool.suspect()
 
     def link_recovered(self, link: Link) -> None:
         self._say(link, "recovered", " answers again")

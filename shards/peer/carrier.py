@@ -72,6 +72,11 @@ class Carrier(Protocol):
     def suspect(self) -> bool:
         """A probe was not answered in time, and nothing was heard since."""
 
+    @property
+    def doubted(self) -> bool:
+        """Its large TCP segments seem to get lost, or it has small ones, session.small_segment: where large ones
+        arrive, one with those is better."""
+
     def check_alive(self) -> None:
         """Something happened that sessions do not always survive: find out now."""
 

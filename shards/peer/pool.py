@@ -138,7 +138,7 @@ class StreamPool:
                 self.leave(carrier)
         # Both sides may have made a replacement, and one that was under way is no longer needed.
         ours = [carrier for carrier in self.usable() if carrier.initiator and not carrier.suspect]
-        for carrier in ours[: -self.scaled]:
+        for carrier in sorted(ours, key=lambda carrier: not carrier.doubted)[: -self.scaled]:
             self.leave(carrier)
 
     def lane_closed(self, lane: Lane) -> None:

@@ -1,4 +1,4 @@
-"""Whether a session is alive: probes, signs of life, and what is concluded; and whether large segments arrive.
+"""Whether a session is alive: probes, signs of life, and what is concluded; and whether its large segments arrive.
 
     healthy ── a probe, nothing heard for the timeout ──▶ suspect ── max_consecutive_failures in all ──▶ dead
        ▲                                                    │
@@ -16,11 +16,14 @@ import enum
 from collections.abc import Callable
 
 from shards.session.transport import TcpState
+from shards.stream.spec import DATA_OVERHEAD_BYTES
 from vpnd.config.live import Live
 
 #: Looks in a row that find everything acknowledged and nothing answered: what was stuck on its way for a moment comes
 #: with the peer's next repetition.
 _LOOKS = 3
+#: The part of the control frames a peer may send at once that a proof takes: enough for segments of 15 KB.
+_OF_BURST = 4
 
 
 class Verdict(enum.Enum):
@@ -144,12 +147,12 @@ class HealthTimer:
 
 
 class SegmentWatch:
-    """Whether something on the way drops a session's large segments and tells nobody, as a link with a small MTU may:
-    `look` from time to time. `stuck`: what the last look found. Owner: the link.
+    """Whether something on the way seems to drop a session's large segments and tells nobody, as a link with a small
+    MTU may: `look` from time to time. `stuck`: what the last look found. Owner: the link.
 
     Seen from who sends, a segment is sent again and again. From the other end everything is acknowledged, and no probe
-    is answered. A way that carries nothing looks much the same, but a moment of that must not count: so either has to
-    last.
+    is answered. A way that carries nothing looks much the same: a moment of that does not count, so either has to last,
+    and what is longer only the next session can tell.
     """
 
     def __init__(self, live: Live) -> None:
@@ -170,3 +173,34 @@ class SegmentWatch:
         self._unanswered = self._unanswered + 1 if large and suspect and not tcp.unacknowledged else 0
         was, self.stuck = self.stuck, repeated or self._unanswered >= _LOOKS
         return self.stuck and not was
+
+
+class Proof:
+    """That a session's largest segments arrive, both ways, before it is used: as many pings as fill one, each of them
+    and each answer being a message of its own. Owner: the link."""
+
+    def __init__(self, live: Live) -> None:
+        self._live = live
+        self._open: set[int] = set()
+        self._begun_s = 0.0
+
+    def begin(self, ping: Callable[[float], int], segment_bytes: int, now_s: float) -> None:
+        """Send them with one `ping` each. What is flushed at once goes in one segment."""
+        burst = self._live.config.session.control_burst // _OF_BURST
+        count = min(-(-segment_bytes // DATA_OVERHEAD_BYTES), burst)
+        self._open, self._begun_s = {ping(now_s) for _ in range(count)}, now_s
+
+    def answered(self, value: int) -> bool:
+        """Whether a pong is for one of them."""
+        known = value in self._open
+        self._open.discard(value)
+        return known
+
+    @property
+    def under_way(self) -> bool:
+        """Some are not answered."""
+        return bool(self._open)
+
+    def failed(self, now_s: float) -> bool:
+        """Some were not answered in time."""
+        return self.under_way and now_s - self._begun_s >= self._live.config.health.timeout

@@ -28,7 +28,7 @@ from shards.flow.fair import FairQueue
 from shards.flow.flows import STAY, Chunk, Flow
 from shards.inbound import Reassembly
 from shards.session.beside import DatagramLane
-from shards.session.health import HealthTimer, SegmentWatch, Verdict
+from shards.session.health import HealthTimer, Proof, SegmentWatch, Verdict
 from shards.session.surroundings import Delivery, Fit, Remote, Surroundings
 from shards.session.transport import Transport
 from shards.stream.events import Data, Event, GoneAway, Pong, StreamClosed, StreamReady, WindowOpened
@@ -60,7 +60,7 @@ class LinkEvents(Protocol):
         """A probe was not answered in time."""
 
     def link_stuck(self, link: Link) -> None:
-        """Its large TCP segments do not arrive, or the peer's."""
+        """Its large TCP segments, or the peer's, seem not to arrive."""
 
     def link_recovered(self, link: Link) -> None:
         """It was suspect, and something was heard."""
@@ -138,9 +138,11 @@ class Link:
         common: Surroundings,
         path: Path,
         make_beside: Callable[[Link, Beside, Fit | None], DatagramLane[Link]] | None = None,
+        prove: bool = False,
     ) -> None:
         """`path`: how it reaches the peer, for those who ask. `make_beside`: of what the peer says of datagrams and
-        what fits it; None where this node takes none."""
+        what fits it; None where this node takes none. `prove`: see that large segments arrive before packets are sent.
+        """
         self.session_id, self.initiator, self.peer, self.path = session_id, initiator, peer, path
         self.now = common.now
         self.queue = FairQueue(common.live, peer.drops)
@@ -153,7 +155,8 @@ class Link:
         self.packets_sent = self.bytes_sent = 0
         self._waited = 0  # packets that had to wait in the queue, of packets_sent
         self._seen_sent = self._seen_waited = 0  # both when `least_delay_s` was asked last
-        self._segments = SegmentWatch(common.live)
+        self._segments, self._proof, self._prove = SegmentWatch(common.live), Proof(common.live), prove
+        self._small_bytes = common.live.config.session.small_segment
         self._seen_by_look, self._in_flight = 0, False  # of `look_for_stuck`
         self._ended_packets = self._ended_bytes = 0  # received on lanes that are gone
         self._loop = asyncio.get_running_loop()
@@ -165,9 +168,8 @@ class Link:
         self._make_beside = make_beside
         self._opening: set[Stream] = set()
         self._barriers: dict[int, tuple[float, Callable[[float], None]]] = {}
-        self._undelivered: Data | None = (
-            None  # what was too much for a turn: the engine gives nothing before it is done
-        )
+        # what was too much for a turn: the engine gives nothing before it is done
+        self._undelivered: Data | None = None
         self._behind = False  # there is more than the peer may use of one turn
         self._full = False  # the transport takes no more for now, or, once closed, for ever
         self._unchecked = 0
@@ -182,7 +184,9 @@ class Link:
     def start(self) -> None:
         """Watch the transport; the initiator opens a stream. Events come from the next turn of the loop on."""
         self.transport.watch(functools.partial(self._run, self._read))
-        if self.initiator:
+        if self.initiator and self._prove and self.segment_bytes() > self._small_bytes:
+            self._proof.begin(self._session.ping, self.segment_bytes(), self.now())
+        elif self.initiator:
             self.open_lane()
         self._session.ping(self.now())
         self.health.start()
@@ -344,6 +348,9 @@ class Link:
             case WindowOpened():
                 self.queue.unblock()
                 self._send_queue()
+            case Pong(value=value) if self._proof.answered(value):
+                if not self._proof.under_way:
+                    self.open_lane()
             case Pong(value=value, rtt_s=rtt_s):
                 self.rtt_s = rtt_s
                 self._rtts.add(rtt_s)
@@ -492,6 +499,9 @@ class Link:
     def look_for_stuck(self) -> None:
         """Something on the way may drop what is larger than its MTU, and nobody hears of it: from time to time. A peer
         that has vanished looks the same, but takes no new session either."""
+        if self._proof.failed(self.now()):
+            self.close("large segments do not arrive", failed=False)
+            self._events.link_stuck(self)
         sent, self._seen_by_look = self.packets_sent != self._seen_by_look, self.packets_sent
         if self.closed or not (sent or self._in_flight or self.suspect):
             return  # nothing can be stuck, and there may be thousands of them
@@ -585,5 +595,8 @@ class Link:
 
     def segment_bytes(self) -> int:
         """The largest TCP segment that is sent; 0 where there is none."""
-        tcp = None if self.closed else self.transport.tcp_state()
-        return 0 if tcp is None else tcp.segment_bytes
+        return 0 if self.closed or (tcp := self.transport.tcp_state()) is None else tcp.segment_bytes
+
+    @property
+    def doubted(self) -> bool:
+        return self._segments.stuck or 0 < self.segment_bytes() <= self._small_bytes

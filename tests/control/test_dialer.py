@@ -16,7 +16,7 @@ from planner_node import Node, member, settings
 from vpnd.adapter.dial import DialError
 from vpnd.adapter.handoff import Detached
 from vpnd.config.live import Live
-from vpnd.config.schema import P2P, Config, Nat, Session
+from vpnd.config.schema import P2P, Config, Nat
 from vpnd.control.book import Held
 from vpnd.control.dialer import CalledMeanwhile, Dialer
 from vpnd.discovery.registry import Member
@@ -31,6 +31,7 @@ class SilentHost:
         self.begun: list[tuple[float, str]] = []
         self.begun_s = trio.current_time()
         self.small: list[bool] = []
+        self.small_to: set[str] = set()
 
     async def dial(self, address: str, peer_id: str, *, small: bool) -> Any:
         self.small.append(small)
@@ -100,11 +101,12 @@ class Taker:
     def keeps_up(self, shard: int) -> bool:
         return True
 
-    def dialed(self, detached: Detached, shard: int) -> bool:
+    def dialed(self, detached: Detached, shard: int) -> int:
         session, book = detached.session, self._node.book
         self.paths.append(session.path.kind)
-        book.add(Held(book.new_id(), session.peer_id, shard, True, 0.0, path=session.path))
-        return True
+        session_id = book.new_id()
+        book.add(Held(session_id, session.peer_id, shard, True, 0.0, path=session.path))
+        return session_id
 
     def relayed(self, peer_id: str, shard: int) -> bool:
         return self._node.book.relayed(peer_id, shard)
@@ -135,6 +137,7 @@ def played(
             count=lambda name: None,
             measured=lambda name, seconds: None,
             now_s=lambda: trio.current_time() - begun_s,
+            small=host.small_to.__contains__,
         )
         async with trio.open_nursery() as nursery:
             nursery.start_soon(dialer.run, host, taker)
@@ -161,9 +164,8 @@ def test_so_many_dials_are_under_way_and_other_settings_hold_at_once() -> None:
     played(config, node, then)
 
 
-@pytest.mark.setting("session.small_segment_for")
-def test_a_peer_that_large_segments_do_not_reach_gets_small_ones_for_a_while() -> None:
-    config = msgspec.structs.replace(settings(), session=Session(small_segment_for=30.0))
+def test_a_peer_that_large_segments_do_not_reach_is_dialed_with_small_ones() -> None:
+    config = settings()
     node = Node("a", member("m", addresses=("/ip4/192.0.2.1/tcp/4001",)), config=config)
     node.planner.shard_ready(0, 0.0)
 
@@ -175,12 +177,9 @@ def test_a_peer_that_large_segments_do_not_reach_gets_small_ones_for_a_while() -
             return set(host.small)
 
         assert await dialed(20.0) == {False}
-        assert dialer.segments_stuck("m") and not dialer.segments_stuck("m")
-        assert await dialed(29.0) == {True}
-        await trio.sleep(2.0)
-        assert await dialed(20.0) == {False}
-        assert dialer.segments_stuck("m")
-        dialer.network_changed()
+        host.small_to.add("m")
+        assert await dialed(20.0) == {True}
+        host.small_to.clear()
         assert await dialed(20.0) == {False}
 
     played(config, node, then, host_of=RefusingHost)

@@ -47,5 +47,21 @@ class MiddleLab(Lab):
             "nft",
             "add rule inet silent out icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept",
         )
+        self._set_mtu(mtu)
+
+    def silence(self) -> None:
+        """From now on nothing passes."""
+        self.run(
+            self.middle,
+            "nft",
+            "add table inet dead; add chain inet dead through { type filter hook forward priority 0; policy drop; }",
+        )
+
+    def widen(self) -> None:
+        """Everything passes again."""
+        self.run(self.middle, "nft", "flush ruleset")
+        self._set_mtu(1500)
+
+    def _set_mtu(self, mtu: int) -> None:
         for node in self.nodes:
             self.ip(self.middle, "link", "set", "dev", f"to-{node.label}", "mtu", str(mtu))

@@ -6,7 +6,7 @@ import os
 import time
 
 import pytest
-from lab import Node, check_logs, pair_of_nodes, tcp_pair, transfer, wait_until
+from lab import Node, SteadyFlow, check_logs, connected, pair_of_nodes, tcp_pair, transfer, wait_until
 from lab.middle import MiddleLab
 from lab.node import P2P_PORT
 from lab.running import wait_connected
@@ -16,7 +16,11 @@ pytestmark = pytest.mark.root
 LONG = "VPND_LONG_TESTS" in os.environ
 #: The promise is 10 s.
 FLOWS_AGAIN_S = 10.0 if LONG else 30.0
+#: Trials come after 1, 2, 4, 8 s, each of which takes two more where large segments get lost.
+GROWN_S = 30.0
 SMALL, LARGE = 1000, 1300
+#: Nothing passes for so long, while packets are sent: long enough for TCP to repeat a segment often.
+SILENT_S = 5.0
 BYTES = 1 << 20
 
 
@@ -57,7 +61,45 @@ def test_traffic_goes_on_where_large_packets_vanish(version: int, mtu: int) -> N
         wait_until(
             lambda: all(0 < segments(node) <= SMALL for node in nodes), 20.0, "status has the path's segments"
         )
-        assert any("large TCP segments do not reach" in node.log_file.read_text() for node in nodes)
+        wait_until(
+            lambda: any("large TCP segments do not reach" in node.log_file.read_text() for node in nodes),
+            10.0,
+            "a session with large segments was tried",
+        )
+        lab.widen()
+        wait_until(lambda: all(segments(node) > LARGE for node in nodes), GROWN_S, "segments are large again")
+        assert sum(node.ask()["peers"][0]["circuit_opened"] for node in nodes) == 0
+        check_logs(nodes)
+        for node in nodes:
+            assert node.stop() == 0
+
+
+def test_silence_is_not_taken_for_large_packets_that_vanish() -> None:
+    """Nothing passes for some seconds, both ways: segments are as large as before, or are again when it is over."""
+    with MiddleLab() as lab:
+        nodes = pair_of_nodes(lab, shards=1)
+        for place, node in enumerate(nodes, 1):
+            node.config["peers"][0]["addresses"] = [f"/ip4/10.{3 - place}.0.1/tcp/{P2P_PORT}"]
+            node.start()
+        wait_connected(nodes)
+        one, other = nodes
+        with (
+            SteadyFlow(one.namespace, other.namespace, other.virtual_ip),
+            SteadyFlow(other.namespace, one.namespace, one.virtual_ip),
+        ):
+            for _ in range(2):
+                lab.silence()
+                time.sleep(SILENT_S)
+                lab.widen()
+                over_s = time.monotonic()
+                wait_until(
+                    lambda: all(connected(node) and segments(node) > LARGE for node in nodes),
+                    10.0,
+                    "segments are large",
+                )
+                print(f"large {time.monotonic() - over_s:.1f} s after {SILENT_S:g} s of silence")
+        for node in nodes:
+            assert "large TCP segments do not reach" not in node.log_file.read_text()
         check_logs(nodes)
         for node in nodes:
             assert node.stop() == 0

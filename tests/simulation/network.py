@@ -39,6 +39,8 @@ class Network:
         self.udp: dict[str, Any] = {}
         self.udp_loss = self.udp_doubled = self.udp_jitter = 0.0
         self.connections: list[Connection] = []
+        #: what TCP below says of new ones
+        self.tcp: TcpState | None = None
 
     def connect(self, dialer: str, addresses: tuple[str, str], acceptor: str) -> Connection:
         """An established connection from one node to another."""
@@ -107,7 +109,7 @@ class FakeTransport(Watched):
         self._connection, self._network, self._address = connection, connection.network, address
         self._loop = connection.network.loop
         self.closed = False
-        self.tcp: TcpState | None = None
+        self.tcp = connection.network.tcp
         self._error = 0
         self._unsent = bytearray()
         self._on_way: deque[bytes] = deque()

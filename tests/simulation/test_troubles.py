@@ -125,6 +125,35 @@ def test_a_peer_that_acknowledges_everything_and_answers_nothing_may_not_get_its
         assert told == ["b"]
 
 
+SMALL, LARGE = TcpState(1220, 0, 0), TcpState(1448, 0, 0)
+
+
+@pytest.mark.parametrize("arrive", [True, False])
+def test_a_session_with_large_segments_is_used_only_when_they_have_arrived(arrive):
+    """Beside one with small ones; what is lost before it is used is no packet."""
+    health = {"interval": HOUR_S, "timeout": 0.5, "urgent_timeout": HOUR_S}
+    with stage(delay_s=0.01, session=PATIENT, health=health) as on:
+        told = []
+        on.a.segments_stuck = told.append
+        (old,) = on.links()
+        old.transport.tcp, on.world.network.tcp = SMALL, LARGE
+        old.peer.pool.rotate(old)
+        while len(on.links()) == 1:
+            on.run(0.005)
+        (new,) = set(on.links()) - {old}
+        if not arrive:
+            on.connection_of(new).vanish()
+        assert not new.lanes and not new.opening
+        for _ in range(100):
+            on.send()
+            on.run(0.01)
+        assert new.closed != arrive
+        assert told == ["b"] * (not arrive)
+        on.run(0.3)
+        assert on.world.last_arrived(on.a, on.b, 1)
+        assert on.b.plane.counts.packets_to_tun == 100
+
+
 @pytest.mark.setting("health.warm_interval", "health.warm_for")
 @pytest.mark.parametrize(
     ("warm_s", "warm_for_s", "asks"), [(0.2, 300.0, True), (HOUR_S, 300.0, False), (0.2, 0.0, False)]

@@ -444,7 +444,8 @@ class SessionWanted(Message, frozen=True):
 
 
 class SegmentsStuck(Message, frozen=True):
-    """Large TCP segments do not reach the peer: its next sessions are to have small ones. A SessionWanted follows."""
+    """Large TCP segments seem not to reach the peer: its next sessions are to have small ones. A SessionWanted follows,
+    if one is missing."""
 
     rule = Rule((SHARD_TO_CONTROL,))
 

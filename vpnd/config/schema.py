@@ -344,8 +344,10 @@ class Session(Table, frozen=True):
         "sessions and of libp2p connections. 1220 passes wherever IPv6 does.", restart=True)
     stuck_retransmissions: int = number(4, 1, 15, "segments",
         "Retransmissions in a row that, for longer than health.timeout, mean that segments are too large for the way.")
-    small_segment_for: float = duration(86400.0, 1.0, 2592000.0,
-        "Time for which sessions with such a peer are made with small_segment, unless the network changes.")
+    segment_trial: float = duration(1.0, 0.1, 86400.0,
+        "Wait before a session with large segments is tried again beside those with small_segment. Doubles with each "
+        "trial that large segments do not survive, begins anew when the network changes.")
+    segment_trial_max: float = duration(3600.0, 0.1, 2592000.0, "Upper limit of that wait.")
 
 
 class Carrier(Table, frozen=True):

@@ -51,8 +51,8 @@ class Taker(Protocol):
         """Whether the shard reads its messages; one that does not gets no dial."""
         ...
 
-    def dialed(self, detached: Detached, shard: int) -> bool:
-        """Pass a session on, which is closed afterwards; False when nobody takes it, which is nobody's failure."""
+    def dialed(self, detached: Detached, shard: int) -> int:
+        """Pass a session on, which is closed afterwards: its id; 0 when nobody takes it, which is nobody's failure."""
         ...
 
     def relayed(self, peer_id: str, shard: int) -> bool:
@@ -95,7 +95,8 @@ class Dialer:
     A dial is over with the first session it gets. It goes on, beside that, as long as a better one may come: behind a
     relayed session a direct one. Later that is tried again, by who dialed, every nat.upgrade_interval, doubling.
 
-    `count` counts, `measured` adds to histograms, under names of vpnd.metrics.
+    `count` counts, `measured` adds to histograms, under names of vpnd.metrics. `small`: whether sessions with that peer
+    id are to have small segments.
     """
 
     def __init__(
@@ -107,8 +108,9 @@ class Dialer:
         count: Callable[[str], None],
         measured: Callable[[str, float], None],
         now_s: Callable[[], float],
+        small: Callable[[str], bool],
     ) -> None:
-        self._planner, self._live, self._traversal = planner, live, traversal
+        self._planner, self._live, self._traversal, self._small = planner, live, traversal, small
         self._count, self._measured, self._now_s = count, measured, now_s
         self._attempts: dict[Dial, _Attempt] = {}
         self._slots = trio.CapacityLimiter(live.config.p2p.max_dials)
@@ -117,7 +119,6 @@ class Dialer:
         self._elsewhere = trio.Event()
         self._improving: dict[tuple[str, int], Improving] = {}
         self._found: list[tuple[Member, int]] = []
-        self._small_until_s: dict[str, float] = {}
 
     def _other_limit(self) -> None:
         self._slots.total_tokens = self._live.config.p2p.max_dials
@@ -130,19 +131,6 @@ class Dialer:
         """What could not be had directly may be had now: it is tried at once."""
         self._elsewhere.set()
         self._elsewhere = trio.Event()
-
-    def segments_stuck(self, peer_id: str) -> bool:
-        """Large TCP segments do not reach a peer: it gets small ones, for session.small_segment_for. Whether that is
-        news."""
-        now_s = self._now_s()
-        news = self._small_until_s.get(peer_id, 0.0) <= now_s
-        self._small_until_s[peer_id] = now_s + self._live.config.session.small_segment_for
-        return news
-
-    def network_changed(self) -> None:
-        """All ways are others."""
-        self._small_until_s.clear()
-        self.begin_anew()
 
     def found_relayed(self, member: Member, shard: int) -> None:
         """The shard has a relayed session with the member, which this node dialed before control was started anew."""
@@ -229,7 +217,7 @@ class Dialer:
 
     def _deliver(self, detached: Detached, taker: Taker, shard: int, wanted: bool) -> bool:
         try:
-            taken = wanted and taker.dialed(detached, shard)
+            taken = wanted and bool(taker.dialed(detached, shard))
         finally:
             detached.close()
         if taken:
@@ -244,7 +232,7 @@ class Dialer:
         CalledMeanwhile when the peer's call will bring a session."""
         settings = self._live.config
         errors: list[str] = []
-        small = self._small_until_s.get(member.peer_id, 0.0) > self._now_s()
+        small = self._small(member.peer_id)
         got = called = False
         why = ""
         failed = trio.Event()

@@ -10,6 +10,7 @@ import secrets
 import socket
 from collections import defaultdict
 
+import trio
 from msgspec.structs import replace
 
 from vpnd.adapter.handoff import Detached
@@ -25,11 +26,12 @@ from vpnd.control.dialstate import CircuitChange
 from vpnd.control.membership import SOURCE
 from vpnd.control.owning import Owning
 from vpnd.control.planner import Planner
+from vpnd.control.segments import Segments
 from vpnd.control.traversal import Traversal
-from vpnd.discovery.registry import Change, PeerRegistry
+from vpnd.discovery.registry import Change, Member, PeerRegistry
 from vpnd.errors import ProtocolViolation
 from vpnd.metrics import CounterPage
-from vpnd.nat.paths import PUNCHED, RELAYED
+from vpnd.nat.paths import DIRECT, PUNCHED, RELAYED
 from vpnd.printable import span
 from vpnd.resilience import Circuit
 
@@ -59,8 +61,15 @@ class Sessions:
             own_id, registry.members(), self._book, self._live, uniform, traversal.can_meet
         )
         self._links: dict[int, ShardLink] = {}  # by index of the shard
+        self._segments = Segments(self._live, self._now_s)
         self._dialer = Dialer(
-            self._planner, self._live, traversal, count=page.add, measured=page.measured, now_s=self._now_s
+            self._planner,
+            self._live,
+            traversal,
+            count=page.add,
+            measured=page.measured,
+            now_s=self._now_s,
+            small=self._segments.small,
         )
         self._show_circuits()
         traversal.subscribe(self._relays_changed)
@@ -69,7 +78,9 @@ class Sessions:
     async def run(self, host: Host) -> None:
         """Take what comes in, and dial, until cancelled."""
         host.take_sessions(self._take)
-        await self._dialer.run(host, self)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._segments.run, host, self)
+            await self._dialer.run(host, self)
 
     def report(self) -> tuple[PeerReport, ...]:
         """The peers for status."""
@@ -125,7 +136,8 @@ class Sessions:
     def network_changed(self) -> None:
         """The machine has other addresses or routes: dialing begins anew. Sessions are looked after by their shards."""
         self._planner.network_changed()
-        self._dialer.network_changed()
+        self._segments.network_changed()
+        self._dialer.begin_anew()
         self.settle()
 
     def _relays_changed(self) -> None:
@@ -194,20 +206,18 @@ class Sessions:
                 self._shard_ready(link, message, now_s)
             case messages.SessionUp(session_id=session_id):
                 if held := self._book.up(session_id, link.index):
+                    self._segments.over(session_id, up=True)
                     self._planner.session_up(held)
             case messages.SessionDown(session_id=session_id, reason=reason, failed=failed):
                 if held := self._book.down(session_id, link.index):
-                    self._planner.session_down(held, reason, failed, now_s)
+                    if self._segments.over(session_id, up=False):  # says nothing about the peer
+                        self._planner.session_added(held.peer_id)
+                    else:
+                        self._planner.session_down(held, reason, failed, now_s)
             case messages.SessionWanted(peer_id=peer_id, sessions=sessions, urgent=urgent):
                 self._planner.wanted(peer_id, link.index, sessions, urgent, now_s)
             case messages.SegmentsStuck(peer_id=peer_id):
-                if self._dialer.segments_stuck(peer_id):
-                    log.info(
-                        "large TCP segments do not reach %s: something on the way has a small MTU and does not say so; "
-                        "its next sessions have segments of %d bytes",
-                        self._name(peer_id),
-                        self._live.config.session.small_segment,
-                    )
+                self._segments.stuck(peer_id, self._name(peer_id))
             case messages.OwnerWanted(address=address) if self._owning is not None:
                 self._owning.wanted(address)
         self.settle()
@@ -256,9 +266,15 @@ class Sessions:
         link = self._links.get(shard)
         return link is not None and link.takes_sessions
 
-    def dialed(self, detached: Detached, shard: int) -> bool:
-        """See dialer.Taker. False when inbound sessions have taken its place meanwhile, or the shard cannot take it."""
-        return self._room(detached.session.peer_id) and self._hand_over(detached, shard)
+    def dialed(self, detached: Detached, shard: int) -> int:
+        """See dialer.Taker. 0 when inbound sessions have taken its place meanwhile, or the shard cannot take it."""
+        return self._hand_over(detached, shard) if self._room(detached.session.peer_id) else 0
+
+    def dialed_directly(self, peer_id: str) -> tuple[Member | None, set[int]]:
+        """See segments.Taker."""
+        held = self._book.of_peer(peer_id)
+        shards = {each.shard for each in held if each.up and each.initiator and each.path.kind == DIRECT}
+        return self._registry.find(peer_id), {shard for shard in shards if self.keeps_up(shard)}
 
     def relayed(self, peer_id: str, shard: int) -> bool:
         """See dialer.Taker."""
@@ -267,23 +283,23 @@ class Sessions:
     def _room(self, peer_id: str) -> bool:
         return self._book.count(peer_id) < self._live.config.p2p.max_sessions_per_peer
 
-    def _hand_over(self, detached: Detached, shard: int) -> bool:
-        """Send a session to a shard, which gets a duplicate of the socket. False when it cannot take it."""
+    def _hand_over(self, detached: Detached, shard: int) -> int:
+        """Send a session to a shard, which gets a duplicate of the socket: its id; 0 when it cannot take it."""
         link = self._links.get(shard)
         if link is None or not link.takes_sessions:
-            return False
+            return 0
         session_id, session = self._book.new_id(), detached.session
         try:
             message = messages.SessionHandover(session_id=session_id, session=session)
             link.channel.send(message, (detached.fd,))
         except ChannelClosed:
             self.shard_left(shard)
-            return False
+            return 0
         since_s, path = self._now_s(), session.path
         self._book.add(Held(session_id, session.peer_id, shard, session.initiator, since_s, path=path))
         self._planner.session_added(session.peer_id)
         self.settle()
-        return True
+        return session_id
 
     def _name(self, peer_id: str) -> str:
         member = self._registry.find(peer_id)
