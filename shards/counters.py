@@ -36,6 +36,7 @@ class Counts:
         self.drops = Drops()
         self.packets_from_tun = self.bytes_from_tun = self.packets_to_tun = self.bytes_to_tun = 0
         self.packets_sent = self.bytes_sent = self.packets_received = self.bytes_received = 0
+        self.segments_sent = self.segments_received = 0
         self.flows_created = self.flows_reaped = self.flows_moved = 0
         self.streams_opened = self.streams_closed = self.streams_failed = self.streams_acquired = 0
         self.sessions_opened = self.sessions_closed = self.sessions_rotated = 0
@@ -79,16 +80,33 @@ class PeerDrops:
 
 
 class Traffic(NamedTuple):
-    """Packets and their bytes, without any framing."""
+    """Records, their packets' bytes without any framing, and the packets on a link that they are: `segments`."""
 
     bytes_sent: int = 0
     bytes_received: int = 0
     packets_sent: int = 0
     packets_received: int = 0
+    segments_sent: int = 0
+    segments_received: int = 0
 
     def plus(self, other: Traffic) -> Traffic:
         """Both together."""
         return Traffic(*(one + another for one, another in zip(self, other, strict=True)))
+
+
+class Sender(Protocol):
+    """What counts what it sends."""
+
+    bytes_sent: int
+    packets_sent: int
+    segments_sent: int
+
+
+def sent(sender: Sender) -> Traffic:
+    """What it has sent."""
+    return Traffic(
+        bytes_sent=sender.bytes_sent, packets_sent=sender.packets_sent, segments_sent=sender.segments_sent
+    )
 
 
 class Counters:

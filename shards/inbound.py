@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from shards.budget import Budget
-from shards.counters import Counts, Dropping
+from shards.counters import Counts, Dropping, Traffic
 from shards.flow.prefixes import Prefixes
 from vpnd.errors import BadPacket, RemoteProtocolError
 from vpnd.packet import icmp
@@ -26,6 +26,7 @@ from vpnd.packet.record import (
     MIN_PACKET_BYTES,
     PACKET_OFFSET,
     VNET_BYTES,
+    segments_of,
 )
 
 _LEAST = VNET_BYTES + MIN_PACKET_BYTES
@@ -36,11 +37,11 @@ class Reassembly:
     """The beginning of a record whose rest has not come yet, and what came before; one for each stream of a
     session. `budget` and `drops`: the peer's."""
 
-    __slots__ = ("_budget", "bytes", "drops", "packets", "partial")
+    __slots__ = ("_budget", "bytes", "drops", "packets", "partial", "segments")
 
     def __init__(self, budget: Budget, drops: Dropping) -> None:
         self.partial = bytearray()
-        self.packets = self.bytes = 0
+        self.packets = self.segments = self.bytes = 0
         self._budget, self.drops = budget, drops
 
     def keep(self, part: memoryview) -> None:
@@ -53,6 +54,15 @@ class Reassembly:
         partial, self.partial = self.partial, bytearray()
         self._budget.hold(-len(partial))
         return partial
+
+
+def received(reassembly: Reassembly) -> Traffic:
+    """What it has taken."""
+    return Traffic(
+        bytes_received=reassembly.bytes,
+        packets_received=reassembly.packets,
+        segments_received=reassembly.segments,
+    )
 
 
 class Inbound:
@@ -83,7 +93,7 @@ class Inbound:
         drops = reassembly.drops
         allowed = sources.find
         begun = position
-        packets = good = good_bytes = 0
+        packets = good = good_bytes = more = 0
         while position + LENGTH_BYTES <= end and packets < most:
             (count,) = length_at(view, position)
             if not _LEAST <= count <= _MOST:
@@ -99,6 +109,8 @@ class Inbound:
             except BadPacket as bad:
                 drops.plain(bad.reason)
                 continue
+            if view[start + 1]:  # a superpacket
+                more += segments_of(view, start - LENGTH_BYTES, following) - 1
             if not allowed(version, source) and not self._of_router_untrusted(
                 sources, destination, view[start + VNET_BYTES : following]
             ):
@@ -117,9 +129,11 @@ class Inbound:
         size = position - begun - packets * PACKET_OFFSET
         counts.packets_received += packets
         counts.bytes_received += size
+        counts.segments_received += packets + more
         counts.packets_to_tun += good
         counts.bytes_to_tun += good_bytes - good * VNET_BYTES
         reassembly.packets += packets
+        reassembly.segments += packets + more
         reassembly.bytes += size
         if position < end and packets < most:
             reassembly.keep(view[position:end])

@@ -272,16 +272,17 @@ def dropped(tun: Tun, pump: Pump, slots: list[ShardSlot]) -> Drops:
     return total
 
 
-def books(pump: Pump, slots: list[ShardSlot], drops: dict[str, int]) -> status.Books:
+def books(pump: Pump, slots: list[ShardSlot], drops: Drops) -> status.Books:
     """Both sums."""
     counts = [slot.page.read() for slot in slots]
     sent = sum(count["packets_sent"] for count in counts)
     in_flight = sum(count["packets_queued"] for count in counts) + sum(slot.in_ring() for slot in slots)
     offered = pump.packets_read + drops["tun_queue_full"]
-    lost_out = sum(drops[reason] for reason in (*reasons(Stage.LOCAL), *reasons(Stage.OUTBOUND)))
+    out, into = (*reasons(Stage.LOCAL), *reasons(Stage.OUTBOUND)), reasons(Stage.INBOUND)
+    lost_out = sum(drops[reason] for reason in out)
     received = sum(count["packets_received"] for count in counts)
     written = sum(count["packets_to_tun"] for count in counts)
-    lost_in = sum(drops[reason] for reason in reasons(Stage.INBOUND))
+    lost_in = sum(drops[reason] for reason in into)
     return status.Books(
         out=status.BookOut(
             offered=offered,
@@ -290,9 +291,16 @@ def books(pump: Pump, slots: list[ShardSlot], drops: dict[str, int]) -> status.B
             dropped=lost_out,
             in_flight=in_flight,
             difference=offered - sent - lost_out - in_flight,
+            sent_packets=sum(count["segments_sent"] for count in counts),
+            dropped_packets=sum(drops.packets[reason] for reason in out),
         ),
         into=status.BookIn(
-            received=received, written=written, dropped=lost_in, difference=received - written - lost_in
+            received=received,
+            written=written,
+            dropped=lost_in,
+            difference=received - written - lost_in,
+            received_packets=sum(count["segments_received"] for count in counts),
+            dropped_packets=sum(drops.packets[reason] for reason in into),
         ),
     )
 

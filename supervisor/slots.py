@@ -28,7 +28,9 @@ from vpnd.status import Spread
 log = logging.getLogger("supervisor")
 
 
-TRAFFIC = ("bytes_sent", "bytes_received", "packets_sent", "packets_received")
+TRAFFIC = (
+    "bytes_sent", "bytes_received", "packets_sent", "packets_received", "segments_sent", "segments_received",
+)  # fmt: skip
 _NO_TIMES = (0,) * TIMES
 _NOTHING = [0] * (len(TRAFFIC) + TIMES)
 

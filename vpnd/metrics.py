@@ -135,6 +135,12 @@ class ShardCounters(msgspec.Struct, frozen=True, kw_only=True):
     bytes_sent: Annotated[int, told("Sealed and given to a session.", "bytes")] = 0
     packets_received: Annotated[int, told("Received from peers, good or bad.", "records")] = 0
     bytes_received: Annotated[int, told("Received from peers, good or bad.", "bytes")] = 0
+    segments_sent: Annotated[
+        int, told("Of those sent: each segment of a superpacket counted, as on a link.", "packets")
+    ] = 0
+    segments_received: Annotated[
+        int, told("Of those received: each segment of a superpacket counted, as on a link.", "packets")
+    ] = 0
     batches: Annotated[
         int, told("Batches taken from the ring: records by batches is their mean size.", "batches")
     ] = 0

@@ -205,6 +205,12 @@ class Peer(PeerReport, frozen=True):
     bytes_received: Annotated[int, told("From it since the start.", "bytes")] = 0
     packets_sent: Annotated[int, told("To it since the start.", "records")] = 0
     packets_received: Annotated[int, told("From it since the start.", "records")] = 0
+    segments_sent: Annotated[
+        int, told("The same, each segment of a superpacket counted, as on a link.", "packets")
+    ] = 0
+    segments_received: Annotated[
+        int, told("The same, each segment of a superpacket counted, as on a link.", "packets")
+    ] = 0
     drops: Annotated[
         dict[str, int],
         told(
@@ -237,6 +243,10 @@ class BookOut(Part, frozen=True):
     dropped: Annotated[int, told("Dropped on the way out.", "records")] = 0
     in_flight: Annotated[int, told("In rings and queues.", "records")] = 0
     difference: Annotated[int, told("0 when nothing moves.", "records")] = 0
+    sent_packets: Annotated[int, told("Of those sent: each segment of a superpacket counted.", "packets")] = 0
+    dropped_packets: Annotated[
+        int, told("Of those dropped: each segment counted, as in dropped_packets.", "packets")
+    ] = 0
 
 
 class BookIn(Part, frozen=True):
@@ -246,6 +256,12 @@ class BookIn(Part, frozen=True):
     written: Annotated[int, told("Written into the TUN.", "records")] = 0
     dropped: Annotated[int, told("Dropped on the way in.", "records")] = 0
     difference: Annotated[int, told("0 when nothing moves.", "records")] = 0
+    received_packets: Annotated[
+        int, told("Of those received: each segment of a superpacket counted.", "packets")
+    ] = 0
+    dropped_packets: Annotated[
+        int, told("Of those dropped: each segment counted, as in dropped_packets.", "packets")
+    ] = 0
 
 
 class Books(Part, frozen=True, rename={"into": "in"}):

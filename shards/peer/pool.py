@@ -129,8 +129,9 @@ class StreamPool:
                 self.leave(carrier)
         for carrier in self.carriers:
             detour = carrier.relayed and not lane.carrier.relayed
+            small = carrier.doubted and not (carrier.suspect or lane.carrier.doubted)
             if (
-                detour
+                (detour or small)
                 and carrier.initiator
                 and not carrier.leaving
                 and carrier.opened_s <= lane.carrier.opened_s

@@ -15,19 +15,19 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Generic, Protocol, TypeVar
 
-from shards.counters import Traffic
+from shards.counters import Traffic, sent
 from shards.datagram.association import Association
 from shards.datagram.path import Address
 from shards.flow.fair import FairQueue
 from shards.flow.flows import STAY, Chunk, Flow, Sink
-from shards.inbound import Reassembly
+from shards.inbound import Reassembly, received
 from shards.session.surroundings import Fit, Remote, Surroundings
 from shards.session.udp import DatagramSocket
 from shards.stream.negotiate import Beside
 from vpnd.api.reports import DatagramReport
 from vpnd.errors import RemoteProtocolError
 from vpnd.packet.flow import key_of
-from vpnd.packet.record import LENGTH, PACKET_OFFSET, VNET_BYTES
+from vpnd.packet.record import LENGTH, PACKET_OFFSET, VNET_BYTES, segments
 from vpnd.session import Established
 
 #: What an Opener counts.
@@ -85,7 +85,7 @@ class DatagramLane(Generic[Carrier]):
         self.flows: set[Flow] = set()
         self.movable_before_s = STAY
         self.closed = self.leaving = self.holding = self.usable = False
-        self.packets_sent = self.bytes_sent = 0
+        self.packets_sent = self.segments_sent = self.bytes_sent = 0
         self.reassembly = Reassembly(carrier.peer.budget, carrier.peer.drops)
         self.queue = FairQueue(common.live, carrier.peer.drops)
         self._fit, self._socket, self._ours = fit, socket, ours
@@ -124,6 +124,7 @@ class DatagramLane(Generic[Carrier]):
         if not association.used:
             association.use(self._now())
             self._arm()
+        whole = segments(buffer, start, end)
         if self._fit is not None:
             # What is cut for the peer may be as large as its device takes.
             if not association.fits(self._live.config.network.mtu + PACKET_OFFSET):
@@ -134,10 +135,10 @@ class DatagramLane(Generic[Carrier]):
             if unfit:
                 self.carrier.peer.drops.plain("too_big", unfit)
             association.seal(self._socket.batch, buffer, start, end)
-            self._count(packets - unfit, size)
+            self._count(packets - unfit, whole - unfit, size)
             return
         reached, records = association.seal(self._socket.batch, buffer, start, end)
-        self._count(records, reached - start)
+        self._count(records, whole - segments(buffer, reached, end), reached - start)
         if reached < end:
             self._pass_on(buffer, reached, end, packets - records)
 
@@ -168,12 +169,14 @@ class DatagramLane(Generic[Carrier]):
                 break
         self.socket_free()
 
-    def _count(self, packets: int, size: int) -> None:
+    def _count(self, packets: int, whole: int, size: int) -> None:
         counts = self._counts
         size -= packets * PACKET_OFFSET
         self.packets_sent += packets
+        self.segments_sent += whole
         self.bytes_sent += size
         counts.packets_sent += packets
+        counts.segments_sent += whole
         counts.bytes_sent += size
 
     def flush(self) -> None:
@@ -300,8 +303,7 @@ class DatagramLane(Generic[Carrier]):
 
     def traffic(self) -> Traffic:
         """Everything so far, both ways."""
-        reassembly = self.reassembly
-        return Traffic(self.bytes_sent, reassembly.bytes, self.packets_sent, reassembly.packets)
+        return sent(self).plus(received(self.reassembly))
 
     def report(self) -> DatagramReport:
         """How the path is."""

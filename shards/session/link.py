@@ -23,10 +23,10 @@ import os
 from collections.abc import Callable
 from typing import Protocol
 
-from shards.counters import Traffic
+from shards.counters import Traffic, sent
 from shards.flow.fair import FairQueue
 from shards.flow.flows import STAY, Chunk, Flow
-from shards.inbound import Reassembly
+from shards.inbound import Reassembly, received
 from shards.session.beside import DatagramLane
 from shards.session.health import HealthTimer, Proof, SegmentWatch, Verdict
 from shards.session.surroundings import Delivery, Fit, Remote, Surroundings
@@ -38,7 +38,7 @@ from shards.stream.yamux import Stream
 from vpnd.errors import FloodError, LocalProtocolError, RemoteProtocolError
 from vpnd.nat.paths import RELAYED, Path
 from vpnd.packet.offload import fit_span
-from vpnd.packet.record import PACKET_OFFSET
+from vpnd.packet.record import PACKET_OFFSET, segments
 
 
 class LinkEvents(Protocol):
@@ -152,13 +152,13 @@ class Link:
         self.closed = self.left = self.peer_left = False
         self.opened_s = self.heard_s = self.now()
         self.health = HealthTimer(common.live, self.now, lambda: self.heard_s, self._on_verdict)
-        self.packets_sent = self.bytes_sent = 0
+        self.packets_sent = self.segments_sent = self.bytes_sent = 0
         self._waited = 0  # packets that had to wait in the queue, of packets_sent
         self._seen_sent = self._seen_waited = 0  # both when `least_delay_s` was asked last
         self._segments, self._proof, self._prove = SegmentWatch(common.live), Proof(common.live), prove
         self._small_bytes = common.live.config.session.small_segment
         self._seen_by_look, self._in_flight = 0, False  # of `look_for_stuck`
-        self._ended_packets = self._ended_bytes = 0  # received on lanes that are gone
+        self._ended = Traffic()  # received on lanes that are gone
         self._loop = asyncio.get_running_loop()
         self.transport, self._session, self._events = transport, session, events
         self._outbound, self._counts = common.outbound, common.counts
@@ -208,7 +208,7 @@ class Link:
 
     def _seal(self, lane: StreamLane, buffer: memoryview, start: int, end: int, packets: int) -> bool:
         session, stream = self._session, lane.stream
-        size = end - start - packets * PACKET_OFFSET
+        size, whole = end - start - packets * PACKET_OFFSET, segments(buffer, start, end)
         unfit = 0
         if lane.fit is not None:  # here, and not before it waits: a record that was cut counts as one
             buffer, start, end, unfit = lane.fit(buffer, start, end)
@@ -222,8 +222,10 @@ class Link:
             packets -= unfit
         lane.packets_sent += packets
         self.packets_sent += packets
+        self.segments_sent += whole - unfit
         self.bytes_sent += size
         counts.packets_sent += packets
+        counts.segments_sent += whole - unfit
         counts.bytes_sent += size
         return True
 
@@ -387,8 +389,7 @@ class Link:
         self._events.lane_closed(lane)
 
     def _no_more_of(self, reassembly: Reassembly) -> None:
-        self._ended_packets += reassembly.packets
-        self._ended_bytes += reassembly.bytes
+        self._ended = self._ended.plus(received(reassembly))
         reassembly.take()
 
     def open_lane(self) -> bool:
@@ -502,8 +503,8 @@ class Link:
         if self._proof.failed(self.now()):
             self.close("large segments do not arrive", failed=False)
             self._events.link_stuck(self)
-        sent, self._seen_by_look = self.packets_sent != self._seen_by_look, self.packets_sent
-        if self.closed or not (sent or self._in_flight or self.suspect):
+        busy, self._seen_by_look = self.packets_sent != self._seen_by_look, self.packets_sent
+        if self.closed or not (busy or self._in_flight or self.suspect):
             return  # nothing can be stuck, and there may be thousands of them
         tcp = self.transport.tcp_state()
         if tcp is None:
@@ -581,13 +582,9 @@ class Link:
         return None if direct else least_s
 
     def traffic(self) -> Traffic:
-        received = self._receiving()
-        total = Traffic(
-            self.bytes_sent,
-            self._ended_bytes + sum(each.bytes for each in received),
-            self.packets_sent,
-            self._ended_packets + sum(each.packets for each in received),
-        )
+        total = self._ended.plus(sent(self))
+        for each in self._receiving():
+            total = total.plus(received(each))
         return total if self.beside is None else total.plus(self.beside.traffic())
 
     def _receiving(self) -> list[Reassembly]:

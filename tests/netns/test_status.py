@@ -80,6 +80,39 @@ def test_the_books_of_both_add_up_after_traffic(pair: tuple[Node, Node]) -> None
         received = after[other]["books"]["in"]["received"] - before[other]["books"]["in"]["received"]
         assert sent == received > 0
     assert after[0]["peers"][0]["bytes_sent"] == after[1]["peers"][0]["bytes_received"]
+    # 8 MiB in segments of at most the MTU, where superpackets are records
+    least = (8 << 20) / after[0]["tun"]["mtu"]
+    for one, other in ((0, 1), (1, 0)):
+        sent = after[one]["books"]["out"]["sent_packets"] - before[one]["books"]["out"]["sent_packets"]
+        received = (
+            after[other]["books"]["in"]["received_packets"] - before[other]["books"]["in"]["received_packets"]
+        )
+        assert sent == received > least
+        assert after[one]["peers"][0]["segments_sent"] == after[one]["books"]["out"]["sent_packets"]
+
+
+@pytest.mark.parametrize("choice", ["streams", "datagrams"])
+def test_what_is_sent_as_one_superpacket_counts_as_the_packets_that_it_is(choice: str) -> None:
+    """Over a stream and in datagrams; cut by the sender, by the receiver, or not at all."""
+    with running_nodes(shards=1, settings={"carrier": {"choice": choice}}) as (a, b):
+        before = settled(a)["peers"][0], settled(b)["peers"][0]
+        with (
+            socket_in(a.namespace, b.virtual_ip, socket.SOCK_DGRAM) as sock,
+            socket_in(b.namespace, b.virtual_ip, socket.SOCK_DGRAM) as inbox,
+        ):
+            inbox.bind((b.virtual_ip, 5000))
+            inbox.settimeout(5.0)
+            sock.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, 1000)
+            for _ in range(3):
+                sock.sendto(bytes(20_000), (b.virtual_ip, 5000))
+            for _ in range(60):
+                assert len(inbox.recv(2000)) == 1000
+        after = settled(a)["peers"][0], settled(b)["peers"][0]
+        sent = after[0]["segments_sent"] - before[0]["segments_sent"]
+        received = after[1]["segments_received"] - before[1]["segments_received"]
+        assert sent == received == 60
+        records = after[0]["packets_sent"] - before[0]["packets_sent"]
+        assert records == (3 if "USO4" in settled(a)["tun"]["offloads"] else 60)
 
 
 def dropped(node: Node, reason: str) -> int:

@@ -49,7 +49,8 @@ class Slot:
 def session(peer_id: str) -> SessionReport:
     return SessionReport(
         peer_id=peer_id, session_id=1, initiator=True, state="up", rtt_ms=1.0, streams=2, bytes_sent=1,
-        bytes_received=1, packets_sent=1, packets_received=1, queued_bytes=0, age_s=1.0,
+        bytes_received=1, packets_sent=1, packets_received=1, segments_sent=1, segments_received=1, queued_bytes=0,
+            age_s=1.0,
     )  # fmt: skip
 
 

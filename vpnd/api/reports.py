@@ -137,7 +137,8 @@ class DatagramReport(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class SessionReport(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """One session of a shard. Bytes are packet bytes without any framing; `rtt_ms` None until measured.
+    """One session of a shard. Bytes are packet bytes without any framing, packets are records, segments are packets as
+    they are on a link; `rtt_ms` None until measured.
 
     `state`: opening, up, draining. `health`: healthy, or suspect since a probe failed. `queue_delay_ms`: how long
     the packet sent last had waited. `segment_bytes`: the largest TCP segment it sends (MSS), 0 without TCP.
@@ -153,6 +154,8 @@ class SessionReport(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     bytes_received: Count
     packets_sent: Count
     packets_received: Count
+    segments_sent: Count
+    segments_received: Count
     queued_bytes: Count
     age_s: Measure
     health: str = "healthy"
@@ -194,5 +197,7 @@ class PeerTraffic(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     bytes_received: Count = 0
     packets_sent: Count = 0
     packets_received: Count = 0
+    segments_sent: Count = 0
+    segments_received: Count = 0
     drops: Counts = {}
     rtt: Annotated[tuple[Count, ...], msgspec.Meta(max_length=TIMES)] = ()

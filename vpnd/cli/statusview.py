@@ -55,7 +55,7 @@ def _headline(status: Status) -> str:
 
 
 def _node(status: Status) -> str:
-    node, tun, control = status.node, status.tun, status.control
+    node, tun, control, books = status.node, status.tun, status.control, status.books
     addresses = " and ".join(node.addresses or (node.virtual_ip,))
     again = f" (restarted {control.restarts} times)" if control.restarts else ""
     flows = [f"{count(number)} {state}" for state, number in _items(status.flows) if number]
@@ -68,8 +68,8 @@ def _node(status: Status) -> str:
         ("offloads", " ".join(tun.offloads) or "none: one packet at a time"),
         ("up for", duration(node.uptime_s)),
         ("flows", ", ".join(flows) or "none"),
-        ("from tun", f"{count(tun.packets_read)} packets, {size(tun.bytes_read)}"),
-        ("to tun", f"{count(tun.packets_written)} packets, {size(tun.bytes_written)}"),
+        ("from tun", f"{size(tun.bytes_read)}; {count(books.out.sent_packets)} packets sent"),
+        ("to tun", f"{size(tun.bytes_written)}; {count(books.into.received_packets)} packets received"),
         ("processes", f"supervisor {status.supervisor.pid}, control {control.pid}{again}"),
     ]
     return table((), [(name, text(value)) for name, value in rows])

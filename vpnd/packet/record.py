@@ -45,6 +45,9 @@ GSO_TCPV6 = 4
 GSO_UDP_L4 = 5
 GSO_ECN = 0x80  # a bit beside GSO_TCPV4 and GSO_TCPV6
 _UDP_BYTES = 8
+#: In a record.
+_GSO_TYPE_AT = LENGTH_BYTES + 1
+_length_from = LENGTH.unpack_from
 #: In a TCP header, the byte whose upper half is its length in units of four bytes.
 _TCP_LENGTH_AT = 12
 
@@ -74,15 +77,18 @@ def segments(buffer: memoryview, start: int, end: int) -> int:
 
     Superpackets are as the kernel makes them, or checked (vpnd.packet.offload).
     """
-    count = 0
+    count, length_at = 0, _length_from
     while start < end:
-        following = start + LENGTH_BYTES + LENGTH.unpack_from(buffer, start)[0]
-        if buffer[start + LENGTH_BYTES + 1] == GSO_NONE:
-            count += 1
-        else:
-            _, kind, _, size, csum_start, _ = VNET.unpack_from(buffer, start + LENGTH_BYTES)
-            header = start + PACKET_OFFSET + csum_start
-            header += _UDP_BYTES if kind == GSO_UDP_L4 else (buffer[header + _TCP_LENGTH_AT] >> 4) * 4
-            count += max(1, -(-(following - header) // max(1, size)))
+        following = start + LENGTH_BYTES + length_at(buffer, start)[0]
+        # GSO_NONE is 0
+        count += segments_of(buffer, start, following) if buffer[start + _GSO_TYPE_AT] else 1
         start = following
     return count
+
+
+def segments_of(buffer: memoryview, start: int, end: int) -> int:
+    """The same of one superpacket, the record buffer[start:end]."""
+    _, kind, _, size, csum_start, _ = VNET.unpack_from(buffer, start + LENGTH_BYTES)
+    header = start + PACKET_OFFSET + csum_start
+    header += _UDP_BYTES if kind == GSO_UDP_L4 else (buffer[header + _TCP_LENGTH_AT] >> 4) * 4
+    return max(1, -(-(end - header) // max(1, size)))
