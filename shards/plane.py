@@ -267,7 +267,7 @@ class Plane:
         self._say(link, "stuck", ": large segments seem not to arrive")
         self._events.segments_stuck(link.peer.peer_id)
         if not link.closed:
-            self._peer_of[link].pool.suspect()
+            self._peer_of[link].pool.doubt()
 
     def link_recovered(self, link: Link) -> None:
         self._say(link, "recovered", " answers again")

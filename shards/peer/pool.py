@@ -73,6 +73,7 @@ class StreamPool:
         #: of the sessions there were when one was to be rotated: those the peer dialed, and all
         self._spare = self._present = 0
         self._wanted = 1  # what control takes for granted
+        self._doubt = False
         self._retry_settings = live.config.retry
         self._retry = self._new_retry()
         self._lost = lost
@@ -121,6 +122,11 @@ class StreamPool:
         for carrier in self.carriers:
             if carrier.suspect:
                 carrier.check_alive()  # there is a way: what waits does not have to wait for the usual deadline
+        if self._doubt:
+            self._doubt = False
+            for carrier in self.carriers:
+                if lane.carrier.doubted and not (carrier.doubted or carrier.relayed or carrier.leaving):
+                    self.leave(carrier)  # before flows come that it would cost as much
         for carrier in self._replacing & set(self.carriers):
             if carrier is not lane.carrier and not carrier.leaving and lane.carrier.initiator:
                 self.leave(carrier)
@@ -178,6 +184,11 @@ class StreamPool:
         """A session does not answer: ask for another one before this one ends. New flows go elsewhere; its own flows
         stay until the verdict, for packets in flight may still arrive, and nothing may overtake them."""
         self.tell_wanted(urgent=True)
+
+    def doubt(self) -> None:
+        """Large TCP segments seem to get lost in a session: whatever there is, ask for one more, with small ones."""
+        self._doubt = True
+        self.suspect()
 
     def peer_leaves(self, carrier: Carrier) -> None:
         """The peer leaves a session, and waits until we do: at once, or as soon as there is another session."""
@@ -334,6 +345,8 @@ class StreamPool:
         multiplexer = self._live.config.multiplexer
         self.scaled = min(max(self.scaled, multiplexer.min_sessions), multiplexer.max_sessions)
         wanted = self.scaled + leaving
+        if self._doubt:
+            wanted = max(wanted, len(self.carriers) + 1)
         if any(not carrier.leaving for carrier in self._replacing):
             wanted = max(wanted, min(wanted + self._spare, self._present + 1))
         if wanted != self._wanted or urgent:

@@ -19,9 +19,6 @@ from shards.session.transport import TcpState
 from shards.stream.spec import DATA_OVERHEAD_BYTES
 from vpnd.config.live import Live
 
-#: Looks in a row that find everything acknowledged and nothing answered: what was stuck on its way for a moment comes
-#: with the peer's next repetition.
-_LOOKS = 3
 #: The part of the control frames a peer may send at once that a proof takes: enough for segments of 15 KB.
 _OF_BURST = 4
 
@@ -150,16 +147,14 @@ class SegmentWatch:
     """Whether something on the way seems to drop a session's large segments and tells nobody, as a link with a small
     MTU may: `look` from time to time. `stuck`: what the last look found. Owner: the link.
 
-    Seen from who sends, a segment is sent again and again. From the other end everything is acknowledged, and no probe
-    is answered. A way that carries nothing looks much the same: a moment of that does not count, so either has to last,
-    and what is longer only the next session can tell.
+    Seen from who sends, a segment is sent again and again. From the other end everything is acknowledged, and a probe
+    is not answered in time. A way that carries nothing for a while looks much the same: only the next session can tell.
     """
 
     def __init__(self, live: Live) -> None:
         self._live = live
         self.stuck = False
         self._since_s: float | None = None  # so long a segment has been repeated too often
-        self._unanswered = 0  # looks
 
     def look(self, tcp: TcpState, suspect: bool, now_s: float) -> bool:
         """Whether it has just turned out. `suspect`: a probe was not answered in time."""
@@ -170,8 +165,7 @@ class SegmentWatch:
         elif self._since_s is None:
             self._since_s = now_s
         repeated = self._since_s is not None and now_s - self._since_s >= config.health.timeout
-        self._unanswered = self._unanswered + 1 if large and suspect and not tcp.unacknowledged else 0
-        was, self.stuck = self.stuck, repeated or self._unanswered >= _LOOKS
+        was, self.stuck = self.stuck, repeated or large and suspect and not tcp.unacknowledged
         return self.stuck and not was
 
 

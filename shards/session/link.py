@@ -478,6 +478,7 @@ class Link:
                 self._probe()
             case Verdict.SUSPECT:
                 self._counts.health_failures += 1
+                self.look_for_stuck()  # before another session is asked for
                 self._probe()
                 self._events.link_suspect(self)
             case Verdict.RECOVERED:

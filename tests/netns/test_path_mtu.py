@@ -29,10 +29,15 @@ def segments(node: Node) -> int:
 
 
 @pytest.mark.setting("session.small_segment")
-@pytest.mark.parametrize(("version", "mtu"), [(4, 1280), (6, 1280)] + [(4, 1492), (6, 1492)] * LONG)
-def test_traffic_goes_on_where_large_packets_vanish(version: int, mtu: int) -> None:
+@pytest.mark.parametrize(
+    ("version", "mtu", "stagger"),
+    [(4, 1280, "0ms"), (6, 1280, "300ms")] + [(4, 1492, "300ms"), (6, 1492, "0ms")] * LONG,
+)
+def test_traffic_goes_on_where_large_packets_vanish(version: int, mtu: int, stagger: str) -> None:
+    """`stagger`: with none both dial, so that there are two sessions that it is true of."""
     with MiddleLab() as lab:
-        nodes = pair_of_nodes(lab, shards=1, settings={"session": {"small_segment": SMALL}})
+        settings = {"session": {"small_segment": SMALL}, "p2p": {"dial_stagger": stagger}}
+        nodes = pair_of_nodes(lab, shards=1, settings=settings)
         for place, node in enumerate(nodes, 1):
             own, other = (
                 f"fd00:{each}::1" if version == 6 else f"10.{each}.0.1" for each in (place, 3 - place)

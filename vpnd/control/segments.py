@@ -41,9 +41,9 @@ class Taker(Protocol):
         """Pass a session on, which is closed afterwards: its id; 0 when nobody takes it."""
         ...
 
-    def dialed_directly(self, peer_id: str) -> tuple[Member | None, Collection[int]]:
-        """The peer, if it still is one, and the shards that have sessions with it which this node dialed and nobody
-        relays."""
+    def dialed_directly(self, peer_id: str, since_s: float) -> tuple[Member | None, Collection[int]]:
+        """The peer, if it still is one, and the shards that have sessions with it which this node has dialed since then
+        and nobody relays."""
         ...
 
 
@@ -52,7 +52,7 @@ class _Doubt:
     survive."""
 
     def __init__(self, now_s: float, wait_s: float) -> None:
-        self.wait_s, self.failures = wait_s, 0
+        self.begun_s, self.wait_s, self.failures = now_s, wait_s, 0
         self.due_s = now_s + wait_s
 
 
@@ -113,7 +113,8 @@ class Segments:
         doubt = self._doubts.get(peer_id)
         if doubt is None:
             return
-        member, shards = taker.dialed_directly(peer_id)
+        # Without a session that came about since nothing is known of the way, and that one is to come first.
+        member, shards = taker.dialed_directly(peer_id, doubt.begun_s)
         if member is None:
             del self._doubts[peer_id]
             return

@@ -270,9 +270,9 @@ class Sessions:
         """See dialer.Taker. 0 when inbound sessions have taken its place meanwhile, or the shard cannot take it."""
         return self._hand_over(detached, shard) if self._room(detached.session.peer_id) else 0
 
-    def dialed_directly(self, peer_id: str) -> tuple[Member | None, set[int]]:
+    def dialed_directly(self, peer_id: str, since_s: float) -> tuple[Member | None, set[int]]:
         """See segments.Taker."""
-        held = self._book.of_peer(peer_id)
+        held = [held for held in self._book.of_peer(peer_id) if held.since_s >= since_s]
         shards = {each.shard for each in held if each.up and each.initiator and each.path.kind == DIRECT}
         return self._registry.find(peer_id), {shard for shard in shards if self.keeps_up(shard)}
 
