@@ -1,7 +1,8 @@
 """Somebody changes the machine under a running node: it is mended, or the node says that it is not healthy, and why.
 
 Never healthy and dead, and never a packet past the exit node. A few changes of the machine that has most to lose,
-chosen by a seed that a failure names (VPND_STORM_SEED repeats it); with VPND_LONG_TESTS=1 200 of any of the three.
+chosen by a seed that a failure names (VPND_STORM_SEED repeats it); with VPND_LONG_TESTS=1 200 of any of the three,
+or VPND_STORM_CHANGES.
 
 a  authority      b  exit node      c  client of the exit node, never silent
 """
@@ -11,14 +12,12 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-import tempfile
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 from lab import Lab, Node, check_logs, wait_until
+from lab.clocks import LIBRARY, clocks_of
 from lab.joining import all_reach_all, invite, machine
 from lab.leaks import Leaks
 from lab.network import run_command
@@ -27,19 +26,19 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(3600)]
 
 LONG = bool(os.environ.get("VPND_LONG_TESTS"))
 SEED = os.environ.get("VPND_STORM_SEED")
-HOW_MANY = 200 if LONG else 8
-#: Changes come one after the other here, and are not to wait for one another. libfaketime's clock_nanosleep takes no
-#: absolute time, which the pauses of real-time priority are.
+HOW_MANY = int(os.environ.get("VPND_STORM_CHANGES", 200 if LONG else 8))
+#: Changes come one after the other here, and are not to wait for one another. Of real-time priority see lab.clocks.
 SETTINGS = {"network": {"change_settle_max": "500ms"}, "process": {"realtime": False}}
 #: How long the node has to mend it, or to say that it is not healthy.
 MENDED_S = 10.0
 #: And to be well again when the change that it cannot mend is undone; a clock that was set is the slowest of them.
 WELL_S = 30.0
 SETTLE_S = 20.0
+#: Three nodes on one machine, whose processes read their clocks from files.
+READY_S = 60.0
 WORLD = "198.51.100.1"
-
-
-FAKETIME = next(iter(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")), None) if LONG else None
+#: A node looks at its clock every membership.gossip_interval.
+FAKETIME = LIBRARY if LONG else None
 
 
 class Change(NamedTuple):
@@ -106,14 +105,14 @@ OTHERS = [
     Change("prlimit --pid $SHARD --nofile=10:4096", "kill -9 $SHARD"),
     Change("prlimit --pid $SUPERVISOR --nofile=24:4096; kill -9 $SHARD",
            "prlimit --pid $SUPERVISOR --nofile=1024:4096"),
-    Change("prlimit --pid $SUPERVISOR --fsize=0"),
+    # as long as it lasts, no child that ends is started again either: its shared memory counts as a file
+    Change("prlimit --pid $SUPERVISOR --fsize=0", "prlimit --pid $SUPERVISOR --fsize=unlimited"),
     Change("prlimit --pid $CONTROL --fsize=0", "kill -9 $CONTROL"),
     # sysctls
     Change("echo 1 > /proc/sys/net/ipv4/conf/vpnd0/rp_filter; echo 1 > /proc/sys/net/ipv4/conf/all/rp_filter"),
     Change("echo '4002 4003' > /proc/sys/net/ipv4/ip_local_port_range; kill -9 $SHARD",
            "echo '32768 60999' > /proc/sys/net/ipv4/ip_local_port_range"),
 ]  # fmt: skip
-#: A node looks at its clock every membership.gossip_interval.
 CLOCKS = [
     Change(f"echo {offset} > $CLOCK; sleep 7", "echo +0 > $CLOCK")
     for offset in ("+60", "-3600", "+3600", "-20000d", "+40d")
@@ -141,24 +140,6 @@ def run(node: Node, script: str, status: dict[str, Any]) -> None:
     given = [f"{key}={value}" for key, value in values.items()]
     # not every change finds what it changes
     run_command("ip", "netns", "exec", node.namespace.name, "env", *given, "sh", "-c", f"({script}); true")
-
-
-@contextlib.contextmanager
-def clocks_of(nodes: list[Node]) -> Iterator[None]:
-    """Each node has a clock of its own, in a file."""
-    with tempfile.TemporaryDirectory() as directory:
-        Path(directory).chmod(0o755)  # control reads it as another user
-        for node in nodes if FAKETIME is not None else []:
-            file = Path(directory, node.namespace.label)
-            file.write_text("+0\n")
-            node.env |= {
-                "LD_PRELOAD": str(FAKETIME),
-                "FAKETIME_TIMESTAMP_FILE": str(file),
-                # to read the file at each look would take the CPU that packets need
-                "FAKETIME_CACHE_DURATION": "1",
-                "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-            }
-        yield
 
 
 class World:
@@ -214,15 +195,15 @@ def test_it_is_mended_or_told() -> None:
             gateway = lab.nodes[0] if namespace is not lab.nodes[0] else lab.nodes[1]
             lab.ip(namespace, "route", "add", "default", "via", gateway.address)
         a, b, c = (machine(lab, place, SETTINGS) for place in range(3))
-        stack.enter_context(clocks_of([a, b, c]))
+        stack.enter_context(clocks_of([a, b, c] if FAKETIME is not None else []))
         b.config["network"]["advertise"] = ["0.0.0.0/0"]
         c.config["network"]["exit_node"] = "b"
         a.start()
-        a.wait_ready()
+        a.wait_ready(READY_S)
         b.start("--join", invite(a, "--route", "0.0.0.0/0"))
         c.start("--join", invite(a))
         for node in (b, c):
-            node.wait_ready()
+            node.wait_ready(READY_S)
         all_reach_all([a, b, c], SETTLE_S)
         world = World([a, b, c])
         wait_until(lambda: world.is_well(c), SETTLE_S, "the exit node is in use")
