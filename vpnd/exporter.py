@@ -229,13 +229,8 @@ _PEER: dict[str, tuple[metrics.Metric, Callable[[Peer], float | None]]] = {
         metrics.Metric("Received from the peer.", "bytes", False),
         lambda peer: peer.bytes_received,
     ),
-    "sent_packets": (metrics.Metric("Sent to the peer.", "records", False), lambda peer: peer.packets_sent),
+    "sent_packets": (metrics.Metric("Sent to the peer.", "packets", False), lambda peer: peer.segments_sent),
     "received_packets": (
-        metrics.Metric("Received from the peer.", "records", False),
-        lambda peer: peer.packets_received,
-    ),
-    "sent_segments": (metrics.Metric("Sent to the peer.", "packets", False), lambda peer: peer.segments_sent),
-    "received_segments": (
         metrics.Metric("Received from the peer.", "packets", False),
         lambda peer: peer.segments_received,
     ),

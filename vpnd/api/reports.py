@@ -154,8 +154,8 @@ class SessionReport(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     bytes_received: Count
     packets_sent: Count
     packets_received: Count
-    segments_sent: Count
-    segments_received: Count
+    segments_sent: Count = 0
+    segments_received: Count = 0
     queued_bytes: Count
     age_s: Measure
     health: str = "healthy"
