@@ -23,6 +23,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from lab import Lab, Namespace, Node, Ping, check_logs, inside, mesh_of_nodes, ping, socket_in, wait_connected
 from lab.node import P2P_PORT
 from lab.stranger import NOISE, Payload, Plain, Secured, honest
+from libp2p.utils.varint import encode_uvarint
+
+from shards.stream import spec, yamux
 
 LONG = bool(os.environ.get("VPND_LONG_TESTS"))
 #: How long an attack goes on beside the ping.
@@ -32,6 +35,7 @@ SLOWER_MS = 2.0
 #: Who is not let in for so long is kept out.
 KEPT_OUT_S = 10.0
 PING_INTERVAL_S = 0.01
+FRAME_BYTES = 1 << 14
 FIRST_WORD = b"\x13/multistream/1.0.0\n"
 
 
@@ -175,6 +179,17 @@ class Far(socket.socket):
             time.sleep(self.round_trip_s)
             self._asked = False
         return super().recv(count, flags)
+
+
+def say(member: Secured, stream_id: int, protocol: str, message: bytes) -> None:
+    """On a libp2p connection with Yamux: open a stream and say one message of a protocol, preceded by its length,
+    without waiting for an answer."""
+    lines = ("/multistream/1.0.0", protocol)
+    data = b"".join(bytes([len(line) + 1]) + line.encode() + b"\n" for line in lines)
+    data += encode_uvarint(len(message)) + message
+    member.send(yamux.window_update(stream_id, 0, spec.FLAG_SYN))
+    for at in range(0, len(data), FRAME_BYTES):
+        member.send(yamux.data_frame(stream_id, data[at : at + FRAME_BYTES]))
 
 
 def come_in(source: Namespace, node: Node, key: Ed25519PrivateKey, round_trip_s: float = 0.0) -> float:

@@ -14,14 +14,13 @@ from attack_tools import (
     beside,
     dialed,
     knock,
+    say,
     stranger_of,
 )
 from lab import Node
 from lab.stranger import NOISE, Plain, Secured, honest
 from libp2p.identity.identify.pb.identify_pb2 import Identify
-from libp2p.utils.varint import encode_uvarint
 
-from shards.stream import spec, yamux
 from vpnd import identity
 
 pytestmark = [pytest.mark.root, pytest.mark.alone]  # round trips are compared
@@ -30,7 +29,7 @@ pytestmark = [pytest.mark.root, pytest.mark.alone]  # round trips are compared
 LONGER_S = 0.05
 AT_ONCE = 24
 KNOCKS = 5
-FRAME_BYTES = 1 << 14
+PUSH = "/ipfs/id/push/1.0.0"
 
 
 def address(number: int) -> bytes:
@@ -64,17 +63,7 @@ def test_what_a_member_says_of_itself_holds_up_nobody(nodes: list[Node]) -> None
                 member = Secured(sock, honest(key), initiator=True)
                 member.select("/yamux/1.0.0")
                 for number in range(AT_ONCE):
-                    say(member, 2 * number + 1, MESSAGES[number % len(MESSAGES)])
+                    say(member, 2 * number + 1, PUSH, MESSAGES[number % len(MESSAGES)])
                 waits += [knock(source, b) for _ in range(KNOCKS)]
     assert mean(waits) < mean(before) + LONGER_S
     assert_unharmed(during)
-
-
-def say(member: Secured, stream_id: int, message: bytes) -> None:
-    """Open a stream for identify/push and say one message, without waiting for an answer."""
-    lines = ("/multistream/1.0.0", "/ipfs/id/push/1.0.0")
-    data = b"".join(bytes([len(line) + 1]) + line.encode() + b"\n" for line in lines)
-    data += encode_uvarint(len(message)) + message
-    member.send(yamux.window_update(stream_id, 0, spec.FLAG_SYN))
-    for at in range(0, len(data), FRAME_BYTES):
-        member.send(yamux.data_frame(stream_id, data[at : at + FRAME_BYTES]))
