@@ -12,6 +12,7 @@ What the path's pace or the socket does not take waits in a fair queue, as in fr
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Generic, Protocol, TypeVar
 
@@ -32,8 +33,6 @@ from vpnd.session import Established
 
 #: What an Opener counts.
 _COUNTS = ("received", "missed", "late", "replayed", "forged")
-#: Of datagrams, which have no turn: everything that came is taken.
-_ALL_RECORDS = 1 << 30
 
 
 class StreamLane(Sink, Protocol):
@@ -94,6 +93,7 @@ class DatagramLane(Generic[Carrier]):
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due_s = 0.0
+        self._rest: deque[bytes] = deque()  # what came, was opened, and waits for the next turn
         self._too_large: list[Flow] = []  # flows that are to be on a stream when the batch is over
         self._sent = 0  # datagrams in the shard's counts already
         self._paced: asyncio.TimerHandle | None = None
@@ -229,14 +229,33 @@ class DatagramLane(Generic[Carrier]):
             self.carrier.fail(error)
 
     def _deliver(self, records: memoryview) -> None:
-        """Stage 6 for what was opened. An impossible record ends the session, as it does in a stream."""
+        """Stage 6 for what was opened, as far as the turn goes. An impossible record ends the session, as it does in a
+        stream."""
+        if self._rest:
+            self._rest.append(bytes(records))
+            return
+        socket, sources = self._socket, self.carrier.peer.sources
         try:
-            self._inbound.deliver_untrusted(self.carrier.peer.sources, self.reassembly, records, _ALL_RECORDS)
+            reached, count = self._inbound.deliver_untrusted(sources, self.reassembly, records, socket.left)
+            socket.left -= count
+            if reached < len(records):
+                self._rest.append(bytes(records[reached:]))
             if self.reassembly.partial:
                 self.reassembly.take()
                 raise RemoteProtocolError("a record goes beyond its datagram")
         except RemoteProtocolError as error:
             self.carrier.fail(error)
+
+    @property
+    def behind(self) -> bool:
+        """See udp.Taker."""
+        return bool(self._rest) and not self.closed
+
+    def go_on(self) -> None:
+        """See udp.Taker."""
+        rest, self._rest = self._rest, deque()
+        for records in rest:
+            self._deliver(memoryview(records))
 
     def taken(self, now_s: float) -> None:
         """See udp.Taker."""

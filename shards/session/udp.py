@@ -44,6 +44,13 @@ class Taker(Protocol):
     ) -> None:
         """See Association.receive_untrusted; it raises nothing."""
 
+    @property
+    def behind(self) -> bool:
+        """Whether more came than its turn was long."""
+
+    def go_on(self) -> None:
+        """Another turn has begun: take what was too much for the last one."""
+
     def taken(self, now_s: float) -> None:
         """All that came in this turn was given to `take`."""
 
@@ -56,7 +63,7 @@ class Taker(Protocol):
 
 class DatagramSocket:
     """Owner: the shard. `sock` is bound and non-blocking; `number` is its place among those of the port, `port` what
-    peers are told. `full`: nothing may be sealed for now."""
+    peers are told. `full`: nothing may be sealed for now. `left`: records that may still be taken in this turn."""
 
     def __init__(
         self,
@@ -73,6 +80,8 @@ class DatagramSocket:
         self.batch = Batch(_BATCH_BYTES)
         self.plain = Plain(_READ_BYTES + MAX_RECORD_BYTES)
         self.full = False
+        self.left = 0
+        self._again: asyncio.Handle | None = None
         self._sock, self._number, self._live, self._counts = sock, number, live, counts
         self._now, self._batch_done, self._draw = now, batch_done, draw
         self._loop = asyncio.get_running_loop()
@@ -80,6 +89,7 @@ class DatagramSocket:
         self._buffer = memoryview(bytearray(_READ_BYTES))
         self._probes = Batch(_READ_BYTES)
         self._batch_of: Taker | None = None
+        self._behind: list[Taker] = []  # nothing is read before they have caught up
         self._segments = True
         try:
             sock.setsockopt(socket.IPPROTO_UDP, _UDP_GRO, 1)
@@ -89,6 +99,8 @@ class DatagramSocket:
 
     def close(self) -> None:
         """The shard ends."""
+        if self._again is not None:
+            self._again.cancel()
         self._loop.remove_reader(self._sock)
         self._loop.remove_writer(self._sock)
         self._sock.close()
@@ -129,12 +141,18 @@ class DatagramSocket:
     # --- in
 
     def _read(self) -> None:
+        if not self._behind:
+            self._turn()
+
+    def _turn(self) -> None:
         now_s, recv, buffer = self._now(), self._sock.recvmsg_into, [self._buffer]
         takers: dict[Taker, None] = {}
-        # No more in a turn than a peer's sessions may have, and what one read gives.
-        most = self._counts.packets_received + self._live.config.session.turn_records
+        # No more in a turn than a peer's sessions may have: what else a read gave comes first in the next one.
+        self.left = self._live.config.session.turn_records
+        for taker in self._behind:
+            taker.go_on()
         for _ in range(_READS):
-            if self._counts.packets_received >= most:
+            if self.left <= 0:
                 break
             try:
                 count, ancillary, _, address = recv(buffer, _ANCILLARY_BYTES)
@@ -155,6 +173,9 @@ class DatagramSocket:
         self.plain.finish()
         for taker in takers:
             taker.taken(now_s)
+        self._behind = [taker for taker in dict.fromkeys((*self._behind, *takers)) if taker.behind]
+        if self._behind:
+            self._again = self._loop.call_soon(self._turn)
         self._batch_done()
 
     def _sorted(self, count: int, segment: int) -> Iterator[tuple[Taker, int, int]]:

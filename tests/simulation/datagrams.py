@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import socket
+import sys
 from collections import deque
 from typing import Any
 
 from shards.datagram.path import Address
 from simulation.clock import Watched
 from simulation.network import Network
+
+#: Linux include/uapi/linux/udp.h; and how many datagrams it merges at most.
+UDP_GRO, GRO_SEGMENTS = 104, 64
 
 
 class FakeUdp(Watched):
@@ -30,8 +34,8 @@ class FakeUdp(Watched):
         self._came: deque[tuple[bytes, Address]] = deque()
         network.udp[place] = self
 
-    def setsockopt(self, *option: object) -> None:
-        raise OSError("no such option")
+    def setsockopt(self, level: int, option: int, value: int) -> None:
+        assert (level, option, value) == (socket.IPPROTO_UDP, UDP_GRO, 1)
 
     def close(self) -> None:
         self.closed = True
@@ -92,5 +96,13 @@ class FakeUdp(Watched):
         if not self._came:
             raise BlockingIOError
         datagram, address = self._came.popleft()
-        buffers[0][: len(datagram)] = datagram
-        return len(datagram), [], 0, address
+        size, merged = len(datagram), bytearray(datagram)
+        while size and self._came and len(merged) % size == 0 and len(merged) // size < GRO_SEGMENTS:
+            following, whence = self._came[0]
+            if whence != address or len(following) > size or len(merged) + size > len(buffers[0]):
+                break
+            merged += following
+            self._came.popleft()
+        buffers[0][: len(merged)] = merged
+        segment = (socket.IPPROTO_UDP, UDP_GRO, size.to_bytes(4, sys.byteorder))
+        return len(merged), [segment] if len(merged) > size else [], 0, address

@@ -139,8 +139,9 @@ def test_a_full_socket_makes_packets_wait_their_turn_and_loses_none() -> None:
         on.world.conclude()
 
 
-@pytest.mark.parametrize(("records", "most"), [(16, 40), (1024, 160)])
+@pytest.mark.parametrize(("records", "most"), [(16, 16), (1024, 1000)])
 def test_a_turn_takes_no_more_of_them_than_of_a_peers_sessions(records: int, most: int) -> None:
+    """However many come with one read."""
     with datagrams(session={"turn_records": records}) as on:
         counts, seen = on.b.plane.counts, [on.b.plane.counts.packets_received]
         on.b.plane.datagrams._batch_done = lambda: seen.append(counts.packets_received)
