@@ -98,9 +98,12 @@ def text(parse: Callable[[str], object]) -> Callable[[bytes], object]:
     return lambda data: parse(data.decode("latin-1"))
 
 
+NEWCOMER = membership("x").wire
+
+
 def gossip(data: bytes) -> None:
     net = Net("ab")
-    net.directories["a"].merge([membership("x").wire], NOW)
+    net.directories["a"].merge([NEWCOMER], NOW)
     net.connect("a", "b")
     net.gossips["a"].receive_untrusted("b", data, NOW)
 
