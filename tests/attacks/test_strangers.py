@@ -59,11 +59,11 @@ def test_a_key_that_takes_long_to_decode_costs_nothing(nodes: list[Node], length
 def test_a_connect_flood_keeps_nobody_out_who_is_far_away(nodes: list[Node]) -> None:
     """The flood is faster than a member's handshake by some hundred times the places there are."""
     a, b, c = nodes
-    source, refused = stranger_of(a), counter(b, "refused_handshake_limit")
+    source, enough, waits = stranger_of(a), counter(b, "refused_handshake_limit") + FLOOD_HZ, list[float]()
     key = identity.read_private(c.state_dir / "identity.pem")
     c.stop()
     with connect_flood(source, b, FLOOD_HZ), beside(a, b) as during:
-        waits = [come_in(c.namespace, b, key, ROUND_TRIP_S) for _ in range(5)]
-    assert counter(b, "refused_handshake_limit") - refused > FLOOD_HZ
+        while len(waits) < 5 or counter(b, "refused_handshake_limit") < enough:
+            waits.append(come_in(c.namespace, b, key, ROUND_TRIP_S))
     assert max(waits) < FAR_S
     assert_unharmed(during)
