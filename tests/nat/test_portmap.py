@@ -80,7 +80,8 @@ def test_nat_pmp_is_as_rfc_6886_has_it() -> None:
     assert portmap.pmp_answer_untrusted(answer, 4001) == Granted(None, 40001, 1800)
     with pytest.raises(PortRefused, match="not permitted"):
         portmap.pmp_answer_untrusted(b"\x00\x82\x00\x02", 4001)
-    for stray in (answer[:-1], answer + b"x", b"\x00\x80" + answer[2:], b"\x02" + answer[1:], b""):
+    nowhere = struct.pack("!BBHIHHI", 0, 130, 0, 77, 4001, 0, 1800)
+    for stray in (nowhere, answer[:-1], answer + b"x", b"\x00\x80" + answer[2:], b"\x02" + answer[1:], b""):
         with pytest.raises(RemoteProtocolError):
             portmap.pmp_answer_untrusted(stray, 4001)
     with pytest.raises(RemoteProtocolError):

@@ -110,7 +110,7 @@ def pmp_answer_untrusted(data: bytes, port: int) -> Granted:
     """What the answer to a `pmp_request` grants. Raises PortRefused, RemoteProtocolError."""
     _pmp_result_untrusted(data, _PMP_MAP_TCP, _pmp_map_answer.size)
     *_, internal, external, lifetime_s = _pmp_map_answer.unpack_from(data)
-    if internal != port:
+    if internal != port or not external:
         raise _stray(data)
     return Granted(None, external, lifetime_s)
 
