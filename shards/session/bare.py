@@ -46,11 +46,13 @@ class BareFrames:
         self.refuse = refuse
         self.broken = False
 
-    def records_untrusted(self, view: memoryview) -> bytearray:
-        """The packets that are whole now, as records. borrowed: `view`, until this returns. An impossible length makes
-        it `broken`. Raises FloodError: the peer leaves too many unfinished."""
+    def records_untrusted(self, view: memoryview, most: int) -> tuple[bytearray, int]:
+        """The packets that are whole now, at most so many, as records; and how far that has got in `view`, of which all
+        is taken when there are fewer. borrowed: `view`, until this returns. An impossible length makes it `broken`.
+        Raises FloodError: the peer leaves too many unfinished."""
         records = bytearray()
-        data = memoryview(self.rest.take() + view) if self.rest.partial else view
+        kept = self.rest.take() if self.rest.partial else b""
+        data = memoryview(kept + view) if kept else view
         position, end = 0, len(data)
         while position + LENGTH_BYTES <= end:
             (count,) = LENGTH.unpack_from(data, position)
@@ -64,8 +66,11 @@ class BareFrames:
             records += _NO_OFFLOAD
             records += data[position + LENGTH_BYTES : following]
             position = following
+            most -= 1
+            if not most:
+                return records, position - len(kept)
         self.rest.keep(data[position:])
-        return records
+        return records, len(view)
 
 
 class BareInbound:
@@ -77,15 +82,19 @@ class BareInbound:
     def deliver_untrusted(
         self, sources: Prefixes[bool], frames: BareFrames, view: memoryview, most: int
     ) -> tuple[int, int]:
-        """See Inbound.deliver_untrusted; takes all of `view`, however small `most` is, and raises FloodError alone."""
+        """See Inbound.deliver_untrusted; raises FloodError alone."""
+        if frames.broken:
+            return len(view), 0
+        if most <= 0:
+            return 0, 0
+        records, reached = frames.records_untrusted(view, most)
         packets = 0
-        if not frames.broken:
-            if records := frames.records_untrusted(view):
-                with memoryview(records) as whole:
-                    _, packets = self._inbound.deliver_untrusted(sources, frames.records, whole, len(whole))
-            if frames.broken:
-                frames.refuse()
-        return len(view), packets
+        if records:
+            with memoryview(records) as whole:
+                _, packets = self._inbound.deliver_untrusted(sources, frames.records, whole, most)
+        if frames.broken:
+            frames.refuse()
+        return reached, packets
 
 
 def strip(buffer: memoryview, start: int, end: int) -> tuple[memoryview, int, int, int]:

@@ -187,7 +187,9 @@ def bare(data: bytes) -> None:
     half = len(data) // 2
     for part in (data[:half], data[half:]):
         with memoryview(part) as view:
-            inbound.deliver_untrusted(anybody, frames, view, 64)
+            reached = 0
+            while reached < len(view):
+                reached += inbound.deliver_untrusted(anybody, frames, view[reached:], 2)[0]
 
 
 def session(data: bytes) -> None:

@@ -56,9 +56,14 @@ class Arrivals:
     def _end(self) -> None:
         self.ended += 1
 
-    def feed(self, *parts: bytes) -> None:
+    def feed(self, *parts: bytes, most: int = 1) -> None:
+        """In turns of so many packets."""
         for part in parts:
-            self._inbound.deliver_untrusted(self._sources, self._frames, memoryview(part), 1)
+            view = memoryview(part)
+            while view:
+                reached, packets = self._inbound.deliver_untrusted(self._sources, self._frames, view, most)
+                assert packets <= most and (packets == most or reached == len(view))
+                view = view[reached:]
 
 
 def frames_of(records: bytes) -> tuple[list[bytes], int]:
@@ -75,14 +80,22 @@ def frames_of(records: bytes) -> tuple[list[bytes], int]:
     return packets, unfit
 
 
-@given(st.lists(st.integers(0, sum(len(frame(packet)) for packet in PACKETS)), max_size=8))
-def test_frames_come_in_any_cuts(cuts: list[int]) -> None:
+@given(st.lists(st.integers(0, sum(len(frame(packet)) for packet in PACKETS)), max_size=8), st.integers(1, 5))
+def test_frames_come_in_any_cuts_and_turns(cuts: list[int], most: int) -> None:
     data = b"".join(map(frame, PACKETS))
     edges = [0, *sorted(cuts), len(data)]
     arrivals = Arrivals()
-    arrivals.feed(*(data[begin:end] for begin, end in zip(edges, edges[1:], strict=False)))
+    arrivals.feed(*(data[begin:end] for begin, end in zip(edges, edges[1:], strict=False)), most=most)
     assert arrivals.packets == PACKETS and not arrivals.ended
     assert arrivals.counts.packets_received == arrivals.counts.packets_to_tun == len(PACKETS)
+
+
+def test_when_the_turn_is_over_nothing_is_taken() -> None:
+    arrivals = Arrivals()
+    view = memoryview(frame(PACKETS[2]))
+    assert arrivals._inbound.deliver_untrusted(arrivals._sources, arrivals._frames, view, 0) == (0, 0)
+    arrivals.feed(bytes(view))
+    assert arrivals.packets == [PACKETS[2]]
 
 
 @pytest.mark.parametrize("length", [0, 19, SUBNET_NODE_MTU + 1, 2**32 - 1])
