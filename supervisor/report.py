@@ -43,7 +43,7 @@ _PEERS_A_TURN = 32
 #: Of a peer's report: what is true of now only, and unknown without control.
 _STALE: dict[str, Any] = {
     "state": "unknown", "circuit": "unknown", "circuit_opened": 0, "last_error": "", "next_dial_s": -1.0,
-    "dials": 0, "dial_failures": 0, "ownership": (), "paths": (),
+    "seen_s": -1.0, "dials": 0, "dial_failures": 0, "ownership": (), "paths": (),
 }  # fmt: skip
 
 

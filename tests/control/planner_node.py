@@ -76,9 +76,9 @@ class Node:
         assert held is not None
         self.planner.session_down(held, "gone", failed, now_s)
 
-    def shard_left(self, shard: int) -> None:
+    def shard_left(self, shard: int, now_s: float = 0.0) -> None:
         self.book.shard_left(shard)
-        self.planner.shard_left(shard)
+        self.planner.shard_left(shard, now_s)
         self.flying = {pair: dial for pair, dial in self.flying.items() if pair[1] != shard}
 
     def want(

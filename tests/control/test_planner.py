@@ -307,3 +307,26 @@ def test_addresses_that_keep_changing_are_not_knocked_at_all_day() -> None:
             knocks += 1
             node.planner.dial_ended(dial, "refused", now_s)
     assert knocks <= 7
+
+
+@pytest.mark.parametrize("how", ["its session ends", "its shard is gone"])
+def test_who_is_gone_was_last_seen_when_its_last_session_ended(how: str) -> None:
+    node = Node("a", member("m"))
+    node.planner.shard_ready(0, 0.0)
+
+    def seen_s(now_s: float) -> float:
+        return node.planner.report(now_s)[0].seen_s
+
+    assert seen_s(5.0) == -1.0, "it was never there"
+    node.due(5.0)
+    session_id = node.succeed("m", 0, 5.0)
+    assert seen_s(9.0) == -1.0, "it is"
+    if how == "its session ends":
+        node.lose(session_id, 0, 10.0)
+    else:
+        node.shard_left(0, 10.0)
+        node.planner.shard_ready(0, 10.0)
+    assert seen_s(12.5) == 2.5
+    node.due(12.5)
+    node.succeed("m", 0, 13.0)
+    assert seen_s(14.0) == -1.0

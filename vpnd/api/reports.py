@@ -57,6 +57,13 @@ class PeerReport(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = "unknown"
     last_error: Annotated[str, told("Why the last dial failed; empty after a success.")] = ""
+    seen_s: Annotated[
+        float,
+        told(
+            "Since its last session ended; negative: one is up, or none was since control began.", "seconds"
+        ),
+        MEASURE,
+    ] = -1.0
     next_dial_s: Annotated[
         float, told("Until the next dial; negative when none is planned.", "seconds"), MEASURE
     ] = -1.0

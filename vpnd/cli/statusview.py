@@ -182,6 +182,8 @@ def why_not(peer: Peer) -> str:
         parts.append(f"circuit open{times}")
     elif peer.circuit == "half_open":
         parts.append("circuit half-open, one try is under way")
+    if peer.seen_s >= 0:
+        parts.append(f"last seen {duration(peer.seen_s)} ago")
     if peer.next_dial_s >= 0:
         parts.append(f"next try in {peer.next_dial_s:.1f} s")
     if peer.last_error:

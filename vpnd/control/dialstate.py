@@ -59,6 +59,8 @@ class PeerDials:
         self.dials = 0
         self.failures = 0
         self.last_error = ""
+        #: a session with it is up; when that ended last
+        self.present, self.gone_s = False, -NEVER
         self._counted_s = -NEVER  # when a failure counted last
         self._why = ""
         self._uniform = uniform
@@ -108,6 +110,10 @@ class PeerDials:
             # Packets waited for this very try: the next one comes as early as the circuit lets it.
             self.not_before_s = now_s
 
+    def gone(self, now_s: float) -> None:
+        """The last session with it that was up has ended."""
+        self.present, self.gone_s = False, now_s
+
     def lost(self, reason: str, begun_s: float, now_s: float) -> None:
         """The last session that was up has failed. It worked until now, so the next dial does not wait."""
         if self._counts(begun_s, now_s):
@@ -125,6 +131,7 @@ class PeerDials:
         self.retry.reset()
         self.not_before_s = self._counted_s = -NEVER
         self.last_error = self._why = ""
+        self.present = True
         if inbound:
             self.breaker.close()
         else:

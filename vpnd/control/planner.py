@@ -115,11 +115,13 @@ class Planner:
             self._lacking(peer, shard, now_s)
             self._reschedule(peer)
 
-    def shard_left(self, shard: int) -> None:
+    def shard_left(self, shard: int, now_s: float) -> None:
         """The shard is gone, and its sessions are out of the book. Dials for it are forgotten."""
         self._shards.discard(shard)
         for peer in self._peers.values():
             peer.shard_left(shard)
+            if peer.present and not self._book.connected(peer.member.peer_id):
+                peer.gone(now_s)
             self._reschedule(peer)
 
     # --- sessions
@@ -145,6 +147,8 @@ class Planner:
                 peer.failed(error, held.since_s, now_s, connected=connected, blame=failed)
             elif failed and not connected:
                 peer.lost(reason, held.since_s, now_s)
+            if held.up and not connected:
+                peer.gone(now_s)
             self._lacking(peer, held.shard, now_s)
             self._reschedule(peer)
 
@@ -288,6 +292,7 @@ class Planner:
             addresses=peer.member.addresses,
             state=state,
             last_error=peer.last_error,
+            seen_s=-1.0 if state == "connected" or peer.gone_s == -NEVER else now_s - peer.gone_s,
             next_dial_s=-1.0 if peer.due_s == NEVER else max(0.0, peer.due_s - now_s),
             dials=peer.dials,
             dial_failures=peer.failures,

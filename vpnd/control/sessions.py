@@ -189,7 +189,7 @@ class Sessions:
         if link is not None:
             link.scope.cancel()
             self._book.shard_left(index)
-            self._planner.shard_left(index)
+            self._planner.shard_left(index, self._now_s())
             self.settle()
 
     def _tell(self, told: list[messages.Message], whom: set[int] | None = None) -> None:
