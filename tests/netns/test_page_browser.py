@@ -59,6 +59,8 @@ def test_the_page_shows_the_mesh_and_its_traffic_at_a_glance() -> None:
             picture(browser, "phone")
             b.kill()
             wait_until(lambda: "1 of 2 peers connected" in text(browser), SOON_S, "who is gone is seen")
+            wait_until(lambda: "last seen" in text(browser), SOON_S, "and since when")
+            picture(browser, "gone")
             assert browser.errors == []
         for process in traffic:
             process.kill()
@@ -75,4 +77,5 @@ def svg(browser: Browser) -> str:
 
 def picture(browser: Browser, name: str) -> None:
     if PICTURES:
+        Path(PICTURES).mkdir(exist_ok=True)
         browser.screenshot(Path(PICTURES, f"page-{name}.png"))

@@ -162,7 +162,8 @@ function showTables(shown, rate) {
     shown.peers.map((peer) => {
       const state = make("span", { class: peer.state === "connected" ? "connected" : "notyet" },
         peer.kind ? (peer.via ? `relayed via ${peer.via}` : peer.kind) : peer.state);
-      const why = [peer.why, peer.circuit === "closed" ? "" : `circuit ${peer.circuit}`,
+      const seen = peer.seen_s < 0 ? "" : `last seen ${span(peer.seen_s)} ago`;
+      const why = [seen, peer.why, peer.circuit === "closed" ? "" : `circuit ${peer.circuit}`,
         peer.suspect ? `${peer.suspect} of ${peer.sessions} sessions suspect` : ""].filter(Boolean).join("; ");
       const { out, in: inward } = rate.peers.get(peer.id);
       return [peer.name, peer.ip, state, millis(peer.rtt_ms), bits(out), bits(inward), peer.drops || "", why];

@@ -49,6 +49,7 @@ def _peer(peer: Peer) -> dict[str, Any]:
         "ip": peer.virtual_ip,
         "state": peer.state,
         "why": peer.last_error,
+        "seen_s": peer.seen_s,
         "circuit": peer.circuit,
         "kind": kind,
         "via": via,
