@@ -22,6 +22,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from lab import Lab, Namespace, Node, Ping, check_logs, inside, mesh_of_nodes, ping, socket_in, wait_connected
 from lab.node import P2P_PORT
+from lab.processes import waited_seconds
 from lab.stranger import NOISE, Payload, Plain, Secured, honest
 from libp2p.utils.varint import encode_uvarint
 
@@ -56,11 +57,13 @@ def arena(nodes: int = 3, **settings: dict[str, Any]) -> Iterator[list[Node]]:
 
 
 class During:
-    """Round trips of honest members before an attack and beside it."""
+    """Round trips of honest members before an attack and beside it. `waited_ms`: how long processes on their way had to
+    wait for a CPU meanwhile, which is the machine's fault: packets go before everything else that a node does."""
 
     def __init__(self, before: Ping) -> None:
         self.before = before
         self.beside: Ping | None = None
+        self.waited_ms = 0.0
 
 
 @contextlib.contextmanager
@@ -72,8 +75,12 @@ def beside(source: Node, target: Node, seconds: float = ATTACK_S, address: str =
     lab, count, address = source.lab, int(seconds / PING_INTERVAL_S), address or target.virtual_ip
     during = During(ping(lab, source.namespace, address, count, PING_INTERVAL_S))
 
+    pids = [pid for node in (source, target) for pid in carriers(node)]
+
     def run() -> None:
+        waited_s = waited_seconds(pids)
         during.beside = ping(lab, source.namespace, address, count, PING_INTERVAL_S)
+        during.waited_ms = (waited_seconds(pids) - waited_s) * 1000
 
     thread = threading.Thread(target=run)
     thread.start()
@@ -83,11 +90,17 @@ def beside(source: Node, target: Node, seconds: float = ATTACK_S, address: str =
         thread.join()
 
 
+def carriers(node: Node) -> list[int]:
+    """The processes that a node's packets go through."""
+    status = node.ask()
+    return [status["supervisor"]["pid"], *(shard["pid"] for shard in status["shards"])]
+
+
 def assert_unharmed(during: During) -> None:
     """What every attack leaves to honest members: all their packets, in time."""
     before, beside = during.before, during.beside
     assert beside is not None
-    print(f"{beside} beside the attack, {before} without")
+    print(f"{beside} beside the attack, {before} without; {during.waited_ms:.0f} ms of waiting for a CPU")
     assert beside.loss == 0, f"lost {beside.loss:.1%}"
     assert beside.avg_ms <= before.avg_ms + SLOWER_MS
 

@@ -52,10 +52,9 @@ def nodes() -> Iterator[list[Node]]:
 
 
 def assert_not_held_up(during: During) -> None:
-    """Not one round trip takes long; but on a machine that others use, a few may without any attack."""
+    """Not one round trip takes long, but for what the machine, which others use too, makes it wait for a CPU."""
     assert_unharmed(during)
-    assert during.beside is not None and during.beside.p99_ms <= MOST_MS
-    assert not LONG or during.beside.max_ms <= max(MOST_MS, 2 * during.before.max_ms)
+    assert during.beside is not None and during.beside.max_ms <= MOST_MS + during.waited_ms
 
 
 def state(node: Node, peer_id: str) -> str:

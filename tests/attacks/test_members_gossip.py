@@ -26,6 +26,7 @@ from libp2p.kad_dht.pb.kademlia_pb2 import Message as TableMessage
 from vpnd import identity, why
 from vpnd.config.schema import Nat
 from vpnd.nat import messages as meeting
+from vpnd.peerid import from_public_key
 
 pytestmark = [pytest.mark.root, pytest.mark.alone]  # round trips are compared
 
@@ -37,6 +38,7 @@ MOST_SYNS = 15
 LONGER_S = 0.2
 STATUSES = 5
 LOOK_UPS = 24
+NOBODY = from_public_key(bytes(32))
 ETH_P_IP, SYN, ACK = 0x0800, 0x02, 0x10
 
 
@@ -162,7 +164,14 @@ def ask_to_be_dialed(member: Secured) -> None:
     member.receive(4)
 
 
-QUESTIONS = [ask_table, ask_why, ask_to_be_dialed]
+def ask_to_meet(member: Secured) -> None:
+    """Somebody who waits for nobody here."""
+    member.select(meeting.MEET)
+    member.send(framed(meeting.encode(meeting.Meet(os.urandom(meeting.TOKEN_BYTES), NOBODY))))
+    member.receive(4)
+
+
+QUESTIONS = [ask_table, ask_why, ask_to_be_dialed, ask_to_meet]
 
 
 @pytest.mark.parametrize("questions", [[one] for one in QUESTIONS] if LONG else [QUESTIONS])

@@ -46,6 +46,17 @@ def cpu_seconds(roots: Iterable[int]) -> float:
     return ticks / TICKS_PER_SECOND
 
 
+def waited_seconds(pids: Iterable[int]) -> float:
+    """How long these processes' first threads were ready to run and had no CPU, since they started, in seconds."""
+    waited_ns = 0
+    for pid in pids:
+        try:
+            waited_ns += int(Path(f"/proc/{pid}/schedstat").read_text().split()[1])
+        except OSError:
+            continue
+    return waited_ns / 1e9
+
+
 def pss_bytes(roots: Iterable[int]) -> int:
     """Memory of these processes and their descendants; pages shared by several count in proportion (PSS)."""
     return sum(map(own_pss_bytes, process_tree(roots)))
