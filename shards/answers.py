@@ -12,6 +12,7 @@ from shards.flow.flows import Discard
 from shards.flow.queues import Pending, ReorderBuffer
 from shards.peer.table import OPEN, Peer
 from shards.plane import Plane
+from shards.session.alone import Alone
 from shards.session.beside import DatagramLane
 from shards.session.link import Link, StreamLane
 from vpnd.api.messages import ProbeAnswer, ProbeRequest
@@ -35,6 +36,23 @@ def session_report(link: Link) -> SessionReport:
         segment_bytes=link.segment_bytes(),
         datagrams=None if link.beside is None else link.beside.report(),
         **link.traffic()._asdict(),
+    )
+
+
+def alone_report(alone: Alone) -> SessionReport:
+    """Of datagrams that have outlived their session."""
+    return SessionReport(
+        peer_id=alone.peer.peer_id,
+        session_id=alone.session_id,
+        initiator=alone.initiator,
+        state="alone",
+        rtt_ms=None,
+        streams=0,
+        queued_bytes=alone.beside.queue.bytes,
+        age_s=alone.age_s(),
+        queue_delay_ms=alone.beside.queue.delay_s * 1000,
+        datagrams=alone.beside.report(),
+        **alone.traffic()._asdict(),
     )
 
 
@@ -110,6 +128,8 @@ def _lane(plane: Plane, peer: Peer | None, key: int) -> StreamLane | None:
 def _why_none(peer: Peer | None, destination: str) -> str:
     if peer is None:
         return f"no peer owns {destination}"
+    if peer.pool.datagrams() is not None:
+        return "its connections carry nothing, packets go in datagrams"
     if peer.circuit == OPEN:
         return "its circuit is open, packets are dropped"
     return "packets wait for one"

@@ -31,7 +31,7 @@ from typing import Any
 
 import uvloop
 
-from shards.answers import probe, session_report
+from shards.answers import alone_report, probe, session_report
 from shards.control import ControlClient, ControlPort
 from shards.counters import Counters, Counts
 from shards.plane import Plane, Recurring
@@ -117,7 +117,10 @@ class Shard:
                 self._store_all()
                 status = messages.ShardStatus(
                     serial=serial,
-                    sessions=tuple(session_report(link) for link in self._plane.links.values()),
+                    sessions=(
+                        *(session_report(link) for link in self._plane.links.values()),
+                        *(alone_report(alone) for alone in self._plane.alone() if not alone.beside.leaving),
+                    ),
                     traffic=tuple(peer.traffic() for peer in self._plane.peers),
                 )
                 for part in parts.split(status):

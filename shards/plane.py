@@ -23,6 +23,7 @@ from shards.outbound import Outbound
 from shards.peer.choice import Choice
 from shards.peer.pool import lanes_of
 from shards.peer.table import Peer, PeerTable
+from shards.session.alone import Alone
 from shards.session.bare import BareLink
 from shards.session.beside import DatagramLane
 from shards.session.link import Link, StreamLane
@@ -119,7 +120,7 @@ class Plane:
         #: where datagrams come and go; None: everything goes over streams
         self.datagrams: DatagramSocket | None = None
         self._token = functools.partial(random.randrange, 1, MAX_TOKEN)
-        self._peer_of: dict[Link, Peer] = {}
+        self._peer_of: dict[Link | Alone, Peer] = {}
         self.tell_unreachable = Unreachable(live, write, now, counts).tell
         self.peers = PeerTable(
             self._make_peer,
@@ -156,8 +157,8 @@ class Plane:
     def end(self, reason: str) -> None:
         """Close every session, politely."""
         self._ended = True
-        for link in list(self.links.values()):
-            link.close(reason, failed=False, polite=True)
+        for carrier in list(self._peer_of):
+            carrier.close(reason, failed=False, polite=True)
         self.outbound.settle()
 
     def local_changed(self, local: tuple[str, ...]) -> None:
@@ -194,7 +195,7 @@ class Plane:
             return False
         path, beside, make_beside = established.path, NOWHERE, None
         if self.datagrams is not None and path.kind != RELAYED:
-            beside = Beside(self.datagrams.receiver(), self.datagrams.port)
+            beside = Beside(self.datagrams.receiver(), self.datagrams.port, self.datagrams.outside)
             make_beside = functools.partial(self._make_beside, self.datagrams, established, beside)
         session = Session(established, self._common.hello, self.live.config.session, self.now(), beside)
         if established.protocol == SUBNET_NODE:
@@ -221,21 +222,23 @@ class Plane:
         link: Link,
         theirs: Beside,
         fit: Fit | None,
-    ) -> DatagramLane[Link]:
+    ) -> DatagramLane[Link | Alone]:
         """The lane of datagrams beside a session whose peer takes them."""
         host, port = link.transport.remote()
         # Where the peer says, and where it listens for sessions, which a router may have given another number.
-        ports = (theirs.port, port) if established.initiator else (theirs.port,)
+        ports = (
+            (theirs.port, theirs.outside, port) if established.initiator else (theirs.port, theirs.outside)
+        )
         hosts = [(host, each) for each in ports if host and each]
         return DatagramLane(
             link, established, ours.receiver, theirs, hosts, fit, socket, self._common, self._token
         )
 
-    def datagrams_changed(self, link: Link) -> None:
-        if link.beside is not None:
-            how = "are used" if link.beside.usable else "are not used any more"
-            log.info("session %x with %s: datagrams beside it %s", link.session_id, link.peer.name, how)
-        self._peer_of[link].datagrams_changed(link)
+    def datagrams_changed(self, carrier: Link | Alone) -> None:
+        if carrier.beside is not None:
+            how = "are used" if carrier.beside.usable else "are not used any more"
+            self._say(carrier, "datagrams", f": datagrams beside it {how}")
+        self._peer_of[carrier].datagrams_changed(carrier)
 
     def lane_ready(self, lane: StreamLane) -> None:
         link = lane.carrier
@@ -244,10 +247,10 @@ class Plane:
             self._events.session_up(link)
         self._peer_of[link].lane_ready(lane)
 
-    def _say(self, link: Link, kind: str, what: str) -> None:
+    def _say(self, carrier: Link | Alone, kind: str, what: str) -> None:
         """A member can make and end sessions as often as it likes."""
-        text = f"session {link.session_id:x} with {link.peer.name}{what}"
-        self._seldom.log(logging.INFO, kind, text, link.peer.peer_id)
+        text = f"session {carrier.session_id:x} with {carrier.peer.name}{what}"
+        self._seldom.log(logging.INFO, kind, text, carrier.peer.peer_id)
 
     def lane_closed(self, lane: StreamLane) -> None:
         self._peer_of[lane.carrier].pool.lane_closed(lane)
@@ -276,17 +279,43 @@ class Plane:
         self._say(link, "closed", f": {reason}")
         del self.links[link.session_id]
         self.counts.sessions_closed += 1
-        self._peer_of.pop(link).carrier_closed(link)
+        peer = self._peer_of.pop(link)
+        beside = link.beside
+        if beside is not None and not beside.closed:
+            link.beside = None
+            if self.peers.get(peer.peer_id) is peer:
+                alone = Alone(link.session_id, peer, link.opened_s, beside, self, self._common)
+                self._peer_of[alone] = peer
+                peer.pool.carriers.append(alone)
+                beside.adopt(alone)
+                if beside.stalled:
+                    self._end_silent(peer)
+            else:
+                beside.end()
+        peer.carrier_closed(link)
         self._events.session_down(link, reason, failed)
+
+    def _end_silent(self, peer: Peer) -> None:
+        """TCP does not reach the peer: what was not heard from lately is no better than what has just ended."""
+        since_s = self.now() - self.live.config.carrier.stall_timeout
+        for link in list(self.links.values()):
+            if link.peer is peer and link.heard_s < since_s:
+                link.close("TCP does not reach the peer", lasts=True)
+
+    def alone_ended(self, alone: Alone, reason: str) -> None:
+        self._say(alone, "alone ended", f": datagrams without it end: {reason}")
+        self._peer_of.pop(alone).carrier_closed(alone)
 
     def network_changed(self, addresses: tuple[str, ...]) -> None:
         """The machine has other addresses, or has slept: end what cannot live on, look after the rest."""
         for link in list(self.links.values()):
             local = link.transport.local_address()
             if local and addresses and local not in addresses:
-                link.close("its local address is gone", failed=False)
+                link.close("its local address is gone", failed=False, lasts=True)
             else:
                 link.check_alive()
+        for alone in self.alone():
+            alone.check_alive()
 
     # --- from time to time
 
@@ -316,6 +345,10 @@ class Plane:
 
     # --- what is counted
 
+    def alone(self) -> list[Alone]:
+        """Datagrams that have outlived their sessions."""
+        return [carrier for carrier in self._peer_of if isinstance(carrier, Alone)]
+
     def queued(self) -> int:
         """Packets that wait, anywhere."""
         return self.outbound.waiting() + sum(peer.queued() for peer in self.peers)
@@ -324,7 +357,7 @@ class Plane:
         """Whether nothing waits for a session's turn, its transport, an acknowledgement, or another lane."""
         return not (
             self.outbound.waiting()
-            or any(link.load() for link in self.links.values())
+            or any(carrier.load() for carrier in self._peer_of)
             or any(peer.pool.held() for peer in self.peers)
         )
 
@@ -334,4 +367,4 @@ class Plane:
 
     def pinned(self) -> int:
         """Flows that have a stream now."""
-        return sum(len(lane.flows) for link in self.links.values() for lane in lanes_of(link))
+        return sum(len(lane.flows) for carrier in self._peer_of for lane in lanes_of(carrier))

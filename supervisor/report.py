@@ -36,8 +36,8 @@ from vpnd.metrics import (
 from vpnd.packet.record import Offload
 from vpnd.version import __version__
 
-#: States of datagrams beside a session, the best first.
-_DATAGRAMS = ("used", "unused", "silent")
+#: States of datagrams beside a session: that there is none any more first, then the best.
+_DATAGRAMS = ("alone", "used", "unused", "silent")
 #: Rows made while packets wait; each takes some 10 µs.
 _PEERS_A_TURN = 32
 #: Of a peer's report: what is true of now only, and unknown without control.
@@ -207,7 +207,9 @@ def _peer(who: PeerReport, sessions: list[SessionReport], slots: list[ShardSlot]
     """Sums over its sessions, but the best round trip and the longest queue; a session that is up is known better by
     its shard than by control."""
     fields = asdict(who)
-    if any(session.state == "up" for session in sessions):
+    datagrams = _datagrams(sessions)
+    sessions = [session for session in sessions if session.state != "alone"]
+    if any(session.state == "up" for session in sessions) or datagrams.get("datagrams") == "alone":
         fields["state"] = "connected"
     traffic = [slot.traffic for slot in slots]
     rtts = [session.rtt_ms for session in sessions if session.rtt_ms is not None]
@@ -224,13 +226,13 @@ def _peer(who: PeerReport, sessions: list[SessionReport], slots: list[ShardSlot]
             (session.segment_bytes for session in sessions if session.segment_bytes), default=0
         ),
         drops=drops_with(who.peer_id, traffic),
-        **_datagrams(sessions),
+        **datagrams,
         **traffic_with(who.peer_id, traffic),
     )
 
 
 def _datagrams(sessions: list[SessionReport]) -> dict[str, Any]:
-    """Of the session whose datagrams are best off."""
+    """Of the session whose datagrams are told of first."""
     told = [session.datagrams for session in sessions if session.datagrams is not None]
     if not told:
         return {}

@@ -198,7 +198,7 @@ _PEER: dict[str, tuple[metrics.Metric, Callable[[Peer], float | None]]] = {
     ),
     "datagrams_used": (
         metrics.Metric("Whether packets go in datagrams beside a session.", "0 or 1", True),
-        lambda peer: peer.datagrams == "used",
+        lambda peer: peer.datagrams in ("used", "alone"),
     ),
     "datagram_rtt_seconds": (
         metrics.Metric("Round trip of datagrams.", "seconds", True),

@@ -186,8 +186,9 @@ class Peer(PeerReport, frozen=True):
     datagrams: Annotated[
         str,
         told(
-            "Datagrams beside its sessions: used, unused (the way is short, streams are as good), silent (none arrive) "
-            "or none (one of the two nodes takes none)."
+            "Datagrams beside its sessions: used, unused (the way is short, streams are as good), silent "
+            "(none arrive), alone (no session carries anything, all goes in datagrams) or none (one of the two nodes "
+            "takes none)."
         ),
     ] = "none"
     datagram_rtt_ms: Annotated[

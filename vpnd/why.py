@@ -510,6 +510,9 @@ def _session(facts: Facts, peer: Peer) -> Step:
             "it is given up after health.max_consecutive_failures probes, and another one is made",
             **counters,
         )
+    if peer.datagrams == "alone":
+        says = "there is none: its connections carry nothing, everything goes in datagrams"
+        return Step(name="session", says=says, counters=counters)
     if not facts.probed:
         return Step(name="session", verdict=UNKNOWN, says="the shard did not tell", counters=counters)
     return _stops(

@@ -43,7 +43,9 @@ class Association:
     """Owner: the session's link. `receiver`: the id that the peer has told. `candidates`, `draw`: see Path.
 
     `deliver(records)` gets whole records, which are a peer's word, borrowed until it returns; `bad(reason)` is told of
-    a slice that is none. `used`: see `use`; the owner sets it to False when it calls Path.step.
+    a slice that is none. `used`: see `use`; the owner sets it to False when it calls Path.step. `alone`: the session
+    has ended, and the peer is told so; `peer_alone`: the peer has said so. `seen_port`: from which it
+    sees us come, 0: it has not said so.
     """
 
     def __init__(
@@ -61,7 +63,8 @@ class Association:
         self.path = Path(live, candidates, draw, now_s)
         self.deliver = deliver
         self.opener = Opener(established.cipher, established.receive_key)
-        self.used = False
+        self.used = self.alone = self.peer_alone = False
+        self.seen_port = 0
         self._sealer = Sealer(established.cipher, established.send_key, receiver)
         self._plain, self._bad = plain, bad
 
@@ -92,9 +95,10 @@ class Association:
     def seal_probe(self, batch: Batch, probe: Probe) -> None:
         """One of `path.probes`. The batch has room for it."""
         opener = self.opener
-        word = spec.PROBE_WORD | (0 if probe.token else spec.ANSWER)
+        word = spec.PROBE_WORD | (0 if probe.token else spec.ANSWER) | (spec.ALONE if self.alone else 0)
         highest = max(opener.top, 0)
-        body = spec.PROBE.pack(word, probe.token or probe.answers, highest, opener.received)
+        port = 0 if probe.token else probe.address[1]
+        body = spec.PROBE.pack(word, probe.token or probe.answers, highest, opener.received, port)
         self._sealer.seal(batch, body + bytes(probe.size - spec.OVERHEAD_BYTES - len(body)))
 
     # --- in
@@ -157,11 +161,13 @@ class Association:
     def _take_probe_untrusted(self, body: memoryview, address: Address, now_s: float) -> None:
         if len(body) < spec.PROBE_BYTES:
             raise RemoteProtocolError(f"a probe of {len(body)} bytes")
-        word, token, highest, received = spec.PROBE.unpack_from(body)
+        word, token, highest, received, port = spec.PROBE.unpack_from(body)
         path = self.path
+        self.peer_alone = bool(word & spec.ALONE)
         if highest < self._sealer.counter:
             path.told(highest, received, now_s)
         if word & spec.ANSWER:
+            self.seen_port = port
             path.answered(address, token, now_s)
         else:
             path.asked(address, token)

@@ -1,8 +1,9 @@
 """How fast datagrams go out: as fast as they come, until the path loses a good part of them.
 
 A path that loses more than carrier.loss_limit of what is sent is taken to be slower than that: from then on a little
-less goes out than arrived, what is too much waits in the fair queue in front, and the node's own streams on the same
-path keep a share. The pace is raised step by step while less is lost, until it holds nothing back.
+less goes out than arrived, and what is too much waits in the fair queue in front. Where the session's own streams have
+more to send, too, each of the two gets half of what arrives. The pace is raised step by step while less is lost, until
+it holds nothing back.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ _LEAST = 16_384
 
 
 class Pace:
-    """A token bucket in bytes. Owner: the path. `rate` None: nothing is held back."""
+    """A token bucket in bytes. Owner: the path. `rate` None: nothing is held back. `beside`: bytes a second that arrive
+    of the streams beside, if more is waiting to be sent there."""
 
     def __init__(self, live: Live) -> None:
         self._live = live
         self.rate: float | None = None
+        self.beside: float | None = None
         self._tokens = self._filled_s = 0.0
         self._bytes = self._datagrams = 0
         self._used = False  # it has held something back since the last report
@@ -53,16 +56,19 @@ class Pace:
         self._bytes = self._datagrams = 0
         used, self._used = self._used, False
         lost = sent * loss
+        arrived = sent - lost
+        arrives = arrived * size / max(within_s, 1e-3)
         if loss > self._live.config.carrier.loss_limit and lost >= (_BEGIN if self.rate is None else _GO_ON):
-            arrived = sent - lost
-            arrives = arrived * size / max(within_s, 1e-3)
-            self.rate = max(_LEAST, min(arrives, self.rate or arrives) * _BACK_OFF)
+            self.rate = min(arrives, self.rate or arrives) * _BACK_OFF
             self._tokens = min(self._tokens, 0.0)
         elif self.rate is not None:
             if used:
                 self.rate *= _RAISE
             else:
                 self.free()
+        if self.rate is not None:
+            fair = self.rate if self.beside is None else (arrives + self.beside) / 2
+            self.rate = max(_LEAST, min(self.rate, fair))
 
     def free(self) -> None:
         """Nothing is held back any more."""

@@ -15,6 +15,7 @@ No clock here: times are arguments, in seconds.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -53,9 +54,10 @@ class _Sent(NamedTuple):
 class Path:
     """Of one association, which owns it. `candidates`: where the peer may be, tried in turn. `draw()`: a token.
 
-    `probes`: what is to be sent now; the owner empties it. `size`: the largest datagram that arrives, in bytes of UDP
-    payload. Of round trips: `rtt_s`, `jitter_s` (how much it changes, RFC 3550) and `least_rtt_s` (since the path is
-    alive). `loss`: of what we sent, None until it is known.
+    `probes`: what is to be sent now; the owner empties it. `since_s`: when it came alive or fell silent. `confirmed_s`:
+    when the latest probe that was answered was sent. `size`: the largest datagram that arrives, in bytes of payload.
+    Of round trips: `rtt_s`, `jitter_s` (how much it changes, RFC 3550) and `least_rtt_s` (since the path is alive).
+    `loss`: of what we sent, None until it is known.
     """
 
     def __init__(
@@ -65,6 +67,8 @@ class Path:
         self._candidates = list(candidates)
         self.address: Address | None = candidates[0] if candidates else None
         self.alive = False
+        self.since_s = now_s
+        self.confirmed_s = -math.inf
         self.size = spec.BASE_BYTES
         self.probes: list[Probe] = []
         self.rtt_s: float | None = None
@@ -129,8 +133,12 @@ class Path:
         self._wait_s = self._live.config.carrier.probe_interval
         self.next_s = min(self.next_s, max(now_s, self._asked_s + self._wait_s))
 
+    def doubt(self, now_s: float) -> None:
+        """Whatever was known of it may be true no longer: it is silent until a probe is answered."""
+        self._fall_silent(now_s)
+
     def _fall_silent(self, now_s: float) -> None:
-        self.alive = False
+        self.alive, self.since_s = False, now_s
         self.size, self._rounds = spec.BASE_BYTES, 0
         self._fails_s = self._told = None
         self._wait_s = self._live.config.carrier.probe_interval
@@ -178,6 +186,7 @@ class Path:
         if sent is None or sent.address != address:
             return
         self._measure(now_s - sent.sent_s)
+        self.confirmed_s = max(self.confirmed_s, sent.sent_s)
         if address != self.address:
             if self.alive and address != self._proposed:
                 return
@@ -189,7 +198,7 @@ class Path:
         self._fails_s = None
         self.size = max(self.size, sent.size)
         if not self.alive:
-            self.alive = True
+            self.alive, self.since_s = True, now_s
             self.least_rtt_s = now_s - sent.sent_s
             self._wait_s = self._live.config.carrier.probe_interval
             self._rounds, self._search_s = _ROUNDS, now_s + self._live.config.carrier.search_interval

@@ -9,8 +9,9 @@ A body begins with a u32 whose upper byte says what it is:
 
     0x00   records, whole, as many as fit: the u32 is the first one's length
     0x01   a slice of a superpacket (vpnd/packet/offload/slices.py)
-    0x02   a probe: u32, token u64, highest counter that has come u64, datagrams that have come u64, padding;
-           the lowest bit of the u32: it is the answer to the probe of that token
+    0x02   a probe: u32, token u64, highest counter that has come u64, datagrams that have come u64, port u16, padding;
+           of the u32 bit 0: it is the answer to the probe of that token; bit 1: the sender's session has ended, and is
+           to end at the receiver too. An answer's port is that from which the probe came, as a NAT has made it
 
 Keys: HKDF-SHA256 of the session's key of the same direction with a label, for each further epoch of the key before.
 """
@@ -38,10 +39,10 @@ WINDOW = 4096
 
 #: The first byte of a body.
 RECORDS, SLICED, PROBED = 0, SLICE >> 24, 2
-PROBE = struct.Struct(">IQQQ")
+PROBE = struct.Struct(">IQQQH")
 PROBE_BYTES = PROBE.size
 PROBE_WORD = PROBED << 24
-ANSWER = 1
+ANSWER, ALONE = 1, 2
 MAX_TOKEN = (1 << 64) - 1
 
 #: UDP payloads. Every path carries the first (RFC 8899, 5.1.2); the others are what common links take: Ethernet's jumbo

@@ -44,6 +44,9 @@ class DatagramLane(Lane, Protocol):
     def traffic(self) -> Traffic:
         """Everything in datagrams so far, both ways; it is part of the carrier's."""
 
+    def silent_s(self, now_s: float) -> float:
+        """For how long datagrams have not reached the peer."""
+
 
 class Carrier(Protocol):
     """A session with a peer. Its events come as methods of whoever made it, between batches only."""
@@ -51,6 +54,8 @@ class Carrier(Protocol):
     #: this side dialed: who did opens the first lanes, rotates it and closes it when it is idle
     initiator: bool
     opened_s: float
+    #: the session has ended, datagrams beside it have not: there are no lanes any more
+    alone: bool
 
     @property
     def relayed(self) -> bool:

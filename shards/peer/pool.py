@@ -5,6 +5,8 @@
               packets are held back until everything sent on it has arrived (a barrier: a ping behind it, answered),
               then they move to other lanes. So no flow is reordered and nothing is lost.
     lost      a lane whose session has ended: flows and queued packets move at once; packets in flight are lost
+    outlived  datagrams beside a session that has ended still reach the peer: a carrier without lanes, which has all
+              flows until there is a session again (shards/session/alone.py)
 
 Control makes the sessions; the pool only says how many it wants. A session is replaced make-before-break:
 the pool asks for one more, and leaves the old one when that is up. The side that dialed a session rotates it and closes
@@ -22,7 +24,7 @@ from typing import Protocol
 from shards.counters import Counts, Dropping
 from shards.flow.flows import Chunk, Flow, unpin
 from shards.flow.queues import ReorderBuffer
-from shards.peer.carrier import Carrier, Lane
+from shards.peer.carrier import Carrier, DatagramLane, Lane
 from shards.peer.choice import Choice, keeps_order
 from vpnd.config.live import Live
 from vpnd.resilience import Retry
@@ -133,6 +135,9 @@ class StreamPool:
         for carrier in self.carriers:
             if carrier.peer_left and not carrier.left and carrier is not lane.carrier:
                 self.leave(carrier)
+        for carrier in self.carriers:
+            if carrier.alone and carrier.beside is not None and not carrier.beside.leaving:
+                self._leave_alone(carrier, carrier.beside, lane.carrier)
         for carrier in self.carriers:
             detour = carrier.relayed and not lane.carrier.relayed
             small = carrier.doubted and not (carrier.suspect or lane.carrier.doubted)
@@ -272,15 +277,25 @@ class StreamPool:
         lane.leaving = True
         self._hold(lane.carrier, set(lane.flows), lane)
 
-    def _hold(self, carrier: Carrier, flows: set[Flow], leaving: Lane | None) -> None:
-        """Hold flows back until what they sent over the carrier has arrived; then close the lane that is left."""
+    def _leave_alone(self, alone: Carrier, lane: Lane, session: Carrier) -> None:
+        """There is a session again. The peer may not know yet: what it sends is taken for a while."""
+        lane.leaving = True
+        self._move(alone, set(lane.flows), session)
+        self._loop.call_later(self._live.config.session.drain_timeout, self._end, alone)
+
+    def _hold(
+        self, carrier: Carrier, flows: set[Flow], leaving: Lane | None, asked: Carrier | None = None
+    ) -> None:
+        """Hold flows back until what they sent over the carrier has arrived; then close the lane that is left. `asked`:
+        the session whose answer says so, if it is another one."""
         buffer = ReorderBuffer(self._live, self._drops, self._now)
         for chunk in carrier.take_queued(flows):
             buffer.hold(chunk)
         for flow in flows:
             flow.pin(buffer)
-        self._reordering[buffer] = carrier
-        carrier.barrier(lambda _: self._release(buffer, leaving))
+        asked = asked or carrier
+        self._reordering[buffer] = asked
+        asked.barrier(lambda _: self._release(buffer, leaving))
         self._loop.call_later(self._live.config.session.drain_timeout, self._release, buffer, leaving)
 
     # --- datagrams beside sessions
@@ -306,11 +321,13 @@ class StreamPool:
         elif lane is not None:
             self._move(carrier, set(lane.flows))
 
-    def _move(self, carrier: Carrier, flows: set[Flow]) -> None:
+    def _move(self, carrier: Carrier, flows: set[Flow], asked: Carrier | None = None) -> None:
         ordered = {flow for flow in flows if keeps_order(flow.key)}
+        if (asked or carrier).alone:  # it has nobody to ask
+            ordered.clear()
         self.abandon(carrier, flows - ordered)
         if ordered:
-            self._hold(carrier, ordered, None)
+            self._hold(carrier, ordered, None, asked)
 
     def _release(self, buffer: ReorderBuffer, lane: Lane | None) -> None:
         """Everything sent on the lane has arrived, or never will: its flows move."""
@@ -380,7 +397,20 @@ class StreamPool:
                 self.leave(carrier)
                 spare -= len(lanes)
         self.fill()
+        for carrier in list(self.carriers):
+            if carrier.alone and carrier.beside is not None:
+                self._maintain_alone(carrier, carrier.beside, now_s)
         self.tell_wanted(urgent=False)  # a suspect may have recovered, the limits may be others
+
+    def _maintain_alone(self, alone: Carrier, lane: DatagramLane, now_s: float) -> None:
+        """Datagrams that have outlived their session are no substitute for one."""
+        session = self._live.config.session
+        if lane.silent_s(now_s) >= session.user_timeout or now_s - alone.opened_s >= session.max_age:
+            alone.close("silent, or too old")
+        elif not (lanes := self.lanes()):
+            self.tell_wanted(urgent=True)
+        elif not lane.leaving and not lanes[0].carrier.suspect:
+            self._leave_alone(alone, lane, lanes[0].carrier)
 
     def fill(self) -> None:
         """Open streams up to the minimum, on sessions this side dialed, so that the two sides do not both do it."""

@@ -80,7 +80,7 @@ class Peer:
         """Where a flow's packets go: a lane; without one they are pending, or discarded if the circuit is open."""
         lane = self.pool.datagrams() if self._host.choice.datagrams(key) else None
         if lane is None:
-            lane = self.multiplexer.pick()
+            lane = self.multiplexer.pick() or self.pool.datagrams()
         if lane is not None:
             self._host.counts.streams_acquired += 1
             return lane
@@ -106,6 +106,9 @@ class Peer:
     def lane_ready(self, lane: Lane) -> None:
         """A lane is open: send the pending packets."""
         self.pool.lane_ready(lane)
+        self._send_pending()
+
+    def _send_pending(self) -> None:
         unpin(self._discard)
         unpin(self.pending)
         if self.pending.queue:
@@ -116,6 +119,8 @@ class Peer:
     def datagrams_changed(self, carrier: Carrier) -> None:
         """Datagrams beside a session can be used from now on, or not any more."""
         self.pool.datagrams_changed(carrier, self._host.choice)
+        if self.pool.datagrams() is not None:
+            self._send_pending()
 
     def carrier_closed(self, carrier: Carrier) -> None:
         """Keep what it has counted; flows and queue go elsewhere."""

@@ -22,7 +22,10 @@ from shards.datagram.path import Address
 from shards.flow.fair import FairQueue
 from shards.flow.flows import STAY, Chunk, Flow, Sink
 from shards.inbound import Reassembly, received
+from shards.session.courtesy import Courtesy
+from shards.session.health import StallWatch
 from shards.session.surroundings import Fit, Remote, Surroundings
+from shards.session.transport import TcpState, Transport
 from shards.session.udp import DatagramSocket
 from shards.stream.negotiate import Beside
 from vpnd.api.reports import DatagramReport
@@ -54,6 +57,9 @@ class Session(Protocol):
 
     def datagrams_changed(self) -> None:
         """See DatagramLane.usable: it has changed. Never within a batch."""
+
+    def ended_there(self) -> None:
+        """The peer has ended the session, and its datagrams live on."""
 
 
 Carrier = TypeVar("Carrier", bound=Session)
@@ -104,6 +110,8 @@ class DatagramLane(Generic[Carrier]):
             self._deliver, carrier.peer.drops.plain, draw, common.now(),
         )  # fmt: skip
         self._path = self.association.path
+        self._stall, self._courtesy = StallWatch(common.now()), Courtesy(common.live)
+        self._seen_in_streams = self._seen_here = 0  # bytes sent, by `give_way`
         socket.enter(ours, self)
         self._arm()
 
@@ -268,6 +276,8 @@ class DatagramLane(Generic[Carrier]):
                 name_of_all = f"datagrams_{name}"
                 setattr(counts, name_of_all, getattr(counts, name_of_all) + count - counted[name])
                 counted[name] = count
+        if self.association.peer_alone:
+            self.carrier.ended_there()
         self._look()
 
     def refused(self, size: int) -> None:
@@ -302,12 +312,60 @@ class DatagramLane(Generic[Carrier]):
     def _is_worth_it(self) -> bool:
         """Where a round trip is short, a lost segment of a stream is sent again before anybody notices."""
         carrier = self._live.config.carrier
-        return carrier.choice == "datagrams" or self._path.least_rtt_s >= carrier.least_rtt
+        if carrier.choice == "datagrams" or not self.carrier.lanes:
+            return True
+        return self._path.least_rtt_s >= carrier.least_rtt
+
+    # --- the streams
+
+    def look(self, tcp: TcpState | None, transport: Transport, in_streams: int, more: bool) -> bool:
+        """From time to time, at the session's connection, so that neither of the two gets all of the way; `tcp` None:
+        nothing was sent in it. `in_streams`: bytes sent in streams so far; `more`: others wait. Whether it carries
+        nothing, though datagrams reach the peer."""
+        now_s, path = self._now(), self._path
+        path.pace.beside = tcp.rate if tcp is not None and more else None
+        if tcp is not None:
+            self._give_way(tcp, transport, in_streams)
+        stall = self._stall.look(tcp, now_s)
+        if stall is None:
+            return False
+        if stall.noticed_s == now_s:
+            self.hurry()
+        answered = path.alive and path.since_s < stall.since_s and path.confirmed_s >= stall.noticed_s
+        least_s = max(self._live.config.carrier.stall_timeout, 4 * (path.rtt_s or 0.0))
+        return answered and now_s - stall.since_s >= least_s
+
+    def _give_way(self, tcp: TcpState, transport: Transport, in_streams: int) -> None:
+        streams, here = in_streams - self._seen_in_streams, self.bytes_sent - self._seen_here
+        self._seen_in_streams, self._seen_here = in_streams, self.bytes_sent
+        if self._courtesy.look(tcp, self._path.jitter_s, streams, here if self.usable else 0):
+            transport.limit(self._courtesy.rate)
+
+    @property
+    def stalled(self) -> bool:
+        """What the last look found."""
+        return self._stall.stall is not None
+
+    def session_ends(self, lasts: bool) -> None:
+        """See Link.close: then the lane lives on, if it has lived, and may get another carrier."""
+        if not lasts or not self._path.alive:
+            self.end()
+            return
+        if not self.stalled and not self.association.peer_alone:  # who has ended it may be gone
+            self._path.doubt(self._now())
+
+    def adopt(self, carrier: Carrier) -> None:
+        """From now on it is beside `carrier`, and the peer is told. After `session_ends`."""
+        self.carrier = carrier
+        self.association.alone = True
+        self.hurry()
+        self._path.next_s = self._now()
+        self._look()
 
     def hurry(self) -> None:
         """Something happened that paths do not always survive, or that lets them live again."""
         if not self.closed:
-            self._path.hurry(self._now())
+            self.association.use(self._now())
             self._arm()
 
     def _arm(self) -> None:
@@ -324,18 +382,27 @@ class DatagramLane(Generic[Carrier]):
         """Everything so far, both ways."""
         return sent(self).plus(received(self.reassembly))
 
+    def silent_s(self, now_s: float) -> float:
+        """See DatagramLane."""
+        return 0.0 if self._path.alive else now_s - self._path.since_s
+
     def report(self) -> DatagramReport:
         """How the path is."""
         path, opener = self._path, self.association.opener
         lost, expected = opener.missed - opener.late, opener.top + 1
         return DatagramReport(
-            state="used" if self.usable else "unused" if path.alive else "silent",
+            state=self._state(),
             rtt_ms=None if path.rtt_s is None else path.rtt_s * 1000,
             jitter_ms=path.jitter_s * 1000,
             loss_out=path.loss,
             loss_in=lost / expected if expected else None,
             size=path.size,
         )
+
+    def _state(self) -> str:
+        if not self._path.alive:
+            return "silent"
+        return "unused" if not self.usable else "used" if self.carrier.lanes else "alone"
 
     def idle_since(self, now_s: float) -> float:
         """See Lane: it is not closed for being idle."""

@@ -1,4 +1,4 @@
-"""Whether a session is alive: probes, signs of life, and what is concluded; and whether its large segments arrive.
+"""Whether a session is alive: probes, signs of life, and what is concluded; and whether what it sends arrives.
 
     healthy ── a probe, nothing heard for the timeout ──▶ suspect ── max_consecutive_failures in all ──▶ dead
        ▲                                                    │
@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import enum
 from collections.abc import Callable
+from typing import NamedTuple
 
 from shards.session.transport import TcpState
 from shards.stream.spec import DATA_OVERHEAD_BYTES
@@ -21,6 +22,8 @@ from vpnd.config.live import Live
 
 #: The part of the control frames a peer may send at once that a proof takes: enough for segments of 15 KB.
 _OF_BURST = 4
+#: Retransmissions in a row after which a lost packet is no longer the likely reason.
+_REPEATED = 2
 
 
 class Verdict(enum.Enum):
@@ -198,3 +201,29 @@ class Proof:
     def failed(self, now_s: float) -> bool:
         """Some were not answered in time."""
         return self.under_way and now_s - self._begun_s >= self._live.config.health.timeout
+
+
+class Stall(NamedTuple):
+    """Since `since_s` nothing that was sent has been acknowledged; `noticed_s`: when that was seen."""
+
+    since_s: float
+    noticed_s: float
+
+
+class StallWatch:
+    """Whether anything of what a session sends is acknowledged: `look` from time to time. `stall`: what the last look
+    found. Owner: the lane of datagrams beside it."""
+
+    def __init__(self, now_s: float) -> None:
+        self.stall: Stall | None = None
+        self._acknowledged = 0
+        self._since_s = now_s
+
+    def look(self, tcp: TcpState | None, now_s: float) -> Stall | None:
+        """`tcp` None: nothing was sent."""
+        if tcp is None or not tcp.unacknowledged or tcp.acknowledged_bytes != self._acknowledged:
+            self._acknowledged = tcp.acknowledged_bytes if tcp is not None else self._acknowledged
+            self._since_s, self.stall = now_s, None
+        elif self.stall is None and tcp.retransmissions >= _REPEATED:
+            self.stall = Stall(self._since_s, now_s)
+        return self.stall

@@ -9,10 +9,9 @@ on.
 Closing only marks: whatever finds the end, in the middle of a batch of packets or of events, `LinkEvents.link_closed`
 comes behind it (`Outbound.after_batch`), and what is submitted to a closed lane until then goes back to `Outbound`.
 
-Back-pressure. Out: sealed bytes wait only for a transport that is full; as long as it is, and as long as the
-peer's window is shut, packets wait unsealed in a fair queue (shards/flow/fair.py), so that a slow peer costs the
-ring nothing and a small flow does not wait for a large one. In: what was read goes into the TUN at once,
-which does not block; a shard that is too slow is a socket that is read late.
+Back-pressure. Out: sealed bytes wait only for a transport that is full; as long as it is, or the peer's window is shut,
+packets wait unsealed in a fair queue (shards/flow/fair.py): a slow peer costs the ring nothing, and a small flow does
+not wait for a large one. In: what was read goes into the TUN at once; a shard that is too slow reads its sockets late.
 """
 
 from __future__ import annotations
@@ -27,6 +26,7 @@ from shards.counters import Traffic, sent
 from shards.flow.fair import FairQueue
 from shards.flow.flows import STAY, Chunk, Flow
 from shards.inbound import Reassembly, received
+from shards.session.alone import Alone
 from shards.session.beside import DatagramLane
 from shards.session.health import HealthTimer, Proof, SegmentWatch, Verdict
 from shards.session.surroundings import Delivery, Fit, Remote, Surroundings
@@ -65,7 +65,7 @@ class LinkEvents(Protocol):
     def link_recovered(self, link: Link) -> None:
         """It was suspect, and something was heard."""
 
-    def datagrams_changed(self, link: Link) -> None:
+    def datagrams_changed(self, carrier: Link | Alone) -> None:
         """Its lane of datagrams may be used from now on, or not any more."""
 
     def link_closed(self, link: Link, reason: str, failed: bool) -> None:
@@ -75,9 +75,8 @@ class LinkEvents(Protocol):
 class StreamLane:
     """One open stream of a link, as flows see it: a Lane. Owner: its link.
 
-    It is used both ways: both nodes pin flows to it, whoever opened the stream. `fit` makes of a span what the peer
-    takes, if that is less than our TUN gives (see fit_span). `reassembly` is the other direction: what the peer sends
-    on the stream.
+    Both nodes pin flows to it, whoever opened the stream. `fit` makes of a span what the peer takes, if that is less
+    than our TUN gives (see fit_span). `reassembly`: what the peer sends on the stream.
     """
 
     __slots__ = (
@@ -137,19 +136,18 @@ class Link:
         events: LinkEvents,
         common: Surroundings,
         path: Path,
-        make_beside: Callable[[Link, Beside, Fit | None], DatagramLane[Link]] | None = None,
+        make_beside: Callable[[Link, Beside, Fit | None], DatagramLane[Link | Alone]] | None = None,
         prove: bool = False,
     ) -> None:
-        """`path`: how it reaches the peer, for those who ask. `make_beside`: of what the peer says of datagrams and
-        what fits it; None where this node takes none. `prove`: see that large segments arrive before packets are sent.
-        """
+        """`path`: how it reaches the peer. `make_beside`: of what the peer says of datagrams and what fits it; None where
+        this node takes none. `prove`: see that large segments arrive before packets are sent."""
         self.session_id, self.initiator, self.peer, self.path = session_id, initiator, peer, path
         self.now = common.now
         self.queue = FairQueue(common.live, peer.drops)
         self.lanes: list[StreamLane] = []
-        self.beside: DatagramLane[Link] | None = None
+        self.beside: DatagramLane[Link | Alone] | None = None
         self.rtt_s: float | None = None
-        self.closed = self.left = self.peer_left = False
+        self.closed = self.left = self.peer_left = self.alone = False
         self.opened_s = self.heard_s = self.now()
         self.health = HealthTimer(common.live, self.now, lambda: self.heard_s, self._on_verdict)
         self.packets_sent = self.segments_sent = self.bytes_sent = 0
@@ -195,10 +193,9 @@ class Link:
     # --- out: stage 4
 
     def send(self, lane: StreamLane, buffer: memoryview, start: int, end: int, packets: int) -> None:
-        """Seal the records in buffer[start:end], or queue them by flow; closed, give them back.
+        """Seal the records in buffer[start:end], or queue them by flow; closed, give them back. `flush` ends a batch.
 
-        borrowed: `buffer`, until this returns; SCRATCH bytes in front of `start` are overwritten. Call
-        `flush` at the end of a batch.
+        borrowed: `buffer`, until this returns; SCRATCH bytes in front of `start` are overwritten.
         """
         if self._full or self.queue.packets or not self._seal(lane, buffer, start, end, packets):
             if self.closed:
@@ -242,11 +239,10 @@ class Link:
         except BlockingIOError:
             self._wait_writable()
         except OSError as error:
-            self.close(f"send: {os.strerror(error.errno or 0)}", failed=not self.leaving)
+            self.close(f"send: {os.strerror(error.errno or 0)}", failed=not self.leaving, lasts=True)
             return
         if self._unchecked >= self._most_unsent:
-            # A socket takes more than TCP_NOTSENT_LOWAT in one call; what is beyond it would wait there, in
-            # order of arrival, instead of in the fair queue.
+            # A socket takes more than TCP_NOTSENT_LOWAT in one call, which would wait there and not in the fair queue.
             self._unchecked = 0
             if not self._full and self.transport.unsent() > self._most_unsent:
                 self._wait_writable()
@@ -295,7 +291,7 @@ class Link:
             return
         except OSError as error:
             # The end of a session that is being left may come as a reset: the peer had not read our last pings.
-            self.close(f"receive: {os.strerror(error.errno or 0)}", failed=not self.leaving)
+            self.close(f"receive: {os.strerror(error.errno or 0)}", failed=not self.leaving, lasts=True)
             return
         if not count:
             self.close("closed by the peer", failed=not self.leaving)
@@ -486,7 +482,7 @@ class Link:
             case Verdict.DEAD:
                 self._counts.health_failures += 1
                 self._counts.health_deaths += 1
-                self.close("no sign of life")
+                self.close("no sign of life", lasts=True)
 
     def _probe(self) -> None:
         self._counts.health_probes += 1
@@ -499,22 +495,27 @@ class Link:
             self.beside.hurry()
 
     def look_for_stuck(self) -> None:
-        """Something on the way may drop what is larger than its MTU, and nobody hears of it: from time to time. A peer
-        that has vanished looks the same, but takes no new session either."""
+        """Something on the way may drop what is larger than its MTU, or all of TCP, and nobody hears of it."""
         if self._proof.failed(self.now()):
             self.close("large segments do not arrive", failed=False)
             self._events.link_stuck(self)
         busy, self._seen_by_look = self.packets_sent != self._seen_by_look, self.packets_sent
-        if self.closed or not (busy or self._in_flight or self.suspect):
-            return  # nothing can be stuck, and there may be thousands of them
-        tcp = self.transport.tcp_state()
-        if tcp is None:
+        if self.closed:
             return
-        self._in_flight = tcp.unacknowledged > 0
-        if self._segments.look(tcp, self.health.health.suspect, self.now()):
-            self._events.link_stuck(self)
+        tcp = None
+        if (
+            busy or self._in_flight or self.suspect
+        ):  # or nothing can be stuck, and there may be thousands of them
+            tcp = self.transport.tcp_state()
+        if tcp is not None:
+            self._in_flight = tcp.unacknowledged > 0
+            if self._segments.look(tcp, self.health.health.suspect, self.now()):
+                self._events.link_stuck(self)
+        if self.beside is not None and self.beside.look(tcp, self.transport, self.bytes_sent, self._full):
+            self.close("it carries nothing, datagrams beside it do", lasts=True)
 
-    def close(self, reason: str, *, failed: bool = True, polite: bool = False) -> None:
+    def close(self, reason: str, *, failed: bool = True, polite: bool = False, lasts: bool = False) -> None:
+        # `lasts`: it is not the peer that has ended it, so its datagrams may still reach it.
         if self.closed:
             return
         if polite:
@@ -524,7 +525,7 @@ class Link:
         for lane in self.lanes:
             lane.closed = lane.leaving = lane.holding = True
         if self.beside is not None:
-            self.beside.end()
+            self.beside.session_ends(lasts and not self.leaving)
         if self._timer is not None:
             self._timer.cancel()
         self.health.stop()
@@ -533,8 +534,7 @@ class Link:
         self._outbound.after_batch(functools.partial(self._tell_closed, reason, failed))
 
     def _tell_closed(self, reason: str, failed: bool) -> None:
-        # Nobody is within a call of it any more: its buffers, a megabyte, go now. The link refers to itself by its
-        # lanes, and waits for the garbage collector, which does not know how large it is.
+        # Its buffers, a megabyte, go now: the garbage collector does not know how large a link is.
         del self._session
         self._undelivered = None
         for lane in self.lanes:
@@ -575,6 +575,9 @@ class Link:
     def datagrams_changed(self) -> None:
         if not self.closed:
             self._events.datagrams_changed(self)
+
+    def ended_there(self) -> None:
+        self.close("the peer has ended it, datagrams beside it go on", lasts=True)
 
     def least_delay_s(self) -> float | None:
         direct = (self.packets_sent - self._seen_sent) - (self._waited - self._seen_waited)

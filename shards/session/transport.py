@@ -32,17 +32,24 @@ _SIOCOUTQNSD = 0x894B
 _RESET = struct.pack("ii", 1, 0)
 
 
-#: Begin of Linux' struct tcp_info (include/uapi/linux/tcp.h): retransmissions in a row, snd_mss, unacked segments.
-_TCP_INFO = struct.Struct("=2xB5x8xI4xI")
+#: Begin of Linux' struct tcp_info (include/uapi/linux/tcp.h): retransmissions in a row, snd_mss, unacked segments,
+#: rtt, bytes_acked, min_rtt, delivery_rate.
+_TCP_INFO = struct.Struct("=2xB5x8xI4xI40xI48xQ20xI8xQ")
+#: Linux' include/uapi/asm-generic/socket.h; and what takes it back.
+_SO_MAX_PACING_RATE, _NO_RATE = 47, (1 << 64) - 1
 
 
 class TcpState(NamedTuple):
     """Of a TCP connection: the largest segment it sends; how often in a row the oldest unacknowledged one was sent
-    again; how many segments are not acknowledged."""
+    again; how many segments are not acknowledged; how many bytes are. `rate`: bytes a second that arrived lately."""
 
     segment_bytes: int
     retransmissions: int
     unacknowledged: int
+    acknowledged_bytes: int = 0
+    rtt_s: float = 0.0
+    least_rtt_s: float = 0.0
+    rate: int = 0
 
 
 class Transport(Protocol):
@@ -69,6 +76,9 @@ class Transport(Protocol):
 
     def tcp_state(self) -> TcpState | None:
         """How the TCP below does; None where there is none."""
+
+    def limit(self, rate: float | None) -> None:
+        """Send no more bytes a second than that."""
 
     def local_address(self) -> str:
         """The IP address of this end; empty if it has none, or the kernel does not know any more."""
@@ -127,8 +137,13 @@ class SocketTransport:
         if not self._tcp:
             return None
         info = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
-        retransmissions, segment, unacknowledged = _TCP_INFO.unpack(info)
-        return TcpState(segment, retransmissions, unacknowledged)
+        repeated, segment, unacknowledged, rtt_us, acknowledged, least_us, rate = _TCP_INFO.unpack(info)
+        times = rtt_us / MICROSECONDS, least_us / MICROSECONDS
+        return TcpState(segment, repeated, unacknowledged, acknowledged, *times, rate)
+
+    def limit(self, rate: float | None) -> None:
+        most = _NO_RATE if rate is None else round(rate)
+        _try(self._sock, _SO_MAX_PACING_RATE, most.to_bytes(8, sys.byteorder), socket.SOL_SOCKET)
 
     def local_address(self) -> str:
         address = self._ask(self._sock.getsockname)
@@ -177,8 +192,8 @@ def tune(sock: socket.socket, settings: Settings) -> None:
     _try(sock, TCP_DELACK_MAX_US, round(settings.ack_delay_max * MICROSECONDS))
 
 
-def _try(sock: socket.socket, option: int, value: int | bytes) -> None:
+def _try(sock: socket.socket, option: int, value: int | bytes, level: int = socket.IPPROTO_TCP) -> None:
     try:
-        sock.setsockopt(socket.IPPROTO_TCP, option, value)
+        sock.setsockopt(level, option, value)
     except OSError as error:
-        log.debug("TCP option %d = %r: %s", option, value, error)
+        log.debug("socket option %d = %r: %s", option, value, error)

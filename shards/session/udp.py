@@ -63,7 +63,8 @@ class Taker(Protocol):
 
 class DatagramSocket:
     """Owner: the shard. `sock` is bound and non-blocking; `number` is its place among those of the port, `port` what
-    peers are told. `full`: nothing may be sealed for now. `left`: records that may still be taken in this turn."""
+    peers are told; `outside`: what a NAT has made of that, 0 until it is known. `full`: nothing may be sealed for now.
+    `left`: records that may still be taken in this turn."""
 
     def __init__(
         self,
@@ -76,7 +77,7 @@ class DatagramSocket:
         batch_done: Callable[[], None],
         draw: Callable[[int], int],
     ) -> None:
-        self.port = port
+        self.port, self.outside = port, 0
         self.batch = Batch(_BATCH_BYTES)
         self.plain = Plain(_READ_BYTES + MAX_RECORD_BYTES)
         self.full = False
@@ -173,6 +174,9 @@ class DatagramSocket:
         self.plain.finish()
         for taker in takers:
             taker.taken(now_s)
+            # Who sees our own port is on our side of a NAT.
+            if taker.association.seen_port not in (0, self.port):
+                self.outside = taker.association.seen_port
         self._behind = [taker for taker in dict.fromkeys((*self._behind, *takers)) if taker.behind]
         if self._behind:
             self._again = self._loop.call_soon(self._turn)

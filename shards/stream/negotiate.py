@@ -35,13 +35,16 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     mtu: Annotated[int, Meta(ge=spec.MIN_MTU, le=spec.MAX_MTU)]
     receiver: Annotated[int, Meta(ge=0, le=_U32)] = 0
     port: Annotated[int, Meta(ge=0, le=spec.MAX_PORT)] = 0
+    outside: Annotated[int, Meta(ge=0, le=spec.MAX_PORT)] = 0
 
 
 class Beside(NamedTuple):
-    """Where datagrams beside the session go: the id they begin with, 0: none are taken; and the node's UDP port."""
+    """Where datagrams beside the session go: the id they begin with, 0: none are taken; the node's UDP port; and what
+    the NAT in front of it makes of that, 0: unknown, or there is none."""
 
     receiver: int = 0
     port: int = 0
+    outside: int = 0
 
 
 NOWHERE = Beside()
@@ -76,6 +79,7 @@ def encode_hello(hello: Capabilities, beside: Beside = NOWHERE) -> bytes:
         mtu=hello.mtu,
         receiver=beside.receiver,
         port=beside.port,
+        outside=beside.outside,
     )
     try:
         msgspec.convert(msgspec.structs.asdict(ours), Hello)
@@ -91,7 +95,7 @@ def decode_hello_untrusted(body: bytes | bytearray) -> tuple[Capabilities, Besid
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise RemoteProtocolError(f"bad HELLO: {error}") from None
     takes = Capabilities(offloads=hello.offloads, max_record=hello.max_record, mtu=hello.mtu)
-    return takes, Beside(hello.receiver, hello.port)
+    return takes, Beside(hello.receiver, hello.port, hello.outside)
 
 
 MULTISTREAM_ITEM = item(spec.MULTISTREAM_ID + spec.LINE_END)

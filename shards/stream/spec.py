@@ -90,7 +90,7 @@ MAX_LINE_BYTES = 1024
 #: Lines and HELLO are shorter than 2^14, so their length never takes a third byte.
 MAX_VARINT_BYTES = 2
 
-#: HELLO: varint length | msgpack map {version, offloads, max_record, mtu}, and {receiver, port} where
+#: HELLO: varint length | msgpack map {version, offloads, max_record, mtu}, and {receiver, port, outside} where
 #: datagrams are taken; other keys are ignored, so a later version may add some. A
 #: version is at least 1; two nodes speak the lower of theirs.
 HELLO_VERSION = 1

@@ -1,13 +1,17 @@
-"""Datagrams beside sessions on links that lose packets and behind firewalls, on real nodes."""
+"""Datagrams beside sessions on links that lose packets and behind firewalls, which stop them or the sessions, on real
+nodes."""
 
 from __future__ import annotations
 
 import os
 import re
+import socket
+import threading
+import time
 from collections.abc import Iterator
 
 import pytest
-from lab import Node, lossy, ping, running_nodes, settled, wait_until, without_udp
+from lab import Node, lossy, ping, running_nodes, settled, tcp_pair, wait_until, without_tcp, without_udp
 
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
@@ -84,3 +88,46 @@ def test_when_a_firewall_blocks_datagrams_flows_are_on_streams_within_a_second(n
     assert gap_s < WITHIN_S
     for node in nodes:
         wait_until(lambda node=node: state(node) == "used", 15, "datagrams are used again")
+
+
+@pytest.mark.parametrize("ways", ["both", "one"])
+def test_when_a_firewall_blocks_tcp_flows_are_in_datagrams_within_a_second(
+    nodes: list[Node], ways: str
+) -> None:
+    a, b = nodes
+    one, other = tcp_pair(a.namespace, b.namespace, b.virtual_ip)
+    with one, other:
+        came = threading.Thread(target=_echo, args=(other,))
+        came.start()
+        answered: list[float] = []
+        one.settimeout(10)
+
+        def talk(seconds: float) -> None:
+            end_s = time.monotonic() + seconds
+            while time.monotonic() < end_s:
+                one.sendall(bytes(1000))
+                assert len(one.recv(1000, socket.MSG_WAITALL)) == 1000
+                answered.append(time.monotonic())
+                time.sleep(INTERVAL_S)
+
+        talk(1.0)
+        with without_tcp(a.lab, *((a.namespace, b.namespace) if ways == "both" else (b.namespace,))):
+            talk(5.0)
+            assert state(a) == state(b) == "alone" and a.ask()["peers"][0]["state"] == "connected"
+            loss = ping(a.lab, a.namespace, b.virtual_ip, 20, INTERVAL_S).loss
+        assert loss == 0
+        for node in nodes:
+            wait_until(lambda node=node: state(node) == "used", 30, "there is a session again")
+        talk(1.0)
+        one.shutdown(socket.SHUT_WR)
+        came.join()
+    gap_s = max(later - earlier for earlier, later in zip(answered, answered[1:], strict=False))
+    print(f"TCP blocked {ways}: the longest time without an answer: {gap_s:.2f} s")
+    # the flow's own retransmission, which has doubled meanwhile, comes on top
+    assert gap_s < WITHIN_S * 2
+
+
+def _echo(sock: socket.socket) -> None:
+    sock.settimeout(30)
+    while data := sock.recv(1 << 16):
+        sock.sendall(data)

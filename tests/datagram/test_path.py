@@ -234,6 +234,29 @@ def test_a_flood_is_brought_down_to_what_the_path_takes() -> None:
     assert lost / sent < 0.08 and sent / (180 * 0.25) > takes * 0.7
 
 
+@pytest.mark.parametrize(("more", "least", "most"), [(True, 0.35, 0.55), (False, 0.7, 1.1)])
+def test_a_flood_leaves_half_of_the_way_to_streams_that_have_more(
+    more: bool, least: float, most: float
+) -> None:
+    """Both are dropped alike in the way's queue, and the streams take what they get."""
+    each, now_s, takes, streams = pace(), 0.0, 500_000.0, 400_000.0
+    shares = []
+    for _ in range(120):
+        out = 0
+        for _ in range(250):
+            now_s += 0.001
+            while each.wait_s(now_s) == 0.0 and out < 2_500_000:
+                each.spent(1000, 1)
+                out += 1000
+        offered = out * 4
+        through = min(1.0, takes / (offered + streams))
+        each.beside = streams * through if more else None
+        each.learn(out // 1000, 1 - through, 0.25)
+        shares.append(offered * through / takes)
+        streams = max(20_000.0, min(takes - offered * through, streams * 1.25)) if more else 1000.0
+    assert least < sum(shares[40:]) / 80 < most
+
+
 def test_a_call_is_never_held_back_for_the_loss_of_a_few() -> None:
     each = pace()
     each.spent(32 * 200, 32)

@@ -6,7 +6,18 @@ Used by the tests, scripts/bench and scripts/demo. Standard library only.
 from __future__ import annotations
 
 from .bulk import Bulk
-from .faults import blackhole, closed, cut_connections, flap, lossy, moved, narrow, reset_storm, without_udp
+from .faults import (
+    blackhole,
+    closed,
+    cut_connections,
+    flap,
+    lossy,
+    moved,
+    narrow,
+    reset_storm,
+    without_tcp,
+    without_udp,
+)
 from .ledger import Ledger, children, unharmed
 from .network import Lab, LabError, Namespace, clean_exit_on_signals, wait_until, within
 from .node import Node, mesh_of_nodes, module_command, pair_of_nodes, script_command, to_toml
@@ -65,6 +76,7 @@ __all__ = [
     "pss_bytes",
     "received_bytes",
     "reset_storm",
+    "without_tcp",
     "without_udp",
     "running_nodes",
     "script_command",

@@ -50,6 +50,15 @@ def without_udp(lab: Lab, namespace: Namespace) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def without_tcp(lab: Lab, *receivers: Namespace) -> Iterator[None]:
+    """Inside the block no TCP comes to these namespaces, and nobody is told."""
+    with contextlib.ExitStack() as stack:
+        for namespace in receivers:
+            stack.enter_context(_filtered(lab, namespace, "meta l4proto tcp drop", "accept"))
+        yield
+
+
+@contextlib.contextmanager
 def reset_storm(lab: Lab, namespace: Namespace) -> Iterator[None]:
     """Inside the block every TCP segment, either way, is answered by a reset instead of being carried."""
     # The resets themselves pass, or nobody would ever get one.

@@ -17,7 +17,17 @@ from .faults import lossy
 from .link import Link
 from .network import Lab, LabError
 from .processes import cpu_seconds, pss_bytes
-from .traffic import Ping, goodput_bps, iperf3, loss_share, ping, received_bytes, sent_bps, wait_for_answer
+from .traffic import (
+    PROBE_WAIT_S,
+    Ping,
+    goodput_bps,
+    iperf3,
+    loss_share,
+    ping,
+    received_bytes,
+    sent_bps,
+    wait_for_answer,
+)
 
 GB = 1e9
 MB = 1e6
@@ -126,7 +136,12 @@ def _measure(lab: Lab, contender: Contender, plan: Plan) -> dict[str, float]:
     contender.prepare()
     begin = time.monotonic()
     contender.start()
-    wait_for_answer(lab, lab.nodes[0], contender.target, plan.start_timeout_s)
+    wait_s = (
+        max(PROBE_WAIT_S, 4 * (plan.link.delay_ms + plan.link.jitter_ms) / 1000)
+        if plan.link
+        else PROBE_WAIT_S
+    )
+    wait_for_answer(lab, lab.nodes[0], contender.target, plan.start_timeout_s, probe_wait_s=wait_s)
     numbers: dict[str, float] = {}
     processes = [pid for roots in contender.roots() for pid in roots]
     if processes:

@@ -25,6 +25,8 @@ from vpnd.config.schema import Session
 #: After an outage: until the sender tries again.
 RETRANSMIT_S = 0.2
 LEAST_SEGMENT_BYTES, MOST_SEGMENT_BYTES = 40, 9000
+#: What TCP_INFO has: small enough for any way.
+SEGMENT_BYTES = 1220
 
 
 class Network:
@@ -35,6 +37,8 @@ class Network:
     ) -> None:
         self.loop, self.random, self.delay_s, self.rate, self.buffer = loop, random, delay_s, rate, buffer
         self.cut: set[frozenset[str]] = set()
+        #: pairs of nodes between which TCP does not pass, and datagrams do
+        self.without_tcp: set[frozenset[str]] = set()
         #: sockets for datagrams by where they are; and what becomes of datagrams, see simulation.datagrams
         self.udp: dict[str, Any] = {}
         self.udp_loss = self.udp_doubled = self.udp_jitter = 0.0
@@ -52,12 +56,17 @@ class Network:
         """Whether two nodes hear of each other."""
         return frozenset((one, other)) not in self.cut
 
-    def set_cut(self, one: str, other: str, cut: bool) -> None:
-        """Begin or end an outage between two nodes."""
+    def connects(self, one: str, other: str) -> bool:
+        """Whether TCP passes between two nodes."""
         pair = frozenset((one, other))
-        if cut == (pair in self.cut):
+        return pair not in self.cut and pair not in self.without_tcp
+
+    def set_cut(self, one: str, other: str, cut: bool, *, tcp_alone: bool = False) -> None:
+        """Begin or end an outage between two nodes."""
+        pair, of = frozenset((one, other)), self.without_tcp if tcp_alone else self.cut
+        if cut == (pair in of):
             return
-        (self.cut.add if cut else self.cut.discard)(pair)
+        (of.add if cut else of.discard)(pair)
         for connection in self.connections:
             if connection.pair == pair:
                 connection.faulted = True
@@ -73,12 +82,12 @@ class Connection:
         self.network, self.nodes = network, nodes
         self.pair = frozenset(nodes)
         self.vanished = False
-        self.faulted = self.pair in network.cut
+        self.faulted = not network.connects(*nodes)
         self.ends = (FakeTransport(self, addresses[0]), FakeTransport(self, addresses[1]))
         self.ends[0].other, self.ends[1].other = self.ends[1], self.ends[0]
 
     def passes(self) -> bool:
-        return not self.vanished and self.pair not in self.network.cut
+        return not self.vanished and self.network.connects(*self.nodes)
 
     def open(self) -> bool:
         return any(not end.closed for end in self.ends)
@@ -109,7 +118,8 @@ class FakeTransport(Watched):
         self._connection, self._network, self._address = connection, connection.network, address
         self._loop = connection.network.loop
         self.closed = False
-        self.tcp = connection.network.tcp
+        self.tcp = connection.network.tcp  # what it is said to be, if anything
+        self._acknowledged = 0
         self._error = 0
         self._unsent = bytearray()
         self._on_way: deque[bytes] = deque()
@@ -150,7 +160,15 @@ class FakeTransport(Watched):
         return len(self._unsent)
 
     def tcp_state(self) -> TcpState | None:
-        return self.tcp
+        if self.tcp is not None:
+            return self.tcp
+        lost = not self._connection.passes()
+        under_way = len(self._on_way) or int(lost and bool(self._unsent))
+        return TcpState(SEGMENT_BYTES, 5 if lost and under_way else 0, under_way, self._acknowledged)
+
+    def limit(self, rate: float | None) -> None:
+        """It knows no round trip, so nobody asks for it."""
+        assert rate is None
 
     def outstanding(self) -> int:
         return len(self._unsent) + self._on_way_bytes
@@ -252,6 +270,7 @@ class FakeTransport(Watched):
             return
         segment = self._on_way.popleft()
         self._on_way_bytes -= len(segment)
+        self._acknowledged += len(segment)
         self._waits_since_s = self._loop.now_s if self._on_way or self._unsent else None
         other = self.other
         if other.closed:

@@ -76,7 +76,7 @@ class Node:
 
         def deliver(sources: object, reassembly: object, *rest: object) -> object:
             connection = None
-            for link in self.plane.links.values():
+            for link in self.plane._peer_of:
                 if any(lane.reassembly is reassembly for lane in lanes_of(link)):
                     connection = self.connections[link.session_id]
                     self._in_datagrams = link.beside is not None and link.beside.reassembly is reassembly
@@ -269,7 +269,10 @@ class Node:
 
     def _check_limits(self, peer: Peer) -> None:
         """Each side keeps to its limits in what it begins: both may do so at once."""
-        links = peer.pool.carriers
+        alone = [carrier for carrier in peer.pool.carriers if carrier.alone]
+        assert len(alone) <= self.live.config.p2p.max_sessions_per_peer
+        assert all(self.plane._peer_of.get(carrier) is peer for carrier in alone)
+        links = [carrier for carrier in peer.pool.carriers if not carrier.alone]
         for link in links:
             assert self.plane.links.get(link.session_id) is link
         assert len(links) <= self.live.config.p2p.max_sessions_per_peer, "more sessions than there may be"

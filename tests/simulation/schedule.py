@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from random import Random
 
@@ -91,6 +92,7 @@ def settings(random: Random) -> Config:
             least_rtt=random.choice((0.0, 0.03)),
             probe_interval=0.1,
             probe_timeout=0.3,
+            stall_timeout=random.choice((0.2, 0.5)),
             retry_interval=0.5,
         ),
         circuit_breaker=CircuitBreaker(failure_threshold=random.randint(1, 4), reset_timeout=0.5),
@@ -115,6 +117,7 @@ class Run:
         self._acts: list[Callable[[], None]] = [self.begin_small, self.begin_bulk] * 3 + [self.burst] * 4
         self._acts += [self.notice_network, self.reload, self.rotate, self.rotate, self.announce]
         if faulty:
+            self._acts += [self.block_tcp] * 3
             self._acts += [self.cut, self.cut, self.reset, self.vanish, self.pause, self.roam, self.forget]
 
     def play(self) -> World:
@@ -150,6 +153,7 @@ class Run:
             for other in world.nodes.values():
                 if node is not other:
                     world.network.set_cut(node.name, other.name, False)
+                    world.network.set_cut(node.name, other.name, False, tcp_alone=True)
                     node.know(world.member(other))
             self._change(
                 node,
@@ -287,6 +291,16 @@ class Run:
         wait_s = self.random.choice((0.05, 0.5, 2.0))
         self.world.note(f"{one.name} | {other.name} for {wait_s} s")
         self.world.loop.call_later(wait_s, self.world.network.set_cut, one.name, other.name, False)
+
+    def block_tcp(self) -> None:
+        """TCP does not pass between two nodes for a while, datagrams do."""
+        one, other = self._pair()
+        self._trouble((one, other))
+        network, wait_s = self.world.network, self.random.choice((0.05, 0.5, 2.0))
+        network.set_cut(one.name, other.name, True, tcp_alone=True)
+        self.world.note(f"no TCP between {one.name} and {other.name} for {wait_s} s")
+        again = functools.partial(network.set_cut, one.name, other.name, False, tcp_alone=True)
+        self.world.loop.call_later(wait_s, again)
 
     def _connection(self) -> Connection | None:
         open_ones = [connection for connection in self.world.network.connections if connection.open()]

@@ -13,7 +13,7 @@ from shards.session.link import Link
 from simulation.network import Connection
 from simulation.node import Node
 from simulation.world import World
-from vpnd.config.schema import P2P, Config
+from vpnd.config.schema import P2P, Carrier, Config
 
 #: How finely `Stage.until` looks.
 STEP_S = 0.005
@@ -64,6 +64,10 @@ class Stage:
     def cut(self, cut: bool = True) -> None:
         self.world.network.set_cut("a", "b", cut)
 
+    def block_tcp(self, blocked: bool = True) -> None:
+        """Datagrams pass."""
+        self.world.network.set_cut("a", "b", blocked, tcp_alone=True)
+
     def send(self, port: int = 1, count: int = 1, size: int = 100, *, back: bool = False) -> None:
         one, other = (self.b, self.a) if back else (self.a, self.b)
         self.world.send(one, other, port, count, size)
@@ -91,9 +95,11 @@ def stage(
     up: bool = True,
     **settings: dict[str, Any],
 ) -> Iterator[Stage]:
-    """All nodes have these settings; `up`: wait until everybody has a session with everybody."""
+    """All nodes have these settings, and streams alone unless those say otherwise; `up`: wait until everybody has a
+    session with everybody."""
     world = World(Random(7), delay_s=delay_s, rate=rate)
-    config = changed(Config(p2p=P2P(dial_stagger=0.1)), settings)
+    config = Config(p2p=P2P(dial_stagger=0.1), carrier=Carrier(choice="streams"))
+    config = changed(config, settings)
     with world.loop.running():
         for name in names:
             world.add(name, config)

@@ -161,6 +161,88 @@ def test_a_flood_of_datagrams_asks_for_no_more_sessions() -> None:
             assert (len(on.links()) > 1) == (sessions > 1)
 
 
+@pytest.mark.setting("carrier.stall_timeout")
+@pytest.mark.parametrize("stall_s", [0.2, 1.5])
+def test_a_session_that_carries_nothing_is_ended_in_time(stall_s: float) -> None:
+    with datagrams(carrier={"stall_timeout": stall_s}, delay_s=0.01) as on:
+        on.run(1.0)
+        on.send(TCP)
+        on.block_tcp()
+        begun_s = on.now_s
+        while on.links():
+            on.send(TCP)
+            on.run(0.02)
+        assert stall_s <= on.now_s - begun_s <= stall_s + 0.5
+
+
+@pytest.mark.parametrize(("least_rtt", "stall_s"), [(0.0, 0.5), (1.0, 0.3)])
+def test_all_flows_are_in_datagrams_within_a_second_when_tcp_does_not_pass(
+    least_rtt: float, stall_s: float
+) -> None:
+    """Also where streams were as good; and back when it does, in order."""
+    carrier = {"least_rtt": least_rtt, "stall_timeout": stall_s}
+    with datagrams(carrier=carrier, delay_s=0.01, alive=not least_rtt) as on:
+        on.run(2.0)
+        on.send(UDP), on.send(TCP), on.send(TCP, back=True)
+        on.run(0.1)
+        on.block_tcp()
+        for step in range(200):
+            on.send(UDP), on.send(TCP, 3, 1400), on.send(TCP, back=True)
+            on.run(0.01)
+            if step == round((stall_s + 0.45) * 100):
+                numbers = dict(on.world._numbers)
+        for flow, number in numbers.items():
+            arrived = on.world._arrived[flow]
+            assert set(range(number, on.world._numbers[flow] - 5)) <= arrived
+        assert not on.links() and len(on.a.plane.alone()) == len(on.b.plane.alone()) == 1
+        on.block_tcp(False)
+        on.until(lambda: on.links() and on.links(on.b), 8.0)
+        for _ in range(50):
+            on.send(UDP), on.send(TCP, 3, 1400)
+            on.run(0.02)
+        arrived, in_datagrams = came(on, TCP)
+        assert arrived - in_datagrams >= 100
+        on.run(on.a.live.config.session.drain_timeout + 1.0)
+        assert not on.a.plane.alone() and not on.b.plane.alone()
+        assert len(on.a.plane.datagrams._takers) == len(on.links())
+        on.world.conclude()
+
+
+def test_a_peer_that_is_gone_with_its_datagrams_is_not_kept() -> None:
+    with datagrams(session={"user_timeout": 2.0}, health={"interval": 0.5, "timeout": 0.5}) as on:
+        on.cut()
+        on.until(lambda: not on.links(), 5.0)
+        on.until(lambda: not on.a.plane.alone(), 10.0)
+        assert len(on.a.plane.datagrams._takers) == 0
+
+
+def test_a_peer_that_is_forgotten_gets_no_datagrams_either() -> None:
+    with datagrams(delay_s=0.01) as on:
+        on.block_tcp()
+        on.send(TCP, 3)
+        on.until(on.a.plane.alone, 2.0)
+        on.a.forget("b")
+        on.run(0.1)
+        assert not on.a.plane.alone() and not on.a.plane.datagrams._takers
+        for _ in range(20):
+            on.send(UDP, back=True)
+            on.run(0.1)
+        assert not usable(on.b)
+
+
+def test_after_a_move_datagrams_go_on_before_there_is_a_session() -> None:
+    with datagrams(delay_s=0.01) as on:
+        on.send(UDP)
+        on.block_tcp()
+        on.a.place = "198.51.100.7"
+        on.a.network_changed()
+        on.run(0.1)
+        before = on.world._numbers["a", "b", TCP]
+        on.send(TCP), on.send(UDP)
+        on.run(0.1)
+        assert before in on.world._arrived["a", "b", TCP] and on.world.last_arrived(on.a, on.b, UDP)
+
+
 @pytest.mark.parametrize("failed", [False, True])
 def test_when_the_session_ends_its_datagrams_end_with_it(failed: bool) -> None:
     with datagrams() as on:
@@ -174,7 +256,7 @@ def test_when_the_session_ends_its_datagrams_end_with_it(failed: bool) -> None:
         else:
             on.a.plane.links[next(iter(on.a.plane.links))].peer.pool.rotate(on.links()[0])
         on.a.udp.drain()
-        on.run(4.0)
+        on.run(7.0)
         on.send(UDP, count=3)
         on.run(0.5)
         assert on.world.last_arrived(on.a, on.b, UDP) and usable(on.a)

@@ -147,8 +147,8 @@ class World:
         """From the decision to dial to the hand-over of the session, or to the error."""
         other = self.nodes[dial.member.peer_id]
         address = f"/ip4/{other.place}/tcp/4001"
-        pair = frozenset((node.name, other.name))
-        reachable = address in dial.member.addresses and pair not in self.network.cut
+        connects = self.network.connects(node.name, other.name)
+        reachable = address in dial.member.addresses and connects
         if not reachable or node.name not in other.members or not other.room(node.name):
             wait_s = self.network.delay_s * 2 if reachable else node.live.config.p2p.connect_timeout
             self.loop.call_later(wait_s, node.dialed, dial, None, None)
@@ -157,7 +157,7 @@ class World:
         self.loop.call_later(wait_s, self._connect, node, other, dial)
 
     def _connect(self, node: Node, other: Node, dial: Dial) -> None:
-        if frozenset((node.name, other.name)) in self.network.cut or node.name not in other.members:
+        if not self.network.connects(node.name, other.name) or node.name not in other.members:
             node.dialed(dial, None, None)
             return
         connection = self.network.connect(node.name, (node.place, other.place), other.name)

@@ -184,7 +184,7 @@ def test_hellos(sentence: str, data: bytes, good: bool) -> None:
         max_record=st.integers(34, 2**32 - 1),
         mtu=st.integers(spec.MIN_MTU, spec.MAX_MTU),
     ),
-    st.builds(Beside, receiver=st.integers(0, 2**32 - 1), port=st.integers(0, spec.MAX_PORT)),
+    st.builds(Beside, st.integers(0, 2**32 - 1), *[st.integers(0, spec.MAX_PORT)] * 2),
 )
 def test_a_hello_comes_back(hello: Capabilities, beside: Beside) -> None:
     encoded = encode_hello(hello, beside)

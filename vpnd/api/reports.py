@@ -53,7 +53,8 @@ class PeerReport(msgspec.Struct, frozen=True, kw_only=True):
     state: Annotated[
         str,
         told(
-            "connected (a session is up), dialing, backoff, waiting (no address, or the other side's turn) or unknown."
+            "connected (packets get there), dialing, backoff, waiting (no address, or the other side's turn) or "
+            "unknown."
         ),
     ] = "unknown"
     last_error: Annotated[str, told("Why the last dial failed; empty after a success.")] = ""
@@ -131,9 +132,9 @@ class ReachReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DatagramReport(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """Datagrams beside a session. `state`: silent (they do not arrive), unused (streams are as good) or used. `rtt_ms`
-    and what is lost, as shares of 1, are None until measured: `loss_out` of late, `loss_in` of all. `size`: of the
-    largest datagram that arrives, in bytes of UDP payload."""
+    """Datagrams beside a session. `state`: silent (they do not arrive), unused (streams are as good), used, or alone
+    (the session has ended). `rtt_ms` and what is lost, as shares of 1, are None until measured: `loss_out` of late,
+    `loss_in` of all. `size`: of the largest datagram that arrives, in bytes of UDP payload."""
 
     state: str
     rtt_ms: Measure | None
@@ -147,8 +148,9 @@ class SessionReport(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One session of a shard. Bytes are packet bytes without any framing, packets are records, segments are packets as
     they are on a link; `rtt_ms` None until measured.
 
-    `state`: opening, up, draining. `health`: healthy, or suspect since a probe failed. `queue_delay_ms`: how long
-    the packet sent last had waited. `segment_bytes`: the largest TCP segment it sends (MSS), 0 without TCP.
+    `state`: opening, up, draining, or alone: it has ended, and datagrams beside it go on. `health`: healthy, or suspect
+    since a probe failed. `queue_delay_ms`: how long the packet sent last had waited. `segment_bytes`: the largest TCP
+    segment it sends (MSS), 0 without TCP.
     """
 
     peer_id: str

@@ -353,7 +353,7 @@ class Session(Table, frozen=True):
 class Carrier(Table, frozen=True):
     """Which packets go in datagrams (UDP) beside a session, and which in its streams."""
 
-    choice: str = choice("streams", ("auto", "streams", "datagrams"),
+    choice: str = choice("auto", ("auto", "streams", "datagrams"),
         "streams: everything over TCP sessions. auto: TCP there, where a lost packet costs it nothing; the rest in "
         "datagrams, where one packet does not wait for another, once they reach the peer. datagrams: everything.",
         essential=True, restart=True)
@@ -370,6 +370,8 @@ class Carrier(Table, frozen=True):
         "Interval of probing whether datagrams in use arrive, and the first wait before a silent peer is asked again.")
     probe_timeout: float = duration(0.7, 0.02, 60.0,
         "Time without an answered probe after which flows leave the datagrams for the streams.")
+    stall_timeout: float = duration(0.4, 0.02, 60.0,
+        "Time, or four round trips, without an acknowledgement after which a session is ended if datagrams arrive.")
     retry_interval: float = duration(5.0, 0.02, 3600.0,
         "Upper limit of the wait before a peer that does not answer is asked again.")
     keepalive: float = duration(15.0, 0.1, 3600.0,
@@ -378,6 +380,9 @@ class Carrier(Table, frozen=True):
         "Interval of searching for a larger datagram that the path carries (path MTU discovery, RFC 8899).")
     largest_datagram: int = number(1472, 1200, 8952, "bytes",
         "Largest UDP payload that is tried; 1472 fills the 1500 bytes of Ethernet.")
+    yield_delay: float = duration(0.003, 0.0001, 10.0,
+        "Delay that TCP adds to the way, beyond jitter, from which on it is paced while few datagrams are in use.")
+    yield_share: float = share(0.5, 0.01, 1.0, "What it keeps of its rate, as others may be the queue; 1: all.")
     loss_limit: float = share(0.1, 0.001, 1.0,
         "Loss of datagrams above which they are sent more slowly: the path is then taken to be full.")
 
