@@ -139,8 +139,8 @@ class Link:
         make_beside: Callable[[Link, Beside, Fit | None], DatagramLane[Link | Alone]] | None = None,
         prove: bool = False,
     ) -> None:
-        """`path`: how it reaches the peer. `make_beside`: of what the peer says of datagrams and what fits it; None where
-        this node takes none. `prove`: see that large segments arrive before packets are sent."""
+        """`path`: how it reaches the peer. `make_beside`: of what the peer says of datagrams and what fits it, if this
+        node takes any. `prove`: see that large segments arrive before packets are sent."""
         self.session_id, self.initiator, self.peer, self.path = session_id, initiator, peer, path
         self.now = common.now
         self.queue = FairQueue(common.live, peer.drops)
@@ -170,8 +170,7 @@ class Link:
         self._undelivered: Data | None = None
         self._behind = False  # there is more than the peer may use of one turn
         self._full = False  # the transport takes no more for now, or, once closed, for ever
-        self._unchecked = 0
-        self._most_unsent = common.live.config.session.not_sent_lowat_bytes
+        self._unchecked, self._most_unsent = 0, common.live.config.session.not_sent_lowat_bytes
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due_s = 0.0
 
@@ -502,11 +501,8 @@ class Link:
         busy, self._seen_by_look = self.packets_sent != self._seen_by_look, self.packets_sent
         if self.closed:
             return
-        tcp = None
-        if (
-            busy or self._in_flight or self.suspect
-        ):  # or nothing can be stuck, and there may be thousands of them
-            tcp = self.transport.tcp_state()
+        # Else nothing can be stuck, and there may be thousands of them.
+        tcp = self.transport.tcp_state() if busy or self._in_flight or self.suspect else None
         if tcp is not None:
             self._in_flight = tcp.unacknowledged > 0
             if self._segments.look(tcp, self.health.health.suspect, self.now()):
@@ -560,10 +556,10 @@ class Link:
         return len(self._opening)
 
     def load(self) -> int:
-        if self.closed:
-            return 0
         waiting = self.queue.bytes + (self.beside.queue.bytes if self.beside is not None else 0)
-        return waiting + len(self._session.data_to_send()) + self.transport.outstanding()
+        return (
+            0 if self.closed else waiting + len(self._session.data_to_send()) + self.transport.outstanding()
+        )
 
     def queued(self) -> int:
         return self.queue.packets + (self.beside.queue.packets if self.beside is not None else 0)

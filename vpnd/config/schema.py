@@ -312,10 +312,7 @@ class Session(Table, frozen=True):
         0.001, 0.0001, 1.0, "Interval after which a peer may use turn_records again, even if nobody waits for a turn."
     )
     control_rate: int = number(
-        200,
-        1,
-        1 << 20,
-        "frames a second",
+        200, 1, 1 << 20, "frames a second",
         "Control frames a peer may send in a session, besides one for each 128 KB sent to it; more end the session.",
     )
     control_burst: int = number(
