@@ -289,18 +289,11 @@ class Plane:
                 peer.pool.carriers.append(alone)
                 beside.adopt(alone)
                 if beside.stalled:
-                    self._end_silent(peer)
+                    peer.pool.look_after()  # the others go the same way
             else:
                 beside.end()
         peer.carrier_closed(link)
         self._events.session_down(link, reason, failed)
-
-    def _end_silent(self, peer: Peer) -> None:
-        """TCP does not reach the peer: what was not heard from lately is no better than what has just ended."""
-        since_s = self.now() - self.live.config.carrier.stall_timeout
-        for link in list(self.links.values()):
-            if link.peer is peer and link.heard_s < since_s:
-                link.close("TCP does not reach the peer", lasts=True)
 
     def alone_ended(self, alone: Alone, reason: str) -> None:
         self._say(alone, "alone ended", f": datagrams without it end: {reason}")
