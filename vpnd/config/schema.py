@@ -379,7 +379,7 @@ class Carrier(Table, frozen=True):
         "Largest UDP payload that is tried; 1472 fills the 1500 bytes of Ethernet.")
     yield_delay: float = duration(0.003, 0.0001, 10.0,
         "Delay that TCP adds to the way, beyond jitter, from which on it is paced while few datagrams are in use.")
-    yield_share: float = share(0.5, 0.01, 1.0, "What it keeps of its rate, as others may be the queue; 1: all.")
+    yield_share: float = share(0.7, 0.01, 1.0, "What it keeps of its rate, as others may be the queue; 1: all.")
     loss_limit: float = share(0.1, 0.001, 1.0,
         "Loss of datagrams above which they are sent more slowly: the path is then taken to be full.")
 
