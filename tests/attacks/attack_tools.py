@@ -58,7 +58,7 @@ def arena(nodes: int = 3, **settings: dict[str, Any]) -> Iterator[list[Node]]:
 
 class During:
     """Round trips of honest members before an attack and beside it. `waited_ms`: how long processes on their way had to
-    wait for a CPU meanwhile, which is the machine's fault: packets go before everything else that a node does."""
+    wait for a CPU meanwhile."""
 
     def __init__(self, before: Ping) -> None:
         self.before = before

@@ -52,7 +52,9 @@ def nodes() -> Iterator[list[Node]]:
 
 
 def assert_not_held_up(during: During) -> None:
-    """Not one round trip takes long, but for what the machine, which others use too, makes it wait for a CPU."""
+    """Not one round trip takes long, but for what the node's processes wait for a CPU where other programs want it too:
+    from a shard that a flood keeps busy the kernel takes it for 50 ms in each second then (the fair server, or
+    sched_rt_runtime_us)."""
     assert_unharmed(during)
     assert during.beside is not None and during.beside.max_ms <= MOST_MS + during.waited_ms
 
