@@ -1,7 +1,7 @@
 """Three nodes of two shards each, all talking to all, while something breaks every few seconds.
 
 VPND_CHAOS_SECONDS: for how long (15; 600 is the long run). VPND_CHAOS_SEED: which faults, when; printed at the start.
-VPND_CHAOS_CARRIER: carrier.choice of all nodes (streams).
+VPND_CHAOS_CARRIER: carrier.choice of all nodes (auto).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from lab import (
 from lab.traffic import IPERF_PORT
 
 SECONDS = float(os.environ.get("VPND_CHAOS_SECONDS", "15"))
-CARRIER = os.environ.get("VPND_CHAOS_CARRIER", "streams")
+CARRIER = os.environ.get("VPND_CHAOS_CARRIER", "auto")
 SEED = int(os.environ.get("VPND_CHAOS_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 32)
 
 pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(SECONDS + 120)]
