@@ -26,6 +26,7 @@ from vpnd.config.live import Live
 from vpnd.config.schema import Config
 from vpnd.errors import VpndError
 from vpnd.metrics import CounterPage
+from vpnd.printable import many
 
 #: Shards when worker.shards is 0: one per CPU, but no more than this; a flow uses one of them.
 MOST_AUTOMATIC_SHARDS = 4
@@ -48,7 +49,7 @@ class Fleet:
         )
         self.relay = RelayChild(live, self.priorities, self.control)
         self.shards: list[Child[ShardSlot]] = []
-        self.count = live.config.worker.shards or min(len(os.sched_getaffinity(0)), MOST_AUTOMATIC_SHARDS)
+        self.count = self.shards_of(live.config)
         self.make_shards(self.count)
         #: what is done when a peer asks why its packets do not arrive
         self.walk_wanted: Callable[[messages.WalkWanted], object] = lambda wanted: None
@@ -70,6 +71,11 @@ class Fleet:
         for child in (*self.children, self.relay.child):
             child.slot.close()
         self._datagrams.close()
+
+    @staticmethod
+    def shards_of(config: Config) -> int:
+        """How many a configuration means."""
+        return config.worker.shards or min(len(os.sched_getaffinity(0)), MOST_AUTOMATIC_SHARDS)
 
     @property
     def children(self) -> tuple[Child[ControlSlot] | Child[ShardSlot], ...]:
@@ -117,6 +123,7 @@ class Fleet:
                 self._datagrams.give(shard.slot.index, shard.send)
             self._introduce(shard)
         self.relay.introduce()
+        self.tell_withheld()
         if control.own is not None and self._overlay.change(control.own):
             self.tell_own()
 
@@ -204,6 +211,10 @@ class Fleet:
             shard.send(messages.OwnPrefixes(own=self._overlay.prefixes))
         self._overlay.give_names(self.control.send)
 
+    def tell_withheld(self) -> None:
+        """The machine forwards to other networks than before."""
+        self.control.send(messages.Withheld(routes=self._overlay.withheld))
+
     def _reconfigured(self) -> None:
         """Children that are starting get the configuration when they are up."""
         self.broadcast(messages.Reconfigure(config=self._live.config))
@@ -231,12 +242,11 @@ log = logging.getLogger("supervisor")
 
 
 class Scaling:
-    """Owner: supervisor loop. `asked_for`: the number of shards last asked for, if any."""
+    """Owner: supervisor loop."""
 
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
         self._changing: asyncio.Task[dict[str, Any]] | None = None
-        self.asked_for: int | None = None
 
     async def scale(self, count: int) -> dict[str, Any]:
         """Change the number of shards; return when it is done: what happened, ready for JSON.
@@ -275,8 +285,7 @@ class Scaling:
         elif count < before:
             fleet.count = count
             moved = await fleet.leave(fleet.shards[count:before])
-        self.asked_for = count
-        log.info("%d shards, there were %d; %d flows moved", count, before, moved)
+        log.info("%s, before: %d; %s moved", many(count, "shard"), before, many(moved, "flow"))
         return {
             "before": before,
             "shards": count,

@@ -63,6 +63,7 @@ from vpnd.identity import Identity
 from vpnd.mode import Mode
 from vpnd.packet.offload import UdpCoalescer
 from vpnd.packet.record import Offload
+from vpnd.printable import many
 from vpnd.status import NodePart, Status
 
 log = logging.getLogger("supervisor")
@@ -105,6 +106,7 @@ async def start_node(
         network = config.network
         tun = Tun.open(network.interface, network.mtu, network.offloads)
         undo.callback(tun.close)
+        undo.callback(killswitch.claim(config).close)
 
         async def give_back_machine() -> None:
             # not MOVED: it is started again at once, and nothing is to leave past an exit node in between
@@ -118,6 +120,7 @@ async def start_node(
         control = ControlSlot(live, identity.peer_id, token, in_network=overlay.in_network)
         fleet = Fleet(live, control, overlay, tun, pump)
         undo.callback(fleet.close)
+        machine.withheld_changed = fleet.tell_withheld
         usage = report.Usage(live, fleet)
         undo.callback(usage.close)
         node = Node(
@@ -287,7 +290,7 @@ class Node:
         if not self.ready:
             raise VpndError("the node is not running; try again when it is ready")
         shards = self._live.config.worker.shards
-        change = changes.compare(_with_shards(self._live.config, self._scaling.asked_for or shards), wanted)
+        change = changes.compare(_with_shards(self._live.config, self._shards_before(wanted)), wanted)
         config = _with_shards(change.config, shards)
         try:
             # Our own name and address are what they were: only their company is judged.
@@ -301,8 +304,9 @@ class Node:
         self._machine.look()
         self._reloaded(config)
         log.info(
-            "reloaded: %d settings changed, %d peers added, %d removed, %d settings need a restart",
-            len(change.applied), len(change.peers_added), len(change.peers_removed), len(change.needs_restart),
+            "reloaded: %s changed, %s added, %d removed, %s kept until a restart",
+            many(len(change.applied), "setting"), many(len(change.peers_added), "peer"), len(change.peers_removed),
+            many(len(change.needs_restart), "setting"),
         )  # fmt: skip
         return {
             "applied": [_difference(each) for each in change.applied],
@@ -310,6 +314,14 @@ class Node:
             "peers_added": [{"name": peer.name, "peer_id": peer.peer_id} for peer in change.peers_added],
             "peers_removed": [{"name": peer.name, "peer_id": peer.peer_id} for peer in change.peers_removed],
         }
+
+    def _shards_before(self, wanted: Config) -> int:
+        """worker.shards as it is in force. What `vpnd scale` has made of it is no difference from what it was made of,
+        nor from what means so many."""
+        asked = wanted.worker.shards
+        if asked == self._live.config.worker.shards or self._fleet.shards_of(wanted) == self._fleet.count:
+            return asked
+        return self._fleet.count
 
     async def scale(self, shards: object) -> dict[str, Any]:
         """Change the number of shards, and return when it is done; see Fleet.scale. Raises VpndError."""

@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 
 from vpnd.errors import VpndError
 from vpnd.printable import printable
-from vpnd.status import Status
+from vpnd.status import Status, connected
 
 log = logging.getLogger(__name__)
 
@@ -65,8 +65,5 @@ class Notifier:
 
 def in_a_line(status: Status) -> str:
     """The line for `systemctl status`."""
-    connected = sum(peer.state == "connected" for peer in status.peers)
-    what = [ailment.what for ailment in status.ailments] or [
-        f"{connected} of {len(status.peers)} peers connected"
-    ]
+    what = [ailment.what for ailment in status.ailments] or [connected(status)]
     return "STATUS=" + printable(f"{status.health}: {'; '.join(what)}")

@@ -201,6 +201,11 @@ class Overlay:
         wanted, self._not_routed = claims.routes_untrusted(known, self._live.config)
         self._machine.routes_known(wanted)
 
+    @property
+    def withheld(self) -> tuple[str, ...]:
+        """Networks of our own that others are not to be told of."""
+        return self._machine.withheld
+
     def give_names(self, send: Send) -> None:
         """Give control the sockets on which it answers DNS at our addresses."""
         if self._names is not None:

@@ -20,13 +20,14 @@ from supervisor import requests
 from supervisor.node import LEFT, MOVED, STOPPED, Node, start_node
 from supervisor.notify import READY, STOPPING, Notifier, in_a_line
 from vpnd import logs, privileges
+from vpnd.columns import wrapped
 from vpnd.config import load, reference
 from vpnd.config.schema import Config
 from vpnd.errors import AlreadyRunningError, PrivilegeError, VpndError
 from vpnd.identity import Identity
 from vpnd.mode import Mode, decide, identity_of
-from vpnd.printable import printable
-from vpnd.status import NetworkPart, Peer, Status
+from vpnd.printable import many, printable
+from vpnd.status import NOT_IN, Peer, Status, known_as
 
 log = logging.getLogger("supervisor")
 
@@ -345,36 +346,37 @@ async def _reload_at(hung_up: asyncio.Event, service: VPNService, notifier: Noti
 def welcome(status: Status) -> list[str]:
     """The lines a new user sees when the node is ready."""
     node = status.node
-    lines = [
-        f"vpnd is ready: {node.name} is {' and '.join(node.addresses)} in {node.subnet} on "
-        f"{status.tun.interface}, {len(status.shards)} shards",
-        f"  peer id    {node.peer_id}",
-        *(f"  listens on {address}/p2p/{node.peer_id}" for address in node.listen),
+    rows = [
+        ("", f"vpnd is ready: {known_as(status)}"),
+        ("addresses", f"{' and '.join(node.addresses)} in {node.subnet} on {status.tun.interface}"),
+        ("peer id", node.peer_id),
+        ("listens on", " ".join(node.listen) or "nowhere"),
+        ("shards", f"{len(status.shards)}"),
+        *_company(status),
     ]
-    if status.network is not None:
-        return [*lines, *_network_lines(status, status.network)]
-    if status.peers:
-        lines.append(f"  peers      {', '.join(f'{peer.name} ({peer.virtual_ip})' for peer in status.peers)}")
-        lines.append(f"  next       ping {status.peers[0].virtual_ip}, or `vpnd status`")
-    else:
-        lines.append(
-            "  next       name another node under [[peers]] in the configuration; see docs/joining.md"
-        )
-    return lines
+    return [line for name, text in rows for line in _row(name, text)]
 
 
-def _network_lines(status: Status, network: NetworkPart) -> list[str]:
-    role = ", and may let others in" if network.authority else ""
-    lines = [
-        f"  network    {network.name}, {network.members or 1} members; this one is {network.label}{role}",
-        *(f"  note       {warning}" for warning in status.node.warnings),
-    ]
-    if network.state in ("removed", "expired", "early"):
-        lines.append(f"  next       the membership of this node is {network.state}; see `vpnd status`")
-    elif network.authority and not status.peers:
-        lines.append(
-            "  next       `vpnd invite` prints a token; on the other machine: vpnd start --join TOKEN"
-        )
+def _row(name: str, text: str) -> list[str]:
+    begun = f"  {name:10} " if name else ""
+    return f"{begun}{wrapped(text, len(begun) or 2, len(begun))}".split("\n")
+
+
+def _company(status: Status) -> Iterator[tuple[str, str]]:
+    """Whom the node knows, and what to do next."""
+    network = status.network
+    if network is not None:
+        role = "; this node may let others in" if network.authority else ""
+        yield "network", f"{network.name}, {many(network.members or 1, 'member')}{role}"
+        yield from (("note", warning) for warning in status.node.warnings)
+        if network.state in NOT_IN:
+            yield "next", f"the membership of this node is {network.state}; see `vpnd status`"
+        elif network.authority and not status.peers:
+            yield "next", "`vpnd invite` prints a token; on the other machine: vpnd start --join TOKEN"
+        else:
+            yield "next", "`vpnd peers`, `vpnd status`, or ping a member"
+    elif status.peers:
+        yield "peers", ", ".join(f"{peer.name} ({peer.virtual_ip})" for peer in status.peers)
+        yield "next", f"ping {status.peers[0].virtual_ip}, or `vpnd status`"
     else:
-        lines.append("  next       `vpnd peers`, `vpnd status`, or ping a member")
-    return lines
+        yield "next", "name another node under [[peers]] in the configuration; see docs/joining.md"

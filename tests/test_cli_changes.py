@@ -32,9 +32,9 @@ SAID = [
         "fewer shards",
         ["scale", "1"],
         {"before": 3, "shards": 1, "flows_moved": 7},
-        "1 shards, there were 3; 7 flows moved\n",
+        "1 shard, there were 3; 7 flows moved\n",
     ),
-    ("more shards", ["scale", "3"], {"before": 1, "shards": 3}, "3 shards, there were 1\n"),
+    ("more shards", ["scale", "3"], {"before": 1, "shards": 3}, "3 shards, there was 1\n"),
     ("as many", ["scale", "2"], {"before": 2, "shards": 2}, "2 shards, as before\n"),
 ]
 

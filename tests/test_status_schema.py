@@ -25,7 +25,7 @@ from vpnd.config.live import Live
 from vpnd.config.schema import Config, Metrics
 from vpnd.config.schema import Status as StatusSettings
 from vpnd.exporter import Exposed
-from vpnd.status import Ailment, Status
+from vpnd.status import Ailment, Status, known_as
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 NETWORK = {
@@ -125,7 +125,7 @@ AILING = [
     (
         "one that stays is restarting while another goes",
         {"node": {"shards": 1}, "shards": [{"state": "restarting"}, {"state": "draining"}]},
-        "1 of 1 shards not running: 0 restarting",
+        "1 of 1 shard not running: 0 restarting",
         "down",
     ),
     ("alone", {"peers": [{"state": "dialing"}]}, "no peer is connected", "degraded"),
@@ -133,6 +133,16 @@ AILING = [
         "the exit node is nobody",
         {"node": {"shards": 1, "exit_node": "x"}, "network": NETWORK},
         "there is no exit node x",
+        "degraded",
+    ),
+    (
+        "the exit node announces nothing",
+        {
+            "node": {"shards": 1, "exit_node": "c"},
+            "network": NETWORK,
+            "peers": [{"state": "connected"}, {"name": "c", "peer_id": "C", "state": "connected"}],
+        },
+        "c is no exit node now: it announces no way out",
         "degraded",
     ),
     (
@@ -167,7 +177,7 @@ def test_what_makes_a_node_ill_is_told_with_its_remedy(what, change, ailment, he
     assert told.health == health
     assert [found.what for found in told.ailments] == [ailment]
     said = shown(told)
-    assert said.startswith(f"{told.node.name or 'vpnd'}: {health}, ")
+    assert said.startswith(f"{known_as(told) or 'vpnd'}: {health}, ")
     assert f"! {ailment}" in said
     assert told.ailments[0].remedy in " ".join(said.split())
 
@@ -263,7 +273,7 @@ def test_status_has_the_network_of_a_member_and_none_of_a_static_node():
     said = shown(made(network=NETWORK, node={"addresses": ["10.86.0.1", "fd00::1"], "shards": 1}))
     assert "10.86.0.1 and fd00::1" in said
     assert "home, id 00ff" in said and "a, member, may let others in" in said
-    assert "3, 1 of them authorities" in said and "valid for another 1 h 0 m" in said
+    assert "3, of them 1 authority" in said and "valid for another 1 h 0 m" in said
     assert "network" not in shown(made())
     assert "valid for" not in shown(made(network={**NETWORK, "state": "expired"}))
     assert "before it went away" in shown(made(network={**NETWORK, "current": False}))
@@ -273,7 +283,7 @@ def test_members_that_are_not_among_the_peers_are_not_kept_back():
     peers = [{"name": f"m{number}"} for number in range(1000)]
     told = made(peers=peers, network={**NETWORK, "members": 10_000})
     for said in (memberview.peers(told), shown(told)):
-        assert "… and 8999 members without a session (status.max_peers); all: vpnd members" in said
+        assert "… and 8,999 members without a session (status.max_peers); all: vpnd members" in said
     told = made(peers=peers, network={**NETWORK, "members": 1001})
     assert "max_peers" not in memberview.peers(told) and "max_peers" not in shown(told)
 

@@ -24,7 +24,7 @@ import stat
 import sys
 
 from vpnd.config.schema import Log
-from vpnd.printable import printable
+from vpnd.printable import many, printable
 
 _WORD = re.compile(r"[A-Za-z0-9_./:@+-]+")
 #: Of syslog(3), from the most severe down.
@@ -113,7 +113,7 @@ class Output:
 
     def tell(self, line: str) -> None:
         """Write a line, or drop it. Raises OSError, BrokenPipeError when its reader has gone."""
-        note = f"{self._dropped} lines were dropped here: nobody read them\n" if self._dropped else ""
+        note = f"{many(self._dropped, 'line')} dropped here: nobody read them\n" if self._dropped else ""
         try:
             self._send(f"{note}{line}\n".encode(errors="backslashreplace"))
         except BlockingIOError:

@@ -10,6 +10,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)
 
 
+def many(number: int, what: str, plural: str = "") -> str:
+    """ "1 peer", "2 peers", "1,234 peers"; `plural`: of a word that takes more than an s."""
+    return f"{number:,} {what if number == 1 else plural or f'{what}s'}"
+
+
 def span(seconds: float) -> str:
     """Seconds in the two largest units: "3 d 4 h", "1 m 5 s"."""
     left = int(seconds)

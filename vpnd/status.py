@@ -24,6 +24,7 @@ from vpnd.metrics import (
     ShardCounters,
     told,
 )
+from vpnd.printable import many
 
 HEALTHY, DEGRADED, DOWN = "healthy", "degraded", "down"
 #: Of `vpnd status`.
@@ -360,7 +361,14 @@ def _exit(status: Status) -> Iterator[Ailment]:
     if not node.exit_node or status.network is None:
         return
     exit_peer = next((peer for peer in status.peers if peer.peer_id == node.exit_peer), None)
-    if not node.exit_peer:
+    named = (peer for peer in status.peers if node.exit_node in (peer.name, peer.peer_id, *peer.virtual_ips))
+    if not node.exit_peer and any(named):
+        yield Ailment(
+            what=f"{node.exit_node} is no exit node now: it announces no way out",
+            remedy=f"vpnd status on {node.exit_node} says whether it forwards packets; else its network.advertise "
+            "has to have 0.0.0.0/0, and its invitation to allow it (--route)",
+        )
+    elif not node.exit_peer:
         yield Ailment(
             what=f"there is no exit node {node.exit_node}",
             remedy="is it a member that announces 0.0.0.0/0 (vpnd members)? Else change network.exit_node",
@@ -381,7 +389,9 @@ def _processes(status: Status, shards: tuple[Shard, ...]) -> Iterator[Ailment]:
         health = DOWN if len(away) == len(shards) else DEGRADED
         which = ", ".join(f"{shard.index} {shard.state}" for shard in away)
         yield Ailment(
-            what=f"{len(away)} of {len(shards)} shards not running: {which}", remedy=log, health=health
+            what=f"{len(away)} of {many(len(shards), 'shard')} not running: {which}",
+            remedy=log,
+            health=health,
         )
     for shard in shards:
         if shard.state in _WORKS and shard.answers is False:
@@ -393,6 +403,18 @@ def _processes(status: Status, shards: tuple[Shard, ...]) -> Iterator[Ailment]:
 
 
 # --- for readers
+
+
+def known_as(status: Status) -> str:
+    """What the node is called: in its network, where it has one."""
+    network = status.network
+    return f"{network.label} in {network.name}" if network is not None and network.label else status.node.name
+
+
+def connected(status: Status) -> str:
+    """How many peers are: "1 of 2 peers connected"."""
+    number = sum(peer.state == "connected" for peer in status.peers)
+    return f"{number} of {many(len(status.peers), 'peer')} connected"
 
 
 def schema() -> dict[str, Any]:

@@ -95,7 +95,8 @@ class Asked(Part, frozen=True):
 
 
 class Standing(Part, frozen=True):
-    """What control knows of somebody who was named. `state`: peer, removed, expired or unknown; `says`: more of it."""
+    """What control knows of somebody who was named. `state`: peer, removed, left, expired or unknown; `says`:
+    more of it."""
 
     peer_id: str = ""
     name: str = ""
@@ -388,9 +389,11 @@ def _membership(facts: Facts, peer: Peer | None, name: str) -> Step:
     if network is not None and network.state in NOT_IN:
         what, remedy = NOT_IN[network.state]
         return _stops("membership", f"this node: {what.format(network.name)}", remedy + _clocks(facts))
-    if peer is None and facts.standing.state in ("removed", "expired"):
+    if peer is None and facts.standing.state in ("removed", "left", "expired"):
+        again = f"to let it in again: vpnd invite, and on {name}: vpnd start --join TOKEN"
         remedy = {
-            "removed": f"to let it in again: vpnd invite, and on {name}: vpnd start --join TOKEN",
+            "removed": again,
+            "left": again,
             "expired": f"does {name} run, does it reach an authority, and are the clocks right (date -u)?",
         }[facts.standing.state]
         return _stops("membership", f"{name} {facts.standing.says}", remedy)

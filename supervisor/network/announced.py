@@ -2,7 +2,8 @@
 
 Control says what is announced and wanted (RoutesKnown). Here it is held against the machine: a network that meets a
 route of the machine is left aside with a warning, unless network.allow_overlap; the rest goes into a table of its own
-(`policy`). With an exit node a family it does not carry is unreachable rather than not tunneled. A new route of the
+(`policy`). With an exit node a family it does not carry is unreachable rather than not tunneled. What this node itself
+announces while the machine does not forward is withheld: nobody is to send there what goes nowhere. A new route of the
 machine makes everything be looked at again (supervisor/network/machine.py).
 """
 
@@ -17,8 +18,11 @@ from supervisor.network import overlap
 from supervisor.network.policy import EVERYTHING, IPNetwork, PolicyTable
 from vpnd.api.messages import RoutesKnown
 
-#: sysctl -> what it is called for the user; 1 where packets are forwarded.
-FORWARDING = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}
+#: By IP version: the sysctls that are 1 where packets from {} are forwarded. The first one sets the others as well.
+FORWARDING = {
+    4: ("net.ipv4.ip_forward", "net.ipv4.conf.{}.forwarding"),
+    6: ("net.ipv6.conf.all.forwarding",),
+}
 #: net.ipv4.conf.*.rp_filter: packets have to come in by the route their source has (RFC 3704 strict mode)
 STRICT = 1
 
@@ -46,13 +50,14 @@ class AnnouncedRoutes:
         self._proc_sys, self._in_use = proc_sys, in_use
         self.known = RoutesKnown(routes=())
         self._left_aside: list[str] = []
-        #: what this node announces itself; looked at for `hints` only
+        #: what this node announces itself, and what of it the machine did not forward to at the last look
         self.advertised: tuple[str, ...] = ()
+        self.withheld: tuple[str, ...] = ()
 
     @property
     def hints(self) -> list[str]:
-        """One line each: what is left aside, does not forward or is filtered, and what the user can do about it."""
-        return [*self._left_aside, *self._forwarding_hints(), *self._filter_hints()]
+        """One line each: what is left aside, and what the user can do about it."""
+        return self._left_aside
 
     def undo(self, *, hold: bool) -> None:
         """Take back all routes and rules, but for what `hold` leaves. Blocks for some milliseconds."""
@@ -60,10 +65,14 @@ class AnnouncedRoutes:
             log.warning("%s", line)
 
     def make_true(self) -> list[str]:
-        """Route what is known now, and nothing else, comparing with what is routed. Blocks for some milliseconds.
+        """Route what is known now, and nothing else, comparing with what is routed, and look for `obstacles`. Blocks
+        for some milliseconds.
 
-        Returns what the kernel refused, a line each.
+        Returns these and what the kernel refused, a line each.
         """
+        return [*self.obstacles(), *self._route()]
+
+    def _route(self) -> list[str]:
         known = self.known
         networks: list[IPNetwork] = [ipaddress.ip_network(text) for text in known.routes]
         left_aside: list[str] = []
@@ -93,18 +102,26 @@ class AnnouncedRoutes:
             )
         return met is None
 
-    def _forwarding_hints(self) -> list[str]:
-        hints = []
-        for version, name in FORWARDING.items():
-            behind = [text for text in self.advertised if ipaddress.ip_network(text).version == version]
-            if behind and self._sysctl(name) == 0:
-                hints.append(
-                    f"this node announces {', '.join(behind)}, but the machine does not forward packets: "
-                    f"sysctl -w {name}=1"
-                )
-        return hints
+    def obstacles(self) -> list[str]:
+        """Settings of the machine that keep packets from going on, a line each. Settles `withheld`."""
+        return [*self._withhold(), *self._filtered()]
 
-    def _filter_hints(self) -> list[str]:
+    def _withhold(self) -> list[str]:
+        withheld: list[str] = []
+        lines = []
+        for version, names in FORWARDING.items():
+            behind = [text for text in self.advertised if ipaddress.ip_network(text).version == version]
+            closed = (name.format(self._interface) for name in names)
+            if behind and (name := next((each for each in closed if self._sysctl(each) == 0), "")):
+                withheld += behind
+                lines.append(
+                    f"this machine does not forward packets, so the others are not sent to {', '.join(behind)} "
+                    f"behind it: sysctl -w {name}=1"
+                )
+        self.withheld = tuple(withheld)
+        return lines
+
+    def _filtered(self) -> list[str]:
         """A strict filter looks for the way back of the tunnel's own packets in the wrong table, and drops them."""
         if not any(ipaddress.ip_network(text) == EVERYTHING[4] for text in self.known.routes):
             return []

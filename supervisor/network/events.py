@@ -29,11 +29,12 @@ RTM_NEWLINK, RTM_DELLINK = 16, 17
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_DELROUTE = 24, 25
 RTM_NEWRULE, RTM_DELRULE = 32, 33
+RTM_NEWNETCONF = 80
 NLM_F_REQUEST, NLM_F_DUMP = 0x001, 0x300
 
 #: Multicast groups of a netlink socket that these messages come from, as bits of its address: LINK, IPV4_IFADDR,
-#: IPV4_ROUTE, IPV4_RULE, IPV6_IFADDR, IPV6_ROUTE, IPV6_RULE.
-GROUPS = 0x1 | 0x10 | 0x40 | 0x80 | 0x100 | 0x400 | 0x40000
+#: IPV4_ROUTE, IPV4_RULE, IPV6_IFADDR, IPV6_ROUTE, IPV6_RULE, IPV4_NETCONF, IPV6_NETCONF.
+GROUPS = 0x1 | 0x10 | 0x40 | 0x80 | 0x100 | 0x400 | 0x40000 | 0x800000 | 0x1000000
 #: The group of nfnetlink that tells of nftables (NFNLGRP_NFTABLES), likewise; another family of netlink.
 NFT_GROUPS = 0x40
 
@@ -100,6 +101,8 @@ class NetworkState:
                 of, reason = self._route(kind, body)
             elif kind in (RTM_NEWRULE, RTM_DELRULE):
                 of, reason = Of.OURS, "a routing rule changed"
+            elif kind == RTM_NEWNETCONF:
+                of, reason = Of.OURS, "forwarding or source filters changed"
             else:
                 continue
             if reason and port != self._port:

@@ -40,8 +40,11 @@ class Reconciler:
     `problems`: what the last pass could not do, a line each.
     """
 
-    def __init__(self, live: Live, parts: Sequence[Part]) -> None:
-        self._live, self._parts = live, parts
+    def __init__(
+        self, live: Live, parts: Sequence[Part], looked: Callable[[], object] = lambda: None
+    ) -> None:
+        """`looked` is called after each pass."""
+        self._live, self._parts, self._looked = live, parts, looked
         self.problems: list[str] = []
         self._wanted, self._closing = asyncio.Event(), asyncio.Event()
         self._working = False
@@ -77,6 +80,7 @@ class Reconciler:
                 if line not in self.problems:
                     log.warning("%s", line)
             self.problems = problems
+            self._looked()
             network = self._live.config.network
             if await _within(network.change_settle_max, self._wanted):
                 pause_s = min(max(2 * pause_s, network.change_settle), network.change_settle_max)
@@ -124,6 +128,9 @@ class Machine:
         self._networks: tuple[IPNetwork, ...] = ()
         self._held_before = False
         self._reconciler: Reconciler | None = None
+        self._told_withheld: tuple[str, ...] = ()
+        #: what is done when other networks are `withheld` than before
+        self.withheld_changed: Callable[[], object] = lambda: None
 
     def hold(self) -> None:
         """The kill switch, before children are started: one that a killed daemon left is never open in between. What
@@ -138,7 +145,17 @@ class Machine:
 
     def begin(self, device: Part) -> None:
         """Look after everything from now on, `device` first."""
-        self._reconciler = Reconciler(self._live, [device, *self._parts])
+        self._reconciler = Reconciler(self._live, [device, *self._parts], self._looked)
+
+    def _looked(self) -> None:
+        if self.withheld != self._told_withheld:
+            self._told_withheld = self.withheld
+            self.withheld_changed()
+
+    @property
+    def withheld(self) -> tuple[str, ...]:
+        """What this node announces and the machine does not forward to."""
+        return self._announced.withheld
 
     @property
     def _parts(self) -> list[Part]:

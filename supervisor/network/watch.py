@@ -22,6 +22,7 @@ from collections.abc import Callable
 
 from supervisor.network import events
 from supervisor.network.filter import table_name
+from supervisor.network.killswitch import place
 from vpnd.config.live import Live
 from vpnd.errors import MachineError
 
@@ -104,7 +105,7 @@ class Watch:
             own = socket.if_nametoindex(own_device)
         except OSError as error:
             raise MachineError(f"the kernel tells nothing of network changes: {error.strerror}") from error
-        own_table = live.config.network.route_table
+        own_table = place(live.config).table
         self._state = events.NetworkState(own, own_table, self._socket.getsockname()[0], _name_of)
         self._loop.add_reader(self._socket.fileno(), self._readable)
         self._nftables: socket.socket | None = None

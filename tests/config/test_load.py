@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vpnd import peerid
-from vpnd.config import load, paths
+from vpnd.config import fields, load, paths, values
 from vpnd.errors import ConfigError
 
 A, B, C = (peerid.from_public_key(bytes([n]) * 32) for n in (1, 2, 3))
@@ -119,7 +119,7 @@ def test_all_problems_are_told_at_once_with_file_key_value_and_remedy(tmp_path):
         f"{file}: network.routs = []: there is no such key; did you mean routes?",
         f'{file}: worker.idle_timeout = 60: has no unit; write "60s" for seconds or "60ms" for milliseconds',
         f'{file}: p2p.listen = "/ip4/0.0.0.0/tcp/1": must be a list; write ["/ip4/0.0.0.0/tcp/1"]',
-        'VPND_LOG_LEVEL: log.level = "loud": must be one of debug, info, warning, error',
+        'VPND_LOG_LEVEL: log.level = "loud": must be one of debug, info, warning, error; write for example "debug"',
         "--shards: worker.shards = 99: must be at most 64; give a value from 0 to 64",
     ]
 
@@ -222,6 +222,32 @@ def test_a_wrong_configuration_is_refused_in_one_line(what, mapping, message):
     assert len(lines) == 1
     assert message in lines[0]
     assert lines[0].startswith("configuration: ")
+    assert "; " in lines[0], "behind it stands what to do"
+
+
+#: What no setting of that type takes.
+WRONG_TYPES: dict[type, list[object]] = {
+    int: ["many", -1, 1.5, [], True, 1 << 80],
+    float: ["long", -1.0, [], True, float("inf")],
+    bool: ["perhaps", 1, []],
+    str: [1, [], "\0", " ", "/", "%"],
+}
+
+
+@pytest.mark.parametrize(
+    "field", [*fields.all_settings(), *fields.tables()[fields.PEERS].values()], ids=lambda f: f.path
+)
+def test_whatever_is_wrong_with_a_setting_its_key_its_value_and_the_remedy_are_told(field):
+    for value in WRONG_TYPES[field.base]:
+        for raw in ([value], value) if field.many else (value,):
+            try:
+                values.convert(field, raw, text_form=False)
+            except values.Refused as refused:
+                mapping = {field.table: {field.key: raw}}
+                if field.table == fields.PEERS:
+                    mapping = {fields.PEERS: [peer(**{field.key: raw})]}
+                (line, *_) = refusal(mapping)
+                assert f"{field.key} = " in line and "; " in str(refused)
 
 
 RIGHT = [

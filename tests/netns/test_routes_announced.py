@@ -28,7 +28,6 @@ LAN, GATEWAY, SERVER = "10.55.0.0/24", "10.55.0.1", "10.55.0.2"
 #: Documentation addresses (RFC 5737): the world behind the server.
 WORLD, BEHIND, NOBODY = "198.51.100.1", "198.51.100.0/24", "198.51.100.9"
 SETTLE_S = 10.0
-TABLE = "7669"
 
 
 @contextlib.contextmanager
@@ -84,6 +83,8 @@ def own_user() -> str:
 
 
 def answers(node: Node, target: str) -> bool:
+    if not way_to(node, target):
+        return False
     return ping(node.lab, node.namespace, target, count=2, interval_s=0.1).loss == 0
 
 
@@ -96,21 +97,31 @@ def rules(node: Node) -> list[str]:
     lines = [
         line for family in ("-4", "-6") for line in node.lab.ip(node.namespace, family, "rule").splitlines()
     ]
-    return [line for line in lines if TABLE in line or "suppress_prefixlength" in line]
+    return [line for line in lines if "lookup 76" in line or "suppress_prefixlength" in line]
 
 
 def warned(node: Node, word: str) -> bool:
     return any(word in line for line in node.ask()["node"]["warnings"])
 
 
+def ails(node: Node, word: str) -> bool:
+    """Whether it says so, and is not healthy."""
+    status = node.ask()
+    told = any(word in f"{each['what']} {each['remedy']}" for each in status["ailments"])
+    assert told <= (status["health"] == "degraded")
+    return told
+
+
 def test_a_network_behind_a_member_is_reached_by_the_others() -> None:
     with Lab(3) as lab, server_behind(lab, lab.nodes[1]) as server:
         a, b, c = network(lab, [BEHIND])
-        wait_until(lambda: way_to(c, WORLD) == "vpnd0", SETTLE_S, "the route is there")
-        assert warned(b, "net.ipv4.ip_forward=1"), "nothing of the machine was changed, but said"
-        assert not answers(c, WORLD)
+        assert ails(b, "net.ipv4.ip_forward=1"), "nothing of the machine was changed, but said"
+        for node in (a, c):
+            wait_until(lambda node=node: way_to(node, WORLD) != "vpnd0", SETTLE_S, "nobody is sent there")
         forward(lab, b.namespace)
-        assert not warned(b, "net.ipv4.ip_forward=1")
+        for node in (a, c):
+            wait_until(lambda node=node: way_to(node, WORLD) == "vpnd0", SETTLE_S, "the route is there")
+        assert b.ask()["health"] == "healthy"
         assert answers(c, WORLD) and answers(a, WORLD)
         # the router behind it has an address that is nobody's here, and is heard all the same
         forward(lab, server)
@@ -173,13 +184,23 @@ def test_through_an_exit_node_the_world_is_reached_and_nothing_stays_behind() ->
         a, b, c = network(lab, ["0.0.0.0/0"], exit_node="b")
         forward(lab, b.namespace)
         wait_until(lambda: way_to(c, WORLD) == "vpnd0", SETTLE_S, "the way to everywhere is there")
-        assert answers(c, WORLD)
+        wait_until(lambda: answers(c, WORLD), SETTLE_S, "the world is reached")
         assert way_to(a, WORLD) != "vpnd0", "who did not ask for it has no exit node"
         assert way_to(c, "192.168.77.1") == "eth0", "the machine's own networks stay"
         assert way_to(c, WORLD, own_user()) != "vpnd0"
         assert answers(c, address(a)) and answers(c, "192.168.77.1")
         before = c.ask()
         assert all(peer["state"] == "connected" for peer in before["peers"])
+        # somebody switches forwarding off on the exit node, and on again: both it and its user say so meanwhile
+        assert b.ask()["health"] == c.ask()["health"] == "healthy"
+        lab.run(b.namespace, "sysctl", "-qw", "net.ipv4.ip_forward=0")
+        wait_until(lambda: ails(b, "net.ipv4.ip_forward=1"), SETTLE_S, "the exit node says that it is none")
+        wait_until(lambda: ails(c, "b is no exit node now"), SETTLE_S, "so does who uses it")
+        wait_until(lambda: way_to(c, WORLD) == "", SETTLE_S, "and nothing leaves past it")
+        assert c.vpnd("status", check=False).returncode == 9
+        forward(lab, b.namespace)
+        wait_until(lambda: answers(c, WORLD), SETTLE_S, "the world is reached again")
+        assert b.ask()["health"] == c.ask()["health"] == "healthy"
         # an exit node that is lost and comes back
         b.kill(signal.SIGKILL)
         b.wait_ended()
@@ -204,6 +225,7 @@ def test_through_an_exit_node_the_world_is_reached_and_nothing_stays_behind() ->
 def test_a_route_of_the_machine_is_not_taken_over() -> None:
     with Lab(3) as lab, server_behind(lab, lab.nodes[1]):
         lab.ip(lab.nodes[2], "addr", "add", "10.55.0.77/16", "dev", "eth0")
+        forward(lab, lab.nodes[1])
         a, b, c = network(lab, [LAN], masquerade=False)
         wait_until(lambda: way_to(a, SERVER) == "vpnd0", SETTLE_S, "elsewhere it is routed")
         assert "masquerade" not in filter_of(b)
@@ -213,3 +235,43 @@ def test_a_route_of_the_machine_is_not_taken_over() -> None:
         lab.ip(c.namespace, "addr", "del", "10.55.0.77/16", "dev", "eth0")
         wait_until(lambda: way_to(c, SERVER) == "vpnd0", SETTLE_S, "now it is")
         assert not warned(c, LAN)
+
+
+def test_nodes_of_one_machine_leave_each_others_rules_alone() -> None:
+    with Lab(2) as lab:
+        first = machine(lab, 0, {"network": {"exit_node": "b"}})
+        second = machine(
+            lab, 0, {"membership": {"subnet": "10.87.0.0/16"}, "network": {"interface": "vpnd1"}}
+        )
+        third = machine(lab, 0, {"membership": {"subnet": "10.88.0.0/16"}, "network": {"interface": "tun0"}})
+        for port, node in enumerate((second, third), start=5001):
+            node.config["p2p"]["listen"] = [f"/ip4/{node.namespace.address}/tcp/{port}"]
+        for node, name in ((second, "second"), (third, "third")):
+            node.state_dir = lab.directory / name
+            node.state_dir.mkdir(mode=0o700)
+            node.config_file = node.state_dir / "vpnd.toml"
+            node.env |= {"VPND_STATE_DIR": str(node.state_dir), "VPND_CONFIG": str(node.config_file)}
+            node.log_file = lab.directory / f"{name}.log"
+        first.start()
+        first.wait_ready()
+        alone = rules(first)
+        assert alone, "its kill switch"
+        second.start()
+        second.wait_ready()
+        assert rules(first) == alone
+        second.kill(signal.SIGKILL)
+        second.wait_ended()
+        wait_until(lambda: not (second.state_dir / "vpnd.sock").exists(), SETTLE_S, "it is cleaned up")
+        assert rules(first) == alone
+        second.config["network"]["exit_node"] = "b"
+        second.start()
+        second.wait_ready()
+        assert len(rules(first)) > len(alone), "each has its own"
+        assert second.stop() == 0
+        assert rules(first) == alone
+        third.start()
+        assert third.wait_ended() == 5
+        assert "network.route_table = 7669" in third.log_file.read_text()
+        assert rules(first) == alone
+        assert first.stop() == 0
+        assert not rules(first)

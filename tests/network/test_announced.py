@@ -189,6 +189,13 @@ SYSCTLS = [
     ("a node that announces nothing need not forward", {"net/ipv4/ip_forward": 0}, (), (), []),
     ("one that announces has to", {"net/ipv4/ip_forward": 0}, ("10.9.0.0/24",), (), ["net.ipv4.ip_forward=1"]),
     ("and does", {"net/ipv4/ip_forward": 1}, ("10.9.0.0/24",), (), []),
+    (
+        "from the tunnel above all",
+        {"net/ipv4/ip_forward": 1, "net/ipv4/conf/tn0/forwarding": 0},
+        ("10.9.0.0/24",),
+        (),
+        ["net.ipv4.conf.tn0.forwarding=1"],
+    ),
     ("a kernel that does not say is not judged", {}, ("10.9.0.0/24",), (), []),
     (
         "IPv6 has a switch of its own",
@@ -220,7 +227,8 @@ def test_what_keeps_it_from_working_is_said(
     place = Place("tn0", TABLE, PRIORITY, os.getuid())
     routes = AnnouncedRoutes("tn0", PolicyTable(place), allow_overlap=False, proc_sys=tmp_path)
     routes.advertised, routes.known = ours, RoutesKnown(routes=others)
-    warnings = routes.hints
+    warnings = routes.obstacles()
+    assert bool(routes.withheld) == any("forward" in word for word in words)
     assert len(warnings) == len(words)
     assert all(word in warning for word, warning in zip(words, warnings, strict=True))
 

@@ -75,7 +75,8 @@ def check_libp2p() -> None:
     """Raises ChildError, naming what is different, when this is not the libp2p vpnd was built against."""
     release = importlib.metadata.version("libp2p")
     if not release.startswith(SUPPORTED_RELEASES):
-        raise ChildError(f"libp2p {release} is installed, vpnd needs {SUPPORTED_RELEASES}x")
+        remedy = "install what requirements.lock names (in a clone scripts/vpnd does)"
+        raise ChildError(f"libp2p {release} is installed, vpnd needs {SUPPORTED_RELEASES}x; {remedy}")
     for function, expected in SIGNATURES:
         found = tuple(inspect.signature(function).parameters)
         if found[: len(expected)] != expected:

@@ -163,6 +163,15 @@ class RoutesKnown(Message, frozen=True):
     exit_peer: str = ""
 
 
+class Withheld(Message, frozen=True):
+    """Of the networks that this node may announce, tell members none of these until further notice: the machine does
+    not forward to them."""
+
+    rule = Rule((SUPERVISOR_TO_CONTROL,), after=(Ready,))
+
+    routes: tuple[str, ...]
+
+
 class NameSockets(Message, frozen=True):
     """Answer DNS on these bound sockets. Descriptors: `udp` UDP sockets, then as many TCP ones."""
 

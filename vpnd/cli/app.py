@@ -93,7 +93,7 @@ def start(
     from vpnd.cli import launch
     from vpnd.mode import decide, identity_of
 
-    token = launch.read_token(join) if join else ""
+    token = launch.read_token(join, "--join") if join else ""
 
     launch.make_state_dir(loaded.config)
     identity = identity_of(loaded.config)

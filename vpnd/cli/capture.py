@@ -28,6 +28,7 @@ from vpnd.cli.command import Where, command, read_status
 from vpnd.endpoint import IP
 from vpnd.errors import ConfigError, MachineError, PrivilegeError
 from vpnd.packet.flow import PORT_PROTOCOLS, PROTOCOLS
+from vpnd.printable import many
 from vpnd.version import __version__
 
 if TYPE_CHECKING:
@@ -141,7 +142,8 @@ def capture(
         taken = write(output, sock, status.tun.interface, wanted, snap, count, seconds)
         _, lost = struct.unpack("=II", sock.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8))
     typer.echo(
-        f"{taken} packets" + (f", {lost} more came faster than they were written" if lost else ""), err=True
+        many(taken, "packet") + (f", {lost} more came faster than they were written" if lost else ""),
+        err=True,
     )
 
 

@@ -25,11 +25,12 @@ import typer
 
 from vpnd import trust
 from vpnd.cli.command import JsonOption, Where, command, json_of, read_status
-from vpnd.cli.statusview import wrapped
+from vpnd.columns import wrapped
 from vpnd.config import multiaddrs, paths
 from vpnd.config.schema import Config
 from vpnd.errors import ConfigError, NotRunningError, VpndError
-from vpnd.printable import printable
+from vpnd.printable import many, printable
+from vpnd.status import connected, known_as
 from vpnd.version import __version__
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def rendered(findings: list[Finding]) -> str:
         lines.append(f"{finding.name:{width}}  {mark} {wrapped(said, begun, begun)}")
     faults = sum(finding.verdict == FAULT for finding in findings)
     hints = sum(finding.verdict == HINT for finding in findings)
-    return "\n".join([*lines, "", f"{faults} faults, {hints} hints"])
+    return "\n".join([*lines, "", f"{many(faults, 'fault')}, {many(hints, 'hint')}"])
 
 
 # --- what it needs
@@ -367,8 +368,7 @@ def _node(config: Config, running: Status | None) -> Iterator[Finding]:
     if running is None:
         yield Finding("node", FINE, "none is running here (vpnd start)")
         return
-    connected = sum(peer.state == "connected" for peer in running.peers)
-    said = f"{running.node.name} is {running.health}, {connected} of {len(running.peers)} peers connected"
+    said = f"{known_as(running)} is {running.health}, {connected(running)}"
     yield Finding("node", FINE if not running.ailments else FAULT, said)
     for ailment in running.ailments:
         yield Finding("node", FAULT, ailment.what, ailment.remedy)

@@ -13,9 +13,9 @@ from typing import Annotated, NamedTuple
 import typer
 
 from vpnd import why
-from vpnd.cli import statusview
 from vpnd.cli.command import JsonOption, Where, ask, command, option, read_status, refuse_itself, show
 from vpnd.cli.echo import HEADER_BYTES, LEAST_BYTES, EchoSocket
+from vpnd.columns import wrapped
 from vpnd.config import multiaddrs
 from vpnd.config.schema import Config
 from vpnd.errors import ConfigError, VpndError
@@ -176,18 +176,18 @@ def _port(settings: Config, walk: why.Walk, port: int) -> why.Step:
 def render(walk: why.Walk, target: str) -> str:
     """A line for each step, and what it comes to."""
     width = max(len(step.name) for step in walk.steps)
-    lines = [statusview.wrapped(f"{printable(target)}: {printable(walk.name)} {walk.address}".rstrip())]
+    lines = [wrapped(f"{printable(target)}: {printable(walk.name)} {walk.address}".rstrip())]
     for step in walk.steps:
         mark = typer.style(f"{step.verdict:7}", fg=_COLOURS.get(step.verdict))
         proof = ", ".join(f"{name} {count:,}" for name, count in step.counters.items() if count)
         said = printable(step.says) + (f" [{printable(proof)}]" if proof and step.verdict != why.OK else "")
         begun = width + 2 + len(f"{step.verdict:7} ")
-        lines.append(f"{step.name:{width}}  {mark} {statusview.wrapped(said, begun, begun)}")
+        lines.append(f"{step.name:{width}}  {mark} {wrapped(said, begun, begun)}")
     blamed = walk.blamed()
     if not walk.cause:
         lines += ["", "nothing was found that keeps packets from arriving"]
     else:
-        lines += ["", statusview.wrapped(f"{blamed.name} {blamed.verdict} packets: {printable(blamed.says)}")]
+        lines += ["", wrapped(f"{blamed.name} {blamed.verdict} packets: {printable(blamed.says)}")]
         if blamed.remedy:
-            lines.append(statusview.wrapped(f"remedy: {printable(blamed.remedy)}"))
+            lines.append(wrapped(f"remedy: {printable(blamed.remedy)}"))
     return "\n".join(lines)

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 
 import vpnd
 from vpnd import statusclient, trust
+from vpnd.columns import wrapped
 from vpnd.config import load, paths
 from vpnd.config.schema import Config
 from vpnd.errors import ChildError, ConfigError, MachineError, VpndError
 from vpnd.logs import Output, printable
-from vpnd.status import Status
+from vpnd.status import Status, known_as
 
 if TYPE_CHECKING:
     from vpnd.identity import Identity
@@ -34,8 +35,9 @@ def make_state_dir(config: Config) -> None:
     trust.check(Path(config.state_dir), "state directory")
 
 
-def read_token(given: str) -> str:
-    """The token of --join: `given`, or standard input for "-", which no other user of the machine can see.
+def read_token(given: str, what: str) -> str:
+    """A token: `given`, or standard input for "-", which no other user of the machine can see. `what`: how it was
+    given.
 
     Raises ConfigError for one with a typing error; what it is good for only its network knows.
     """
@@ -46,7 +48,7 @@ def read_token(given: str) -> str:
     try:
         token.parse_untrusted(text)
     except MembershipRefused as refusal:
-        raise ConfigError(f"--join: {refusal}, as `vpnd invite` printed it") from None
+        raise ConfigError(f"{what}: {refusal}, as `vpnd invite` printed it") from None
     return "".join(text.split())
 
 
@@ -100,9 +102,8 @@ def detached(config: Config, places: paths.Places, overrides: Mapping[str, objec
         _end(process, config.process.stop_timeout)
         raise
     network = status.network
-    inside = f" in network {network.name}" if network is not None else ""
-    where = f"{status.node.virtual_ip} on {config.network.interface}{inside}"
-    print(printable(f"vpnd: {config.node.name} runs as {where}, process {process.pid}, log {log}"))
+    where = f"{status.node.virtual_ip} on {config.network.interface}"
+    print(wrapped(printable(f"vpnd: {known_as(status)} runs as {where}, process {process.pid}, log {log}")))
     if network is not None and network.authority and not status.peers:
         print("vpnd: next: `vpnd invite` prints a token; on the other machine: vpnd start --join TOKEN")
 

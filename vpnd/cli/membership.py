@@ -25,9 +25,11 @@ from vpnd.cli.command import (
     read_status,
     show,
 )
+from vpnd.columns import wrapped
 from vpnd.config import paths, values
 from vpnd.config.schema import Config
 from vpnd.errors import ConfigError, NotRunningError, PrivilegeError, RefusedError
+from vpnd.printable import many, printable
 
 app = typer.Typer()
 authority = group("The nodes that may let others in and remove them.")
@@ -69,12 +71,11 @@ def invite(
         from vpnd.cli import memberview
         from vpnd.cli.statusview import duration
 
-        many = "once" if answer["uses"] == 1 else f"{answer['uses']} times"
+        times = "once" if answer["uses"] == 1 else f"{answer['uses']} times"
         within = duration(answer["expires_s"])
-        typer.echo(
-            f"It can be used {many}, within {within}; on the other machine: vpnd start --join TOKEN", err=True
-        )
-        typer.echo(memberview.ways(answer), err=True)
+        use = f"It can be used {times}, within {within}; on the other machine: vpnd start --join TOKEN"
+        for line in (use, memberview.ways(answer)):
+            typer.echo(wrapped(line), err=True)
 
 
 def _seconds(text: str | None) -> float | None:
@@ -85,7 +86,7 @@ def _seconds(text: str | None) -> float | None:
     except ValueError as error:
         raise ConfigError(f"--expires {text}: {error}") from None
     if seconds <= 0:
-        raise ConfigError(f"--expires {text}: must be longer than that")
+        raise ConfigError(f"--expires {text}: must be longer than that; write --expires 1h, for example")
     return seconds
 
 
@@ -126,7 +127,7 @@ def join(
     """
     from vpnd.cli import launch
 
-    word = launch.read_token(token)
+    word = launch.read_token(token, "TOKEN")
     settings = place.load("status", "process", "membership", "p2p").config
     work_s = settings.membership.join_timeout + settings.status.timeout
     try:
@@ -138,8 +139,6 @@ def join(
     joined = answer.get("answer") or {}
     name = str(joined.get("network") or "")
     launch.wait_moved(settings, str(joined.get("network_id") or ""))
-    from vpnd.printable import printable
-
     typer.echo(printable(f"joined the network {name}"))
 
 
@@ -167,19 +166,16 @@ def leave(
         others = network.members - 1
         if others > 0:
             raise RefusedError(
-                f"this node is the only authority of network {network.name}: without it nobody can join the "
-                f"other {others} any more, be removed or renewed. Name another one first (vpnd authority add NAME), "
-                "or say vpnd leave --force"
+                f"this node is the only authority of network {network.name}: without it nobody can join the other "
+                f"{many(others, 'member')} any more, be removed or renewed. Name another one first (vpnd authority "
+                "add NAME), or say vpnd leave --force"
             )
     # an authority is told, for which there is p2p.dial_timeout
     answer = end(settings, "leave", settings.p2p.dial_timeout)
     typer.echo(f"left the network {network.name}; the node has stopped")
     if network.members > 1 and not answer.get("told"):
-        typer.echo(
-            "No authority could be told: the name and addresses of this node stay taken until one removes it "
-            "(vpnd remove) or its membership expires.",
-            err=True,
-        )
+        stays = "the name and addresses of this node stay taken until one removes it (vpnd remove) or its membership"
+        typer.echo(wrapped(f"No authority could be told: {stays} expires."), err=True)
 
 
 @command(app)

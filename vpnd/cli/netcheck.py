@@ -8,6 +8,7 @@ import typer
 
 from vpnd.cli.command import JsonOption, Where, ask_control, command, show
 from vpnd.cli.statusview import milliseconds, table, text
+from vpnd.columns import wrapped
 from vpnd.printable import span
 
 app = typer.Typer()
@@ -82,7 +83,7 @@ def report(found: dict[str, Any]) -> str:
         ]
         parts.append(table(head, columns))
     if found["remedy"]:
-        parts.append(f"To do: {text(found['remedy'])}")
+        parts.append(wrapped(f"To do: {text(found['remedy'])}"))
     return "\n\n".join(parts)
 
 

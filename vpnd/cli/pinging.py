@@ -188,7 +188,8 @@ def _target(place: Where, settings: Config, who: str, ipv6: bool) -> Target:
     address = fitting[0]
     own = tuple(each for each in ours if (":" in each) == (":" in address))
     if not own:
-        raise ConfigError(f"{address} cannot be reached from {' '.join(ours)}: this node has no such address")
+        why = f"{address} cannot be reached from {' '.join(ours)}: this node has no such address"
+        raise ConfigError(f"{why}; ping its other one (vpnd peers)")
     interface = status.tun.interface
     source = source_of(address, interface, own, status.supervisor.pid)
     elsewhere = (

@@ -11,7 +11,7 @@ import typer
 from vpnd.cli.command import JsonOption, Where, ask, command, end, json_of, option, read_status, show
 from vpnd.config import paths
 from vpnd.errors import ConfigError, NotRunningError, PrivilegeError
-from vpnd.printable import printable
+from vpnd.printable import many, printable
 
 if TYPE_CHECKING:
     from vpnd.config.schema import Config
@@ -145,8 +145,11 @@ def _reloaded(answer: dict[str, Any]) -> str:
 
 
 def _scaled(answer: dict[str, Any]) -> str:
-    before, shards = answer.get("before"), answer.get("shards")
+    before, shards = answer.get("before", 0), answer.get("shards", 0)
     if before == shards:
-        return f"{shards} shards, as before"
-    moved = answer.get("flows_moved")
-    return f"{shards} shards, there were {before}" + (f"; {moved} flows moved" if moved else "")
+        return f"{many(shards, 'shard')}, as before"
+    moved = answer.get("flows_moved", 0)
+    were = "was" if before == 1 else "were"
+    return f"{many(shards, 'shard')}, there {were} {before}" + (
+        f"; {many(moved, 'flow')} moved" if moved else ""
+    )

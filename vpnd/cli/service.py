@@ -199,7 +199,9 @@ def _write(unit: str) -> None:
         UNIT_FILE.parent.mkdir(parents=True, exist_ok=True)
         UNIT_FILE.write_text(unit)
     except OSError as error:
-        raise MachineError(f"{UNIT_FILE}: cannot be written ({error.strerror})") from None
+        raise MachineError(
+            f"{UNIT_FILE}: cannot be written ({error.strerror}); `vpnd service unit` prints it for another place"
+        ) from None
 
 
 def _systemctl(*words: str) -> None:

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 import typer
 
 from vpnd.api.reports import ReachReport
+from vpnd.columns import WIDTH, wrapped
 from vpnd.metrics import DROPS
-from vpnd.printable import printable, span
-from vpnd.status import DOWN, HEALTHY, NetworkPart, Peer, Shard, Status
+from vpnd.printable import many, printable, span
+from vpnd.status import DOWN, HEALTHY, NOT_IN, NetworkPart, Peer, Shard, Status, connected, known_as
 
 _GAP = "  "
-WIDTH = 80
 #: To the upper left of an empty terminal.
 CLEAR = "\x1b[H\x1b[2J"
 #: What is left for a column that is wrapped, however wide the others are.
@@ -38,13 +38,10 @@ def render(status: Status) -> str:
 
 def _headline(status: Status) -> str:
     """Health, why not, and what does not work as wished while the node does."""
-    connected = sum(peer.state == "connected" for peer in status.peers)
     health = status.health or "of another version"
     colour = {HEALTHY: "green", DOWN: "red"}.get(health, "yellow")
-    name = text(status.node.name or "vpnd")
-    lines = [
-        f"{name}: {typer.style(health, fg=colour, bold=True)}, {connected} of {len(status.peers)} peers connected"
-    ]
+    name = text(known_as(status) or "vpnd")
+    lines = [f"{name}: {typer.style(health, fg=colour, bold=True)}, {connected(status)}"]
     for ailment in status.ailments:
         remedy = f": {ailment.remedy}" if ailment.remedy else ""
         lines.append(
@@ -57,7 +54,7 @@ def _headline(status: Status) -> str:
 def _node(status: Status) -> str:
     node, tun, control, books = status.node, status.tun, status.control, status.books
     addresses = " and ".join(node.addresses or (node.virtual_ip,))
-    again = f" (restarted {control.restarts} times)" if control.restarts else ""
+    again = f" (restarted {many(control.restarts, 'time')})" if control.restarts else ""
     flows = [f"{count(number)} {state}" for state, number in _items(status.flows) if number]
     rows = [
         ("version", status.version),
@@ -68,8 +65,8 @@ def _node(status: Status) -> str:
         ("offloads", " ".join(tun.offloads) or "none: one packet at a time"),
         ("up for", duration(node.uptime_s)),
         ("flows", ", ".join(flows) or "none"),
-        ("from tun", f"{size(tun.bytes_read)}; {count(books.out.sent_packets)} packets sent"),
-        ("to tun", f"{size(tun.bytes_written)}; {count(books.into.received_packets)} packets received"),
+        ("from tun", f"{size(tun.bytes_read)}; {many(books.out.sent_packets, 'packet')} sent"),
+        ("to tun", f"{size(tun.bytes_written)}; {many(books.into.received_packets, 'packet')} received"),
         ("processes", f"supervisor {status.supervisor.pid}, control {control.pid}{again}"),
     ]
     return table((), [(name, text(value)) for name, value in rows])
@@ -98,7 +95,10 @@ def _network(network: NetworkPart) -> str:
     rows = [
         ("network", f"{text(network.name)}, id {text(network.network_id)}"),
         ("this node", f"{text(network.label)}, {state}{role}"),
-        ("members", f"{count(network.members)}, {count(network.authorities)} of them authorities"),
+        (
+            "members",
+            f"{count(network.members)}, of them {many(network.authorities, 'authority', 'authorities')}",
+        ),
     ]
     if network.state == "member":
         rows.append(("membership", f"valid for another {duration(network.expires_s)}, renewed before"))
@@ -114,14 +114,26 @@ def _peers(status: Status) -> str:
     return table(head, [_peer(peer) for peer in status.peers]) + left_out(status) + _paths(status.peers)
 
 
+#: What carries packets to a peer, by the state of its datagrams.
+_CARRIED = {
+    "used": "streams, datagrams",
+    "unused": "streams; datagrams are not needed",
+    "silent": "streams; datagrams do not arrive",
+}
+
+
 def _paths(peers: Sequence[Peer]) -> str:
-    """A line for each way by which sessions reach a peer."""
+    """A line for each way by which sessions reach a peer, and what of them carries packets."""
     ways = [
-        (text(peer.name), text(path) + (f", {times} sessions" if times > 1 else ""))
+        (
+            text(peer.name),
+            text(path) + (f", {times} sessions" if times > 1 else ""),
+            _CARRIED.get(peer.datagrams, "streams"),
+        )
         for peer in peers
         for path, times in Counter(peer.paths).items()
     ]
-    return "\n\n" + table(["peer", "path"], ways) if ways else ""
+    return "\n\n" + table(["peer", "path", "carried by"], ways) if ways else ""
 
 
 def _peer(peer: Peer) -> Sequence[str]:
@@ -140,7 +152,7 @@ def left_out(status: Status) -> str:
     """Below a table of peers: how many members status.max_peers keeps out of it. Empty when it has all."""
     others = status.network.members - 1 if status.network is not None else 0
     missing = others - len(status.peers)
-    return f"\n… and {missing} members without a session (status.max_peers); all: vpnd members" * (
+    return f"\n… and {many(missing, 'member')} without a session (status.max_peers); all: vpnd members" * (
         missing > 0
     )
 
@@ -149,7 +161,7 @@ def no_peers(status: Status) -> str:
     """What to do about having none."""
     if status.network is None:
         return "No peers: add [[peers]] entries to the configuration."
-    if status.network.state in ("removed", "expired", "early"):
+    if status.network.state in NOT_IN:
         return "No peers: this node is not in the network."
     return "No other members: `vpnd invite`, on an authority, prints a token for the next one."
 
@@ -162,7 +174,9 @@ def _troubles(peers: Sequence[Peer]) -> str:
         if peer.state != "connected" and (reason := why_not(peer))
     ]
     lines += [
-        wrapped(f"{text(peer.name)}: {peer.suspect} of {peer.sessions} sessions suspect, a probe failed")
+        wrapped(
+            f"{text(peer.name)}: {peer.suspect} of {many(peer.sessions, 'session')} suspect, a probe failed"
+        )
         for peer in peers
         if peer.suspect
     ]
@@ -199,7 +213,7 @@ def _shards(shards: Sequence[Shard]) -> str:
 
 
 def _shard(shard: Shard) -> Sequence[str]:
-    again = f" (restarted {shard.restarts} times)" if shard.restarts else ""
+    again = f" (restarted {many(shard.restarts, 'time')})" if shard.restarts else ""
     return (
         f"{shard.index}",
         text(shard.state) + again,
@@ -247,14 +261,6 @@ def rates(before: Status, after: Status) -> str:
         table(["dropping", ">packets"], dropping),
     ]
     return "\n\n".join(filter(None, parts))
-
-
-def wrapped(paragraph: str, indent: int = len(_GAP), begun: int = 0) -> str:
-    """In lines of WIDTH at most; all but the first are indented, which has `begun` characters before it already."""
-    lines = textwrap.wrap(
-        "x" * begun + paragraph, WIDTH, subsequent_indent=" " * indent, break_on_hyphens=False
-    )
-    return "\n".join(lines)[begun:]
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

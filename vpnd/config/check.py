@@ -77,7 +77,11 @@ def _network(config: Config, report: Report) -> None:
         text = f"is the network or broadcast address of {own}; take another address inside it"
         report("network.virtual_ip", network.virtual_ip, text)
     if own.version == 6 and network.mtu < MIN_IPV6_MTU:
-        report("network.mtu", network.mtu, f"must be at least {MIN_IPV6_MTU} with an IPv6 virtual_ip")
+        report(
+            "network.mtu",
+            network.mtu,
+            f"must be at least {MIN_IPV6_MTU} with an IPv6 virtual_ip; write {MIN_IPV6_MTU}, or give an IPv4 one",
+        )
     for route in network.routes:
         version = ipaddress.ip_network(route).version
         if version != own.version:
@@ -104,7 +108,7 @@ def _endpoints(config: Config, report: Report) -> None:
     for text in config.p2p.announce:
         endpoint = multiaddrs.parse(text)
         if endpoint.peer_id:
-            report("p2p.announce", text, "is this node's: remove the /p2p part")
+            report("p2p.announce", text, "is this node's; remove the /p2p part")
         else:
             _to_dial("p2p.announce", text, endpoint, report)
     for place, peer in enumerate(config.peers):
@@ -123,7 +127,7 @@ def _endpoints(config: Config, report: Report) -> None:
 
 def _to_dial(path: str, text: str, endpoint: multiaddrs.Endpoint, report: Report) -> None:
     if endpoint.port == 0:
-        report(path, text, f"has no port from 1 to {multiaddrs.MAX_PORT} behind /tcp/")
+        report(path, text, f"has no port behind /tcp/; write one from 1 to {multiaddrs.MAX_PORT}")
     elif endpoint.kind in ("ip4", "ip6") and ipaddress.ip_address(endpoint.host).is_unspecified:
         report(path, text, "cannot be dialed; write an address that others can reach")
 
@@ -178,17 +182,20 @@ def _registry(config: Config, report: Report) -> None:
         return
     for key in ("rpc_url", "contract_address"):
         if not getattr(config.registry, key):
-            report(f"registry.{key}", "", 'is missing; registry.kind = "contract" needs it')
+            report(
+                f"registry.{key}", "", 'is missing; set it, or registry.kind = "none": "contract" needs it'
+            )
 
 
 def _orders(config: Config, report: Report) -> None:
-    retry, process, network = config.retry, config.process, config.network
-    if network.change_settle > network.change_settle_max:
-        report("network.change_settle", network.change_settle, "must not be above network.change_settle_max")
-    if retry.initial_interval > retry.max_interval:
-        report("retry.initial_interval", retry.initial_interval, "must not be above retry.max_interval")
-    if process.restart_initial > process.restart_max:
-        report("process.restart_initial", process.restart_initial, "must not be above process.restart_max")
+    for table, least, most in (
+        ("network", "change_settle", "change_settle_max"),
+        ("retry", "initial_interval", "max_interval"),
+        ("process", "restart_initial", "restart_max"),
+    ):
+        value = getattr(getattr(config, table), least)
+        if value > getattr(getattr(config, table), most):
+            report(f"{table}.{least}", value, f"must not be above {table}.{most}; lower it, or raise that")
 
 
 def _socket(config: Config, report: Report) -> None:

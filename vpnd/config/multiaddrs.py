@@ -58,7 +58,7 @@ def parse(text: str) -> Endpoint:
     if transport != "tcp":
         raise Refused(f"uses {transport!r}, but sessions are TCP; write it like /{kind}/{host}/tcp/4001")
     if port != "0" and not is_port(port):
-        raise Refused(f"has no port from 1 to {MAX_PORT} behind /tcp/")
+        raise Refused(f"has no port behind /tcp/; write one from 1 to {MAX_PORT}")
     peer_id = ""
     if len(parts) == 6:
         if parts[4] != "p2p":
@@ -67,7 +67,7 @@ def parse(text: str) -> Endpoint:
         try:
             peerid.public_key_untrusted(peer_id)
         except ValueError as error:
-            raise Refused(f"has a /p2p/ that {error}") from None
+            raise Refused(f"has a /p2p/ that {error}; copy what `vpnd id` prints on that node") from None
     return Endpoint(kind, _host(kind, host), int(port), peer_id)
 
 
@@ -75,14 +75,16 @@ def _host(kind: str, host: str) -> str:
     if kind in _DNS:
         labels = host.removesuffix(".").split(".")
         if len(host) > MAX_HOST_NAME or not all(_label.fullmatch(label) for label in labels):
-            raise Refused(f"has no host name behind /{kind}/")
+            raise Refused(
+                f"has no host name behind /{kind}/; write it like /{kind}/host.example.org/tcp/4001"
+            )
         return host
     if kind not in ("ip4", "ip6"):
-        raise Refused(f"starts with /{kind}, but vpnd knows /ip4, /ip6, /dns, /dns4 and /dns6")
+        raise Refused(f"starts with /{kind}; write /ip4, /ip6, /dns, /dns4 or /dns6")
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
-        raise Refused(f"has no IP address behind /{kind}/") from None
+        raise Refused(f"has no IP address behind /{kind}/; write it like /ip4/192.0.2.1/tcp/4001") from None
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
         raise Refused(f"is IPv4 inside IPv6; write /ip4/{address.ipv4_mapped}/…")
     if f"ip{address.version}" != kind:

@@ -58,10 +58,11 @@ class Network(Table, frozen=True):
         "An nftables table of the node's own: virtual addresses are reached through the VPN only, and the kill switch "
         "holds while other programs change routing rules.", restart=True)
     route_table: int = number(7669, 256, 2147483647, "table",
-        "Routing table for announced networks. No other program may use it: vpnd removes what it does not know "
-        "there.", restart=True)
-    rule_priority: int = number(5300, 1, 32764, "priority",
-        "Priority of the first of the two routing rules for that table.", restart=True)
+        "Routing table for announced networks; of a device vpndN it is N more. No other program may use it: vpnd "
+        "removes what it does not know there.", restart=True)
+    rule_priority: int = number(5300, 1, 30_000, "priority",
+        "Priority of the first of the two routing rules for that table; of a device vpndN it is 2 N more.",
+        restart=True)
     change_settle: float = duration(0.1, 0.0, 60.0,
         "Quiet time after which changes of the machine's addresses and routes are acted on together.")
     change_settle_max: float = duration(5.0, 0.0, 600.0,

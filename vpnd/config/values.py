@@ -6,6 +6,7 @@ Durations are written "250ms", "30s", sizes "4MiB". Nothing here looks at a seco
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import json
 import math
@@ -59,7 +60,7 @@ def convert(field: Field, raw: object, *, text_form: bool) -> object:
 
 
 def _convert_one(field: Field, raw: object, text_form: bool) -> object:
-    value = _BY_UNIT.get(field.unit, _BY_BASE[field.base])(raw, text_form)
+    value = _BY_UNIT.get(field.unit, _BY_BASE[field.base])(field, raw, text_form)
     if isinstance(value, int | float) and not isinstance(value, bool):
         _check_range(field, value)
     # an empty text means "not set" and is only good where that is the default
@@ -90,35 +91,35 @@ def _check_ring(value: object) -> None:
         raise Refused(f'must be a power of two, at least {least}; write "{format_size(power)}"')
 
 
-def _integer(raw: object, text_form: bool) -> int:
+def _integer(field: Field, raw: object, text_form: bool) -> int:
     if text_form and isinstance(raw, str) and re.fullmatch(r"-?[0-9]{1,19}", raw.strip(), re.ASCII):
         return int(raw)
     if isinstance(raw, int) and not isinstance(raw, bool):
         return raw
     quoted = isinstance(raw, str) and raw.isascii() and raw.isdigit()
-    raise Refused(f"must be an integer; write {raw}, without quotes" if quoted else "must be an integer")
+    raise Refused(
+        f"must be an integer; {f'write {raw}, without quotes' if quoted else f'give one from {limits(field)}'}"
+    )
 
 
-def _ratio(raw: object, text_form: bool) -> float:
+def _ratio(field: Field, raw: object, text_form: bool) -> float:
     if text_form and isinstance(raw, str):
-        try:
+        with contextlib.suppress(ValueError):
             raw = float(raw)
-        except ValueError:
-            raise Refused("must be a number") from None
     if isinstance(raw, int | float) and not isinstance(raw, bool) and math.isfinite(raw):
         return float(raw)
-    raise Refused("must be a number")
+    raise Refused(f"must be a number; give one from {limits(field)}")
 
 
-def _switch(raw: object, text_form: bool) -> bool:
+def _switch(field: Field, raw: object, text_form: bool) -> bool:
     if text_form and isinstance(raw, str) and (word := raw.strip().lower()) in (*_ON, *_OFF):
         return word in _ON
     if isinstance(raw, bool):
         return raw
-    raise Refused("must be true or false, without quotes")
+    raise Refused("must be true or false; write it without quotes")
 
 
-def _duration(raw: object, text_form: bool) -> float:
+def _duration(field: Field, raw: object, text_form: bool) -> float:
     if isinstance(raw, str):
         try:
             return parse_duration(raw.strip())
@@ -129,7 +130,7 @@ def _duration(raw: object, text_form: bool) -> float:
     raise Refused('must be a duration; write it like "30s"')
 
 
-def _size(raw: object, text_form: bool) -> int:
+def _size(field: Field, raw: object, text_form: bool) -> int:
     if isinstance(raw, int) and not isinstance(raw, bool):
         return raw
     if isinstance(raw, str):
@@ -142,16 +143,16 @@ def _size(raw: object, text_form: bool) -> int:
     raise Refused('must be a size; write it like "4MiB"')
 
 
-def _text(raw: object, text_form: bool) -> str:
+def _text(field: Field, raw: object, text_form: bool) -> str:
     if not isinstance(raw, str):
-        raise Refused("must be text in quotes")
+        raise Refused("must be text; write it in quotes")
     if "\0" in raw:
         raise Refused("holds a zero byte; remove it")
     return raw.strip() if text_form else raw
 
 
-_BY_UNIT: dict[str, Callable[[object, bool], object]] = {"duration": _duration, "size": _size}
-_BY_BASE: dict[type, Callable[[object, bool], object]] = {
+_BY_UNIT: dict[str, Callable[[Field, object, bool], object]] = {"duration": _duration, "size": _size}
+_BY_BASE: dict[type, Callable[[Field, object, bool], object]] = {
     int: _integer,
     float: _ratio,
     bool: _switch,
@@ -161,7 +162,9 @@ _BY_BASE: dict[type, Callable[[object, bool], object]] = {
 
 def _name(value: str) -> str:
     if not value or len(value) > MAX_NAME or not value.isprintable() or any(map(str.isspace, value)):
-        raise Refused(f"must be 1 to {MAX_NAME} printable characters without spaces")
+        raise Refused(
+            f'must be 1 to {MAX_NAME} printable characters without spaces; write for example "laptop-1"'
+        )
     return value
 
 
@@ -179,7 +182,7 @@ def _interface(value: str) -> str:
 def _choice(value: object, choices: tuple[str, ...]) -> str:
     word = str(value).lower()
     if word not in choices:
-        raise Refused(f"must be one of {', '.join(choices)}")
+        raise Refused(f'must be one of {", ".join(choices)}; write for example "{choices[0]}"')
     return word
 
 
@@ -260,13 +263,13 @@ def _url(value: str) -> str:
 
 def _contract_address(value: str) -> str:
     if not re.fullmatch(r"0x[0-9a-fA-F]{40}", value, re.ASCII):
-        raise Refused("must be 0x and 40 hex digits, as a block explorer shows it")
+        raise Refused("must be 0x and 40 hex digits; copy it from a block explorer")
     return value.lower()
 
 
 def _path(value: str) -> str:
     if not value or value.endswith("/"):
-        raise Refused("must be the path of a file")
+        raise Refused('must be the path of a file; write for example "/var/lib/vpnd/vpnd.sock"')
     return value
 
 

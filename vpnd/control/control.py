@@ -118,6 +118,8 @@ class Control:
                 self._tell_status(serial)
             case messages.NameSockets(udp=udp) if self._discovering is not None:
                 self._discovering.names.sockets(udp, descriptors)
+            case messages.Withheld(routes=routes) if self._network is not None:
+                self._network.withhold(routes)
             case messages.WalkTold():
                 self._explaining.told(message)
             case messages.Request():

@@ -139,7 +139,7 @@ class EnrolmentDesk:
                 MembershipRefused
             ):  # a senior's stands; its key is destroyed all the same
                 revocations.append(authority.revoke(standing.key, now_ms))
-        self._publish([*revocations, authority.remove(peer_id, now_ms)])
+        self._publish([*revocations, authority.remove(peer_id, now_ms, at_its_word=True)])
         log.info("%s has left the network", body.name)
         left = MembershipRefused("removed", "this node has left the network")
         return enrolment.refusal(left, own.directory.removal_proof(peer_id))

@@ -20,10 +20,17 @@ from vpnd.adapter.framing import read_message_untrusted, write_message
 from vpnd.adapter.host import Host
 from vpnd.api.messages import Message, WalkTold, WalkWanted
 from vpnd.control.common import Common
-from vpnd.control.state import MILLISECONDS, OwnNetwork
+from vpnd.control.state import EXPIRED, LEFT, MILLISECONDS, REMOVED, OwnNetwork, end_of
 from vpnd.discovery.registry import Member, PeerRegistry
 from vpnd.membership.refusal import MembershipRefused
+from vpnd.printable import span
 from vpnd.version import __version__
+
+_ENDS = {
+    REMOVED: "was removed from the network",
+    LEFT: "left the network",
+    EXPIRED: "is no member any more: its membership expired",
+}
 
 
 class Explaining:
@@ -66,14 +73,12 @@ class Explaining:
             if who not in (body.name, body.peer_id, *body.addresses):
                 continue
             since_s = max(0, now_ms - (removal.issued_ms if removal else body.expires_ms)) / MILLISECONDS
-            what = (
-                "was removed from the network" if removal else "is no member any more: its membership expired"
-            )
+            state = end_of(removal)
             return why.Standing(
                 peer_id=body.peer_id,
                 name=body.name,
-                state="removed" if removal else "expired",
-                says=f"{what} {since_s:.0f} s ago",
+                state=state,
+                says=f"{_ENDS[state]} {span(since_s)} ago",
                 virtual_ips=body.addresses,
             )
         return why.Standing(name=who)

@@ -35,7 +35,7 @@ from vpnd.membership.roster import permitted
 from vpnd.membership.statements import parse_untrusted, parse_verified, to_label
 from vpnd.membership.store import Store, StoreError
 from vpnd.membership.token import Token
-from vpnd.printable import printable
+from vpnd.printable import many, printable
 
 #: Statements read from disk between two moments in which the loop serves others; a quarter of a millisecond each where
 #: they have to be verified.
@@ -90,7 +90,7 @@ class Founding:
         parsed = tokens.parse_untrusted(token)
         if parsed.is_for(own.network.id):
             raise ConfigError(
-                f"this node is in the network {own.network.name} already, which the token is for"
+                f"this node is in the network {own.network.name} already, which the token is for; nothing is to be done"
             )
         return (await self._change(host, parsed, own, saved)).network
 
@@ -100,7 +100,7 @@ class Founding:
         others = len(own.directory.members(self._now_ms())) - own.is_member(self._now_ms())
         if others:
             raise ConfigError(
-                f"this node is in the network {own.network.name} already, and so are {others} others; leave it first "
+                f"this node is in the network {own.network.name} already, with {many(others, 'other')}; leave it first "
                 "(vpnd leave), or start without --join"
             )
         joined = await self._admitted(host, token, None)
@@ -241,7 +241,9 @@ class Founding:
                 except DialError as error:
                     last = str(error)
                 await trio.sleep_until(backoff.fail(trio.current_time()))
-        raise RefusedError(f"the network could not be joined: {last}")
+        raise RefusedError(
+            f"the network could not be joined: {last}; does the node that printed the token run, and is its port open?"
+        )
 
     def _merge(self, own: OwnNetwork, *wires: bytes) -> None:
         merged = own.directory.merge(wires, self._now_ms())

@@ -4,7 +4,7 @@
     -------------  -------------------------------  -----------------------------------------------------
     supervisor     channel (inherited descriptor)   main: ControlStart; Control._on_supervisor: ShardArrived,
                                                     ShardLeft, StatusRequest, NetworkChanged, Reconfigure,
-                                                    RelayArrived, Request, WalkTold, Stop
+                                                    RelayArrived, Request, WalkTold, Withheld, Stop
     each shard     channel (from ShardArrived)      Sessions._on_shard: SessionsHeld, SessionUp, SessionDown,
                                                     SessionWanted, SegmentsStuck, OwnerWanted
     relay          channel (from RelayArrived)      Relaying: RelayHeld, RelayPairEnded, RelayMoved
@@ -86,7 +86,9 @@ def _main(channel: Channel, parent_pid: int) -> None:
     os.close(identity_fd)
     os.close(page_fd)
     if peer_id_of(keys) != start.peer_id:
-        raise ConfigError(f"the identity file belongs to {peer_id_of(keys)}, not to {start.peer_id}")
+        raise ConfigError(
+            f"the identity file belongs to {peer_id_of(keys)}, not to {start.peer_id}; start the node again"
+        )
     contract = _contract(start.config, page)
     privileges.drop(start.config.process.user, parent_pid)
     if start.config.process.seccomp:

@@ -40,6 +40,7 @@ from vpnd.membership.refusal import MembershipRefused
 from vpnd.membership.statements import Kind, Presence, Statement
 from vpnd.membership.store import StoreError
 from vpnd.nat.paths import RelayAt
+from vpnd.printable import many
 
 #: The clock does not go that much faster or slower between two looks: it was set.
 STEP_MS = 1000
@@ -198,7 +199,7 @@ class NetworkService:
             if again := self.own.signed_again(ahead, now_ms):
                 self.publish(again)
                 log.warning(
-                    "%d statements were signed while the clock was ahead, and are signed again", len(again)
+                    "%s signed while the clock was ahead: signed again", many(len(again), "statement")
                 )
             self.own.directory.give_up(ahead)
         except (MembershipRefused, StoreError) as error:
@@ -284,6 +285,11 @@ class NetworkService:
         statement = self.own.presence(self._host.listen_addresses(), self._now_ms(), relays)
         if statement is not None and self.own.is_member(self._now_ms()):
             self.publish([statement])
+
+    def withhold(self, routes: tuple[str, ...]) -> None:
+        """Say nothing of these networks behind this node, but of all others."""
+        self.own.withheld = routes
+        self.say_where()
 
     def network_changed(self) -> None:
         """The machine has other addresses or routes."""

@@ -46,7 +46,7 @@ from vpnd.control.discovering import LocalDirectory
 from vpnd.control.explaining import Explaining
 from vpnd.control.membership import NetworkService
 from vpnd.control.reachability import Reachability
-from vpnd.control.state import EXPIRED, MEMBER, MILLISECONDS, REMOVED, OwnNetwork, milliseconds
+from vpnd.control.state import EXPIRED, MEMBER, MILLISECONDS, REMOVED, OwnNetwork, end_of, milliseconds
 from vpnd.discovery.lookup import AskOwner, Lookup
 from vpnd.discovery.registry import PeerRegistry
 from vpnd.errors import ConfigError, RefusedError, VpndError, kind_of
@@ -140,7 +140,9 @@ class Requests:
         lifetime_s = float(arguments.get("expires_s") or self._live.config.membership.invite_lifetime)
         uses = int(arguments.get("uses") or 1)
         if uses < 1 or lifetime_s <= 0:
-            raise ConfigError("an invitation is for one use at least, and for some time")
+            raise ConfigError(
+                "an invitation is for one use at least, and for some time; give --uses 1 or more"
+            )
         ip = _text(arguments, "ip")
         secret = secrets.token_bytes(SECRET_BYTES)
         before = own.invitations.all()
@@ -201,14 +203,16 @@ class Requests:
         ago_s = max(
             0.0, (self._now_ms() - (removal.issued_ms if removal else body.expires_ms)) / MILLISECONDS
         )
-        standing = own.directory.authority(removal.signer) if removal is not None else None
+        state = end_of(removal)
+        removed = removal if state == REMOVED else None
+        standing = own.directory.authority(removed.signer) if removed is not None else None
         return {
             "name": body.name,
             "peer_id": body.peer_id,
             "addresses": body.addresses,
             "routes": (),
             "groups": body.groups,
-            "state": REMOVED if removal is not None else EXPIRED,
+            "state": state,
             "expires_s": 0.0,
             "connected": False,
             "authority": False,
@@ -348,7 +352,7 @@ class Requests:
         resolution = await self._lookup.resolve(_required(arguments, "who"))
         member = self._registry.find(resolution.peer_id)
         if member is None:
-            raise ConfigError(f"{resolution.what} is no peer of this node")
+            raise ConfigError(f"{resolution.what} is no peer of this node; see vpnd peers")
         count = int(arguments.get("count") or PINGS)
         trips: list[float | None] = [None] * count
         error = ""
@@ -362,7 +366,9 @@ class Requests:
 
     def _service(self) -> NetworkService:
         if self._network is None:
-            raise ConfigError("this node is in no network: its peers are configured by hand")
+            raise ConfigError(
+                "this node is in no network: its peers are those under [[peers]]; without them it makes or joins one"
+            )
         return self._network
 
     def _own(self) -> OwnNetwork:

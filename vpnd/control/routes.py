@@ -76,7 +76,7 @@ def _exit(members: list[Member], wanted: str) -> tuple[str, tuple[str, ...]]:
         if wanted in (member.name, member.peer_id, *member.addresses):
             if any(not ipaddress.ip_network(text).prefixlen for text in member.routes):
                 return member.peer_id, ()
-            return "", (f"network.exit_node: {wanted} may not announce 0.0.0.0/0 or ::/0",)
+            return "", (f"network.exit_node: {wanted} announces neither 0.0.0.0/0 nor ::/0",)
     return "", (f"network.exit_node: there is no member {wanted}",)
 
 

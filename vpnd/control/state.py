@@ -22,12 +22,14 @@ from vpnd.membership.network import Network
 from vpnd.membership.refusal import MembershipRefused
 from vpnd.membership.roster import permitted
 from vpnd.membership.statements import (
+    AT_ITS_WORD,
     MAX_MULTIADDRS,
     MAX_RELAYS,
     MAX_ROUTES,
     Kind,
     Membership,
     Presence,
+    Removal,
     Statement,
     check_multiaddr,
     sign,
@@ -38,6 +40,8 @@ from vpnd.membership.store import Store, StoreError
 MILLISECONDS = 1000
 
 MEMBER, REMOVED, EXPIRED, EARLY = "member", "removed", "expired", "early"
+#: Of others only: who has left knows no network any more.
+LEFT = "left"
 #: Of so many of its own presences a node knows that they are its own.
 PRESENTED = 64
 #: When this was written. A clock that is before it is wrong, whatever it says.
@@ -71,6 +75,8 @@ class OwnNetwork:
         self._identity = identity
         self._presented: collections.deque[int] = collections.deque(maxlen=PRESENTED)
         self._advertise = config.network.advertise
+        #: what of it nobody is told of
+        self.withheld: tuple[str, ...] = ()
         self.directory = Directory(
             network,
             skew_ms=milliseconds(settings.clock_skew),
@@ -186,7 +192,8 @@ class OwnNetwork:
         """The statement that this node can be dialed at `multiaddrs`, or called by `relays`; None when that is what it
         said last."""
         addresses = tuple(text for text in dict.fromkeys(multiaddrs) if _can_be_said(text))[:MAX_MULTIADDRS]
-        routes, relays = self._advertise[:MAX_ROUTES], tuple(relays)[:MAX_RELAYS]
+        routes = tuple(text for text in self._advertise if text not in self.withheld)[:MAX_ROUTES]
+        relays = tuple(relays)[:MAX_RELAYS]
         held = self.directory.presence(self.peer_id)
         last = held.body if held is not None else None
         sequence_ms = now_ms
@@ -261,6 +268,13 @@ class OwnNetwork:
         """The name of a member, the peer id of anybody else."""
         member = self.directory.find(peer_id, now_ms)
         return member.name if member is not None and member.name else peer_id
+
+
+def end_of(removal: Removal | None) -> str:
+    """How a membership ended that is over: LEFT, REMOVED, or EXPIRED without a removal."""
+    if removal is None:
+        return EXPIRED
+    return LEFT if removal.serial == AT_ITS_WORD else REMOVED
 
 
 def milliseconds(seconds: float) -> int:

@@ -17,6 +17,7 @@ from vpnd.membership import allocation
 from vpnd.membership.directory import Directory
 from vpnd.membership.refusal import MembershipRefused
 from vpnd.membership.statements import (
+    AT_ITS_WORD,
     MAX_LIFETIME_MS,
     AnyBody,
     Grant,
@@ -125,14 +126,21 @@ class Authority:
         given = Wish(name=name, addresses=addresses, routes=before.routes, groups=before.groups)
         return self._membership(before, peer_id, given, before.enrolled_ms, now_ms)
 
-    def remove(self, peer_id: str, now_ms: int) -> Statement:
-        """Put a node out: by this statement, every membership it has had so far is void. Any peer id may be named."""
+    def remove(self, peer_id: str, now_ms: int, *, at_its_word: bool = False) -> Statement:
+        """Put a node out: by this statement, every membership it has had so far is void. Any peer id may be named.
+        `at_its_word`: it leaves by itself."""
         self._check_valid()
         before, removal = self._directory.newest(peer_id), self._directory.removal(peer_id)
         known_ms = [before.issued_ms, before.enrolled_ms] if before else []
         issued_ms = max(now_ms, *known_ms, removal.issued_ms + 1 if removal else 0)
         return self._sign(
-            Removal(network=self._id, signer=self.public_key, peer_id=peer_id, issued_ms=issued_ms)
+            Removal(
+                network=self._id,
+                signer=self.public_key,
+                peer_id=peer_id,
+                issued_ms=issued_ms,
+                serial=AT_ITS_WORD if at_its_word else 0,
+            )
         )
 
     def grant(self, key: bytes, peer_id: str, now_ms: int) -> Statement:

@@ -128,8 +128,15 @@ class Revoke(Body, frozen=True):
     serial: Serial = 0
 
 
+#: Serial of a removal that its subject asked for.
+AT_ITS_WORD = 1
+
+
 class Removal(Body, frozen=True):
-    """`peer_id` is out: every membership of it with `enrolled_ms` up to `issued_ms` is void, renewed ones too."""
+    """`peer_id` is out: every membership of it with `enrolled_ms` up to `issued_ms` is void, renewed ones too.
+
+    `serial`: AT_ITS_WORD when it left by itself.
+    """
 
     signer: Key
     peer_id: PeerId

@@ -24,6 +24,7 @@ network.bin, whose root key every statement is verified against, and sign what i
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import logging
 import os
@@ -66,6 +67,17 @@ Found = TypeVar("Found")
 log = logging.getLogger(__name__)
 
 
+#: What helps against the kernel's refusal to use a file.
+_REMEDIES = {
+    errno.ENOSPC: "make room on that disk",
+    errno.EDQUOT: "make room: the quota of process.user is used up",
+    errno.EROFS: "make that file system writable (mount -o remount,rw), or give another --state-dir",
+    errno.EACCES: "start the node again: it gives the directory to process.user",
+    errno.EPERM: "is it immutable (lsattr)? chattr -i",
+    errno.EIO: "the disk fails: see dmesg",
+}
+
+
 class StoreError(ConfigError):
     """A file of the network's state cannot be read or written; it is left as it is. The text names file and remedy."""
 
@@ -98,7 +110,8 @@ class Store:
             number = FORMAT_NUMBER  # damaged; whatever it said, this program wrote it
         if number > FORMAT_NUMBER:
             raise StoreError(
-                f"{self._path}: was written by a newer vpnd (format {number}, this one knows {FORMAT_NUMBER}); use that"
+                f"{self._path}: was written by a newer vpnd (format {number}, this one knows {FORMAT_NUMBER}); start "
+                "that one, or give another --state-dir"
             )
         network = self._read(NETWORK)
         if number == 1 and network is not None:
@@ -191,7 +204,7 @@ class Store:
             except FileNotFoundError:
                 continue
             except OSError as error:
-                raise StoreError(f"{self._path / name}: cannot be removed ({error.strerror})") from None
+                raise self._refused(name, "removed", error) from None
         os.fsync(self._fd)
 
     def _read(self, name: str) -> bytes | None:
@@ -202,7 +215,7 @@ class Store:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise StoreError(f"{self._path / name}: cannot be read ({error.strerror})") from None
+            raise self._refused(name, "read", error) from None
 
     def _first_good(self, name: str, parse: Callable[[bytes], Found]) -> tuple[Found | None, str]:
         """What is in a file, or else in the generation before it; and why nothing, when there is one but none is
@@ -254,7 +267,11 @@ class Store:
                 raise
             os.fsync(self._fd)
         except OSError as error:
-            raise StoreError(f"{self._path / name}: cannot be written ({error.strerror})") from None
+            raise self._refused(name, "written", error) from None
+
+    def _refused(self, name: str, what: str, error: OSError) -> StoreError:
+        remedy = _REMEDIES.get(error.errno or 0, f"ls -l {self._path} shows what is in the way; move it away")
+        return StoreError(f"{self._path / name}: cannot be {what} ({error.strerror}); {remedy}")
 
     def _lost(self, name: str, why: str) -> StoreError:
         remedy = (

@@ -77,9 +77,8 @@ function showHead(shown) {
   document.title = `${shown.name}: ${shown.health}`;
   at("name").textContent = shown.name;
   dress(at("health"), { class: `badge ${shown.health}` }, shown.health);
-  const network = shown.network ? `network ${shown.network}, ${shown.members} members` : "configured peers";
-  at("about").textContent = `${shown.addresses.join(", ")} · ${network} · up ${span(shown.at_s)} · vpnd ${shown.version}`;
-  at("connected").textContent = `${shown.connected} of ${shown.known} peers connected`;
+  at("about").textContent = `${shown.addresses.join(", ")} · ${shown.about} · up ${span(shown.at_s)} · vpnd ${shown.version}`;
+  at("connected").textContent = shown.connected;
   at("ailments").replaceChildren(...shown.ailments.map(({ what, remedy }) =>
     make("li", {}, remedy ? `${what}: ${remedy}` : what)));
   at("warnings").replaceChildren(...shown.warnings.map((line) => make("li", {}, line)));
@@ -164,7 +163,7 @@ function showTables(shown, rate) {
         peer.kind ? (peer.via ? `relayed via ${peer.via}` : peer.kind) : peer.state);
       const seen = peer.seen_s < 0 ? "" : `last seen ${span(peer.seen_s)} ago`;
       const why = [seen, peer.why, peer.circuit === "closed" ? "" : `circuit ${peer.circuit}`,
-        peer.suspect ? `${peer.suspect} of ${peer.sessions} sessions suspect` : ""].filter(Boolean).join("; ");
+        peer.suspect ? `suspect sessions: ${peer.suspect} of ${peer.sessions}` : ""].filter(Boolean).join("; ");
       const { out, in: inward } = rate.peers.get(peer.id);
       return [peer.name, peer.ip, state, millis(peer.rtt_ms), bits(out), bits(inward), peer.drops || "", why];
     }));

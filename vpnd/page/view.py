@@ -6,12 +6,15 @@ from typing import Any
 
 from vpnd.metrics import DROPS
 from vpnd.nat.paths import DIRECT, PUNCHED, RELAYED, kind_of
-from vpnd.status import Peer, Shard, Status
+from vpnd.printable import many
+from vpnd.status import Peer, Shard, Status, connected, known_as
 
 
 def view(status: Status, max_peers: int) -> dict[str, Any]:
     """For JSON. Counters are totals; the page makes rates of them, by `at_s`."""
-    node, network = status.node, status.network
+    node, network, about = status.node, status.network, "configured peers"
+    if network is not None:
+        about = f"network {network.name}, {many(network.members, 'member')}"
     peers = sorted(status.peers, key=lambda peer: (peer.state != "connected", peer.name))
     return {
         "at_s": node.uptime_s,
@@ -19,11 +22,10 @@ def view(status: Status, max_peers: int) -> dict[str, Any]:
         "health": status.health,
         "ailments": [{"what": each.what, "remedy": each.remedy} for each in status.ailments],
         "warnings": node.warnings,
-        "name": node.name,
+        "name": known_as(status),
         "addresses": node.addresses,
-        "network": network.name if network is not None else "",
-        "members": network.members if network is not None else 0,
-        "connected": sum(peer.state == "connected" for peer in status.peers),
+        "about": about,
+        "connected": connected(status),
         "known": len(status.peers),
         "peers": [_peer(peer) for peer in peers[:max_peers]],
         "shards": [_shard(shard) for shard in status.shards],
