@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+import vpnd
 from vpnd.cli import main
 
 
@@ -84,3 +87,22 @@ def test_routes_of_the_machine_that_the_vpn_would_take_are_in_the_way(
     assert (
         code == 1 and verdicts(rows["routes"]) == {"fault"} and "allow_overlap" in rows["routes"][0]["remedy"]
     )
+
+
+@pytest.mark.root
+def test_of_a_node_of_root_another_user_is_told_that_it_may_not_be_asked(tmp_path: Path) -> None:
+    """Neither that its configuration is wrong, nor that none runs."""
+    (tmp_path / "vpnd.toml").write_text("")
+    tmp_path.chmod(0o700)
+    done = subprocess.run(
+        [sys.executable, "-m", "vpnd", "doctor", "--json", "--state-dir", str(tmp_path)],
+        user=65534, group=65534, extra_groups=[], capture_output=True, text=True, check=False, cwd="/",
+        env={"PYTHONPATH": str(Path(vpnd.__file__).parent.parent)},
+    )  # fmt: skip
+    found = [
+        (row["name"], row["verdict"])
+        for row in json.loads(done.stdout)
+        if row["name"] in ("configuration", "node")
+    ]
+    assert found == [("configuration", "hint"), ("node", "hint")]
+    assert "sudo" in done.stdout

@@ -16,6 +16,7 @@ from fake_daemon import daemon
 
 from vpnd import errors, peerid
 from vpnd.cli import main, memberview
+from vpnd.columns import wrapped
 from vpnd.config import paths
 from vpnd.config.schema import Config, Network, Peer
 from vpnd.membership import network as network_format
@@ -138,7 +139,7 @@ SAID = [
 def test_what_is_asked_and_printed(what, command, answer, request_, said, tmp_path, capsys):
     with daemon(tmp_path, {**STATUS, "commands": {request_["command"]: {"answer": answer}}}):
         assert main(["--state-dir", str(tmp_path), *command]) == 0
-    assert capsys.readouterr().out == said
+    assert capsys.readouterr().out == "".join(f"{wrapped(line)}\n" for line in said.splitlines())
     assert asked(tmp_path) == [request_]
 
 

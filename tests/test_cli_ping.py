@@ -15,6 +15,7 @@ from fake_daemon import daemon
 
 from vpnd import errors, status
 from vpnd.cli import main, pinging, pingview
+from vpnd.columns import wrapped
 
 ROOT = Path(__file__).resolve().parent.parent
 #: linux/prctl.h, linux/capability.h
@@ -76,7 +77,7 @@ TRIPS = [
 
 @pytest.mark.parametrize(("sentence", "trip", "before", "said"), TRIPS, ids=[row[0] for row in TRIPS])
 def test_a_trip_is_a_line(sentence, trip, before, said):
-    assert pingview.trip("nas", "10.86.0.2", trip, before).splitlines() == said
+    assert pingview.trip("nas", "10.86.0.2", trip, before) == "\n".join(map(wrapped, said))
 
 
 def result(*trips: dict[str, Any], **besides: Any) -> dict[str, Any]:
@@ -144,7 +145,7 @@ SUMMARIES = [
 
 @pytest.mark.parametrize(("sentence", "told", "said"), SUMMARIES, ids=[row[0] for row in SUMMARIES])
 def test_the_last_lines_say_what_it_means(sentence, told, said):
-    assert pingview.summary(told).splitlines() == said
+    assert pingview.summary(told) == "\n".join(map(wrapped, said))
 
 
 def test_what_other_nodes_are_called_cannot_move_the_cursor():
@@ -248,8 +249,8 @@ def test_without_the_right_to_a_raw_socket_it_says_what_to_do(tmp_path):
 @pytest.mark.root
 def test_one_line_for_each_and_a_summary(tmp_path, capsys):
     assert ping(tmp_path, "b", "-c", "3") == 0
-    head, *lines, last = capsys.readouterr().out.splitlines()
-    assert head == f"PING b (127.0.0.2) through {WAY}"
+    head, more, *lines, last = capsys.readouterr().out.splitlines()
+    assert f"{head} {more.strip()}" == f"PING b (127.0.0.2) through {WAY}"
     assert [re.sub(r"\d+\.\d+", "T", line) for line in lines] == [
         f"{seq}  T ms   session T ms, both nodes T ms" for seq in (1, 2, 3)
     ]

@@ -358,7 +358,7 @@ def _ailments(status: Status) -> Iterator[Ailment]:
 
 def _exit(status: Status) -> Iterator[Ailment]:
     node = status.node
-    if not node.exit_node or status.network is None:
+    if not node.exit_node or status.network is None or status.network.state in NOT_IN:
         return
     exit_peer = next((peer for peer in status.peers if peer.peer_id == node.exit_peer), None)
     named = (peer for peer in status.peers if node.exit_node in (peer.name, peer.peer_id, *peer.virtual_ips))
@@ -413,6 +413,8 @@ def known_as(status: Status) -> str:
 
 def connected(status: Status) -> str:
     """How many peers are: "1 of 2 peers connected"."""
+    if not status.peers:
+        return "no peers"
     number = sum(peer.state == "connected" for peer in status.peers)
     return f"{number} of {many(len(status.peers), 'peer')} connected"
 

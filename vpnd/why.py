@@ -134,7 +134,7 @@ class Facts(Part, frozen=True):
 
 class Walk(Part, frozen=True):
     """The result. `cause`: the name of the step to blame; empty: none. `kind`: as in Asked; `multiaddrs`: where the
-    peer is dialed."""
+    peer is dialed. `behind`: the address is not the peer's own, but of a network behind it."""
 
     address: str = ""
     name: str = ""
@@ -142,6 +142,7 @@ class Walk(Part, frozen=True):
     cause: str = ""
     kind: str = ""
     multiaddrs: tuple[str, ...] = ()
+    behind: bool = False
     steps: tuple[Step, ...] = ()
 
     def blamed(self) -> Step:
@@ -203,13 +204,14 @@ def judge(facts: Facts) -> Walk:
         cause=cause_of(steps),
         kind=facts.asked.kind if facts.asked is not None else "",
         multiaddrs=peer.addresses if peer is not None else (),
+        behind=peer is not None and facts.address not in ("", *peer.virtual_ips),
         steps=steps,
     )
 
 
 def _steps(facts: Facts, peer: Peer | None, name: str) -> Iterator[Step]:
     if facts.route is not None:
-        yield from _route(facts, facts.route)
+        yield from _route(facts, facts.route, whose=peer is not None or bool(facts.owner))
     yield _device(facts)
     yield _shard(facts)
     yield _flow(facts)
@@ -228,8 +230,17 @@ def _steps(facts: Facts, peer: Peer | None, name: str) -> Iterator[Step]:
 # --- here
 
 
-def _route(facts: Facts, route: Route) -> Iterator[Step]:
+def _route(facts: Facts, route: Route, *, whose: bool) -> Iterator[Step]:
+    """`whose`: somebody in the VPN has the address. Else it is not to go there, and no route is to blame."""
     device = facts.after.tun.interface
+    if not whose and (route.error or route.device != device):
+        says = (
+            f"this machine has no route: {route.error}"
+            if route.error
+            else f"into {route.device}, not {device}"
+        )
+        yield Step(name="route", verdict=UNKNOWN, says=says)
+        return
     look = f"ip route get {facts.address}"
     if route.error:
         remedy = (
@@ -372,8 +383,11 @@ def _peer(facts: Facts, peer: Peer | None, name: str) -> Step:
     grown = _grown(facts, "no_route", "peer_forgotten")
     remedy = (
         "is there a [[peers]] entry with this virtual_ip, or a member (vpnd members)? "
-        "A network behind a member has to be announced there (network.advertise)"
+        "A network behind a member has to be announced there (network.advertise), and that machine to forward packets"
     )
+    node = facts.after.node
+    if node.exit_node and not node.exit_peer:
+        remedy = f"it would go by the exit node {node.exit_node}, which is none now: vpnd status says why"
     return Step(
         name="peer",
         verdict=STOPS,

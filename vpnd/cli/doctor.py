@@ -28,7 +28,7 @@ from vpnd.cli.command import JsonOption, Where, command, json_of, read_status
 from vpnd.columns import wrapped
 from vpnd.config import multiaddrs, paths
 from vpnd.config.schema import Config
-from vpnd.errors import ConfigError, NotRunningError, VpndError
+from vpnd.errors import ConfigError, NotRunningError, PrivilegeError, VpndError
 from vpnd.printable import many, printable
 from vpnd.status import connected, known_as
 from vpnd.version import __version__
@@ -81,14 +81,17 @@ def doctor(
 def examined(place: Where) -> list[Finding]:
     """What all checks find."""
     config, findings = _configuration(place)
-    running = None
+    running, checks = None, CHECKS
     try:
         running = read_status(config)
     except NotRunningError:
         pass  # fine: it is to be started
     except VpndError as error:
-        findings.append(Finding("node", HINT, f"the running node tells nothing: {error}"))
-    for check in CHECKS:
+        findings.append(Finding("node", HINT, f"what runs here tells nothing: {error}"))
+        checks = tuple(
+            check for check in CHECKS if check not in (_node, _ports)
+        )  # its ports are taken by itself
+    for check in checks:
         findings += check(config, running)
     return findings
 
@@ -98,8 +101,12 @@ def _configuration(place: Where) -> tuple[Config, list[Finding]]:
     try:
         return place.load().config, [Finding("configuration", FINE, "can be used")]
     except VpndError as error:
-        remedy = "vpnd config check says where; what follows is judged by the defaults"
-        return Config(), [Finding("configuration", FAULT, str(error).replace("\n", "; "), remedy)]
+        closed = isinstance(error, PrivilegeError)
+        remedy = "" if closed else "vpnd config check says where; "
+        remedy += "what follows is judged by the defaults"
+        state_dir = paths.places(place.config_file, place.state_dir, os.environ).state_dir
+        said = Finding("configuration", HINT if closed else FAULT, str(error).replace("\n", "; "), remedy)
+        return Config(state_dir=str(state_dir)), [said]
 
 
 def rendered(findings: list[Finding]) -> str:
@@ -343,8 +350,13 @@ def _firewall(config: Config, running: Status | None) -> Iterator[Finding]:
 
 def _files(config: Config, running: Status | None) -> Iterator[Finding]:
     state_dir = Path(config.state_dir)
-    if not state_dir.exists():
+    try:
+        os.listdir(state_dir)
+    except FileNotFoundError:
         yield Finding("files", FINE, f"{state_dir} is made at the first start")
+        return
+    except OSError as error:
+        yield Finding("files", HINT, f"{state_dir}: {error.strerror}", "as root: sudo vpnd doctor")
         return
     try:
         trust.check(state_dir, "state directory")

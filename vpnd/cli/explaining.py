@@ -147,12 +147,10 @@ def _echoes(settings: Config, walk: why.Walk) -> why.Step:
             remedy=f"vpnd ping {walk.name} --sweep finds what passes; set network.mtu to it, here and there",
         )
     says = f"the session answers, {walk.address} does not"
-    return why.Step(
-        name="echo",
-        verdict=why.STOPS,
-        says=says,
-        remedy=f"a firewall, on {walk.name} or here, drops pings; other packets may pass",
-    )
+    remedy = f"a firewall, on {walk.name} or here, drops pings; other packets may pass"
+    if walk.behind:
+        remedy = f"does {walk.name} itself reach it (ping {walk.address} there)? Else {remedy}"
+    return why.Step(name="echo", verdict=why.STOPS, says=says, remedy=remedy)
 
 
 def _port(settings: Config, walk: why.Walk, port: int) -> why.Step:
@@ -176,7 +174,8 @@ def _port(settings: Config, walk: why.Walk, port: int) -> why.Step:
 def render(walk: why.Walk, target: str) -> str:
     """A line for each step, and what it comes to."""
     width = max(len(step.name) for step in walk.steps)
-    lines = [wrapped(f"{printable(target)}: {printable(walk.name)} {walk.address}".rstrip())]
+    found = [each for each in (printable(walk.name), walk.address) if each and each != target]
+    lines = [wrapped(f"{printable(target)}: {' '.join(found)}" if found else printable(target))]
     for step in walk.steps:
         mark = typer.style(f"{step.verdict:7}", fg=_COLOURS.get(step.verdict))
         proof = ", ".join(f"{name} {count:,}" for name, count in step.counters.items() if count)

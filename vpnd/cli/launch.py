@@ -105,7 +105,9 @@ def detached(config: Config, places: paths.Places, overrides: Mapping[str, objec
     where = f"{status.node.virtual_ip} on {config.network.interface}"
     print(wrapped(printable(f"vpnd: {known_as(status)} runs as {where}, process {process.pid}, log {log}")))
     if network is not None and network.authority and not status.peers:
-        print("vpnd: next: `vpnd invite` prints a token; on the other machine: vpnd start --join TOKEN")
+        print(
+            wrapped("vpnd: next: `vpnd invite` prints a token; on the other machine: vpnd start --join TOKEN")
+        )
 
 
 def _command(places: paths.Places, overrides: Mapping[str, object], token: str) -> list[str]:

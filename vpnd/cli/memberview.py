@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vpnd.cli.statusview import duration, left_out, milliseconds, no_peers, ownership, table, text
+from vpnd.columns import wrapped
 from vpnd.printable import printable
 from vpnd.status import Status
 
@@ -88,12 +89,12 @@ def removed(answer: Fields) -> str:
         lines.append(
             f"It was an authority: whom it let in stays. If its key was stolen: vpnd authority revoke {name} --stolen"
         )
-    return "\n".join(map(printable, lines))
+    return "\n".join(wrapped(printable(line)) for line in lines)
 
 
 def appointed(answer: Fields, who: str) -> str:
     """`vpnd authority add`."""
-    return printable(f"{answer.get('name') or who} is an authority now{_unheard(answer)}")
+    return wrapped(printable(f"{answer.get('name') or who} is an authority now{_unheard(answer)}"))
 
 
 def revoked(answer: Fields, who: str) -> str:
@@ -107,7 +108,7 @@ def revoked(answer: Fields, who: str) -> str:
     )
     lines = [printable(f"{answer.get('name') or who} is no authority any more{_unheard(answer)}")]
     lines += [f"{_all(answer[key])}: {meaning}" for key, meaning in consequences if answer.get(key)]
-    return "\n".join(lines)
+    return "\n".join(map(wrapped, lines))
 
 
 def _unheard(answer: Fields) -> str:
@@ -119,7 +120,7 @@ def peers(status: Status) -> str:
     """`vpnd peers`: a row for each, and below it where it is reached and what is behind it."""
     if not status.peers:
         return no_peers(status)
-    head = ["peer", "addresses", "state", ">rtt", ">sessions", "source"]
+    head = ["peer", "addresses", "state", ">rtt", ">sessions"]
     rows = [
         (
             text(peer.name),
@@ -127,14 +128,15 @@ def peers(status: Status) -> str:
             text(peer.state),
             milliseconds(peer.rtt_ms),
             str(peer.sessions),
-            text(peer.source),
         )
         for peer in status.peers
     ]
-    places = [(text(peer.name), _all(peer.addresses), _all(peer.routes)) for peer in status.peers]
+    places = [
+        (text(peer.name), text(peer.source), _all(peer.addresses), _all(peer.routes)) for peer in status.peers
+    ]
     parts = [
         table(head, rows) + left_out(status),
-        table(["peer", "dialed at", "routes"], places),
+        table(["peer", "known from", "dialed at", "routes"], places),
         "\n".join(ownership(status.peers)),
     ]
     return "\n\n".join(filter(None, parts))

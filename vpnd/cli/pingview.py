@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vpnd.cli.statusview import milliseconds, text, why_not
+from vpnd.columns import wrapped
 from vpnd.printable import printable
 
 Fields = dict[str, Any]
@@ -26,7 +27,7 @@ def trip(name: str, address: str, trip: Fields, before: Fields | None) -> str:
         lines.append(f"   now through {_way(trip)}")
     echo = text(trip.get("why")) if trip.get("rtt_ms") is None else milliseconds(trip["rtt_ms"])
     lines.append(f"{trip.get('seq')}  {echo}   {_session(trip)}")
-    return "\n".join(map(printable, lines))
+    return "\n".join(wrapped(printable(line)) for line in lines)
 
 
 def session_answers(trip: Fields) -> bool:
@@ -66,7 +67,7 @@ def summary(result: Fields) -> str:
         lines.append(f"{name} is {state}" + (f": {reason}" if reason else ""))
     if "control" in result:
         lines.append(_daemon(result["control"]))
-    return "\n".join(map(printable, lines))
+    return "\n".join(wrapped(printable(line)) for line in lines)
 
 
 def swept(result: Fields) -> str:
@@ -81,7 +82,7 @@ def swept(result: Fields) -> str:
         )
     else:
         said = f"{name} does not answer even the smallest packet; see vpnd ping {name}"
-    return printable(said)
+    return wrapped(printable(said))
 
 
 def _daemon(control: Fields) -> str:

@@ -163,7 +163,7 @@ def no_peers(status: Status) -> str:
         return "No peers: add [[peers]] entries to the configuration."
     if status.network.state in NOT_IN:
         return "No peers: this node is not in the network."
-    return "No other members: `vpnd invite`, on an authority, prints a token for the next one."
+    return wrapped("No other members: `vpnd invite`, on an authority, prints a token for the next one.")
 
 
 def _troubles(peers: Sequence[Peer]) -> str:

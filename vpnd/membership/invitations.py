@@ -145,7 +145,9 @@ class Invitations:
             raise MembershipRefused("unknown_token", "no invitation of this authority has that token")
         removal = directory.removal(peer_id)
         if removal is not None and removal.issued_ms >= invitation.created_ms:
-            raise MembershipRefused("removed", "this node was removed; it needs a new invitation")
+            raise MembershipRefused(
+                "removed", "the token is from before this node left or was removed; it needs a new one"
+            )
         again = peer_id in invitation.joined
         known = directory.membership(peer_id)
         if again and directory.find(peer_id, now_ms) is not None and known is not None:
