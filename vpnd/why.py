@@ -95,8 +95,7 @@ class Asked(Part, frozen=True):
 
 
 class Standing(Part, frozen=True):
-    """What control knows of somebody who was named. `state`: peer, removed, left, expired or unknown; `says`:
-    more of it."""
+    """What control knows of who was named. `state`: peer, removed, left, expired or unknown; `says`: more of it."""
 
     peer_id: str = ""
     name: str = ""
@@ -232,30 +231,21 @@ def _steps(facts: Facts, peer: Peer | None, name: str) -> Iterator[Step]:
 
 def _route(facts: Facts, route: Route, *, whose: bool) -> Iterator[Step]:
     """`whose`: somebody in the VPN has the address. Else it is not to go there, and no route is to blame."""
-    device = facts.after.tun.interface
-    if not whose and (route.error or route.device != device):
-        says = (
-            f"this machine has no route: {route.error}"
-            if route.error
-            else f"into {route.device}, not {device}"
-        )
-        yield Step(name="route", verdict=UNKNOWN, says=says)
-        return
-    look = f"ip route get {facts.address}"
+    device, look = facts.after.tun.interface, f"ip route get {facts.address}"
+    says = f"this machine sends it to {route.device}, not to {device}"
+    remedy = f"take the other route away, or make it less specific: {look}; ip route show table all"
     if route.error:
+        says = f"this machine has no route: {route.error}"
         remedy = (
             f"is the address in {facts.after.node.subnet}, or in network.routes? `{look}` shows the kernel's choice; "
             "the node puts its own routes back within network.reconcile_interval"
         )
-        yield _stops("route", f"this machine has no route: {route.error}", remedy)
-        return
-    if route.device != device:
-        says = f"this machine sends it to {route.device}, not to {device}"
-        remedy = f"take the other route away, or make it less specific: {look}; ip route show table all"
-        yield _stops("route", says, remedy)
-    else:
+    if not route.error and route.device == device:
         yield Step(name="route", says=f"into {device}")
-    yield Step(name="rule", says=f"by routing table {route.table}")
+    else:
+        yield _stops("route", says, remedy) if whose else Step(name="route", verdict=UNKNOWN, says=says)
+    if not route.error:
+        yield Step(name="rule", says=f"by routing table {route.table}")
 
 
 def _grown(facts: Facts, *names: str) -> dict[str, int]:
@@ -404,12 +394,9 @@ def _membership(facts: Facts, peer: Peer | None, name: str) -> Step:
         what, remedy = NOT_IN[network.state]
         return _stops("membership", f"this node: {what.format(network.name)}", remedy + _clocks(facts))
     if peer is None and facts.standing.state in ("removed", "left", "expired"):
-        again = f"to let it in again: vpnd invite, and on {name}: vpnd start --join TOKEN"
-        remedy = {
-            "removed": again,
-            "left": again,
-            "expired": f"does {name} run, does it reach an authority, and are the clocks right (date -u)?",
-        }[facts.standing.state]
+        remedy = f"to let it in again: vpnd invite, and on {name}: vpnd start --join TOKEN"
+        if facts.standing.state == "expired":
+            remedy = f"does {name} run, does it reach an authority, and are the clocks right (date -u)?"
         return _stops("membership", f"{name} {facts.standing.says}", remedy)
     refused = facts.after.control.counters.get("refused_unknown_peer", 0)
     if facts.asked is not None and facts.asked.kind == "not_admitted":

@@ -33,6 +33,7 @@ NETWORK = "192.168.77"
 PREFIX_BITS = 24
 DEVICE = "eth0"
 NAMESPACES = Path("/run/netns")
+LABELS = (*"abcdefghijklmnop", *(f"n{place}" for place in range(17, 255)))
 NO_WAITING_FOR_DUPLICATES = "echo 0 > /proc/sys/net/ipv6/conf/default/accept_dad"
 
 #: How long processes may take to end after SIGTERM, and after SIGKILL, before the lab goes on without them.
@@ -77,7 +78,7 @@ class Lab:
         self.token = f"{os.getpid():x}{secrets.token_hex(2)}"
         self.nodes = [
             Namespace(f"lab-{self.token}-{label}", label, f"{NETWORK}.{place}")
-            for place, label in zip(range(1, nodes + 1), "abcdefghijklmnop", strict=False)
+            for place, label in enumerate(LABELS[:nodes], start=1)
         ]
         self._switch = Namespace(f"lab-{self.token}-switch", "switch", "") if nodes > 2 or link else None
         self._netem, self._link = netem, link
