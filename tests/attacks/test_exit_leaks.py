@@ -64,6 +64,7 @@ def test_nothing_leaves_past_an_exit_node() -> None:
         a, b, c = (machine(lab, place) for place in range(3))
         c.config["network"] = {"exit_node": "b"}
         b.config["network"] = {"advertise": ["0.0.0.0/0"]}
+        lab.run(b.namespace, "sysctl", "-qw", "net.ipv4.ip_forward=1")
         a.start()
         a.wait_ready()
         with Leaks(c.namespace, WORLD, WORLD6) as leaks:

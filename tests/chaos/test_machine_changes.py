@@ -197,6 +197,7 @@ def test_it_is_mended_or_told() -> None:
         a, b, c = (machine(lab, place, SETTINGS) for place in range(3))
         stack.enter_context(clocks_of([a, b, c] if FAKETIME is not None else []))
         b.config["network"]["advertise"] = ["0.0.0.0/0"]
+        lab.run(b.namespace, "sysctl", "-qw", "net.ipv4.ip_forward=1")
         c.config["network"]["exit_node"] = "b"
         a.start()
         a.wait_ready(READY_S)

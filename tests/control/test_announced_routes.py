@@ -112,7 +112,7 @@ def test_a_member_may_send_from_what_is_routed_to_it_and_from_nothing_more() -> 
 
 def test_an_exit_node_that_is_none_is_a_problem_and_no_way() -> None:
     for members, words in (
-        ([member("b", "10.9.0.0/24")], "may not announce"),
+        ([member("b", "10.9.0.0/24")], "announces neither"),
         ([], "no member b"),
     ):
         settled = announced(members, OWN, Settings(exit_node="b"))

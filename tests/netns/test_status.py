@@ -63,7 +63,7 @@ def test_the_status_has_every_field_and_comes_back_as_it_was(pair: tuple[Node, N
     assert (peer.name, peer.state, peer.virtual_ip) == ("b", "connected", b.virtual_ip)
     assert peer.sessions >= 2 and peer.rtt_ms is not None and 0 < peer.rtt_ms < 1000
     assert status.node.peer_id == b.config["peers"][0]["peer_id"]
-    assert a.vpnd("status").stdout.startswith(f"{status.node.name}: healthy, 1 of 1 peers connected\n")
+    assert a.vpnd("status").stdout.startswith(f"{status.node.name}: healthy, 1 of 1 peer connected\n")
     wait_until(lambda: all(shard["rss_bytes"] > 1 << 20 for shard in a.ask()["shards"]), 10, "samples")
 
 
