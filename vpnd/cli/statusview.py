@@ -119,6 +119,7 @@ _CARRIED = {
     "used": "streams, datagrams",
     "unused": "streams; datagrams are not needed",
     "silent": "streams; datagrams do not arrive",
+    "alone": "datagrams; no stream carries",
 }
 
 
