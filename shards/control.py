@@ -38,7 +38,6 @@ class ControlPort:
         self.tell(messages.SessionWanted(peer_id=peer_id, sessions=sessions, urgent=urgent))
 
     def segments_stuck(self, peer_id: str) -> None:
-        """See PlaneEvents."""
         self.tell(messages.SegmentsStuck(peer_id=peer_id))
 
     def owner_wanted(self, address: int) -> None:

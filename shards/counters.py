@@ -69,12 +69,10 @@ class PeerDrops:
         self.records: dict[str, int] = {}  # of many peers nothing is ever dropped
 
     def span(self, reason: str, buffer: memoryview, start: int, end: int, records: int) -> None:
-        """See Drops."""
         self._total.span(reason, buffer, start, end, records)
         self.records[reason] = self.records.get(reason, 0) + records
 
     def plain(self, reason: str, records: int = 1) -> None:
-        """See Drops."""
         self._total.plain(reason, records)
         self.records[reason] = self.records.get(reason, 0) + records
 
@@ -90,7 +88,6 @@ class Traffic(NamedTuple):
     segments_received: int = 0
 
     def plus(self, other: Traffic) -> Traffic:
-        """Both together."""
         return Traffic(*(one + another for one, another in zip(self, other, strict=True)))
 
 

@@ -27,18 +27,17 @@ import os
 import socket
 from random import SystemRandom
 from time import monotonic
-from typing import Any
 
 import uvloop
 
 from shards.answers import alone_report, probe, session_report
 from shards.control import ControlClient, ControlPort
 from shards.counters import Counters, Counts
-from shards.plane import Plane, Recurring
+from shards.plane import Plane
 from shards.session.udp import DatagramSocket
 from vpnd import logs, privileges, seccomp
 from vpnd.api import messages, parts
-from vpnd.api.aio import LoopChannel
+from vpnd.api.aio import LoopChannel, Recurring, end_at_bug
 from vpnd.api.channel import Channel, first_message, run_child
 from vpnd.config.live import Live
 from vpnd.discovery.registry import PeerRegistry
@@ -76,8 +75,10 @@ class Shard:
         for member in PeerRegistry(config.peers).members():
             self._plane.peers.know(member.peer_id, member.name, member.prefixes)
         self._draining_until_s = 0.0
-        self._loop.set_exception_handler(self._on_bug)
-        self._supervisor = LoopChannel(supervisor, self._on_supervisor, self._on_supervisor_closed)
+        end_at_bug(self._end)
+        self._supervisor = LoopChannel(
+            supervisor, self._on_supervisor, lambda error: self._end(f"supervisor: {error}")
+        )
         self._loop.add_reader(wake, self._on_wake)
         self._loop.call_soon(self._on_wake)
         self._plane.start()
@@ -154,15 +155,6 @@ class Shard:
             self._end("scaled away")
         else:
             self._loop.call_later(self._live.config.status.poll_interval, self._drain)
-
-    def _on_supervisor_closed(self, error: Exception) -> None:
-        self._end(f"supervisor: {error}")
-
-    def _on_bug(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """An exception left a callback: whatever it left half done is gone with this process, and a new one
-        begins."""
-        log.error("%s", context.get("message", "error"), exc_info=context.get("exception"))
-        self._end("an error of its own")
 
     def _end(self, reason: str) -> None:
         if not self._stopped.done():

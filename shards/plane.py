@@ -33,11 +33,11 @@ from shards.session.udp import DatagramSocket
 from shards.stream.negotiate import NOWHERE, Beside
 from shards.stream.session import Session
 from shards.unreachable import Unreachable
+from vpnd.api.aio import Recurring
 from vpnd.config.live import Live
-from vpnd.config.schema import Config
+from vpnd.logs import Seldom
 from vpnd.nat.paths import RELAYED
 from vpnd.packet.record import Capabilities
-from vpnd.seldom import Seldom
 from vpnd.session import SUBNET_NODE, Established
 
 log = logging.getLogger("shard")
@@ -60,35 +60,6 @@ class PlaneEvents(Protocol):
 
     def owner_wanted(self, address: int) -> None:
         """Packets are for this IPv4 address, which no peer has."""
-
-
-class Recurring:
-    """Does `work` once at `start` and then after every interval, in seconds, that `interval_s` finds in the
-    configuration in force. Owner: the loop it is made on. It has no end but the loop's."""
-
-    def __init__(self, live: Live, interval_s: Callable[[Config], float], work: Callable[[], object]) -> None:
-        self._live, self._interval_s, self._work = live, interval_s, work
-        self._loop = asyncio.get_running_loop()
-        self._timer: asyncio.TimerHandle | None = None
-        self._due_s = 0.0
-        live.watch(interval_s, self._retime)
-
-    def start(self) -> None:
-        """Begin."""
-        self._work()
-        self._wait_until(self._loop.time() + self._interval_s(self._live.config))
-
-    def _retime(self) -> None:
-        """The interval is another one: what is due within it stays, the rest comes earlier."""
-        due_s = self._loop.time() + self._interval_s(self._live.config)
-        if due_s < self._due_s:
-            self._wait_until(due_s)
-
-    def _wait_until(self, due_s: float) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._due_s = due_s
-        self._timer = self._loop.call_at(due_s, self.start)
 
 
 class Plane:
@@ -123,7 +94,7 @@ class Plane:
         self._peer_of: dict[Link | Alone, Peer] = {}
         self.tell_unreachable = Unreachable(live, write, now, counts).tell
         self.peers = PeerTable(
-            self._make_peer,
+            lambda peer_id, name: Peer(peer_id, name, live, self),
             counts.drops,
             live,
             events.owner_wanted,
@@ -138,7 +109,9 @@ class Plane:
         self._seldom = Seldom(log, live, now)
         self._ended = False
         self._recurring = (
-            Recurring(live, lambda config: config.worker.cleanup_interval, self._forget_idle_flows),
+            Recurring(
+                live, lambda config: config.worker.cleanup_interval, lambda: self.flows.forget_idle(now())
+            ),
             Recurring(live, lambda config: config.multiplexer.auto_scaling_interval, self._scale),
             Recurring(live, lambda config: config.stream_pool.cleanup_interval, self._maintain_pools),
             Recurring(live, lambda config: config.health.warm_interval, self._warm),
@@ -146,7 +119,6 @@ class Plane:
         live.watch(lambda config: config.health.interval, self._retime_health)
 
     def start(self) -> None:
-        """Begin what is done from time to time."""
         for each in self._recurring:
             each.start()
 
@@ -155,7 +127,6 @@ class Plane:
             link.health.retime()
 
     def end(self, reason: str) -> None:
-        """Close every session, politely."""
         self._ended = True
         for carrier in list(self._peer_of):
             carrier.close(reason, failed=False, polite=True)
@@ -166,9 +137,6 @@ class Plane:
         self.inbound.local = set_of(local)
 
     # --- peers
-
-    def _make_peer(self, peer_id: str, name: str) -> Peer:
-        return Peer(peer_id, name, self.live, self)
 
     def dispatch(self, chunk: Chunk) -> None:
         self.outbound.dispatch(chunk)
@@ -312,9 +280,6 @@ class Plane:
 
     # --- from time to time
 
-    def _forget_idle_flows(self) -> None:
-        self.flows.forget_idle(self.now())
-
     def _scale(self) -> None:
         now_s = self.now()
         for link in self.links.values():
@@ -355,7 +320,6 @@ class Plane:
         )
 
     def streams(self) -> int:
-        """Open streams of all sessions."""
         return sum(len(link.lanes) for link in self.links.values())
 
     def pinned(self) -> int:

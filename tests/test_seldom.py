@@ -8,7 +8,7 @@ import pytest
 
 from vpnd.config.live import Live
 from vpnd.config.schema import Config, Log
-from vpnd.seldom import MOST_REMEMBERED, Seldom
+from vpnd.logs import MOST_REMEMBERED, Seldom
 
 
 def test_of_a_kind_each_member_causes_one_line_in_an_interval(caplog: pytest.LogCaptureFixture) -> None:

@@ -12,6 +12,14 @@ IP = ipaddress.IPv4Address | ipaddress.IPv6Address
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
+def ip_of(text: str) -> IP | None:
+    """The IP address that is written as `text`; None for anything else."""
+    try:
+        return ipaddress.ip_address(text)
+    except ValueError:
+        return None
+
+
 class Endpoint(NamedTuple):
     """One IP address and TCP port; port 0 lets the kernel choose."""
 
@@ -20,7 +28,6 @@ class Endpoint(NamedTuple):
 
     @property
     def family(self) -> socket.AddressFamily:
-        """AF_INET or AF_INET6."""
         return socket.AF_INET if self.ip.version == 4 else socket.AF_INET6
 
     def multiaddr(self) -> str:

@@ -181,60 +181,54 @@ def _rings(shards: Sequence[Shard]) -> Iterator[Metric]:
         yield _family(f"vpnd_shard_ring_{name}_bytes", metric, ("shard",), rows)
 
 
-#: Metric -> what it is, and its value of a peer; None where there is none.
-_PEER: dict[str, tuple[metrics.Metric, Callable[[Peer], float | None]]] = {
-    "connected": (
-        metrics.Metric("Whether a session with the peer is up.", "0 or 1", True),
-        lambda peer: peer.state == "connected",
-    ),
-    "sessions": (metrics.Metric("Sessions with the peer.", "sessions", True), lambda peer: peer.sessions),
-    "suspect_sessions": (
-        metrics.Metric("Sessions whose last probe failed.", "sessions", True),
-        lambda peer: peer.suspect,
-    ),
+#: Metric -> what it is, its unit, and its value of a peer; None where there is none.
+_PEER: dict[str, tuple[str, str, Callable[[Peer], float | None]]] = {
+    "connected": ("Whether a session with the peer is up.", "0 or 1", lambda peer: peer.state == "connected"),
+    "sessions": ("Sessions with the peer.", "sessions", lambda peer: peer.sessions),
+    "suspect_sessions": ("Sessions whose last probe failed.", "sessions", lambda peer: peer.suspect),
     "rtt_seconds": (
-        metrics.Metric("Round trip of its fastest session.", "seconds", True),
+        "Round trip of its fastest session.",
+        "seconds",
         lambda peer: None if peer.rtt_ms is None else peer.rtt_ms / 1000,
     ),
     "datagrams_used": (
-        metrics.Metric("Whether packets go in datagrams beside a session.", "0 or 1", True),
+        "Whether packets go in datagrams beside a session.",
+        "0 or 1",
         lambda peer: peer.datagrams in ("used", "alone"),
     ),
     "datagram_rtt_seconds": (
-        metrics.Metric("Round trip of datagrams.", "seconds", True),
+        "Round trip of datagrams.",
+        "seconds",
         lambda peer: None if peer.datagram_rtt_ms is None else peer.datagram_rtt_ms / 1000,
     ),
     "datagram_jitter_seconds": (
-        metrics.Metric("How much the round trip of datagrams changes.", "seconds", True),
+        "How much the round trip of datagrams changes.",
+        "seconds",
         lambda peer: None if peer.datagram_rtt_ms is None else peer.datagram_jitter_ms / 1000,
     ),
     "datagram_loss_out_ratio": (
-        metrics.Metric("Datagrams to the peer that were lost lately.", "share of 1", True),
+        "Datagrams to the peer that were lost lately.",
+        "share of 1",
         lambda peer: peer.datagram_loss_out,
     ),
     "datagram_loss_in_ratio": (
-        metrics.Metric("Datagrams from the peer that were lost.", "share of 1", True),
+        "Datagrams from the peer that were lost.",
+        "share of 1",
         lambda peer: peer.datagram_loss_in,
     ),
     "queue_delay_seconds": (
-        metrics.Metric("How long the packet sent last waited.", "seconds", True),
+        "How long the packet sent last waited.",
+        "seconds",
         lambda peer: peer.queue_delay_ms / 1000,
     ),
-    "queued_bytes": (
-        metrics.Metric("Waits for its sessions.", "bytes", True),
-        lambda peer: peer.queued_bytes,
-    ),
-    "sent_bytes": (metrics.Metric("Sent to the peer.", "bytes", False), lambda peer: peer.bytes_sent),
-    "received_bytes": (
-        metrics.Metric("Received from the peer.", "bytes", False),
-        lambda peer: peer.bytes_received,
-    ),
-    "sent_packets": (metrics.Metric("Sent to the peer.", "packets", False), lambda peer: peer.segments_sent),
-    "received_packets": (
-        metrics.Metric("Received from the peer.", "packets", False),
-        lambda peer: peer.segments_received,
-    ),
+    "queued_bytes": ("Waits for its sessions.", "bytes", lambda peer: peer.queued_bytes),
+    "sent_bytes": ("Sent to the peer.", "bytes", lambda peer: peer.bytes_sent),
+    "received_bytes": ("Received from the peer.", "bytes", lambda peer: peer.bytes_received),
+    "sent_packets": ("Sent to the peer.", "packets", lambda peer: peer.segments_sent),
+    "received_packets": ("Received from the peer.", "packets", lambda peer: peer.segments_received),
 }
+#: Of these, those that only grow.
+_PEER_TOTALS = ("sent_bytes", "received_bytes", "sent_packets", "received_packets")
 
 
 def _round_trips(peers: Sequence[Peer], most: int) -> Metric:
@@ -246,7 +240,8 @@ def _round_trips(peers: Sequence[Peer], most: int) -> Metric:
 
 
 def _peers(peers: Sequence[Peer]) -> Iterator[Metric]:
-    for name, (metric, of) in _PEER.items():
+    for name, (meaning, unit, of) in _PEER.items():
+        metric = metrics.Metric(meaning, unit, name not in _PEER_TOTALS)
         values = {(peer.name, peer.peer_id): of(peer) for peer in peers}
         rows = {labels: value for labels, value in values.items() if value is not None}
         yield _family(f"vpnd_peer_{name}", metric, ("peer", "peer_id"), rows)

@@ -88,22 +88,33 @@ def read_private(source: int | Path) -> Ed25519PrivateKey:
         data = os.pread(fd, MAX_FILE_BYTES + 1, 0)
     finally:
         os.close(fd)
-    try:
-        key = serialization.load_pem_private_key(data, password=None) if len(data) <= MAX_FILE_BYTES else None
-    except (ValueError, TypeError, UnsupportedAlgorithm):  # TypeError: it is encrypted
-        key = None
-    if not isinstance(key, Ed25519PrivateKey):
+    key = from_pem(data) if len(data) <= MAX_FILE_BYTES else None
+    if key is None:
         remedy = "put the right file back, or move it away for a new identity"
         raise ConfigError(f"{name}: is not an ed25519 private key in PEM without password; {remedy}")
     return key
 
 
+def from_pem(data: bytes) -> Ed25519PrivateKey | None:
+    """The private key in `data`; None where there is none, or one of another kind or with a password."""
+    try:
+        key = serialization.load_pem_private_key(data, password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):  # TypeError: it is encrypted
+        return None
+    return key if isinstance(key, Ed25519PrivateKey) else None
+
+
+def to_pem(key: Ed25519PrivateKey) -> bytes:
+    """What `from_pem` reads: PKCS#8 without a password."""
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
 def _create(path: Path) -> None:
     """Make the file whole or not at all: written beside its place, then linked to it unless it is taken."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    data = Ed25519PrivateKey.generate().private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
+    data = to_pem(Ed25519PrivateKey.generate())
     beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:

@@ -86,7 +86,6 @@ DROP_REASONS = tuple(DROPS)
 
 
 def reasons(stage: Stage) -> tuple[str, ...]:
-    """The drop reasons of one stage."""
     return tuple(reason for reason, drop in DROPS.items() if drop.stage is stage)
 
 
@@ -198,113 +197,16 @@ class ShardCounters(msgspec.Struct, frozen=True, kw_only=True):
     datagrams_unknown: Annotated[int, told("Dropped: belong to no session of the shard.", "datagrams")] = 0
 
 
-class ControlCounters(msgspec.Struct, frozen=True, kw_only=True):
-    """The page of control, before its refusals of statements, tokens and strangers' questions."""
-
-    dials: Annotated[int, told("Dials begun.", "dials")] = 0
-    dial_failures: Annotated[int, told("Dials that failed.", "dials")] = 0
-    sessions_dialed: Annotated[int, told("Sessions that we made.", "sessions")] = 0
-    sessions_accepted: Annotated[int, told("Sessions that peers made.", "sessions")] = 0
-    refused_unknown_peer: Annotated[
-        int, told("Connections refused: no peer of this node.", "connections")
-    ] = 0
-    refused_session_limit: Annotated[
-        int, told("Sessions refused: p2p.max_sessions_per_peer.", "sessions")
-    ] = 0
-    refused_connection_limit: Annotated[
-        int, told("Connections refused: p2p.max_connections_per_peer.", "connections")
-    ] = 0
-    refused_handshake_limit: Annotated[
-        int, told("Connections refused: p2p.max_inbound_handshakes.", "connections")
-    ] = 0
-    refused_no_shard: Annotated[int, told("Sessions refused: no shard was up.", "sessions")] = 0
-    refused_guest_limit: Annotated[
-        int, told("Strangers sent away: membership.max_guests.", "connections")
-    ] = 0
-    handshake_failures: Annotated[int, told("Handshakes that failed.", "handshakes")] = 0
-    handler_errors: Annotated[int, told("Errors in handlers of libp2p streams.", "errors")] = 0
-    retries: Annotated[int, told("Dials after a failure.", "dials")] = 0
-    circuits_opened: Annotated[
-        int, told("Circuits that opened; a probe that fails is the same outage.", "circuits")
-    ] = 0
-    circuits_closed: Annotated[int, told("Circuits that closed again.", "circuits")] = 0
-    circuits_open: Annotated[int, gauge("Circuits that are open.", "circuits")] = 0
-    circuits_half_open: Annotated[int, gauge("Circuits with a probe under way.", "circuits")] = 0
-    network_changes: Annotated[int, told("Changes of the machine's addresses or routes.", "changes")] = 0
-    connections: Annotated[int, gauge("libp2p connections that are not data sessions.", "connections")] = 0
-    dns_queries: Annotated[int, told("DNS queries answered, refused ones too.", "queries")] = 0
-    dns_ignored: Annotated[
-        int, told("Not DNS queries at all, too long, or their answer could not be sent.", "queries")
-    ] = 0
-    dns_connections_refused: Annotated[
-        int,
-        told("DNS connections closed: dns.max_connections, dns.max_connections_per_client.", "connections"),
-    ] = 0
-    gossip_sent: Annotated[int, told("Gossip about the directory sent to members.", "messages")] = 0
-    gossip_received: Annotated[int, told("Gossip received from members.", "messages")] = 0
-    gossip_dropped: Annotated[int, told("Gossip dropped: membership.gossip_queue.", "messages")] = 0
-    enrolled: Annotated[int, told("Memberships this authority gave to new nodes.", "members")] = 0
-    introductions: Annotated[
-        int, told("Members, which did not know this node, asked to let it in.", "members")
-    ] = 0
-    introduced: Annotated[int, told("Members that introduced themselves here.", "members")] = 0
-    renewals: Annotated[
-        int, told("Memberships renewed: of others by this authority, and our own.", "members")
-    ] = 0
-    dht_published: Annotated[int, told("Times our record went into the members' table.", "records")] = 0
-    dht_found: Annotated[int, told("Look-ups in the members' table with a result.", "look-ups")] = 0
-    dht_not_found: Annotated[int, told("Look-ups in the members' table without one.", "look-ups")] = 0
-    dht_failures: Annotated[int, told("Look-ups and publications without an answer in time.", "look-ups")] = 0
-    dht_refused_records: Annotated[
-        int, told("Records refused: forged, of nobody, too old or rolled back.", "records")
-    ] = 0
-    mdns_sent: Annotated[int, told("mDNS messages sent.", "messages")] = 0
-    mdns_received: Annotated[int, told("mDNS messages received.", "messages")] = 0
-    mdns_refused: Annotated[int, told("mDNS messages not ours to read, or too many.", "messages")] = 0
-    meetings: Annotated[int, told("Meetings with members that cannot be dialed.", "meetings")] = 0
-    meetings_refused: Annotated[int, told("Meetings that a relay refused.", "meetings")] = 0
-    calls_followed: Annotated[int, told("Meetings that other members asked for.", "meetings")] = 0
-    calls_refused: Annotated[int, told("Meetings refused to other members.", "meetings")] = 0
-    punches: Annotated[int, told("Meetings after which a direct connection was tried.", "meetings")] = 0
-    punches_won: Annotated[int, told("Direct connections that came of it.", "sessions")] = 0
-    reachable: Annotated[
-        int, gauge("Whether members that were asked could dial this node: 1, else 0.", "yes or no")
-    ] = 0
-    port_maps: Annotated[int, gauge("Ports that the router gives this node.", "ports")] = 0
-    meets: Annotated[int, told("Meetings of other members at this relay.", "meetings")] = 0
-    relay_pairs: Annotated[int, gauge("Sessions of other members relayed here.", "sessions")] = 0
-    relay_pairs_joined: Annotated[int, told("Sessions relayed here so far.", "sessions")] = 0
-    relay_bytes: Annotated[int, told("Relayed here, both directions.", "bytes")] = 0
-    registry_lookups: Annotated[int, told("Questions put to the contract.", "look-ups")] = 0
-    registry_failures: Annotated[int, told("Questions without a usable answer.", "look-ups")] = 0
-    registry_wanted: Annotated[
-        int, told("Questions of shards: an address of the contract's that no peer has.", "look-ups")
-    ] = 0
-    registry_wanted_refused: Annotated[
-        int, told("Those of no network of the VPN, or too many.", "look-ups")
-    ] = 0
-    registry_unconfirmed: Annotated[
-        int, gauge("Addresses that peers claim, without an answer that holds.", "addresses")
-    ] = 0
-    registry_disowned: Annotated[
-        int, gauge("Addresses that peers claim and that are somebody else's, or nobody's.", "addresses")
-    ] = 0
-    registry_stale: Annotated[
-        int, gauge("Addresses whose owner is believed though the last look-up failed.", "addresses")
-    ] = 0
-
-
 class Metric(NamedTuple):
     """What is known of a counter but its value."""
 
     meaning: str
     unit: str
     #: goes up and down; the others only grow
-    gauge: bool
+    gauge: bool = False
 
 
 def described(struct: type[msgspec.Struct]) -> dict[str, Metric]:
-    """What is declared of each field."""
     hints = get_type_hints(struct, include_extras=True)
     metas = {name: hint.__metadata__[0] for name, hint in hints.items()}
     return {
@@ -313,15 +215,86 @@ def described(struct: type[msgspec.Struct]) -> dict[str, Metric]:
     }
 
 
+#: What control counts, before its refusals of statements, tokens and strangers' questions.
+_CONTROL = {
+    "dials": Metric("Dials begun.", "dials"),
+    "dial_failures": Metric("Dials that failed.", "dials"),
+    "sessions_dialed": Metric("Sessions that we made.", "sessions"),
+    "sessions_accepted": Metric("Sessions that peers made.", "sessions"),
+    "refused_unknown_peer": Metric("Connections refused: no peer of this node.", "connections"),
+    "refused_session_limit": Metric("Sessions refused: p2p.max_sessions_per_peer.", "sessions"),
+    "refused_connection_limit": Metric("Connections refused: p2p.max_connections_per_peer.", "connections"),
+    "refused_handshake_limit": Metric("Connections refused: p2p.max_inbound_handshakes.", "connections"),
+    "refused_no_shard": Metric("Sessions refused: no shard was up.", "sessions"),
+    "refused_guest_limit": Metric("Strangers sent away: membership.max_guests.", "connections"),
+    "handshake_failures": Metric("Handshakes that failed.", "handshakes"),
+    "handler_errors": Metric("Errors in handlers of libp2p streams.", "errors"),
+    "retries": Metric("Dials after a failure.", "dials"),
+    "circuits_opened": Metric("Circuits that opened; a probe that fails is the same outage.", "circuits"),
+    "circuits_closed": Metric("Circuits that closed again.", "circuits"),
+    "circuits_open": Metric("Circuits that are open.", "circuits", gauge=True),
+    "circuits_half_open": Metric("Circuits with a probe under way.", "circuits", gauge=True),
+    "network_changes": Metric("Changes of the machine's addresses or routes.", "changes"),
+    "connections": Metric("libp2p connections that are not data sessions.", "connections", gauge=True),
+    "dns_queries": Metric("DNS queries answered, refused ones too.", "queries"),
+    "dns_ignored": Metric("Not DNS queries at all, too long, or their answer could not be sent.", "queries"),
+    "dns_connections_refused": Metric(
+        "DNS connections closed: dns.max_connections, dns.max_connections_per_client.", "connections"
+    ),
+    "gossip_sent": Metric("Gossip about the directory sent to members.", "messages"),
+    "gossip_received": Metric("Gossip received from members.", "messages"),
+    "gossip_dropped": Metric("Gossip dropped: membership.gossip_queue.", "messages"),
+    "enrolled": Metric("Memberships this authority gave to new nodes.", "members"),
+    "introductions": Metric("Members, which did not know this node, asked to let it in.", "members"),
+    "introduced": Metric("Members that introduced themselves here.", "members"),
+    "renewals": Metric("Memberships renewed: of others by this authority, and our own.", "members"),
+    "dht_published": Metric("Times our record went into the members' table.", "records"),
+    "dht_found": Metric("Look-ups in the members' table with a result.", "look-ups"),
+    "dht_not_found": Metric("Look-ups in the members' table without one.", "look-ups"),
+    "dht_failures": Metric("Look-ups and publications without an answer in time.", "look-ups"),
+    "dht_refused_records": Metric("Records refused: forged, of nobody, too old or rolled back.", "records"),
+    "mdns_sent": Metric("mDNS messages sent.", "messages"),
+    "mdns_received": Metric("mDNS messages received.", "messages"),
+    "mdns_refused": Metric("mDNS messages not ours to read, or too many.", "messages"),
+    "meetings": Metric("Meetings with members that cannot be dialed.", "meetings"),
+    "meetings_refused": Metric("Meetings that a relay refused.", "meetings"),
+    "calls_followed": Metric("Meetings that other members asked for.", "meetings"),
+    "calls_refused": Metric("Meetings refused to other members.", "meetings"),
+    "punches": Metric("Meetings after which a direct connection was tried.", "meetings"),
+    "punches_won": Metric("Direct connections that came of it.", "sessions"),
+    "reachable": Metric(
+        "Whether members that were asked could dial this node: 1, else 0.", "yes or no", gauge=True
+    ),
+    "port_maps": Metric("Ports that the router gives this node.", "ports", gauge=True),
+    "meets": Metric("Meetings of other members at this relay.", "meetings"),
+    "relay_pairs": Metric("Sessions of other members relayed here.", "sessions", gauge=True),
+    "relay_pairs_joined": Metric("Sessions relayed here so far.", "sessions"),
+    "relay_bytes": Metric("Relayed here, both directions.", "bytes"),
+    "registry_lookups": Metric("Questions put to the contract.", "look-ups"),
+    "registry_failures": Metric("Questions without a usable answer.", "look-ups"),
+    "registry_wanted": Metric(
+        "Questions of shards: an address of the contract's that no peer has.", "look-ups"
+    ),
+    "registry_wanted_refused": Metric("Those of no network of the VPN, or too many.", "look-ups"),
+    "registry_unconfirmed": Metric(
+        "Addresses that peers claim, without an answer that holds.", "addresses", gauge=True
+    ),
+    "registry_disowned": Metric(
+        "Addresses that peers claim and that are somebody else's, or nobody's.", "addresses", gauge=True
+    ),
+    "registry_stale": Metric(
+        "Addresses whose owner is believed though the last look-up failed.", "addresses", gauge=True
+    ),
+}
 SHARD_METRICS = described(ShardCounters)
 CONTROL_METRICS = (
-    described(ControlCounters)
+    _CONTROL
     | {
-        f"refused_{reason}": Metric(f"Statements, tokens and questions refused: {reason}.", "refusals", False)
+        f"refused_{reason}": Metric(f"Statements, tokens and questions refused: {reason}.", "refusals")
         for reason in REASONS
     }
     | {
-        f"meets_refused_{reason}": Metric(f"Meetings refused at this relay: {reason}.", "refusals", False)
+        f"meets_refused_{reason}": Metric(f"Meetings refused at this relay: {reason}.", "refusals")
         for reason in REFUSALS
     }
 )
@@ -356,7 +329,6 @@ class Times:
         self.counts = [0] * TIMES
 
     def add(self, seconds: float) -> None:
-        """One more."""
         self.counts[bisect_left(BOUNDS_S, seconds)] += 1
         self.counts[-1] += int(seconds * 1_000_000)
 

@@ -44,21 +44,10 @@ CAPABILITY_BITS = 64
 SHARED_USER = "nobody"
 SYSTEM_PATH = "/usr/sbin:/sbin:/usr/bin:/bin"
 #: What makes a system user: of shadow, of BusyBox.
-MAKERS = (
-    (
-        "useradd",
-        (
-            "--system",
-            "--user-group",
-            "--no-create-home",
-            "--home-dir",
-            "/nonexistent",
-            "--shell",
-            "/bin/false",
-        ),
-    ),
-    ("adduser", ("-S", "-D", "-H", "-h", "/nonexistent", "-s", "/bin/false")),
-)
+MAKERS = {
+    "useradd": "--system --user-group --no-create-home --home-dir /nonexistent --shell /bin/false",
+    "adduser": "-S -D -H -h /nonexistent -s /bin/false",
+}
 
 log = logging.getLogger(__name__)
 
@@ -73,9 +62,11 @@ def existing(user: str) -> str:
     """
     if user != OWN_USER or _is_there(user):
         return user
-    for program, options in MAKERS:
+    for program, options in MAKERS.items():
         if found := shutil.which(program, path=SYSTEM_PATH):
-            made = subprocess.run([found, *options, user], capture_output=True, text=True, check=False)
+            made = subprocess.run(
+                [found, *options.split(), user], capture_output=True, text=True, check=False
+            )
             if _is_there(user):  # perhaps another node was quicker
                 return user
             log.info("%s: %s", program, made.stderr.strip())
@@ -172,13 +163,7 @@ def rights_left(was_root: bool) -> list[str]:
 
 def _prctl(option: int, argument: int = 0, *, allow: bool = False) -> int:
     """prctl(2); `allow` returns a failure as -1 instead of raising PrivilegeError."""
-    result: int = _libc.prctl(
-        ctypes.c_int(option),
-        ctypes.c_ulong(argument),
-        ctypes.c_ulong(0),
-        ctypes.c_ulong(0),
-        ctypes.c_ulong(0),
-    )
+    result: int = _libc.prctl(ctypes.c_int(option), *map(ctypes.c_ulong, (argument, 0, 0, 0)))
     if result < 0 and not allow:
         raise PrivilegeError(f"prctl({option}, {argument}): {os.strerror(ctypes.get_errno())}")
     return result

@@ -18,6 +18,7 @@ import enum
 import math
 from collections.abc import Callable
 
+from vpnd.config.schema import CircuitBreaker as CircuitSettings
 from vpnd.config.schema import Retry as Settings
 
 #: Draws a number evenly from [low, high]; `random.Random().uniform` in production, a script in tests.
@@ -128,17 +129,13 @@ Changed = Callable[[Circuit, Circuit], None]
 class CircuitBreaker:
     """The circuit of one thing. Closed to begin with.
 
-    `failure_threshold` failures in a row open it, `reset_timeout_s` later one try may `take` it half-open;
-    `success_threshold` successes close it. `opened`: how often it left the closed state; a try in between that
-    failed is the same outage.
+    failure_threshold failures in a row open it, reset_timeout later one try may `take` it half-open;
+    success_threshold successes close it. `opened`: how often it left the closed state; a try in between that
+    failed is the same outage. `settings`: may be others at any time.
     """
 
-    def __init__(
-        self, failure_threshold: int, reset_timeout_s: float, success_threshold: int, changed: Changed
-    ) -> None:
-        self._failure_threshold = failure_threshold
-        self._reset_timeout_s = reset_timeout_s
-        self._success_threshold = success_threshold
+    def __init__(self, settings: CircuitSettings, changed: Changed) -> None:
+        self.settings = settings
         self.state = Circuit.CLOSED
         self.opened = 0
         self.failures = 0  # in a row
@@ -147,17 +144,11 @@ class CircuitBreaker:
         self._opened_s = -math.inf
         self._trying = False
 
-    def configure(self, failure_threshold: int, reset_timeout_s: float, success_threshold: int) -> None:
-        """Other settings from now on; the state stays, and what has been counted."""
-        self._failure_threshold = failure_threshold
-        self._reset_timeout_s = reset_timeout_s
-        self._success_threshold = success_threshold
-
     @property
     def not_before_s(self) -> float:
         """When `take` may say yes: infinite while a try is out, without limit when it says yes at once."""
         if self.state is Circuit.OPEN:
-            return self._opened_s + self._reset_timeout_s
+            return self._opened_s + self.settings.reset_timeout
         return math.inf if self._trying else -math.inf
 
     def take(self, now_s: float) -> bool:
@@ -176,7 +167,7 @@ class CircuitBreaker:
     def fail(self, now_s: float) -> None:
         """A failure. One that began before the circuit opened and comes late changes nothing."""
         self.failures += 1
-        if self.state is Circuit.HALF_OPEN or self.failures >= self._failure_threshold:
+        if self.state is Circuit.HALF_OPEN or self.failures >= self.settings.failure_threshold:
             self.trip(now_s)
 
     def trip(self, now_s: float) -> None:
@@ -195,7 +186,7 @@ class CircuitBreaker:
         if self.state is Circuit.CLOSED:
             return
         successes = self._successes + 1
-        if successes >= self._success_threshold:
+        if successes >= self.settings.success_threshold:
             self._move(Event.PROVEN)
             return
         if self.state is Circuit.OPEN:
@@ -203,7 +194,6 @@ class CircuitBreaker:
         self._successes = successes
 
     def close(self) -> None:
-        """It is known to work."""
         self.failures = 0
         if self.state is not Circuit.CLOSED:
             self._move(Event.PROVEN)

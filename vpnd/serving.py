@@ -146,7 +146,6 @@ class Server(http.server.ThreadingHTTPServer):
             self.shutdown_request(request)  # type: ignore[arg-type]
 
     def process_request_thread(self, request: object, client_address: object) -> None:
-        """In that thread."""
         try:
             super().process_request_thread(request, client_address)  # type: ignore[arg-type]
         finally:
@@ -165,7 +164,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
     server_version, sys_version = "vpnd", ""
 
     def setup(self) -> None:
-        """See socketserver."""
         super().setup()
         timeout_s = self.server.told.limits.timeout_s
         self.rfile = io.BufferedReader(io.BytesIO(_head(self.connection, timeout_s)))

@@ -149,25 +149,11 @@ class Walk(Part, frozen=True):
         return next((step for step in self.steps if step.name == self.cause), Step())
 
 
-def told_untrusted(data: bytes) -> Told:
-    """A peer's answer. Raises RemoteProtocolError."""
-    return _parsed_untrusted(data, Told)
+Said = TypeVar("Said", Told, Greeting, Question)
 
 
-def greeting_untrusted(data: bytes) -> Greeting:
-    """A peer's greeting. Raises RemoteProtocolError."""
-    return _parsed_untrusted(data, Greeting)
-
-
-def question_untrusted(data: bytes) -> Question:
-    """A peer's question. Raises RemoteProtocolError."""
-    return _parsed_untrusted(data, Question)
-
-
-_Said = TypeVar("_Said", Told, Greeting, Question)
-
-
-def _parsed_untrusted(data: bytes, kind: type[_Said]) -> _Said:
+def said_untrusted(data: bytes, kind: type[Said]) -> Said:
+    """What a peer says. Raises RemoteProtocolError."""
     try:
         return msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -190,7 +176,6 @@ def cause_of(steps: tuple[Step, ...]) -> str:
 
 
 def judge(facts: Facts) -> Walk:
-    """The walk."""
     after = facts.after
     peer_id = facts.owner or facts.standing.peer_id
     peer = next((row for row in after.peers if row.peer_id == peer_id), None) if peer_id else None
@@ -262,6 +247,10 @@ def _stops(name: str, says: str, remedy: str, **counters: int) -> Step:
     return Step(name=name, verdict=STOPS, says=says, remedy=remedy, counters=counters)
 
 
+def _unknown(name: str, says: str, **counters: int) -> Step:
+    return Step(name=name, verdict=UNKNOWN, says=says, counters=counters)
+
+
 def _losing(name: str, grown: dict[str, int], says: str, remedy: str, **also: int) -> Step:
     lost = sum(grown.values())
     return Step(name=name, verdict=LOSES, says=says, remedy=remedy, counters={**grown, **also}, lost=lost)
@@ -297,9 +286,7 @@ def _shard(facts: Facts) -> Step:
     }
     away = [row for row in rows if row.state not in ("up", "hung") or again.get(row.index, 0) > 0]
     if not facts.address and not away:
-        return Step(
-            name="shard", verdict=UNKNOWN, says="without an address there is no flow, and no shard of it"
-        )
+        return _unknown("shard", "without an address there is no flow, and no shard of it")
     if facts.shard is None or any(row.index == facts.shard for row in away):
         which = ", ".join(f"shard {row.index} is {row.state}" for row in away) or "no shard is up"
         counters = {f"restarts of shard {row.index}": row.restarts for row in rows}
@@ -321,25 +308,15 @@ def _shard(facts: Facts) -> Step:
         )
     grown = _grown(facts, "ring_full", "shard_down", "shard_died")
     if grown:
-        says = f"the ring to shard {row.index} is full: it does not keep up"
-        if "ring_full" not in grown:
-            says = "packets were lost with a shard that ended"
-        remedy = (
-            "more shards (vpnd scale), or a larger worker.ring_bytes for bursts"
-            if "ring_full" in grown
-            else log
-        )
+        says, remedy = "packets were lost with a shard that ended", log
+        if "ring_full" in grown:
+            says = f"the ring to shard {row.index} is full: it does not keep up"
+            remedy = "more shards (vpnd scale), or a larger worker.ring_bytes for bursts"
         return _losing("shard", grown, says, remedy, **{"ring bytes": row.ring.used})
     if away:
         which = ", ".join(f"shard {each.index} is {each.state}" for each in away)
         says = f"the flow is shard {row.index}'s, which runs; but {which}: what it had is lost"
-        return Step(
-            name="shard",
-            verdict=LOSES,
-            says=says,
-            remedy=log,
-            counters={f"restarts of shard {each.index}": each.restarts for each in away},
-        )
+        return _losing("shard", {}, says, log, **{f"restarts of shard {x.index}": x.restarts for x in away})
     return Step(
         name="shard",
         says=f"the flow is shard {row.index}'s",
@@ -360,7 +337,7 @@ _FLOW_STATES = {
 def _flow(facts: Facts) -> Step:
     flow = facts.flow
     if flow is None:
-        return Step(name="flow", verdict=UNKNOWN, says="the shard did not tell")
+        return _unknown("flow", "the shard did not tell")
     counters = {"packets": flow.packets, "waiting": flow.waiting}
     waits = f", the oldest for {flow.waiting_ms:.0f} ms" if flow.waiting else ""
     return Step(name="flow", says=_FLOW_STATES.get(flow.state, flow.state) + waits, counters=counters)
@@ -409,13 +386,12 @@ def _membership(facts: Facts, peer: Peer | None, name: str) -> Step:
         return _stops("membership", says, remedy, refused_unknown_peer=refused)
     ahead_s = facts.asked.ahead_s if facts.asked is not None else None
     if ahead_s is not None and abs(ahead_s) > facts.clock_skew_s > 0:
-        return Step(
-            name="membership",
-            verdict=LOSES,
-            says=f"the clock of {name} is {abs(ahead_s):.0f} s {'ahead of' if ahead_s > 0 else 'behind'} this one's",
-            remedy="set the one that is wrong (date -u on both; systemd-timesyncd or chrony): memberships end by it",
-            counters={"clock ahead by s": round(ahead_s)},
+        which = "ahead of" if ahead_s > 0 else "behind"
+        says = f"the clock of {name} is {abs(ahead_s):.0f} s {which} this one's"
+        remedy = (
+            "set the one that is wrong (date -u on both; systemd-timesyncd or chrony): memberships end by it"
         )
+        return _losing("membership", {}, says, remedy, **{"clock ahead by s": round(ahead_s)})
     if network is not None:
         says = f"this node is a member of {network.name}" + (f", so is {name}" if peer is not None else "")
         return Step(name="membership", says=says, counters={"expires in s": round(network.expires_s)})
@@ -508,33 +484,22 @@ def _session(facts: Facts, peer: Peer) -> Step:
         )
         return Step(name="session", says=says, counters=counters)
     if session is not None:
-        return _stops(
-            "session",
-            f"{session.session_id:x}, {session.local} -> {session.remote}: {facts.why_none}",
-            "it is given up after health.max_consecutive_failures probes, and another one is made",
-            **counters,
-        )
+        says = f"{session.session_id:x}, {session.local} -> {session.remote}: {facts.why_none}"
+        remedy = "it is given up after health.max_consecutive_failures probes, and another one is made"
+        return _stops("session", says, remedy, **counters)
     if peer.datagrams == "alone":
         says = "there is none: its connections carry nothing, everything goes in datagrams"
         return Step(name="session", says=says, counters=counters)
     if not facts.probed:
-        return Step(name="session", verdict=UNKNOWN, says="the shard did not tell", counters=counters)
-    return _stops(
-        "session",
-        f"there is none: {facts.why_none}",
-        "one is dialed as soon as the steps above let it",
-        **counters,
-    )
+        return _unknown("session", "the shard did not tell", **counters)
+    says = f"there is none: {facts.why_none}"
+    return _stops("session", says, "one is dialed as soon as the steps above let it", **counters)
 
 
 def _stream(peer: Peer) -> Step:
     if peer.sessions and not peer.streams:
-        return _stops(
-            "stream",
-            "none is open in its sessions",
-            "is the other side a vpnd of another version? Its log says why it opens none",
-            streams=0,
-        )
+        remedy = "is the other side a vpnd of another version? Its log says why it opens none"
+        return _stops("stream", "none is open in its sessions", remedy, streams=0)
     return Step(name="stream", says=f"{peer.streams} open", counters={"streams": peer.streams})
 
 
@@ -563,14 +528,10 @@ def _queue(facts: Facts, peer: Peer) -> Step:
 
 def _answer(asked: Asked, peer: Peer) -> Step:
     if asked.told is None:
-        return Step(name="answer", verdict=UNKNOWN, says=f"{peer.name} could not be asked: {asked.error}")
+        return _unknown("answer", f"{peer.name} could not be asked: {asked.error}")
     told = asked.told
     if told.busy:
-        return Step(
-            name="answer",
-            verdict=UNKNOWN,
-            says=f"{peer.name} was looking for somebody else: ask again",
-        )
+        return _unknown("answer", f"{peer.name} was looking for somebody else: ask again")
     # what lies between is seen from here as well, and told by the steps before
     blamed = next((step for step in told.steps if step.name == told.cause and step.name in _HERE), None)
     inbound = reasons(Stage.INBOUND)

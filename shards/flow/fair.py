@@ -141,7 +141,6 @@ class FairQueue:
         self._blocked.append(flow)
 
     def unblock(self) -> None:
-        """The peer takes more, perhaps."""
         self._old.extendleft(reversed(self._blocked))
         self._blocked.clear()
 

@@ -67,7 +67,6 @@ class Chunk:
         return self.end - self.start
 
     def drop(self, drops: Dropping, reason: str) -> None:
-        """Count it as dropped."""
         drops.span(reason, self.buffer, self.start, self.end, self.packets)
 
     def drop_first(self, drops: Dropping, reason: str) -> int:
@@ -110,7 +109,6 @@ class Flow:
         self.backlog: Backlog | None = None
 
     def pin(self, sink: Sink) -> None:
-        """From now on packets go to `sink`."""
         if self.sink is not None:
             self.sink.flows.discard(self)
         self.sink = sink

@@ -241,7 +241,6 @@ class PeerTable:
         return self._peers.get(peer_id)
 
     def sink_for(self, key: int) -> Sink:
-        """The sink for a flow."""
         version, address = destination_of(key)
         peer = self._owners.find(version, address)
         if peer is not None:

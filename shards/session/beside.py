@@ -230,7 +230,6 @@ class DatagramLane(Generic[Carrier]):
     def take(
         self, view: memoryview, start: int, end: int, segment: int, address: Address, now_s: float
     ) -> None:
-        """See udp.Taker."""
         try:
             self.association.receive_untrusted(view, start, end, segment, address, now_s)
         except RemoteProtocolError as error:
@@ -266,7 +265,6 @@ class DatagramLane(Generic[Carrier]):
             self._deliver(memoryview(records))
 
     def taken(self, now_s: float) -> None:
-        """See udp.Taker."""
         if self.closed:
             return
         opener, counts, counted = self.association.opener, self._counts, self._counted
@@ -281,7 +279,6 @@ class DatagramLane(Generic[Carrier]):
         self._look()
 
     def refused(self, size: int) -> None:
-        """See udp.Taker."""
         self._path.refused(size)
 
     # --- the path
@@ -379,7 +376,6 @@ class DatagramLane(Generic[Carrier]):
     # --- as a lane
 
     def traffic(self) -> Traffic:
-        """Everything so far, both ways."""
         return sent(self).plus(received(self.reassembly))
 
     def silent_s(self, now_s: float) -> float:
@@ -387,7 +383,6 @@ class DatagramLane(Generic[Carrier]):
         return 0.0 if self._path.alive else now_s - self._path.since_s
 
     def report(self) -> DatagramReport:
-        """How the path is."""
         path, opener = self._path, self.association.opener
         lost, expected = opener.missed - opener.late, opener.top + 1
         return DatagramReport(

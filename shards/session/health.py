@@ -124,23 +124,19 @@ class HealthTimer:
             self._timer = self._loop.call_later(max(0.0, self.health.next_s - self._now()), self.check)
 
     def check(self) -> None:
-        """Look now."""
         self._act(self.health.step(self._now(), self._heard_s()))
         self.start()
 
     def hurry(self) -> None:
-        """As Health.hurry."""
         if not self._stopped:
             self._act(self.health.hurry(self._now()))
             self.start()
 
     def retime(self) -> None:
-        """The interval may be another one."""
         if self.health.retime(self._now()):
             self.start()
 
     def stop(self) -> None:
-        """Look no more."""
         self._stopped = True
         if self._timer is not None:
             self._timer.cancel()

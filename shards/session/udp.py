@@ -99,7 +99,6 @@ class DatagramSocket:
         self._loop.add_reader(sock, self._read)
 
     def close(self) -> None:
-        """The shard ends."""
         if self._again is not None:
             self._again.cancel()
         self._loop.remove_reader(self._sock)

@@ -116,7 +116,6 @@ class StreamProtocol(NamedTuple):
 
     @property
     def item(self) -> bytes:
-        """The line that asks for it."""
         return item(self.name + spec.LINE_END)
 
 

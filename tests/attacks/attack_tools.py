@@ -20,7 +20,19 @@ from collections.abc import Iterator
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from lab import Lab, Namespace, Node, Ping, check_logs, inside, mesh_of_nodes, ping, socket_in, wait_connected
+from lab import (
+    Lab,
+    Namespace,
+    Node,
+    Ping,
+    check_logs,
+    inside,
+    meanwhile,
+    mesh_of_nodes,
+    ping,
+    socket_in,
+    wait_connected,
+)
 from lab.node import P2P_PORT
 from lab.processes import waited_seconds
 from lab.stranger import NOISE, Payload, Plain, Secured, honest
@@ -145,9 +157,8 @@ def knock(source: Namespace, node: Node, key: Ed25519PrivateKey | None = None) -
 @contextlib.contextmanager
 def connect_flood(source: Namespace, node: Node, rate_hz: int, open_at_once: int = 2000) -> Iterator[None]:
     """Connections to a node, so many a second, that say nothing or no more than their first word."""
-    over = threading.Event()
 
-    def run() -> None:
+    def run(over: threading.Event) -> None:
         held: deque[socket.socket] = deque()
         behind = rate_hz // 10  # those have been accepted by now
         start = time.monotonic()
@@ -168,13 +179,8 @@ def connect_flood(source: Namespace, node: Node, rate_hz: int, open_at_once: int
         for sock in held:
             sock.close()
 
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
+    with meanwhile(run):
         yield
-    finally:
-        over.set()
-        thread.join()
 
 
 class Far(socket.socket):

@@ -21,7 +21,7 @@ import msgspec
 import psutil
 import pytest
 from attack_tools import ATTACK_S, arena, assert_unharmed, beside
-from lab import Lab, Node, ping, wait_until
+from lab import Lab, Node, meanwhile, ping, wait_until
 from lab.joining import machine
 
 from vpnd import seccomp
@@ -155,11 +155,10 @@ FLOODS = {
 @pytest.mark.parametrize("kind", list(FLOODS))
 def test_a_flood_on_a_childs_channel_costs_packets_little(nodes: list[Node], kind: str) -> None:
     a, b = nodes
-    over = threading.Event()
     index, message = FLOODS[kind]
     before = child(a, index)
 
-    def flood() -> None:
+    def flood(over: threading.Event) -> None:
         with voice_of(before["pid"]) as say:
             while not over.is_set():
                 try:
@@ -167,12 +166,8 @@ def test_a_flood_on_a_childs_channel_costs_packets_little(nodes: list[Node], kin
                 except BlockingIOError:
                     time.sleep(0.0005)
 
-    flooding = threading.Thread(target=flood)
-    with beside(a, b) as during:
-        flooding.start()
+    with beside(a, b) as during, meanwhile(flood):
         time.sleep(ATTACK_S)
-        over.set()
-        flooding.join()
     print(kind, during.before, during.beside)
     assert_unharmed(during)
     wait_until(lambda: a.ask().get("health") == "healthy", BACK_S, "the node is well")

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from statistics import mean
 
 import pytest
 from attack_tools import (
     ATTACK_S,
-    arena,
     assert_unharmed,
     beside,
     dialed,
@@ -42,12 +40,6 @@ MESSAGES = (
     Identify(listen_addrs=map(address, range(1000))).SerializeToString(),
     Identify(protocols=[f"/{number:x}" for number in range(30_000)]).SerializeToString(),
 )
-
-
-@pytest.fixture(scope="module")
-def nodes() -> Iterator[list[Node]]:
-    with arena(3) as nodes:
-        yield nodes
 
 
 def test_what_a_member_says_of_itself_holds_up_nobody(nodes: list[Node]) -> None:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 
 import pytest
 from attack_tools import (
     ATTACK_S,
-    arena,
     assert_unharmed,
     beside,
     come_in,
@@ -32,12 +30,6 @@ KNOCK_S = 0.5
 FLOOD_HZ = 1000
 ROUND_TRIP_S = 0.15
 FAR_S = 5.0
-
-
-@pytest.fixture(scope="module")
-def nodes() -> Iterator[list[Node]]:
-    with arena(3) as nodes:
-        yield nodes
 
 
 @pytest.mark.parametrize("length", [16_000, 64_000])

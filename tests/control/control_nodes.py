@@ -22,7 +22,7 @@ from vpnd.adapter.noise import peer_id_of
 from vpnd.config.live import Live
 from vpnd.config.schema import P2P, Config, Membership, Network, Process
 from vpnd.config.schema import Session as SessionTable
-from vpnd.seldom import Seldom
+from vpnd.logs import Seldom
 from vpnd.session import Established
 
 DEFAULTS = Membership()

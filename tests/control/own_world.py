@@ -22,11 +22,11 @@ from vpnd.config.schema import Config, Discovery, Membership, Network
 from vpnd.control.common import Common
 from vpnd.control.founding import Founding
 from vpnd.control.state import OwnNetwork
+from vpnd.logs import Seldom
 from vpnd.membership.authority import Authority, Wish
 from vpnd.membership.directory import Merged
 from vpnd.membership.statements import Presence, Statement, sign
 from vpnd.membership.store import Store
-from vpnd.seldom import Seldom
 
 #: When all begins, in milliseconds since 1970.
 BEGUN_MS = 1_700_000_000_000

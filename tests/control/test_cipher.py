@@ -7,7 +7,7 @@ import trio
 from control_harness import ControlProcess, FakeShard, Identity, config, free_port, peer
 from control_nodes import Node, running
 
-from vpnd.adapter import cipher
+from vpnd.adapter import muxer
 from vpnd.session import AESGCM, CHACHAPOLY
 
 AGREED = [
@@ -63,9 +63,9 @@ def test_what_is_agreed_carries_data_between_two_controls(
 
 def test_a_derived_key_is_the_same_at_both_ends_and_never_the_one_it_comes_from() -> None:
     key, other = bytes(range(32)), bytes(32)
-    assert cipher.derive(key) == cipher.derive(key)
-    assert len(cipher.derive(key)) == 32
-    assert len({key, other, cipher.derive(key), cipher.derive(other)}) == 4
+    assert muxer.derive(key) == muxer.derive(key)
+    assert len(muxer.derive(key)) == 32
+    assert len({key, other, muxer.derive(key), muxer.derive(other)}) == 4
 
 
 def test_no_two_sessions_have_a_key_in_common() -> None:
@@ -97,10 +97,10 @@ CPUS = [
 
 @pytest.mark.parametrize(("what", "cpuinfo", "fast"), CPUS, ids=[row[0] for row in CPUS])
 def test_the_processor_is_asked(what: str, cpuinfo: str, fast: bool) -> None:
-    assert cipher.has_aes(cpuinfo) is fast
+    assert muxer.has_aes(cpuinfo) is fast
 
 
 @pytest.mark.parametrize(("setting", "most"), [(AESGCM, 2), (CHACHAPOLY, 1)])
 def test_every_node_offers_the_handshakes_cipher_last(setting: str, most: int) -> None:
-    ciphers = cipher.offered(setting)
+    ciphers = muxer.offered(setting)
     assert ciphers[-1] == CHACHAPOLY and len(ciphers) == most

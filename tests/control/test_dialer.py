@@ -18,7 +18,8 @@ from vpnd.adapter.handoff import Detached
 from vpnd.config.live import Live
 from vpnd.config.schema import P2P, Config, Nat
 from vpnd.control.book import Held
-from vpnd.control.dialer import CalledMeanwhile, Dialer
+from vpnd.control.dialer import Dialer
+from vpnd.control.traversal import CalledMeanwhile
 from vpnd.discovery.registry import Member
 from vpnd.nat.paths import DIRECT, PUNCHED, RELAYED, Path
 from vpnd.session import Established

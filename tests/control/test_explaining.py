@@ -17,7 +17,7 @@ from vpnd.config.live import Live
 from vpnd.config.schema import Config
 from vpnd.control.common import Common
 from vpnd.control.explaining import Explaining
-from vpnd.seldom import Seldom
+from vpnd.logs import Seldom
 
 
 class End:
@@ -36,7 +36,7 @@ async def asked(explaining: Explaining, peer_id: str) -> why.Told:
         for message in (b"", bytes(why.LARGE), msgspec.json.encode(why.Question(address="10.86.0.1"))):
             await write_message(ours, message)
             said = await read_message_untrusted(ours, why.MAX_MESSAGE)
-    return why.told_untrusted(said)
+    return why.said_untrusted(said, why.Told)
 
 
 def test_one_is_answered_at_a_time_and_others_are_told_so() -> None:

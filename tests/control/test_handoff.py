@@ -24,8 +24,8 @@ from noise.connection import NoiseConnection
 
 from vpnd.adapter import dial, host, shape, transport
 from vpnd.adapter.addresses import parse_endpoint
-from vpnd.adapter.cipher import SESSION_MUXERS
 from vpnd.adapter.dial import DialError
+from vpnd.adapter.muxer import SESSION_MUXERS
 from vpnd.errors import ChildError
 from vpnd.session import AESGCM, CHACHAPOLY
 

@@ -34,7 +34,7 @@ from vpnd.config.live import Live
 from vpnd.config.schema import Config, Log, Network, Registry
 from vpnd.control.common import Common
 from vpnd.control.owning import Owning
-from vpnd.seldom import Seldom
+from vpnd.logs import Seldom
 
 pytestmark = pytest.mark.root
 

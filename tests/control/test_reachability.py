@@ -25,9 +25,9 @@ from vpnd.control.common import Common
 from vpnd.control.reachability import NO, UNKNOWN, YES, Reachability
 from vpnd.discovery.registry import Member
 from vpnd.endpoint import Endpoint, parse
+from vpnd.logs import Seldom
 from vpnd.nat import messages, portmap
 from vpnd.nat.paths import RelayAt
-from vpnd.seldom import Seldom
 
 LOOPBACK = ipaddress.IPv4Address("127.0.0.1")
 INSIDE = ipaddress.IPv4Address("10.1.0.2")

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vpnd.config.schema import CircuitBreaker as Settings
 from vpnd.resilience import TRANSITIONS, Backoff, Circuit, CircuitBreaker, Retry
 
 
@@ -67,7 +68,8 @@ class Watched:
 
     def __init__(self, state: str = "closed", successes: int = 2) -> None:
         self.changes: list[tuple[str, str]] = []
-        self.breaker = CircuitBreaker(3, 10.0, successes, lambda old, new: self.changes.append((old, new)))
+        settings = Settings(failure_threshold=3, reset_timeout=10.0, success_threshold=successes)
+        self.breaker = CircuitBreaker(settings, lambda old, new: self.changes.append((old, new)))
         if state != "closed":
             self.breaker.trip(0.0)
         if state == "half_open":
@@ -145,7 +147,7 @@ def test_an_open_circuit_lets_one_try_through_when_its_time_has_come() -> None:
 def test_other_settings_hold_from_then_on_and_the_state_stays() -> None:
     breaker = Watched().breaker
     breaker.fail(0.0)
-    breaker.configure(2, 5.0, 1)
+    breaker.settings = Settings(failure_threshold=2, reset_timeout=5.0, success_threshold=1)
     breaker.fail(0.0)
     assert breaker.state is Circuit.OPEN
     assert breaker.take(5.0)

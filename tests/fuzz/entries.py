@@ -389,17 +389,10 @@ ENTRIES = {
         ),
     ),
     "why": Entry(
-        lambda data: [
-            parse(data) for parse in (why.greeting_untrusted, why.question_untrusted, why.told_untrusted)
-        ],
+        lambda data: [why.said_untrusted(data, kind) for kind in (why.Greeting, why.Question, why.Told)],
         (RemoteProtocolError,),
         (msgspec.json.encode(why.Told(steps=(why.Step(name="route"),), dropped={"too_big": 1})), b"{}"),
-        (
-            "vpnd.why.greeting_untrusted",
-            "vpnd.why.question_untrusted",
-            "vpnd.why.told_untrusted",
-            "vpnd.why._parsed_untrusted",
-        ),
+        ("vpnd.why.said_untrusted",),
     ),
     "packet of a flow": Entry(
         lambda data: flow_untrusted(memoryview(data)[:64], True),
@@ -562,7 +555,8 @@ ENTRIES = {
 #: seen that nothing comes out of them.
 SHELLS = {
     # a Protocol without a body
-    "shards.session.surroundings.deliver_untrusted": "tests/shards/test_bare.py",
+    "shards.session.transport.deliver_untrusted": "tests/shards/test_bare.py",
+    "vpnd.adapter.framing.hear_untrusted": "tests/control/test_meeting.py",
     "vpnd.adapter.contract._post_untrusted": "tests/discovery/test_contract_http.py",
     "vpnd.adapter.dht._values_untrusted": "tests/control/test_dht.py",
     "vpnd.adapter.guests._receive_stranger_untrusted": "tests/control/test_guests.py",

@@ -24,7 +24,7 @@ from .node import Node, mesh_of_nodes, module_command, pair_of_nodes, script_com
 from .processes import cpu_seconds, own_pss_bytes, process_tree, pss_bytes
 from .running import check_logs, connected, drops, running_nodes, settled, wait_connected
 from .sockets import Datagrams, inside, socket_in, tcp_pair, tcp_transfer, transfer, udp_flow
-from .steady import SteadyFlow
+from .steady import SteadyFlow, meanwhile
 from .traffic import (
     Ping,
     goodput_bps,
@@ -63,6 +63,7 @@ __all__ = [
     "iperf3",
     "loss_share",
     "lossy",
+    "meanwhile",
     "mesh_of_nodes",
     "module_command",
     "moved",
@@ -93,4 +94,5 @@ __all__ = [
     "wait_for_answer",
     "wait_until",
     "within",
+    "without_udp",
 ]

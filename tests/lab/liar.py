@@ -24,9 +24,9 @@ from vpnd.adapter.noise import peer_id_of, read_key_pair, signing_key
 from vpnd.config.live import Live
 from vpnd.config.schema import P2P, Config
 from vpnd.control.gossiping import GOSSIP
+from vpnd.logs import Seldom
 from vpnd.membership.messages import statement_pages
 from vpnd.membership.statements import HEADER_BYTES, Membership, Presence, sign
-from vpnd.seldom import Seldom
 
 #: How long the other has to read one message before the next, which it may hang up at, comes.
 BETWEEN_S = 0.5

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from membership_world import DAY, LIFETIME, NETWORK, NOW, World, peer, presence, public, reason
 
-from vpnd.membership import allocation, enrolment, network, statements
+from vpnd.membership import enrolment, network, statements
 from vpnd.membership.authority import renewal_ms
 from vpnd.membership.invitations import Invitations
 from vpnd.membership.refusal import REASONS, MembershipRefused
@@ -29,22 +29,22 @@ class TestAddresses:
         assert one in NETWORK.ipv4 and other in NETWORK.members_ipv6
 
     def test_addresses_depend_on_the_peer_id_and_what_is_taken(self):
-        first = allocation.ipv4(NETWORK, peer("b"), ())
-        assert allocation.ipv4(NETWORK, peer("b"), ()) == first
-        assert allocation.ipv4(NETWORK, peer("b"), {first}) == str(ipaddress.ip_address(first) + 1)
-        six = allocation.ipv6(NETWORK, peer("b"), ())
-        assert allocation.ipv6(NETWORK, peer("b"), {six}) != six
+        first = network.ipv4(NETWORK, peer("b"), ())
+        assert network.ipv4(NETWORK, peer("b"), ()) == first
+        assert network.ipv4(NETWORK, peer("b"), {first}) == str(ipaddress.ip_address(first) + 1)
+        six = network.ipv6(NETWORK, peer("b"), ())
+        assert network.ipv6(NETWORK, peer("b"), {six}) != six
 
     def test_every_address_is_given_out_and_then_no_more(self):
         small = network.create("home", public("root"), "10.9.8.0/29")
         taken: set[str] = set()
         for number in range(6):
-            taken.add(allocation.ipv4(small, peer(f"p{number}"), taken))
+            taken.add(network.ipv4(small, peer(f"p{number}"), taken))
         assert taken == {f"10.9.8.{number}" for number in range(1, 7)}
-        assert reason(allocation.ipv4, small, peer("late"), taken) == "subnet_full"
+        assert reason(network.ipv4, small, peer("late"), taken) == "subnet_full"
 
     def test_two_authorities_at_once_rarely_choose_alike(self):
-        chosen = [allocation.ipv4(NETWORK, peer(f"p{number}"), ()) for number in range(100)]
+        chosen = [network.ipv4(NETWORK, peer(f"p{number}"), ()) for number in range(100)]
         assert len(set(chosen)) >= 98
 
     @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ class TestAddresses:
         ],
     )
     def test_a_wish_is_judged(self, wish, why):
-        assert reason(allocation.check_wish, NETWORK, wish, {"10.86.0.5"}) == why
+        assert reason(network.check_wish, NETWORK, wish, {"10.86.0.5"}) == why
 
     def test_a_wish_is_granted(self, world):
         ipv4, ipv6 = world.enrol("b", addresses=("10.86.0.7",)).addresses

@@ -19,10 +19,10 @@ from vpnd.config.schema import Config, Discovery
 from vpnd.control.common import Common
 from vpnd.control.introducing import Introducing
 from vpnd.control.state import OwnNetwork
+from vpnd.logs import Seldom
 from vpnd.membership import enrolment, introduction, network
 from vpnd.membership.introduction import Admitted, Introduction
 from vpnd.membership.store import Store
-from vpnd.seldom import Seldom
 
 
 class Member:

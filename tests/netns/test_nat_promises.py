@@ -35,6 +35,18 @@ def relay_pids(node: Node) -> list[int]:
     return [pid for pid in process_tree(node.pids()) if "vpnd.relay" in command_line(pid)]
 
 
+def begin_behind(kind: str, a: Node, b: Node) -> None:
+    """Both gateways are NATs of that kind from now on, and b is started again and reaches a."""
+    for gateway in (1, 2):
+        a.lab.nat(gateway, kind)
+    assert b.stop() == 0
+    b.start()
+    b.wait_ready()
+    wait_for_answer(a.lab, b.namespace, address(a), REACHED_S, probe_wait_s=PROBE_S)
+    if kind == "masq":
+        wait_until(lambda: directly(b, "a"), REACHED_S, "they have a direct connection")
+
+
 def test_an_upgrade_under_load_costs_no_packet_in_any_shard() -> None:
     settings = {"nat": {"upgrade_interval": "3s"}, "worker": {"shards": 2}}
     with NatLab(hidden=(1, 1), rtt_ms=RTT_MS) as lab:
@@ -78,14 +90,7 @@ def test_a_relayed_path_has_half_of_a_direct_one_and_costs_little() -> None:
             join(r, node)
         speeds: dict[str, list[float]] = {}
         for kind in ("masq", "fully"):
-            for gateway in (1, 2):
-                lab.nat(gateway, kind)
-            assert b.stop() == 0
-            b.start()
-            b.wait_ready()
-            wait_for_answer(lab, b.namespace, address(a), REACHED_S, probe_wait_s=PROBE_S)
-            if kind == "masq":
-                wait_until(lambda: directly(b, "a"), REACHED_S, "they have a direct connection")
+            begin_behind(kind, a, b)
             before_s = cpu_seconds(relay_pids(r))
             reports = [iperf3(lab, a.namespace, b.namespace, address(b), seconds=4) for _ in range(RUNS)]
             spent_s = cpu_seconds(relay_pids(r)) - before_s
@@ -112,14 +117,7 @@ def test_who_lost_the_routers_memory_or_the_only_relay_is_told_or_back() -> None
         for node in (a, b):
             join(r, node)
         for kind in ("masq", "fully"):
-            for gateway in (1, 2):
-                lab.nat(gateway, kind)
-            assert b.stop() == 0
-            b.start()
-            b.wait_ready()
-            wait_for_answer(lab, b.namespace, address(a), REACHED_S, probe_wait_s=PROBE_S)
-            if kind == "masq":
-                wait_until(lambda: directly(b, "a"), REACHED_S, "they have a direct connection")
+            begin_behind(kind, a, b)
             before = paths(b, "a")[0].split()[0]
             sent = Pings(b, address(a), count=400, interval_s=0.05)
             time.sleep(2.0)

@@ -16,6 +16,7 @@ from lab import (
     blackhole,
     closed,
     cut_connections,
+    meanwhile,
     narrow,
     running_nodes,
     socket_in,
@@ -42,66 +43,47 @@ SETTINGS = {
 @contextlib.contextmanager
 def flood(node: Node, ip: str, size: int, pause_s: float = 0.0) -> Iterator[None]:
     """Inside the block datagrams of so many bytes are sent to `ip` as fast as they go, with a pause after every 100."""
-    over = threading.Event()
     sock = socket_in(node.namespace, "", socket.SOCK_DGRAM)
 
-    def send() -> None:
+    def send(over: threading.Event) -> None:
         data = bytes(size)
         while not over.wait(pause_s):
             for _ in range(100):
                 with contextlib.suppress(OSError):
                     sock.sendto(data, (ip, 9))
 
-    thread = threading.Thread(target=send)
-    thread.start()
-    try:
+    with contextlib.closing(sock), meanwhile(send):
         yield
-    finally:
-        over.set()
-        thread.join()
-        sock.close()
 
 
 @contextlib.contextmanager
 def slowed(node: Node) -> Iterator[None]:
     """Inside the block the node's shard runs a small part of the time."""
-    over = threading.Event()
     pid = wait_until(lambda: shard_pid(node), SETTLE_S, "the shard is up")
 
-    def stutter() -> None:
+    def stutter(over: threading.Event) -> None:
         while not over.is_set():
             os.kill(pid, signal.SIGSTOP)
             over.wait(0.1)
             os.kill(pid, signal.SIGCONT)
             over.wait(0.005)
 
-    thread = threading.Thread(target=stutter)
-    thread.start()
-    try:
+    with meanwhile(stutter):
         yield
-    finally:
-        over.set()
-        thread.join()
 
 
 @contextlib.contextmanager
 def crash_loop(node: Node) -> Iterator[None]:
     """Inside the block the shard is killed whenever it is up."""
-    over = threading.Event()
 
-    def kill_again() -> None:
+    def kill_again(over: threading.Event) -> None:
         while not over.wait(0.02):
             with contextlib.suppress(KeyError, IndexError, ProcessLookupError):
                 if pid := shard_pid(node, 0):
                     os.kill(pid, signal.SIGKILL)
 
-    thread = threading.Thread(target=kill_again)
-    thread.start()
-    try:
+    with meanwhile(kill_again):
         yield
-    finally:
-        over.set()
-        thread.join()
 
 
 def shard_ends_again_and_again(a: Node, b: Node) -> None:

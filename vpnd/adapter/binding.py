@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import errno
 import ipaddress
-import os
 import socket
 import sys
 from collections.abc import Iterable, Sequence
@@ -78,7 +77,7 @@ def _refusal(endpoint: Endpoint, error: OSError) -> VpndError:
 def check(requested: Sequence[Endpoint], bound: Sequence[Endpoint], own_inodes: set[int]) -> None:
     """Raises MachineError when a requested endpoint is not bound, AlreadyRunningError when it is shared.
 
-    `own_inodes`: of our listening sockets.
+    `own_inodes`: of our listening sockets, as the table has them.
     """
     for endpoint in requested:
         if not any(real.ip == endpoint.ip and endpoint.port in (0, real.port) for real in bound):
@@ -121,8 +120,3 @@ def _kernel_address(text: str) -> IP:
     if sys.byteorder == "little":
         raw = b"".join(raw[at : at + WORD_BYTES][::-1] for at in range(0, len(raw), WORD_BYTES))
     return ipaddress.ip_address(raw)
-
-
-def inode(fd: int) -> int:
-    """The number the kernel's table knows a socket by."""
-    return os.fstat(fd).st_ino

@@ -272,7 +272,6 @@ class _Validator(Validator):
                 del self._watches[key]
 
     def holds(self, key: str, value: bytes) -> bool:
-        """Whether a record is good."""
         try:
             self._rules.check_untrusted(key, value, self._now_ms())
         except MembershipRefused:

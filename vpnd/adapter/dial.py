@@ -1,8 +1,7 @@
 """Dialing: TCP and Noise, then what the connection is for.
 
 dial_session    the session muxer, and out of libp2p
-ask             one request and its answer (`vpnd.adapter.guests`), without any muxer
-converse        with a member that chose a protocol in the place of a muxer
+dial_secured    for a protocol in the place of a muxer: questions (`vpnd.adapter.guests`), meetings and others
 connect         an ordinary libp2p connection, with streams
 """
 
@@ -92,56 +91,37 @@ async def dial_session(
             )
         return detach(session, muxers[chosen], protocol)
 
-    async def use(raw: Any) -> Detached:
-        # The ordinary muxer last: every vpnd that knows this node agrees to one of the others.
-        return await secured(
-            raw, upgrader, peer_id, list(dict.fromkeys((*muxers, YAMUX))), patience.dial_s, take_out
-        )
-
-    return await dial_raw(tcp, address, patience, use)
+    # The ordinary muxer last: every vpnd that knows this node agrees to one of the others.
+    protocols = list(dict.fromkeys((*muxers, YAMUX)))
+    return await dial_secured(tcp, upgrader, address, peer_id, protocols, patience, take_out)
 
 
-async def ask(
-    tcp: WatchfulTcp,
-    upgrader: TransportUpgrader,
-    address: str,
-    peer_id: ID,
-    question: str,
-    request: bytes,
-    max_answer: int,
-    patience: Patience,
-) -> bytes:
-    """The answer, at most `max_answer` bytes, of `peer_id` at `address` to one request under `question`, a protocol of
-    vpnd.adapter.guests. Raises DialError."""
+def asking(request: bytes, max_answer: int) -> Callable[[Any, str], Awaitable[bytes]]:
+    """For `dial_secured`: one request, and its answer of at most `max_answer` bytes (vpnd.adapter.guests)."""
 
     async def exchange(session: Any, _: str) -> bytes:
         await write_message(session, request)
         return await read_message_untrusted(session, max_answer)
 
-    async def use(raw: Any) -> bytes:
-        return await secured(raw, upgrader, peer_id, [question], patience.dial_s, exchange)
-
-    return await dial_raw(tcp, address, patience, use)
+    return exchange
 
 
-async def converse(
+async def dial_secured(
     tcp: WatchfulTcp,
     upgrader: TransportUpgrader,
     address: str,
     peer_id: ID,
-    protocol: str,
-    talk: Callable[[Any], Awaitable[Result]],
+    protocols: Sequence[str],
     patience: Patience,
+    use: Callable[[Any, str], Awaitable[Result]],
 ) -> Result:
-    """What `talk` makes of a secured connection with `peer_id` that is for `protocol` alone. Raises DialError, and what
-    `talk` raises of it."""
+    """What `use` makes of a secured connection with `peer_id` at `address` that is for one of `protocols` alone, and of
+    that. Raises DialError, and what `use` raises of it."""
 
-    async def use(raw: Any) -> Result:
-        return await secured(
-            raw, upgrader, peer_id, [protocol], patience.dial_s, lambda session, _: talk(session)
-        )
+    async def secure(raw: Any) -> Result:
+        return await secured(raw, upgrader, peer_id, protocols, patience.dial_s, use)
 
-    return await dial_raw(tcp, address, patience, use)
+    return await dial_raw(tcp, address, patience, secure)
 
 
 async def connect(tcp: WatchfulTcp, swarm: Any, address: str, peer_id: ID, patience: Patience) -> Any:
@@ -152,7 +132,7 @@ async def connect(tcp: WatchfulTcp, swarm: Any, address: str, peer_id: ID, patie
             return await swarm.upgrade_outbound_raw_conn(raw, peer_id)
         except BaseException as error:
             close_now(raw)
-            if _caused_by(error, (MuxerUpgradeFailure, MultiselectClientError)):
+            if caused_by(error, (MuxerUpgradeFailure, MultiselectClientError)):
                 raise ConnectionAbortedError(_NOT_ADMITTED) from error
             raise
 
@@ -306,7 +286,7 @@ async def secured(
         try:
             session = await upgrader.upgrade_security(raw, True, peer_id)
         except SecurityUpgradeFailure as error:
-            if _caused_by(error, (MultiselectClientError,)) and ALL_REFUSED in str(_innermost(error)):
+            if caused_by(error, (MultiselectClientError,)) and ALL_REFUSED in str(_innermost(error)):
                 raise DialError(
                     "the node there speaks libp2p, but not Noise; vpnd speaks nothing else (no TLS)"
                 ) from error
@@ -330,7 +310,7 @@ ALL_REFUSED = "protocols not supported"
 _NOT_ADMITTED = "closed after the handshake: does the other node list this one as a peer, and run vpnd?"
 
 
-def _caused_by(error: BaseException | None, kinds: tuple[type[BaseException], ...]) -> bool:
+def caused_by(error: BaseException | None, kinds: tuple[type[BaseException], ...]) -> bool:
     while error is not None and not isinstance(error, kinds):
         error = error.__cause__
     return error is not None

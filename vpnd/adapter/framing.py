@@ -16,6 +16,8 @@ from libp2p.host.ping import PING_LENGTH
 from libp2p.io.utils import read_exactly
 
 from vpnd.errors import RemoteProtocolError
+from vpnd.nat import messages
+from vpnd.nat.messages import Said
 
 LENGTH = struct.Struct("!I")
 
@@ -34,6 +36,17 @@ async def read_message_untrusted(stream: Any, limit: int) -> bytes:
 async def write_message(stream: Any, message: bytes) -> None:
     """Send one message. Has no deadline; raises what libp2p raises."""
     await stream.write(LENGTH.pack(len(message)) + message)
+
+
+async def hear_untrusted(stream: Any, *expected: type[Said]) -> Said:
+    """The next message about a meeting, one of the types `expected`. Has no deadline; raises RemoteProtocolError, and
+    what libp2p raises."""
+    return messages.parse_untrusted(await read_message_untrusted(stream, messages.MAX_MESSAGE), *expected)
+
+
+async def say(stream: Any, message: messages.AnyMessage) -> None:
+    """Send a message about a meeting, as `write_message` does."""
+    await write_message(stream, messages.encode(message))
 
 
 MILLISECONDS = 1000

@@ -14,9 +14,10 @@ import trio
 from libp2p.abc import INotifee
 
 from vpnd.adapter.arrivals import Arrival, Places
+from vpnd.adapter.dial import caused_by
 from vpnd.adapter.noise import UnknownPeer
 from vpnd.adapter.transport import close_now
-from vpnd.seldom import Seldom
+from vpnd.logs import Seldom
 
 Count = Callable[[str], None]
 StreamHandler = Callable[[Any], Awaitable[None]]
@@ -67,7 +68,7 @@ class InboundGate:
             return
         except Exception as error:
             close_now(raw)
-            if not _caused_by(error, UnknownPeer):
+            if not caused_by(error, (UnknownPeer,)):
                 self._count("handshake_failures")
             return
         finally:
@@ -88,14 +89,6 @@ class InboundGate:
             await muxed.event_closed.wait()
         finally:
             close_now(raw)
-
-
-def _caused_by(error: BaseException | None, kind: type[BaseException]) -> bool:
-    while error is not None:
-        if isinstance(error, kind):
-            return True
-        error = error.__cause__
-    return False
 
 
 def contained(

@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 from typing import Any, NamedTuple
 
-from vpnd.adapter.cipher import derive
+from vpnd.adapter.muxer import derive
 from vpnd.endpoint import of_socket_address
 from vpnd.errors import VpndError
 from vpnd.nat.paths import Path

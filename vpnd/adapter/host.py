@@ -27,6 +27,7 @@ import contextlib
 import functools
 import ipaddress
 import math
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from typing import Any, NoReturn, TypeVar
 
@@ -48,14 +49,13 @@ from vpnd import why
 from vpnd.adapter import binding
 from vpnd.adapter.addresses import Endpoint, expand_wildcards, literal, parse_endpoint
 from vpnd.adapter.arrivals import Places
-from vpnd.adapter.cipher import SESSION_MUXERS, offered
 from vpnd.adapter.dial import (
     DialError,
     NotAdmitted,
     Patience,
-    ask,
+    asking,
     connect,
-    converse,
+    dial_secured,
     dial_session,
     either,
     first,
@@ -66,16 +66,16 @@ from vpnd.adapter.guests import ENROL, QUESTIONS, Asking, Desk
 from vpnd.adapter.handoff import Detached, NotDetachable, detach
 from vpnd.adapter.identify import bound_messages
 from vpnd.adapter.meeting import Ends
-from vpnd.adapter.muxer import bound_all, limit_negotiation, negotiate_at_once
+from vpnd.adapter.muxer import SESSION_MUXERS, bound_all, limit_negotiation, negotiate_at_once, offered
 from vpnd.adapter.noise import MembersOnlyNoise, UnknownPeer, ed25519_only
 from vpnd.adapter.punch import FreshTcp, WayStream
 from vpnd.adapter.reach import Observed, Reaching
 from vpnd.adapter.transport import WatchfulTcp, close_now, raw_of
 from vpnd.config.live import Live
 from vpnd.errors import VpndError
+from vpnd.logs import Seldom
 from vpnd.nat.messages import MEET, REACH
 from vpnd.nat.paths import RelayAt
-from vpnd.seldom import Seldom
 from vpnd.session import CHACHAPOLY, SUBNET_NODE, VPND
 
 Result = TypeVar("Result")
@@ -251,7 +251,8 @@ class Host:
             try:
                 await self.swarm.auto_connector.stop()
                 try:
-                    binding.check(self._requested, self._bound(), self._inodes())
+                    inodes = {os.fstat(each.fileno()).st_ino for each in self._listening()}
+                    binding.check(self._requested, self._bound(), inodes)
                     self._lengthen_backlog()
                 except VpndError as error:
                     refused = error
@@ -275,7 +276,6 @@ class Host:
         self._reached_at = tuple(endpoint.multiaddr() for endpoint in endpoints)
 
     def ports(self) -> tuple[int, ...]:
-        """The TCP ports it listens on."""
         return tuple(dict.fromkeys(endpoint.port for endpoint in self._bound()))
 
     def connections(self) -> int:
@@ -319,10 +319,8 @@ class Host:
         upgrader, target = self.swarm.upgrader, ID.from_string(peer_id)
 
         async def at(address: str) -> bytes:
-            patience = self._patience()
-            return await ask(
-                self._small_tcp, upgrader, address, target, question, request, max_answer, patience
-            )
+            tcp, patience, use = self._small_tcp, self._patience(), asking(request, max_answer)
+            return await dial_secured(tcp, upgrader, address, target, [question], patience, use)
 
         async def over(relay: RelayAt) -> bytes:
             return await self.ends.ask(relay, peer_id, question, request, max_answer, self._patience())
@@ -347,7 +345,9 @@ class Host:
         patience = Patience(within_s, self._live.config.p2p.connect_timeout)
 
         async def at(address: str) -> Result:
-            return await converse(self._tcp, upgrader, address, target, protocol, talk, patience)
+            return await dial_secured(
+                self._tcp, upgrader, address, target, [protocol], patience, lambda session, _: talk(session)
+            )
 
         return await first(at, addresses)
 
@@ -422,9 +422,6 @@ class Host:
         bound = [parse_endpoint(str(address)) for address in self.libp2p.get_transport_addrs()]
         order = {endpoint.ip: place for place, endpoint in enumerate(self._requested)}
         return sorted(bound, key=lambda endpoint: (order.get(endpoint.ip, len(order)), endpoint.port))
-
-    def _inodes(self) -> set[int]:
-        return {binding.inode(each.fileno()) for each in self._listening()}
 
     def _listening(self) -> list[Any]:
         return [each.socket for group in self.swarm.listeners.values() for each in group.listeners]

@@ -157,7 +157,6 @@ class LocalNetwork:
 
 
 def _open() -> socket.socket:
-    """The socket. Raises OSError."""
     bound = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

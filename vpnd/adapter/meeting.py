@@ -18,10 +18,10 @@ from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.peer.id import ID
 from msgspec.structs import replace
 
-from vpnd.adapter.cipher import SESSION_MUXERS
-from vpnd.adapter.dial import DialError, Patience, dial_raw, patiently, secured
-from vpnd.adapter.framing import read_message_untrusted, write_message
+from vpnd.adapter.dial import DialError, Patience, asking, dial_secured, patiently, secured
+from vpnd.adapter.framing import hear_untrusted, say
 from vpnd.adapter.handoff import Detached, detach
+from vpnd.adapter.muxer import SESSION_MUXERS
 from vpnd.adapter.punch import FreshTcp, way
 from vpnd.adapter.transport import raw_of, socket_of
 from vpnd.endpoint import Endpoint, of_socket_address
@@ -85,9 +85,8 @@ class Ends:
             if request.mode == ASK:
                 others = []
             asked = replace(request, candidates=tuple(map(str, others)))
-            await write_message(session, messages.encode(asked))
-            data = await read_message_untrusted(session, messages.MAX_MESSAGE)
-            answer = messages.parse_untrusted(data, Met, Refused)
+            await say(session, asked)
+            answer = await hear_untrusted(session, Met, Refused)
             if isinstance(answer, Refused):
                 return answer.reason
             assert isinstance(answer, Met)
@@ -96,12 +95,8 @@ class Ends:
             fd = os.dup(socket_of(raw_of(session)).socket.fileno())
             return Leg(answer, socket.socket(fileno=fd), tuple(dict.fromkeys((local, *others))))
 
-        async def use(raw: Any) -> Leg | str:
-            target = ID.from_string(relay_id)
-            upgrader = self._swarm.upgrader
-            return await secured(raw, upgrader, target, [messages.MEET], patience.dial_s, exchange)
-
-        got = await dial_raw(self._tcp, address, patience, use)
+        upgrader, target = self._swarm.upgrader, ID.from_string(relay_id)
+        got = await dial_secured(self._tcp, upgrader, address, target, [messages.MEET], patience, exchange)
         if isinstance(got, str):
             raise MeetingRefused(got)
         return got
@@ -124,12 +119,7 @@ class Ends:
     async def ask(
         self, relay: RelayAt, peer_id: str, question: str, request: bytes, max_answer: int, patience: Patience
     ) -> bytes:
-        """What `peer_id` answers, met at a relay, to one request; see vpnd.adapter.dial.ask. Raises DialError."""
-
-        async def exchange(session: Any, _: str) -> bytes:
-            await write_message(session, request)
-            return await read_message_untrusted(session, max_answer)
-
+        """What `peer_id` answers, met at a relay, to one request; see vpnd.adapter.guests. Raises DialError."""
         meet = Meet(secrets.token_bytes(TOKEN_BYTES), peer_id, ASK)
         leg = await self.meet(relay.address, relay.peer_id, meet, patience)
         if not leg.met.relayed:
@@ -141,7 +131,9 @@ class Ends:
 
         async def end_to_end() -> bytes:
             target, raw = ID.from_string(peer_id), RawConnection(stream, True)
-            return await secured(raw, self._swarm.upgrader, target, [question], patience.dial_s, exchange)
+            return await secured(
+                raw, self._swarm.upgrader, target, [question], patience.dial_s, asking(request, max_answer)
+            )
 
         return await patiently(relay.address, patience.dial_s, end_to_end)
 

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import trio
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from libp2p.custom_types import TProtocol
 from libp2p.exceptions import ParseError
 from libp2p.io.exceptions import MessageTooLarge
@@ -29,6 +32,8 @@ from libp2p.protocol_muxer.multiselect_client import (
 )
 from libp2p.stream_muxer.yamux.yamux import Yamux
 from libp2p.utils.varint import read_varint_prefixed_bytes_limited
+
+from vpnd.session import AESGCM, CHACHAPOLY
 
 #: As other implementations of multistream-select have it (go-multistream); a protocol's name is far shorter.
 MAX_NEGOTIATION_BYTES = 1024
@@ -146,3 +151,46 @@ async def _read_delimited_untrusted(reader: Any) -> bytes:
     if not message.endswith(b"\n"):
         raise ParseError("a message of multistream-select does not end with a newline")
     return message[:-1]
+
+
+# --- which cipher
+#
+# libp2p's handshake always ends in ChaCha20-Poly1305. A session may go on with AES-256-GCM, Noise's other cipher
+# (https://noiseprotocol.org/noise.html, 12.4), where both CPUs have instructions for it: it then costs a third. The
+# muxer id says which, so a node that does not offer it is simply asked for the next one.
+#
+# Keys are never used under two ciphers: those for AES-GCM are derived from the ones the handshake gave, by
+# HKDF-SHA256 with a label of their own, and their nonces begin at 0.
+
+#: cipher → the muxer id that makes a connection a data session with it, in order of preference
+SESSION_MUXERS = {AESGCM: "/vpnd/yamux-aesgcm/1.0.0", CHACHAPOLY: "/vpnd/yamux/1.0.0"}
+
+_LABEL = b"vpnd session key for AES-256-GCM, version 1"
+_CPU = Path("/proc/cpuinfo")
+#: Flags of /proc/cpuinfo: the cipher and the multiplication of its authenticator, on x86-64 and on ARMv8.
+_INSTRUCTIONS = ({"aes", "pclmulqdq"}, {"aes", "pmull"})
+
+
+def offered(setting: str) -> tuple[str, ...]:
+    """Ciphers this node dials and accepts with, best first. `setting` is session.cipher; "auto" asks the CPU.
+
+    ChaCha20-Poly1305 is always among them, so that two nodes always find one.
+    """
+    if setting == AESGCM or setting == "auto" and has_aes(_CPU.read_text(encoding="utf-8")):
+        return AESGCM, CHACHAPOLY
+    return (CHACHAPOLY,)
+
+
+def has_aes(cpuinfo: str) -> bool:
+    """Whether the first CPU in /proc/cpuinfo has what makes AES-GCM fast."""
+    for line in cpuinfo.splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() in ("flags", "Features"):
+            flags = set(value.split())
+            return any(wanted <= flags for wanted in _INSTRUCTIONS)
+    return False
+
+
+def derive(key: bytes) -> bytes:
+    """The AES-256-GCM key that goes with a ChaCha20-Poly1305 key of the handshake; both ends derive the same."""
+    return HKDF(algorithm=SHA256(), length=len(key), salt=None, info=_LABEL).derive(key)

@@ -15,13 +15,12 @@ from typing import Any, NamedTuple
 import trio
 from libp2p.peer.id import ID
 
-from vpnd.adapter.dial import DialError, Patience, dial_raw, secured
-from vpnd.adapter.framing import read_message_untrusted, write_message
+from vpnd.adapter.dial import DialError, Patience, dial_secured
+from vpnd.adapter.framing import hear_untrusted, say
 from vpnd.adapter.punch import FreshTcp
 from vpnd.adapter.transport import raw_of, socket_of
 from vpnd.endpoint import Endpoint, of_socket_address
 from vpnd.endpoint import parse as parse_endpoint
-from vpnd.nat import messages
 from vpnd.nat.messages import REACH, TOKEN_BYTES, Here, Reach, Seen
 
 
@@ -39,12 +38,7 @@ class Reaching:
     """Both sides of it. Owner: the host's trio loop. `tcp(port)`: dials from that port, or from a fresh one for 0.
     `allows(peer_id)`: whether a member may ask once more."""
 
-    def __init__(
-        self,
-        swarm: Any,
-        tcp: Callable[[int], FreshTcp],
-        patience: Callable[[], Patience],
-    ) -> None:
+    def __init__(self, swarm: Any, tcp: Callable[[int], FreshTcp], patience: Callable[[], Patience]) -> None:
         self._swarm, self._tcp, self._patience = swarm, tcp, patience
         self._awaited: dict[tuple[str, bytes], trio.Event] = {}
         self.allows: Callable[[str], bool] = lambda peer_id: False
@@ -57,23 +51,16 @@ class Reaching:
         async def exchange(session: Any, _: str) -> Observed:
             local = of_socket_address(socket_of(raw_of(session)).socket.getsockname())
             begun_s = trio.current_time()
-            await write_message(session, messages.encode(Reach(nonce, port)))
-            data = await read_message_untrusted(session, messages.MAX_MESSAGE)
-            seen = messages.parse_untrusted(data, Seen)
-            assert isinstance(seen, Seen)
+            await say(session, Reach(nonce, port))
+            seen = await hear_untrusted(session, Seen)
             rtt_s = trio.current_time() - begun_s
             return Observed(local, parse_endpoint(seen.you), came.is_set(), rtt_s)
 
-        async def use(raw: Any) -> Observed:
-            dial_s = self._patience().dial_s
-            target = ID.from_string(peer_id)
-            return await secured(raw, self._swarm.upgrader, target, [REACH], dial_s, exchange)
-
         try:
             patience = self._patience()
-            return await dial_raw(
-                self._tcp(source_port), address, patience._replace(dial_s=2 * patience.dial_s), use
-            )
+            twice = patience._replace(dial_s=2 * patience.dial_s)
+            target, tcp = ID.from_string(peer_id), self._tcp(source_port)
+            return await dial_secured(tcp, self._swarm.upgrader, address, target, [REACH], twice, exchange)
         finally:
             del self._awaited[peer_id, nonce]
 
@@ -81,31 +68,27 @@ class Reaching:
         """A member's connection for REACH, whichever side of it this is. Raises RemoteProtocolError, and what libp2p
         raises."""
         with trio.fail_after(self._patience().dial_s):
-            data = await read_message_untrusted(connection, messages.MAX_MESSAGE)
-        message = messages.parse_untrusted(data, Reach, Here)
+            message = await hear_untrusted(connection, Reach, Here)
         if isinstance(message, Here):
             if (came := self._awaited.get((peer_id, message.nonce))) is not None:
                 came.set()
-                await write_message(connection, messages.encode(message))
+                await say(connection, message)
             return
         assert isinstance(message, Reach)
         seen = of_socket_address(socket_of(raw_of(connection)).socket.getpeername())
         reached = False
         if message.port and self.allows(peer_id):
             reached = await self._try(Endpoint(seen.ip, message.port), peer_id, message.nonce)
-        await write_message(connection, messages.encode(Seen(str(seen), reached)))
+        await say(connection, Seen(str(seen), reached))
 
     async def _try(self, endpoint: Endpoint, peer_id: str, nonce: bytes) -> bool:
         async def exchange(session: Any, _: str) -> bool:
-            await write_message(session, messages.encode(Here(nonce)))
-            data = await read_message_untrusted(session, messages.MAX_MESSAGE)
-            return messages.parse_untrusted(data, Here) == Here(nonce)
+            await say(session, Here(nonce))
+            return await hear_untrusted(session, Here) == Here(nonce)
 
-        async def use(raw: Any) -> bool:
-            dial_s, target = self._patience().dial_s, ID.from_string(peer_id)
-            return await secured(raw, self._swarm.upgrader, target, [REACH], dial_s, exchange)
-
+        address, target = endpoint.multiaddr(), ID.from_string(peer_id)
+        upgrader, patience = self._swarm.upgrader, self._patience()
         try:
-            return await dial_raw(self._tcp(0), endpoint.multiaddr(), self._patience(), use)
+            return await dial_secured(self._tcp(0), upgrader, address, target, [REACH], patience, exchange)
         except DialError:
             return False

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import trio
 
-from vpnd.adapter.framing import read_message_untrusted, write_message
+from vpnd.adapter.framing import hear_untrusted, say
 from vpnd.adapter.transport import raw_of, socket_of
 from vpnd.config.live import Live
 from vpnd.endpoint import Endpoint, of_socket_address
@@ -50,9 +50,7 @@ class Serving(Protocol):
         """Relay between two sockets, of which the receiver gets duplicates; the number for `part`."""
         ...
 
-    def part(self, number: int) -> None:
-        """Relay no more between them."""
-        ...
+    def part(self, number: int) -> None: ...
 
 
 class _Leg:
@@ -104,15 +102,14 @@ class Rendezvous:
     async def serve_stream(self, stream: Any) -> None:
         """A member's NAT stream, for as long as it lasts. It takes the place of one it had before."""
         peer_id = str(stream.muxed_conn.peer_id)
-        data = await read_message_untrusted(stream, messages.MAX_MESSAGE)
-        hello = messages.parse_untrusted(data, Hello)
+        hello = await hear_untrusted(stream, Hello)
         muxed = stream.muxed_conn
         seen = of_socket_address(socket_of(raw_of(muxed.secured_conn)).socket.getpeername())
         # Where this node has dialed, nothing shows that it can be dialed itself.
         refused = NOT_SERVING
         if not muxed.is_initiator:
             refused = self._serving.stays(peer_id, seen, len(self._streams.keys() - {peer_id}))
-        await write_message(stream, messages.encode(Welcome(str(seen), refused)))
+        await say(stream, Welcome(str(seen), refused))
         if refused:
             await stream.close()
             return
@@ -120,14 +117,13 @@ class Rendezvous:
         try:
             self._note(peer_id, hello)
             while True:
-                data = await read_message_untrusted(stream, messages.MAX_MESSAGE)
-                self._note(peer_id, messages.parse_untrusted(data, Gone, Hello))
+                self._note(peer_id, await hear_untrusted(stream, Gone, Hello))
         finally:
             if self._streams.get(peer_id) is stream:
                 del self._streams[peer_id]
                 self._hosts.discard(peer_id)
 
-    def _note(self, peer_id: str, said: messages.AnyMessage) -> None:
+    def _note(self, peer_id: str, said: messages.Message) -> None:
         if isinstance(said, Hello):
             (self._hosts.add if said.guests else self._hosts.discard)(peer_id)
         elif isinstance(said, Gone):
@@ -143,9 +139,7 @@ class Rendezvous:
         may live on. Raises RemoteProtocolError, and what libp2p raises."""
         live = self._live.config
         with trio.fail_after(live.p2p.handshake_timeout):
-            data = await read_message_untrusted(connection, messages.MAX_MESSAGE)
-        request = messages.parse_untrusted(data, Meet)
-        assert isinstance(request, Meet)
+            request = await hear_untrusted(connection, Meet)
         leg = _Leg(peer_id, connection, request)
         waiting = self._waiting.get(request.token)
         if waiting is None:
@@ -164,7 +158,7 @@ class Rendezvous:
             refused = messages.NOT_YOURS
         if refused:
             self._count(f"meets_refused_{refused}")
-            await write_message(connection, messages.encode(Refused(refused)))
+            await say(connection, Refused(refused))
 
     async def _call(self, leg: _Leg) -> tuple[str, int | None]:
         """Get the callee, and introduce both. Why not, if not; and the number of their pair, if one is relayed."""
@@ -178,7 +172,7 @@ class Rendezvous:
         waiting = self._waiting[request.token] = _Waiting(caller, request.to)
         try:
             with trio.move_on_after(live.nat.meet_timeout):
-                await write_message(stream, messages.encode(Call(request.token, caller, request.mode)))
+                await say(stream, Call(request.token, caller, request.mode))
                 await waiting.answered.wait()
         finally:
             del self._waiting[request.token]
@@ -205,7 +199,7 @@ class Rendezvous:
                 relayed,
                 self._live.config.relay.bytes_per_s,
             )
-            await write_message(here.connection, messages.encode(met))
+            await say(here.connection, met)
         self._count("meets")
         if relayed:
             return self._serving.join(*names, (leg.fd, other.fd))

@@ -1,17 +1,69 @@
-"""A Channel on an asyncio loop: messages come as synchronous calls. For supervisor and shards; control has trio."""
+"""Channels on an asyncio loop: messages come as synchronous calls; and what else a process with such a loop needs. All
+but control, which has trio.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from time import monotonic
+from typing import Any
 
 from vpnd.api import messages
 from vpnd.api.channel import Channel, ChannelClosed
+from vpnd.config.live import Live
+from vpnd.config.schema import Config
 from vpnd.errors import ProtocolViolation
+
+log = logging.getLogger(__name__)
 
 #: How long messages are taken one after the other, where they have a share of the loop's time.
 TURN_S = 0.001
+
+
+def end_at_bug(end: Callable[[str], object]) -> None:
+    """Have an exception that leaves a callback of the running loop `end` its process, with the reason: whatever it left
+    half done is gone then, and a new process begins."""
+
+    def on_bug(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        log.error("%s", context.get("message", "error"), exc_info=context.get("exception"))
+        end("an error of its own")
+
+    asyncio.get_running_loop().set_exception_handler(on_bug)
+
+
+class Recurring:
+    """Does `work` once at `start` and then after every interval, in seconds, that `interval_s` finds in the
+    configuration in force, until `close`. Owner: the loop it is made on."""
+
+    def __init__(self, live: Live, interval_s: Callable[[Config], float], work: Callable[[], object]) -> None:
+        self._live, self._interval_s, self._work = live, interval_s, work
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._due_s = 0.0
+        live.watch(interval_s, self._retime)
+
+    def start(self) -> None:
+        self._work()
+        self._wait_until(self._loop.time() + self._interval_s(self._live.config))
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._due_s = 0.0
+
+    def _retime(self) -> None:
+        """The interval is another one: what is due within it stays, the rest comes earlier."""
+        due_s = self._loop.time() + self._interval_s(self._live.config)
+        if due_s < self._due_s:
+            self._wait_until(due_s)
+
+    def _wait_until(self, due_s: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._due_s = due_s
+        self._timer = self._loop.call_at(due_s, self.start)
 
 
 class LoopChannel:

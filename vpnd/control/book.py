@@ -99,7 +99,6 @@ class SessionBook:
         return self._per_peer[peer_id] - self._up[peer_id]
 
     def count_of(self, peer_id: str, shard: int) -> int:
-        """Sessions of the shard with the peer."""
         return self._per_pair[peer_id, shard]
 
     def others(self, peer_id: str, shard: int) -> set[int]:

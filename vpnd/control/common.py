@@ -11,15 +11,8 @@ import trio
 
 from vpnd.adapter.guards import Count
 from vpnd.config.live import Live
+from vpnd.logs import Seldom
 from vpnd.resilience import Backoff
-from vpnd.seldom import Seldom
-
-NANOSECONDS_PER_MS = 1_000_000
-
-
-def wall_clock_ms() -> int:
-    """Milliseconds since 1970."""
-    return time.time_ns() // NANOSECONDS_PER_MS
 
 
 class Common(msgspec.Struct, frozen=True):
@@ -30,7 +23,7 @@ class Common(msgspec.Struct, frozen=True):
     count: Count
     seldom: Seldom
     now_s: Callable[[], float]
-    now_ms: Callable[[], int] = wall_clock_ms
+    now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
     dice: random.Random = msgspec.field(default_factory=random.SystemRandom)
 
     def backoff(self) -> Backoff:
@@ -56,7 +49,6 @@ class Waits:
         self._by_peer[peer_id] = backoff, backoff.fail(trio.current_time())
 
     def reset(self, peer_id: str) -> None:
-        """It worked."""
         self._by_peer.pop(peer_id, None)
 
     def clear(self) -> None:

@@ -1,18 +1,21 @@
-"""What control does with what the supervisor tells it: the handlers of `main`'s table."""
+"""Control: what it is made of, and what it does with what the supervisor tells it, the handlers of `main`'s table."""
 
 from __future__ import annotations
 
 import logging
+import math
 import socket
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import trio
 
-from vpnd import logs
+from vpnd import logs, why
 from vpnd.adapter.host import Host
 from vpnd.api import messages, parts
 from vpnd.api.channel import Channel, ChannelClosed
-from vpnd.config.live import Live
 from vpnd.control.channels import TrioChannel
+from vpnd.control.common import Common
 from vpnd.control.discovering import Discovering
 from vpnd.control.explaining import Explaining
 from vpnd.control.membership import NetworkService
@@ -25,41 +28,93 @@ from vpnd.control.traversal import Traversal
 from vpnd.discovery.registry import Change, PeerRegistry
 from vpnd.errors import ProtocolViolation
 from vpnd.metrics import CounterPage, heartbeat_s
+from vpnd.nat.messages import MEET, NAT
 
 log = logging.getLogger(__name__)
+
+
+class Base(NamedTuple):
+    """What there is before control is. `nonce`: see vpnd.adapter.router.Router."""
+
+    start: messages.ControlStart
+    common: Common
+    registry: PeerRegistry
+    page: CounterPage
+    host: Host
+    supervisor: TrioChannel
+    nonce: bytes
 
 
 class Control:
     """One node's control. Owner: a trio loop; `run` once, with what it starts in `nursery`.
 
-    `host` must be running. `network` and `discovering` None: every peer is configured by hand. `owning` None: peers
-    have the addresses they claim.
+    The host must be running. `network` None: every peer is configured by hand. `owning` None: peers have the addresses
+    they claim.
     """
 
     def __init__(
-        self,
-        live: Live,
-        registry: PeerRegistry,
-        page: CounterPage,
-        host: Host,
-        supervisor: TrioChannel,
-        nursery: trio.Nursery,
-        sessions: Sessions,
-        traversal: Traversal,
-        relaying: Relaying,
-        reachability: Reachability,
-        requests: Requests,
-        explaining: Explaining,
-        network: NetworkService | None,
-        discovering: Discovering | None,
-        owning: Owning | None,
+        self, base: Base, nursery: trio.Nursery, network: NetworkService | None, owning: Owning | None
     ) -> None:
-        self._live, self._registry, self._page = live, registry, page
+        start, common, registry, page, host, supervisor, nonce = base
+        self._live, self._registry, self._page = common.live, registry, page
         self._host, self._supervisor, self._nursery = host, supervisor, nursery
-        self._sessions, self._requests, self._explaining = sessions, requests, explaining
-        self._traversal, self._relaying, self._reachability = traversal, relaying, reachability
-        self._network, self._discovering, self._owning = network, discovering, owning
+        self._network, self._owning = network, owning
+        self._relaying = relaying = Relaying(
+            common.live, registry, page, common.now_s, lambda: supervisor.tell(messages.RelayWanted())
+        )
+        host.serve(NAT, relaying.rendezvous.serve_stream, math.inf)
+        host.desk.serve(MEET, relaying.rendezvous.serve_leg_untrusted, relaying.rendezvous.takes_guests)
+        own = network.own if network is not None else None
+
+        def own_networks() -> Sequence[str]:
+            if own is not None:
+                return own.addresses(common.now_ms()).subnets
+            settings = common.live.config.network
+            return (f"{settings.virtual_ip}/{settings.subnet}", *settings.routes)
+
+        self._traversal = Traversal(
+            start.peer_id,
+            common,
+            registry,
+            host,
+            nursery,
+            without=own_networks,
+            takes_guests=network.takes_guests if network is not None else lambda peer_id: False,
+        )
+        self._sessions = sessions = Sessions(start.peer_id, common, registry, page, owning, self._traversal)
+        owner = owning.contract.owner if owning is not None else None
+        self._discovering = None
+        if network is not None:
+            self._discovering = Discovering(
+                network, common, registry, unreachable=sessions.unreachable, owner=owner
+            )
+        self._reachability = Reachability(
+            common,
+            registry,
+            host,
+            page,
+            self._traversal,
+            nonce=nonce,
+            say_where=network.say_where if network is not None else lambda: None,
+            invites=network.invites if network is not None else lambda: False,
+        )
+        if network is not None:
+            network.call_over(self._traversal.relays_at, self._reachability.called_over)
+        self._explaining = Explaining(common, registry, host, own, supervisor.tell)
+        host.desk.serve(why.PROTOCOL, self._explaining.serve_untrusted)
+        self._requests = Requests(
+            common,
+            network,
+            registry,
+            host,
+            self._explaining,
+            reachability=self._reachability,
+            connected=sessions.connected,
+            lookup=self._discovering.lookup if self._discovering is not None else None,
+            owner=owner,
+        )
         self._stop, self._retimed = trio.Event(), trio.Event()
+        live = common.live
         registry.subscribe(self._members_changed)
         live.watch(lambda config: config.peers, lambda: registry.replace(live.config.peers))
         live.watch(lambda config: config.process.watchdog, lambda: self._retimed.set())

@@ -10,9 +10,11 @@ import trio
 
 from vpnd.adapter.dial import DialError, dial_any
 from vpnd.adapter.handoff import Detached
+from vpnd.adapter.host import Host
 from vpnd.config.live import Live
 from vpnd.control.dialstate import NEVER, Dial
 from vpnd.control.planner import Planner
+from vpnd.control.traversal import CalledMeanwhile, Traversal
 from vpnd.discovery.registry import Member
 from vpnd.errors import VpndError
 from vpnd.nat.messages import BOTH, PUNCH
@@ -32,18 +34,6 @@ class ShardBusy(VpndError):
     """The shard does not read its messages: it would get a session too late, and the peer is not to blame."""
 
 
-class CalledMeanwhile(VpndError):
-    """The peer calls this node at the same moment, and its call stands: a session comes that way."""
-
-
-class Host(Protocol):
-    """What is needed of vpnd.adapter.host.Host."""
-
-    async def dial(self, address: str, peer_id: str, *, small: bool) -> Detached:
-        """A session, which the caller closes. Raises DialError."""
-        ...
-
-
 class Taker(Protocol):
     """What is needed of vpnd.control.sessions.Sessions."""
 
@@ -61,23 +51,6 @@ class Taker(Protocol):
 
     def announce(self) -> None:
         """The planner may have changed a circuit."""
-        ...
-
-
-class Traversal(Protocol):
-    """What is needed of vpnd.control.traversal.Traversal."""
-
-    def can_meet(self, peer_id: str) -> bool:
-        """Whether there is a relay to meet at."""
-        ...
-
-    def may_answer(self, address: str) -> bool:
-        """Whether an address is likely to be where its owner says, seen from here."""
-        ...
-
-    async def meet(self, member: Member, mode: str, deliver: Callable[[Detached], bool]) -> str:
-        """Deliver sessions with a member, the better one last; why there is no direct one, if there is none. Raises
-        DialError, CalledMeanwhile."""
         ...
 
 
@@ -141,7 +114,6 @@ class Dialer:
         return self._improving.get((peer_id, shard))
 
     async def run(self, host: Host, taker: Taker) -> None:
-        """Dial for ever."""
         async with trio.open_nursery() as nursery:
             while True:
                 self._changed = trio.Event()

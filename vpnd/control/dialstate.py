@@ -67,16 +67,12 @@ class PeerDials:
         self._changed = changed
         self._live, self._retry_settings = live, live.config.retry
         self.retry = Retry.by(self._retry_settings, self._uniform)
-        breaker = live.config.circuit_breaker
-        self.breaker = CircuitBreaker(
-            breaker.failure_threshold, breaker.reset_timeout, breaker.success_threshold, self._moved
-        )
+        self.breaker = CircuitBreaker(live.config.circuit_breaker, self._moved)
 
     def other_settings(self) -> None:
         """Waits are drawn anew when the settings of [retry] are others; the circuit stays as it is."""
         config = self._live.config
-        breaker = config.circuit_breaker
-        self.breaker.configure(breaker.failure_threshold, breaker.reset_timeout, breaker.success_threshold)
+        self.breaker.settings = config.circuit_breaker
         if config.retry != self._retry_settings:
             self._retry_settings = config.retry
             self.retry = Retry.by(self._retry_settings, self._uniform)

@@ -10,7 +10,6 @@ All of it is help: a node whose table or local network does not work goes on wit
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Callable, Iterable, Sequence
 
 import trio
@@ -26,7 +25,8 @@ from vpnd.control.state import MILLISECONDS, OwnNetwork, milliseconds
 from vpnd.discovery.localnet import Recognizer
 from vpnd.discovery.lookup import AnswerCache, AskOwner, Found, Known, Lookup
 from vpnd.discovery.records import RecordRules
-from vpnd.discovery.registry import Member, PeerRegistry
+from vpnd.discovery.registry import PeerRegistry
+from vpnd.endpoint import ip_of
 from vpnd.membership.refusal import MembershipRefused
 from vpnd.membership.statements import Presence
 
@@ -48,10 +48,15 @@ class LocalDirectory:
                 peer_id = ""
             if peer_id and (known := self._in_network(self._own, peer_id)) is not None:
                 return known
-        address = _address(what)
+        names = {what, str(ip_of(what) or what)}
         for member in self._registry.claims().values():
-            if what in (member.name, member.peer_id) or (address and address in member.virtual_ips):
-                return _known(member)
+            if names & {member.name, member.peer_id, *member.virtual_ips}:
+                return Known(
+                    peer_id=member.peer_id,
+                    name=member.name,
+                    virtual_ips=member.virtual_ips,
+                    addresses=member.addresses,
+                )
         return None
 
     def _in_network(self, own: OwnNetwork, peer_id: str) -> Known | None:
@@ -69,23 +74,6 @@ class LocalDirectory:
             addresses=member.multiaddrs,
             age_s=max(0.0, (now_ms - said_ms) / MILLISECONDS),
         )
-
-
-def _known(member: Member) -> Known:
-    return Known(
-        peer_id=member.peer_id,
-        name=member.name,
-        virtual_ips=member.virtual_ips,
-        addresses=member.addresses,
-    )
-
-
-def _address(text: str) -> str:
-    """An IP address in its usual spelling; empty for what is none."""
-    try:
-        return str(ipaddress.ip_address(text))
-    except ValueError:
-        return ""
 
 
 class Turns:
@@ -106,7 +94,6 @@ class Turns:
         return chosen
 
     def clear(self) -> None:
-        """Nobody was taken yet."""
         self._had.clear()
 
 

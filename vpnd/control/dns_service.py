@@ -102,7 +102,6 @@ class NameService:
         self._arrived.set()
 
     async def run(self) -> None:
-        """Serve until cancelled."""
         try:
             while True:
                 await self._arrived.wait()

@@ -8,7 +8,7 @@ walk at a time for all that ask; who comes meanwhile is told so.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_network
 from typing import Any
 
 import msgspec
@@ -22,6 +22,7 @@ from vpnd.api.messages import Message, WalkTold, WalkWanted
 from vpnd.control.common import Common
 from vpnd.control.state import EXPIRED, LEFT, MILLISECONDS, REMOVED, OwnNetwork, end_of
 from vpnd.discovery.registry import Member, PeerRegistry
+from vpnd.endpoint import ip_of
 from vpnd.membership.refusal import MembershipRefused
 from vpnd.printable import span
 from vpnd.version import __version__
@@ -88,9 +89,8 @@ class Explaining:
         for member in members:
             if who in (member.name, member.peer_id, *member.virtual_ips):
                 return member
-        try:
-            address = ip_address(who)
-        except ValueError:
+        address = ip_of(who)
+        if address is None:
             return self._labelled(who)
         around = [
             (network.prefixlen, place)
@@ -121,7 +121,7 @@ class Explaining:
             nonlocal heard
             step_s = self._live.config.p2p.dial_timeout
             with trio.fail_after(step_s):
-                greeting = why.greeting_untrusted(await _exchange_untrusted(connection, b""))
+                greeting = why.said_untrusted(await _exchange_untrusted(connection, b""), why.Greeting)
             heard = why.Asked(ahead_s=(greeting.now_ms - self._now_ms()) / MILLISECONDS)
             try:
                 with trio.fail_after(step_s):
@@ -129,7 +129,7 @@ class Explaining:
             except trio.TooSlowError:
                 raise DialError(f"{why.LARGE} bytes were not answered within {step_s:g} s", "large") from None
             said = await _exchange_untrusted(connection, msgspec.json.encode(question))
-            heard = msgspec.structs.replace(heard, told=why.told_untrusted(said))
+            heard = msgspec.structs.replace(heard, told=why.said_untrusted(said, why.Told))
 
         try:
             within_s = self._live.config.p2p.handshake_timeout + self._live.config.p2p.dial_timeout
@@ -149,7 +149,9 @@ class Explaining:
             await write_message(connection, msgspec.json.encode(greeting))
             padding = await read_message_untrusted(connection, why.LARGE)
             await write_message(connection, padding)
-            question = why.question_untrusted(await read_message_untrusted(connection, why.MAX_MESSAGE))
+            question = why.said_untrusted(
+                await read_message_untrusted(connection, why.MAX_MESSAGE), why.Question
+            )
             await write_message(connection, await self._walk(peer_id, question.address))
 
     async def _walk(self, peer_id: str, address: str) -> bytes:
@@ -167,7 +169,6 @@ class Explaining:
             self._walking = False
 
     def told(self, message: WalkTold) -> None:
-        """The supervisor's answer."""
         if message.serial == self._serial:
             self._content = message.content
             self._answered.set()

@@ -125,7 +125,6 @@ class Gossiping:
         await self._converse(_Link(stream, peer_id, dialed=False))
 
     async def run(self, host: Host) -> None:
-        """Keep neighbours until cancelled."""
         async with trio.open_nursery() as nursery:
             rotate_s = trio.current_time() + self._live.config.membership.neighbour_rotation
             while True:

@@ -23,15 +23,13 @@ imported from then on: the files of vpnd may be readable by root alone.
 from __future__ import annotations
 
 import logging
-import math
 import os
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import trio
 from libp2p.crypto.keys import KeyPair
 
-from vpnd import logs, privileges, seccomp, why
+from vpnd import logs, privileges, seccomp
 from vpnd.adapter.host import Host
 from vpnd.adapter.logs import tame_libp2p
 from vpnd.adapter.noise import peer_id_of, read_key_pair, signing_key
@@ -43,24 +41,16 @@ from vpnd.config.live import Live
 from vpnd.config.schema import Config
 from vpnd.control.channels import TrioChannel
 from vpnd.control.common import Common
-from vpnd.control.control import Control
-from vpnd.control.discovering import Discovering
-from vpnd.control.explaining import Explaining
+from vpnd.control.control import Base, Control
 from vpnd.control.founding import Founding
 from vpnd.control.membership import NetworkService
 from vpnd.control.owning import Owning
-from vpnd.control.reachability import Reachability
-from vpnd.control.relaying import Relaying
-from vpnd.control.requests import Requests
-from vpnd.control.sessions import Sessions
-from vpnd.control.traversal import Traversal
 from vpnd.discovery.registry import PeerRegistry
 from vpnd.errors import ConfigError, VpndError
+from vpnd.logs import Seldom
 from vpnd.membership.store import Store
 from vpnd.metrics import CONTROL_COUNTERS, CounterPage
-from vpnd.nat.messages import MEET, NAT
 from vpnd.nat.portmap import NONCE_BYTES
-from vpnd.seldom import Seldom
 from vpnd.session import VPND
 
 if TYPE_CHECKING:
@@ -110,18 +100,6 @@ def _contract(config: Config, page: CounterPage) -> ContractRegistry | None:
     return ContractRegistry(config.registry, page.add, trio.current_time)
 
 
-class Base(NamedTuple):
-    """What there is before control is. `nonce`: see vpnd.adapter.router.Router."""
-
-    start: messages.ControlStart
-    common: Common
-    registry: PeerRegistry
-    page: CounterPage
-    host: Host
-    supervisor: TrioChannel
-    nonce: bytes
-
-
 async def _run(
     start: messages.ControlStart,
     keys: KeyPair,
@@ -166,7 +144,7 @@ async def _run(
                 network.watch_own(owning.own_changed)
             own = network.enter()
         async with trio.open_nursery() as nursery:
-            control = _complete(base, nursery, network, owning)
+            control = Control(base, nursery, network, owning)
             supervisor.send(messages.Ready(listen=listen, own=own))
             await control.run()
             nursery.cancel_scope.cancel()
@@ -180,66 +158,3 @@ async def _in_network(base: Base, keys: KeyPair, store: Store) -> NetworkService
     )
     entered = await founding.enter(base.host, start.token)
     return NetworkService(entered, common, base.registry, base.host, founding, tell=base.supervisor.tell)
-
-
-def _complete(
-    base: Base, nursery: trio.Nursery, network: NetworkService | None, owning: Owning | None
-) -> Control:
-    """Control, with what it is made of, around the members there are."""
-    start, common, registry, page, host, supervisor, nonce = base
-    live = common.live
-    relaying = Relaying(live, registry, page, common.now_s, lambda: supervisor.tell(messages.RelayWanted()))
-    host.serve(NAT, relaying.rendezvous.serve_stream, math.inf)
-    host.desk.serve(MEET, relaying.rendezvous.serve_leg_untrusted, relaying.rendezvous.takes_guests)
-
-    def own_networks() -> Sequence[str]:
-        if network is not None:
-            return network.own.addresses(common.now_ms()).subnets
-        settings = live.config.network
-        return (f"{settings.virtual_ip}/{settings.subnet}", *settings.routes)
-
-    traversal = Traversal(
-        start.peer_id,
-        common,
-        registry,
-        host,
-        nursery,
-        without=own_networks,
-        takes_guests=network.takes_guests if network is not None else lambda peer_id: False,
-    )
-    sessions = Sessions(start.peer_id, common, registry, page, owning, traversal)
-    owner = owning.contract.owner if owning is not None else None
-    discovering = None
-    if network is not None:
-        discovering = Discovering(network, common, registry, unreachable=sessions.unreachable, owner=owner)
-    reachability = Reachability(
-        common,
-        registry,
-        host,
-        page,
-        traversal,
-        nonce=nonce,
-        say_where=network.say_where if network is not None else lambda: None,
-        invites=network.invites if network is not None else lambda: False,
-    )
-    if network is not None:
-        network.call_over(traversal.relays_at, reachability.called_over)
-    own_network = network.own if network is not None else None
-    explaining = Explaining(common, registry, host, own_network, supervisor.tell)
-    host.desk.serve(why.PROTOCOL, explaining.serve_untrusted)
-    requests = Requests(
-        common,
-        network,
-        registry,
-        host,
-        explaining,
-        reachability=reachability,
-        connected=sessions.connected,
-        lookup=discovering.lookup if discovering is not None else None,
-        owner=owner,
-    )
-    return Control(
-        live, registry, page, host, supervisor, nursery, sessions, traversal, relaying, reachability,
-        requests, explaining, network,
-        discovering, owning,
-    )  # fmt: skip

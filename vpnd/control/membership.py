@@ -30,7 +30,6 @@ from vpnd.control.gossiping import GOSSIP, Gossiping
 from vpnd.control.introducing import Introducing
 from vpnd.control.renewing import Renewing
 from vpnd.control.routes import Announced, announced
-from vpnd.control.saving import Saver
 from vpnd.control.state import EARLY, EXPIRED, MEMBER, MILLISECONDS, REMOVED, OwnNetwork
 from vpnd.discovery.registry import Member, PeerRegistry
 from vpnd.membership import enrolment, introduction, roster
@@ -38,7 +37,7 @@ from vpnd.membership.gossip import Outcome
 from vpnd.membership.network import Network
 from vpnd.membership.refusal import MembershipRefused
 from vpnd.membership.statements import Kind, Presence, Statement
-from vpnd.membership.store import StoreError
+from vpnd.membership.store import Store, StoreError
 from vpnd.nat.paths import RelayAt
 from vpnd.printable import many
 
@@ -120,7 +119,6 @@ class NetworkService:
         self._relays, self._called_over = relays, called_over
 
     def invites(self) -> bool:
-        """Whether this node may let others in."""
         return self.own.authority is not None
 
     def takes_guests(self, peer_id: str) -> bool:
@@ -312,7 +310,6 @@ class NetworkService:
         await self._gossiping.farewell(peer_id)
 
     def report(self) -> NetworkReport:
-        """The network for status."""
         report = self.own.report(self._now_ms(), len(self._gossiping.neighbours()))
         unsaved = (
             self.saver.problem and f"{self.saver.problem}; what changes now is forgotten at the next start"
@@ -433,3 +430,77 @@ def _differing(before: Announced, after: Announced) -> set[str]:
     """Peer ids that own other networks than before."""
     pairs = set(before.owners.items()) ^ set(after.owners.items())
     return {peer_id for _, peer_id in pairs}
+
+
+class Saver:
+    """Writes what `statements` gives into the store, at most once in `interval_s`; what could not be written, again
+    after `retry_s`. Owner: control; `run` once.
+
+    Removals are kept at once, and what this node signed as an authority before anybody hears of it: a member that its
+    own authority has forgotten could not come back. Of everything else little is lost with the seconds before a crash:
+    it comes again from the other members.
+
+    `problem`: why what is known is not on disk; empty when it is.
+    """
+
+    def __init__(
+        self, store: Store, statements: Callable[[], list[bytes]], interval_s: float, retry_s: float
+    ) -> None:
+        self._store = store
+        self._statements = statements
+        self._interval_s = interval_s
+        self._retry_s = retry_s
+        self.problem = ""
+        self._dirty = trio.Event()
+        self._urgent = trio.Event()
+        self._off = False
+
+    def changed(self, *, urgent: bool = False) -> None:
+        """There is something to keep; `urgent`: do not wait for more."""
+        self._dirty.set()
+        if urgent:
+            self._urgent.set()
+
+    def ahead(self, signed: list[Statement]) -> None:
+        """Keep everything, and what is to be known next, before returning. Raises StoreError; the file is as it was."""
+        if not self._off:
+            self._store.save_statements([*self._statements(), *(one.wire for one in signed)])
+            self.changed()
+
+    def stop(self) -> None:
+        """From now on nothing is written: the files are of another network."""
+        self._off = True
+
+    def forget(self) -> None:
+        """Leave the network: its files go, and nothing is written any more. Raises StoreError."""
+        self._off = True
+        self._store.forget()
+
+    async def run(self) -> None:
+        """Save until cancelled, and then what is left."""
+        try:
+            while True:
+                await self._dirty.wait()
+                with trio.move_on_after(self._interval_s):
+                    await self._urgent.wait()
+                self._dirty, self._urgent = trio.Event(), trio.Event()
+                if not self._off:
+                    # a thread, because the disk may take its time; it is waited for even when this is cancelled
+                    await trio.to_thread.run_sync(self._save, self._statements())
+                if self.problem:
+                    self._dirty.set()
+                    with trio.move_on_after(self._retry_s):
+                        await self._urgent.wait()
+        finally:
+            if self._dirty.is_set() and not self._off:
+                self._save(self._statements())
+
+    def _save(self, wires: list[bytes]) -> None:
+        try:
+            self._store.save_statements(wires)
+        except StoreError as error:
+            if str(error) != self.problem:
+                log.error("%s; trying again. Until then changes are lost if the node ends", error)
+            self.problem = str(error)
+        else:
+            self.problem = ""

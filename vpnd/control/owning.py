@@ -73,7 +73,6 @@ class Owning:
         return member.name if member is not None else peer_id
 
     async def run(self) -> None:
-        """Ask for ever."""
         async with trio.open_nursery() as nursery:
             while True:
                 self._woken = trio.Event()

@@ -260,11 +260,13 @@ class Planner:
         peers: Iterable[PeerDials] = self._peers.values()
         most = self._live.config.status.max_peers
         if len(self._peers) > most:
-            peers = heapq.nsmallest(most, peers, key=self._quietness)
+            count = self._book.count
+            peers = heapq.nsmallest(
+                most,
+                peers,
+                key=lambda peer: (not count(peer.member.peer_id), not (peer.dials or peer.under_way)),
+            )
         return tuple(self._report(peer, now_s) for peer in peers)
-
-    def _quietness(self, peer: PeerDials) -> tuple[bool, bool]:
-        return not self._book.count(peer.member.peer_id), not (peer.dials or peer.under_way)
 
     def unreachable(self) -> list[str]:
         """Peer ids of those without a session that could not be dialed, or whose addresses nobody knows."""

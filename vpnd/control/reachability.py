@@ -16,13 +16,14 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 import trio
 
 from vpnd.adapter.dial import DialError
-from vpnd.adapter.reach import Observed, Reaching
+from vpnd.adapter.host import Host
+from vpnd.adapter.reach import Observed
 from vpnd.adapter.router import NoPort, PortMap, Router, default_router
 from vpnd.api.reports import ReachReport
 from vpnd.control.common import Common
@@ -41,29 +42,7 @@ YES, NO, UNKNOWN = "yes", "no", "unknown"
 log = logging.getLogger(__name__)
 
 
-class Host(Protocol):
-    """What is needed of vpnd.adapter.host.Host."""
-
-    reaching: Reaching
-
-    async def where_seen(self, address: str, peer_id: str, port: int, source_port: int = 0) -> Observed:
-        """What a member says of this node. Raises DialError."""
-        ...
-
-    def ports(self) -> tuple[int, ...]:
-        """The TCP ports it listens on."""
-        ...
-
-    def reached_at(self, endpoints: Sequence[Endpoint]) -> None:
-        """Others reach this node there, too."""
-        ...
-
-    def listen_addresses(self) -> tuple[str, ...]:
-        """Multiaddrs others can dial."""
-        ...
-
-
-class Asked(msgspec.Struct, frozen=True):
+class Witness(msgspec.Struct, frozen=True):
     """One member that was asked. `error`: why it gave no answer; else where it sees this node, and how far it is."""
 
     name: str
@@ -93,7 +72,8 @@ class Reachability:
         self._live, self._dice, self._now_s = common.live, common.dice, common.now_s
         self._nonce, self._say_where, self._invites = nonce, say_where, invites
         self._questions = Rate(self._now_s)
-        host.reaching.allows = self._allows
+        allows = self._questions.allows
+        host.reaching.allows = lambda peer_id: allows(peer_id, self._live.config.nat.max_reach_questions)
         self._map: PortMap | None = None
         self._map_until_s = 0.0
         self._router: Router | None = None
@@ -102,16 +82,15 @@ class Reachability:
         self._places: tuple[Endpoint, ...] = ()
         self._told_relays: tuple[RelayAt, ...] = ()
         self._outside: tuple[str, ...] = ()
-        self._asked: tuple[Asked, ...] = ()
+        self._asked: tuple[Witness, ...] = ()
         self._ask_router, self._ask_members = trio.Event(), trio.Event()
         self._looking = trio.Lock()
         traversal.subscribe(self._other_relays)
-        self._live.watch(lambda config: (config.nat.map_ports, config.nat.map_lifetime), self._other_map)
+        self._live.watch(
+            lambda config: (config.nat.map_ports, config.nat.map_lifetime), lambda: self._ask_router.set()
+        )
         page.set("port_maps", 0)
         page.set("reachable", 0)
-
-    def _allows(self, peer_id: str) -> bool:
-        return self._questions.allows(peer_id, self._live.config.nat.max_reach_questions)
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -129,19 +108,12 @@ class Reachability:
         self._ask_members.set()
 
     def members_changed(self) -> None:
-        """There may be somebody to ask."""
-        self._somebody_to_ask()
-
-    def _somebody_to_ask(self) -> None:
         if self._reachable is None:
             self._ask_members.set()
 
     def _other_relays(self) -> None:
-        self._somebody_to_ask()
+        self.members_changed()
         self._settle()
-
-    def _other_map(self) -> None:
-        self._ask_router.set()
 
     # --- the router
 
@@ -215,7 +187,7 @@ class Reachability:
             ports = list(
                 dict.fromkeys((*((self._map.outside.port,) if self._map else ()), *self._host.ports()))
             )
-            asked: list[Asked] = []
+            asked: list[Witness] = []
             seen: list[Observed] = []
             came: dict[Endpoint, list[bool]] = {}
             for member in self._whom():
@@ -240,7 +212,7 @@ class Reachability:
         self,
         member: Member,
         ports: Sequence[int],
-        asked: list[Asked],
+        asked: list[Witness],
         seen: list[Observed],
         came: dict[Endpoint, list[bool]],
     ) -> None:
@@ -262,10 +234,10 @@ class Reachability:
                 continue
             seen.append(observed)
             rtt_ms = observed.rtt_s * 1000
-            asked.append(Asked(member.name, address, you=str(observed.you), rtt_ms=rtt_ms))
+            asked.append(Witness(member.name, address, you=str(observed.you), rtt_ms=rtt_ms))
             return
         if errors:
-            asked.append(Asked(member.name, member.addresses[0], "; ".join(errors)))
+            asked.append(Witness(member.name, member.addresses[0], "; ".join(errors)))
 
     def _settle(self) -> None:
         """Announce what is known."""
@@ -301,7 +273,6 @@ class Reachability:
     # --- what is told
 
     def report(self) -> ReachReport:
-        """For status."""
         return ReachReport(
             reachable=UNKNOWN if self._reachable is None else YES if self._reachable else NO,
             mapping=self._traversal.mapping,

@@ -146,7 +146,6 @@ class Relaying:
         return ""
 
     def is_member(self, peer_id: str) -> bool:
-        """See Serving."""
         return self._registry.find(peer_id) is not None
 
     def meets(self, caller: str, callee: str) -> str:
@@ -183,7 +182,6 @@ class Relaying:
         return self._next
 
     def part(self, number: int) -> None:
-        """See Serving."""
         if number in self._pairs:
             self._send(messages.RelayLeave(number=number))
 

@@ -74,7 +74,6 @@ class Renewing:
         self._asked.set()
 
     async def run(self, host: Host) -> None:
-        """Renew until cancelled."""
         asked = False
         while True:
             wait_s = self._wait_s()

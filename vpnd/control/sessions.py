@@ -83,7 +83,6 @@ class Sessions:
             await self._dialer.run(host, self)
 
     def report(self) -> tuple[PeerReport, ...]:
-        """The peers for status."""
         paths: defaultdict[str, list[str]] = defaultdict(list)
         for held in self._book.sessions():
             paths[held.peer_id].append(self._path(held))
@@ -262,7 +261,6 @@ class Sessions:
             self._page.add("refused_no_shard")
 
     def keeps_up(self, shard: int) -> bool:
-        """See dialer.Taker."""
         link = self._links.get(shard)
         return link is not None and link.takes_sessions
 
@@ -277,7 +275,6 @@ class Sessions:
         return self._registry.find(peer_id), {shard for shard in shards if self.keeps_up(shard)}
 
     def relayed(self, peer_id: str, shard: int) -> bool:
-        """See dialer.Taker."""
         return self._book.relayed(peer_id, shard)
 
     def _room(self, peer_id: str) -> bool:

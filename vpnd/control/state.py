@@ -243,7 +243,6 @@ class OwnNetwork:
         raise MembershipRefused("not_member", f"{text} is no member's name, address or peer id")
 
     def report(self, now_ms: int, neighbours: int) -> NetworkReport:
-        """The network for status."""
         body = self.membership()
         conflicts = (
             f"{one.what} belongs to {self.known_as(one.owner, now_ms)}, and is claimed by "

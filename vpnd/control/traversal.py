@@ -18,23 +18,23 @@ import math
 import secrets
 import socket
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import trio
 
 from vpnd.adapter.dial import DialError, Patience
-from vpnd.adapter.framing import read_message_untrusted, write_message
+from vpnd.adapter.framing import hear_untrusted, say
 from vpnd.adapter.handoff import Detached
-from vpnd.adapter.meeting import Ends, Leg, MeetingRefused
+from vpnd.adapter.host import Host
+from vpnd.adapter.meeting import Leg, MeetingRefused
 from vpnd.adapter.punch import punch
 from vpnd.config import multiaddrs
 from vpnd.control.common import Common
-from vpnd.control.dialer import CalledMeanwhile
 from vpnd.control.relaying import GUESTS, Rate, local_networks
 from vpnd.discovery.registry import Member, PeerRegistry
 from vpnd.endpoint import Endpoint, of_socket_address
 from vpnd.endpoint import parse as parse_endpoint
-from vpnd.errors import RemoteProtocolError
+from vpnd.errors import RemoteProtocolError, VpndError
 from vpnd.nat import messages, paths
 from vpnd.nat.messages import ASK, BOTH, NAT, TOKEN_BYTES, Call, Gone, Hello, Meet, Welcome
 from vpnd.nat.paths import Path, RelayAt
@@ -48,14 +48,8 @@ log = logging.getLogger(__name__)
 Deliver = Callable[[Detached], bool]
 
 
-class Host(Protocol):
-    """What is needed of vpnd.adapter.host.Host."""
-
-    ends: Ends
-
-    async def open_stream(self, addresses: Sequence[str], peer_id: str, protocol: str) -> Any:
-        """A new stream. Raises DialError."""
-        ...
+class CalledMeanwhile(VpndError):
+    """The peer calls this node at the same moment, and its call stands: a session comes that way."""
 
 
 class _Relay:
@@ -118,19 +112,18 @@ class Traversal:
 
     async def _say_hello(self, relay: _Relay) -> None:
         try:
-            await write_message(relay.stream, self._hello())
+            await say(relay.stream, self._hello())
         except Exception as error:  # of libp2p, in great variety: the stream is over, and its reader knows
             log.debug("the relay %s is gone: %r", relay.member.name, error)
 
-    def _hello(self) -> bytes:
-        return messages.encode(Hello(self.mapping, self._takes_guests(NOBODY)))
+    def _hello(self) -> Hello:
+        return Hello(self.mapping, self._takes_guests(NOBODY))
 
     def subscribe(self, told: Callable[[], None]) -> None:
         """Call `told` whenever there is one more to meet others at."""
         self._subscribers.append(told)
 
     def members_changed(self) -> None:
-        """Others may be relays."""
         self._changed.set()
 
     def network_changed(self) -> None:
@@ -141,7 +134,6 @@ class Traversal:
     # --- relays
 
     async def run(self) -> None:
-        """Keep relays until cancelled."""
         while True:
             self._changed = trio.Event()
             chosen, again_s = self._choose()
@@ -178,10 +170,8 @@ class Traversal:
         try:
             stream = await self._host.open_stream(member.addresses, peer_id, NAT)
             with trio.fail_after(self._live.config.p2p.dial_timeout):
-                await write_message(stream, self._hello())
-                data = await read_message_untrusted(stream, messages.MAX_MESSAGE)
-            welcome = messages.parse_untrusted(data, Welcome)
-            assert isinstance(welcome, Welcome)
+                await say(stream, self._hello())
+                welcome = await hear_untrusted(stream, Welcome)
             if welcome.refused:
                 log.debug("%s is no relay for this node: %s", member.name, welcome.refused)
                 await stream.close()
@@ -206,13 +196,11 @@ class Traversal:
 
     async def _listen(self, stream: Any, member: Member) -> None:
         while True:
-            data = await read_message_untrusted(stream, messages.MAX_MESSAGE)
-            call = messages.parse_untrusted(data, Call)
-            assert isinstance(call, Call)
+            call = await hear_untrusted(stream, Call)
             refused = self._follows(call)
             if refused:
                 self._count("calls_refused")
-                await write_message(stream, messages.encode(Gone(call.token, refused)))
+                await say(stream, Gone(call.token, refused))
             else:
                 self._nursery.start_soon(self._come, member, call)
 
@@ -236,7 +224,7 @@ class Traversal:
     # --- meetings
 
     def can_meet(self, peer_id: str) -> bool:
-        """See vpnd.control.dialer.Traversal."""
+        """Whether there is a relay to meet at."""
         member = self._registry.find(peer_id)
         return any(relay != peer_id for relay in self._relays) or bool(member and self._relays_of(member))
 
@@ -246,7 +234,8 @@ class Traversal:
         return [one for one in known if one is not None and one.addresses and one.peer_id != member.peer_id]
 
     def may_answer(self, address: str) -> bool:
-        """See vpnd.control.dialer.Traversal. A private address of another network is not."""
+        """Whether an address is likely to be where its owner says, seen from here: a private address of another network
+        is not."""
         try:
             ip = ipaddress.ip_address(multiaddrs.parse(address).host)
         except ValueError:  # a name

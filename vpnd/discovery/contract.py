@@ -186,7 +186,6 @@ class OwnerCache:
         return entry
 
     def failed(self, address: ipaddress.IPv4Address, reason: str, now_s: float) -> None:
-        """A look-up failed."""
         self._failures[address] = (now_s, reason)
         self._failures.move_to_end(address)
         if len(self._failures) > self._settings.max_entries:

@@ -69,7 +69,6 @@ class Heard(NamedTuple):
 
 
 def question() -> bytes:
-    """The message that asks who is there."""
     query = dns.message.make_query(SERVICE, dns.rdatatype.PTR, id=0)
     query.flags = dns.flags.Flag(0)
     return query.to_wire()
@@ -153,15 +152,13 @@ class Recognizer:
         found = self._known.get(key)
         if found is None:
             # one that is not recognized may be a member we have not heard of yet: it is not remembered
-            found = next((peer_id for peer_id in self._members() if self._is(beacon, peer_id)), "")
+            own, salt = self._network_id, beacon.salt
+            found = next((one for one in self._members() if _member(own, salt, one) == beacon.member), "")
             if found:
                 self._known[key] = found
                 if len(self._known) > self._most:
                     self._known.popitem(last=False)
         return found
-
-    def _is(self, beacon: Beacon, peer_id: str) -> bool:
-        return _member(self._network_id, beacon.salt, peer_id) == beacon.member
 
 
 def _tag(network_id: bytes, salt: bytes) -> bytes:

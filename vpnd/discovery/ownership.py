@@ -104,7 +104,6 @@ class Ownership:
         self._governed.update(one for one in parsed if isinstance(one, ipaddress.IPv4Network))
 
     def own(self, peer_id: str, addresses: Iterable[str]) -> None:
-        """This node's addresses, from now on."""
         parsed = map(ipaddress.ip_address, addresses)
         self._own = frozenset(one for one in parsed if isinstance(one, Address))
         self._claim(peer_id, self._own)
@@ -123,7 +122,6 @@ class Ownership:
         return msgspec.structs.replace(member, prefixes=prefixes)
 
     def forget(self, peer_id: str) -> None:
-        """It is no peer any more."""
         self._claim(peer_id, frozenset())
         self._claims.pop(peer_id, None)
 

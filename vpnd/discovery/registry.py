@@ -67,9 +67,7 @@ class Owners(Protocol):
         """A peer, new or as it is now; returned with the prefixes it may use of those it claims, and others."""
         ...
 
-    def forget(self, peer_id: str) -> None:
-        """It is no peer any more."""
-        ...
+    def forget(self, peer_id: str) -> None: ...
 
 
 class PeerRegistry:
@@ -196,11 +194,7 @@ def _member(peer: Peer) -> Member:
         peer_id=peer.peer_id,
         name=peer.name,
         prefixes=(f"{address}/{address.max_prefixlen}",),
-        addresses=tuple(_without_peer_id(text) for text in peer.addresses),
+        # operators paste addresses with /p2p/<id> behind them; the id is in its own key already
+        addresses=tuple(text.partition("/p2p/")[0] for text in peer.addresses),
         protocol=peer.protocol,
     )
-
-
-def _without_peer_id(multiaddr: str) -> str:
-    """Operators paste addresses with /p2p/<id> behind them; the id is in its own key already."""
-    return multiaddr.partition("/p2p/")[0]

@@ -13,7 +13,7 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from vpnd import peerid
-from vpnd.membership import allocation
+from vpnd.membership import network
 from vpnd.membership.directory import Directory
 from vpnd.membership.refusal import MembershipRefused
 from vpnd.membership.statements import (
@@ -278,17 +278,17 @@ class Authority:
 
     def _wished_addresses(self, wish: Wish, peer_id: str, taken: Collection[str]) -> tuple[str, ...]:
         """Those, and a chosen one of the family that none of them is of."""
-        checked = tuple(allocation.check_wish(self._network, text, taken) for text in wish.addresses)
+        checked = tuple(network.check_wish(self._network, text, taken) for text in wish.addresses)
         if all(":" in text for text in checked):
-            return (allocation.ipv4(self._network, peer_id, taken), *checked)
+            return (network.ipv4(self._network, peer_id, taken), *checked)
         if all(":" not in text for text in checked):
-            return (*checked, allocation.ipv6(self._network, peer_id, taken))
+            return (*checked, network.ipv6(self._network, peer_id, taken))
         return checked
 
     def _new_addresses(self, peer_id: str, taken: Collection[str]) -> tuple[str, ...]:
         return (
-            allocation.ipv4(self._network, peer_id, taken),
-            allocation.ipv6(self._network, peer_id, taken),
+            network.ipv4(self._network, peer_id, taken),
+            network.ipv6(self._network, peer_id, taken),
         )
 
     def _kept_addresses(self, before: Membership, taken: Collection[str]) -> tuple[str, ...]:
@@ -296,7 +296,7 @@ class Authority:
         kept: list[str] = []
         for text in before.addresses:
             if self._directory.holder(text) not in (None, before.peer_id):
-                choose = allocation.ipv6 if ":" in text else allocation.ipv4
+                choose = network.ipv6 if ":" in text else network.ipv4
                 text = choose(self._network, before.peer_id, {*taken, text, *kept})
             kept.append(text)
         return tuple(kept)

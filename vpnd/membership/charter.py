@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Iterator
+from operator import attrgetter
 
 import msgspec
 
@@ -243,9 +244,4 @@ class Charter:
         return gone
 
 
-def _rank(statement: Statement) -> tuple[int | bytes, ...]:
-    return statement.rank
-
-
-def _age(statement: Statement) -> tuple[int, bytes]:
-    return (statement.issued_ms, statement.digest)
+_rank, _age = attrgetter("rank"), attrgetter("issued_ms", "digest")

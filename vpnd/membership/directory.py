@@ -216,7 +216,6 @@ class Directory:
         return tuple(self._charter.table.values())
 
     def authority(self, key: bytes) -> Standing | None:
-        """What is known of one key."""
         return self._charter.table.get(key)
 
     def charter_with(self, statement: Statement) -> Table:

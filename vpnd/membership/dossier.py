@@ -27,7 +27,6 @@ class Dossier:
         self.due_ms = -1
 
     def held(self, slot: bytes) -> Statement | None:
-        """What the slot holds."""
         return self._by_slot.get(slot)
 
     def put(self, statement: Statement) -> list[Statement]:

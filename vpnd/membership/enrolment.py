@@ -86,7 +86,6 @@ _answers: msgspec.msgpack.Decoder[Welcome | Refusal] = msgspec.msgpack.Decoder(W
 
 
 def encode(message: Request | Welcome | Refusal) -> bytes:
-    """The bytes of a message."""
     return msgspec.msgpack.encode(message)
 
 

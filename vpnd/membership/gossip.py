@@ -91,7 +91,6 @@ class Gossip:
         return self._compare([neighbour], now_ms) if dialed else Outcome()
 
     def disconnected(self, neighbour: str) -> None:
-        """The connection is gone."""
         self._neighbours.pop(neighbour, None)
 
     def publish(self, statements: Iterable[Statement], now_ms: int) -> Outcome:

@@ -48,7 +48,6 @@ class Index:
             self._hashes[statement.slot[0]] = self._root = None
 
     def get(self, slot: bytes) -> Statement | None:
-        """What is in a slot."""
         return self._buckets[slot[0]].get(slot)
 
     def bucket(self, number: int) -> dict[bytes, Statement]:

@@ -55,7 +55,6 @@ _answers: msgspec.msgpack.Decoder[Answer] = msgspec.msgpack.Decoder(Answer)
 
 
 def encode(message: Introduction | Answer) -> bytes:
-    """The bytes of a message."""
     return msgspec.msgpack.encode(message)
 
 

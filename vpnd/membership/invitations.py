@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from vpnd.membership import allocation
+from vpnd.membership import network
 from vpnd.membership.authority import Authority, Wish
 from vpnd.membership.directory import Directory
 from vpnd.membership.refusal import MembershipRefused
@@ -89,15 +89,14 @@ class Invitations:
             what
             for one in self.all()
             if one.uses_left and one.expires_ms >= now_ms
-            for what in _promises(one)
+            for what in (one.name, *one.addresses)
+            if what
         }
         if name and to_label(name) != name:
             raise MembershipRefused("malformed", f"{name!r} cannot be a name; write {to_label(name)!r}")
         if name in taken | promised:
             raise MembershipRefused("name_taken", f"{name} is taken, by a member or an invitation")
-        checked = tuple(
-            allocation.check_wish(directory.network, text, taken | promised) for text in addresses
-        )
+        checked = tuple(network.check_wish(directory.network, text, taken | promised) for text in addresses)
         if uses > 1 and (name or addresses):
             raise MembershipRefused(
                 "malformed", "a name or an address is for one member; invite with one use"
@@ -193,7 +192,3 @@ def _check(routes: tuple[str, ...], groups: tuple[str, ...]) -> None:
             raise MembershipRefused("malformed", f"{what}: at most {most} of them")
     if sum(map(len, (*routes, *groups))) > MAX_WORDS:
         raise MembershipRefused("malformed", f"--route and --group: together at most {MAX_WORDS} characters")
-
-
-def _promises(invitation: Invitation) -> tuple[str, ...]:
-    return (invitation.name, *invitation.addresses) if invitation.name else invitation.addresses

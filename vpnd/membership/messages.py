@@ -93,7 +93,6 @@ _strides: dict[type[Message], tuple[str, int]] = {
 
 
 def encode(message: AnyMessage) -> bytes:
-    """The bytes of a message."""
     return _encoder.encode(message)
 
 

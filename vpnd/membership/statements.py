@@ -289,7 +289,6 @@ def _parse(wire: bytes, *, verify: bool) -> Statement:
 
 
 def digest_of(wire: bytes) -> bytes:
-    """The digest of a statement, from its bytes."""
     return hashlib.sha256(wire).digest()[:DIGEST_BYTES]
 
 

@@ -35,11 +35,10 @@ from pathlib import Path
 from typing import TypeVar
 
 import msgspec
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from vpnd.errors import ConfigError
+from vpnd.identity import from_pem, to_pem
 from vpnd.membership import network as network_format
 from vpnd.membership.invitations import Invitation
 from vpnd.membership.network import Network
@@ -123,7 +122,6 @@ class Store:
         os.close(self._fd)
 
     def load_network(self) -> Network | None:
-        """The network this node is in, if any."""
         found, why = self._first_good(NETWORK, network_format.parse_untrusted)
         if found is None and why:
             raise self._lost(NETWORK, why)
@@ -136,15 +134,11 @@ class Store:
         self._replace(NETWORK, network.encode())
 
     def load_key(self) -> Ed25519PrivateKey | None:
-        """The authority key, if this node has one."""
         data = self._read(KEY)
         if data is None:
             return None
-        try:
-            key = serialization.load_pem_private_key(data, password=None)
-        except (ValueError, TypeError, UnsupportedAlgorithm):
-            key = None
-        if not isinstance(key, Ed25519PrivateKey):
+        key = from_pem(data)
+        if key is None:
             raise self._lost(KEY, "is damaged (it is not an ed25519 key in PEM without password)")
         return key
 
@@ -152,12 +146,7 @@ class Store:
         """Keep an authority key. One that is there is never overwritten: raises StoreError."""
         if self._read(KEY) is not None:
             raise StoreError(f"{self._path / KEY}: there is an authority key already; move it away first")
-        self._replace(
-            KEY,
-            key.private_bytes(
-                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-            ),
-        )
+        self._replace(KEY, to_pem(key))
 
     def load_statements(self) -> tuple[list[bytes], bool]:
         """The statements of the directory (`Directory.restore`), and whether all are as they were when this program
@@ -178,14 +167,12 @@ class Store:
         self._write(DIRECTORY, data + _seal(data))
 
     def load_invitations(self) -> tuple[Invitation, ...]:
-        """The invitations given out."""
         found, why = self._first_good(INVITATIONS, _invitations)
         if found is None and why:
             log.error("%s: %s; tokens given out are void, members are not", self._path / INVITATIONS, why)
         return found or ()
 
     def save_invitations(self, invitations: tuple[Invitation, ...]) -> None:
-        """Keep these, instead of those before."""
         self._write(INVITATIONS, _INVITATIONS_HEAD + msgspec.msgpack.encode(invitations))
 
     def forget_authority(self) -> None:

@@ -66,7 +66,6 @@ class Token(msgspec.Struct, frozen=True, kw_only=True):
         return f"Token(network={self.network.hex()}, peer_id={self.peer_id!r})"
 
     def is_for(self, network_id: bytes) -> bool:
-        """Whether this is a token of that network."""
         return network_id.startswith(self.network)
 
 

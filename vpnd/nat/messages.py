@@ -22,7 +22,7 @@ Arrays may have more fields than are known here, from a later version.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -153,6 +153,7 @@ class Here(Message, frozen=True, tag=10):
     nonce: Token
 
 
+Said = TypeVar("Said", bound=Message)
 AnyMessage = Hello | Welcome | Call | Gone | Meet | Met | Refused | Reach | Seen | Here
 
 _encoder = msgspec.msgpack.Encoder()
@@ -160,11 +161,10 @@ _decoder: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(AnyMessa
 
 
 def encode(message: AnyMessage) -> bytes:
-    """The bytes of a message."""
     return _encoder.encode(message)
 
 
-def parse_untrusted(data: bytes, *expected: type[AnyMessage]) -> AnyMessage:
+def parse_untrusted(data: bytes, *expected: type[Said]) -> Said:
     """The message in `data`, one of the types `expected`. Raises RemoteProtocolError only."""
     if len(data) > MAX_MESSAGE:
         raise RemoteProtocolError(f"a message of a meeting has at most {MAX_MESSAGE} bytes")

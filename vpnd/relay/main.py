@@ -19,14 +19,14 @@ import math
 import os
 import socket
 from time import monotonic
-from typing import Any
 
 import uvloop
 
 from vpnd import logs, privileges, seccomp
 from vpnd.api import messages
-from vpnd.api.aio import LoopChannel
+from vpnd.api.aio import LoopChannel, Recurring, end_at_bug
 from vpnd.api.channel import Channel, first_message, run_child
+from vpnd.config.live import Live
 from vpnd.config.schema import Config
 from vpnd.metrics import CounterPage, heartbeat_s
 from vpnd.relay.pair import PART, Direction, Pair
@@ -42,34 +42,34 @@ class Relay:
     """The pairs of one node. Owner: its loop."""
 
     def __init__(self, config: Config, page: CounterPage) -> None:
-        self._config, self._page = config, page
+        self._live = live = Live(config)
         self._loop = asyncio.get_running_loop()
-        self._beating = self._loop.call_soon(self._beat)
         limits = config.relay
         self._shaper = Shaper(limits.bytes_per_s, limits.total_bytes_per_s, PART, monotonic())
+        live.watch(lambda config: config.relay, self._other_limits)
+        live.watch(lambda config: config.log.level, lambda: logs.set_level(live.config.log.level))
         self._pairs: dict[int, Pair] = {}
         self._control: LoopChannel | None = None
         self._turns: asyncio.Handle | None = None
         self._told_bytes = self._ended_bytes = 0
-        self._loop.call_later(config.relay.report_interval, self._report)
+        Recurring(live, lambda config: config.relay.report_interval, self._report).start()
+        Recurring(live, lambda config: heartbeat_s(config.process.watchdog), page.beat).start()
         self.stopped = self._loop.create_future()
 
     # --- supervisor
 
     def on_supervisor(self, message: messages.Message, descriptors: list[int]) -> None:
-        """Serve the supervisor."""
         match message:
             case messages.ControlArrived():
                 self._meet(socket.socket(fileno=descriptors[0]))
             case messages.Reconfigure(config=config):
-                logs.set_level(config.log.level)
-                if config.relay != self._config.relay:
-                    self._shaper.limit(config.relay.bytes_per_s, config.relay.total_bytes_per_s, monotonic())
-                self._config = config
-                self._beating.cancel()
-                self._beat()
+                self._live.take(config)
             case messages.Stop():
                 self.end("stopped")
+
+    def _other_limits(self) -> None:
+        limits = self._live.config.relay
+        self._shaper.limit(limits.bytes_per_s, limits.total_bytes_per_s, monotonic())
 
     def end(self, reason: str) -> None:
         """Close all pairs and leave."""
@@ -101,7 +101,7 @@ class Relay:
                     pair.end("no longer permitted")
 
     def _join(self, message: messages.RelayPair, first: socket.socket, second: socket.socket) -> None:
-        number, session = message.number, self._config.session
+        number, session = message.number, self._live.config.session
         try:
             for sock in (first, second):
                 sock.setblocking(False)
@@ -130,7 +130,6 @@ class Relay:
         self._shaper.join(direction, monotonic())
 
     def leave(self, direction: Direction) -> None:
-        """It has ended."""
         self._shaper.leave(direction)
 
     def may_move(self, direction: Direction) -> int:
@@ -141,7 +140,6 @@ class Relay:
         return allowed
 
     def moved(self, direction: Direction, count: int) -> None:
-        """It has moved so many."""
         self._shaper.moved(direction, count)
 
     def _take_turns(self) -> None:
@@ -155,13 +153,9 @@ class Relay:
 
     # --- from time to time
 
-    def _beat(self) -> None:
-        self._page.beat()
-        self._beating = self._loop.call_later(heartbeat_s(self._config.process.watchdog), self._beat)
-
     def _report(self) -> None:
         """Tell control what has moved, and end pairs in which nothing does."""
-        now_s, settings = monotonic(), self._config.relay
+        now_s, settings = monotonic(), self._live.config.relay
         for pair in list(self._pairs.values()):
             if pair.idle_s(now_s) >= settings.idle_timeout:
                 pair.end(f"nothing has moved for {settings.idle_timeout:g} s")
@@ -169,12 +163,6 @@ class Relay:
         if moved != self._told_bytes:
             self._tell(messages.RelayMoved(bytes=moved - self._told_bytes))
             self._told_bytes = moved
-        self._loop.call_later(settings.report_interval, self._report)
-
-    def on_bug(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """An exception left a callback: a new process begins."""
-        log.error("%s", context.get("message", "error"), exc_info=context.get("exception"))
-        self.end("an error of its own")
 
 
 def main() -> None:
@@ -198,7 +186,7 @@ def _main(channel: Channel, parent_pid: int) -> None:
 
 async def _run(channel: Channel, start: messages.RelayStart, page: CounterPage) -> None:
     relay = Relay(start.config, page)
-    asyncio.get_running_loop().set_exception_handler(relay.on_bug)
+    end_at_bug(relay.end)
     supervisor = LoopChannel(channel, relay.on_supervisor, lambda error: relay.end(f"supervisor: {error}"))
     supervisor.send(messages.Ready())
     log.debug("ends: %s", await relay.stopped)

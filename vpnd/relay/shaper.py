@@ -27,7 +27,6 @@ class Bucket:
         self._since_s = now_s
 
     def take(self, count: int) -> None:
-        """So many were moved."""
         self._tokens -= count
 
     def wait_s(self, count: int) -> float:
@@ -47,7 +46,6 @@ class Shaper:
         self.limit(rate, total_rate, now_s)
 
     def limit(self, rate: int, total_rate: int, now_s: float) -> None:
-        """These are the limits from now on."""
         rates = [each for each in (rate, total_rate) if each]
         self.part = max(1, min([self._most_part, *(int(each * BURST_S) for each in rates)]))
         self._rate = rate
@@ -55,7 +53,6 @@ class Shaper:
         self._buckets = {direction: Bucket(rate, now_s) for direction in self._buckets}
 
     def join(self, direction: Hashable, now_s: float) -> None:
-        """A new direction."""
         self._buckets[direction] = Bucket(self._rate, now_s)
 
     def leave(self, direction: Hashable) -> None:
