@@ -13,14 +13,13 @@ from vpnd.config import paths
 from vpnd.config.schema import Config
 from vpnd.errors import ConfigError
 from vpnd.identity import Identity, load_or_create
-from vpnd.membership.store import NETWORK
 
 
 def identity_of(config: Config) -> Identity:
     """The identity of the node, made when it is new. Raises what `load_or_create` does, and ConfigError when it is lost
     while there is a network: with another identity the node would be a stranger there."""
     path = paths.identity_file(config)
-    if not path.exists() and (paths.network_dir(config) / NETWORK).exists():
+    if not path.exists() and (paths.network_dir(config) / paths.NETWORK_NAME).exists():
         raise ConfigError(
             f"{path}: is missing, and the network in {config.state_dir} knows this node by it; put it back, or leave "
             "the network (vpnd leave) and join again by a new token"
@@ -47,7 +46,7 @@ def decide(config: Config, *, joining: bool) -> Mode:
     An address of its own in the configuration is a choice against being given one, so it counts as peers do.
     """
     # a link is as good as a file here: control, which reads it, follows none
-    if (paths.network_dir(config) / NETWORK).exists():
+    if (paths.network_dir(config) / paths.NETWORK_NAME).exists():
         return Mode.MEMBER
     if joining:
         return Mode.NEW

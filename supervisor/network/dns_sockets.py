@@ -17,8 +17,8 @@ from collections.abc import Callable, Sequence
 from vpnd.api import messages
 from vpnd.api.reports import OwnAddresses
 from vpnd.config.schema import Dns
+from vpnd.names.origins import origin_of
 from vpnd.names.resolved import Link, Resolved
-from vpnd.names.zone import origin_of
 
 log = logging.getLogger("supervisor")
 

@@ -22,7 +22,7 @@ from vpnd.api.reports import OwnAddresses
 from vpnd.config.live import Live
 from vpnd.config.schema import Config
 from vpnd.errors import ProtocolViolation, VpndError
-from vpnd.names.zone import origin_of
+from vpnd.names.origins import origin_of
 
 log = logging.getLogger("supervisor")
 

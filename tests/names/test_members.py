@@ -12,7 +12,8 @@ from names_tools import table
 
 from vpnd.discovery.registry import Member
 from vpnd.names.members import MemberTable, table_of
-from vpnd.names.reverse import locate, zone_names
+from vpnd.names.origins import zone_names
+from vpnd.names.reverse import locate
 
 A = ipaddress.ip_address("10.86.0.1")
 

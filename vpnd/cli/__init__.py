@@ -11,7 +11,7 @@ import contextlib
 import errno
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from vpnd.errors import VpndError
 from vpnd.printable import printable
@@ -22,12 +22,16 @@ INTERRUPTED = 130
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; `arguments` default to those of the process. Returns the exit code."""
+def main(arguments: Sequence[str] | None = None, run: Callable[[list[str]], int] | None = None) -> int:
+    """Run one command; `arguments` default to those of the process. Returns the exit code. `run`: in the place of all
+    commands."""
     try:
-        from vpnd.cli.app import run
+        words = list(sys.argv[1:] if arguments is None else arguments)
+        if run is not None:
+            return run(words)
+        from vpnd.cli import app
 
-        return run(list(sys.argv[1:] if arguments is None else arguments))
+        return app.run(words)
     except VpndError as error:
         for line in str(error).split("\n"):
             print(f"vpnd: error: {printable(line)}", file=sys.stderr)

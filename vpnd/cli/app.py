@@ -25,7 +25,6 @@ from vpnd.cli import (
 )
 from vpnd.cli.command import ConfigOption, StateDirOption, Where, command, group, option, remember
 from vpnd.config import load
-from vpnd.config.schema import Config
 from vpnd.errors import PrivilegeError
 from vpnd.version import __version__
 
@@ -79,36 +78,25 @@ def start(
             "starting a node makes a TUN device and routes, which needs root; run: sudo vpnd start"
         )
     place = place.absolute()
-    overrides: dict[str, object] = {
+    overrides: dict[str, str | int | None] = {
         "worker.shards": shards,
         "network.interface": interface,
         "log.level": log_level,
     }
-    host_name = socket.gethostname().partition(".")[0]
-
-    def read() -> load.Loaded:
-        return load.load_with_origins(place.config_file, place.state_dir, overrides, os.environ)
-
-    loaded = read()
-    from vpnd.cli import launch
+    loaded = load.load_with_origins(place.config_file, place.state_dir, overrides, os.environ)
+    from vpnd.cli import daemon, launch
     from vpnd.mode import decide, identity_of
 
     token = launch.read_token(join, "--join") if join else ""
 
     launch.make_state_dir(loaded.config)
-    identity = identity_of(loaded.config)
+    peer_id = identity_of(loaded.config).peer_id
     in_network = decide(loaded.config, joining=bool(token)).in_network
-
-    def complete(loaded: load.Loaded) -> Config:
-        return load.complete(
-            loaded.config, identity.peer_id, host_name, loaded.origins, in_network=in_network
-        )
-
-    completed = complete(loaded)
-    if detach:
-        launch.detached(completed, loaded.places, overrides, token)
-        return
-    raise typer.Exit(launch.foreground(completed, identity, token, lambda: complete(read())))
+    host_name = socket.gethostname().partition(".")[0]
+    config = load.complete(loaded.config, peer_id, host_name, loaded.origins, in_network=in_network)
+    if not detach:
+        daemon.become(place, overrides, token)
+    launch.detached(config, loaded.places, overrides, token)
 
 
 @command(app, "id")

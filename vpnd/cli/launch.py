@@ -1,4 +1,4 @@
-"""Starting the daemon: in the foreground in this process, or detached in one of its own."""
+"""Starting the daemon detached, in a process of its own, and what is done before it starts."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import vpnd
 from vpnd import statusclient, trust
@@ -17,11 +16,8 @@ from vpnd.columns import wrapped
 from vpnd.config import load, paths
 from vpnd.config.schema import Config
 from vpnd.errors import ChildError, ConfigError, MachineError, VpndError
-from vpnd.logs import Output, printable
+from vpnd.logs import printable
 from vpnd.status import Status, known_as
-
-if TYPE_CHECKING:
-    from vpnd.identity import Identity
 
 
 def make_state_dir(config: Config) -> None:
@@ -58,13 +54,6 @@ def _typed(most: int) -> str:
         return sys.stdin.read(most)
     print("token: ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline(most)
-
-
-def foreground(config: Config, identity: Identity, token: str, reread: Callable[[], Config]) -> int:
-    """Run the node until it is stopped; `reread` gives the configuration to reload. Returns the exit code."""
-    from supervisor.service import run_foreground
-
-    return run_foreground(config, identity, token, Output(sys.stdout.fileno()).tell, reread)
 
 
 def detached(config: Config, places: paths.Places, overrides: Mapping[str, object], token: str) -> None:

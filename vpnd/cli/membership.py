@@ -198,12 +198,12 @@ def _leave_offline(settings: Config, force: bool) -> str:
     NotRunningError when there is no network, AlreadyRunningError when a daemon has the directory after all.
     """
     from supervisor import statedir
-    from vpnd.membership.store import KEY, NETWORK, Store, StoreError
+    from vpnd.membership.store import KEY, Store, StoreError
 
     directory = paths.network_dir(settings)
     if os.geteuid() != 0:
         raise PrivilegeError("leaving a network needs root: run it with sudo")
-    if not (directory / NETWORK).exists():
+    if not (directory / paths.NETWORK_NAME).exists():
         raise NotRunningError(f"no daemon answers, and {settings.state_dir} holds no network to leave")
     lock = statedir.lock(settings)
     try:

@@ -15,6 +15,8 @@ CONFIG_FILE_NAME = "vpnd.toml"
 LOG_FILE_NAME = "vpnd.log"
 LOCK_FILE_NAME = "vpnd.lock"
 NETWORK_DIR_NAME = "network"
+#: In that directory: what makes the node a member.
+NETWORK_NAME = "network.bin"
 PAGE_TOKEN_NAME = "page.token"
 #: Where programs of the machine are looked for: PATH, perhaps of a service, may leave out those of administrators.
 PROGRAMS = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"))

@@ -37,6 +37,7 @@ from typing import TypeVar
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from vpnd.config.paths import NETWORK_NAME
 from vpnd.errors import ConfigError
 from vpnd.identity import from_pem, to_pem
 from vpnd.membership import network as network_format
@@ -45,7 +46,6 @@ from vpnd.membership.network import Network
 from vpnd.membership.refusal import MembershipRefused
 from vpnd.membership.statements import MAX_STATEMENT
 
-NETWORK = "network.bin"
 KEY = "authority.key"
 DIRECTORY = "directory.bin"
 INVITATIONS = "invitations.bin"
@@ -112,9 +112,9 @@ class Store:
                 f"{self._path}: was written by a newer vpnd (format {number}, this one knows {FORMAT_NUMBER}); start "
                 "that one, or give another --state-dir"
             )
-        network = self._read(NETWORK)
+        network = self._read(NETWORK_NAME)
         if number == 1 and network is not None:
-            self._replace(NETWORK + OLD, network)
+            self._replace(NETWORK_NAME + OLD, network)
             self._replace(FORMAT, str(FORMAT_NUMBER).encode())
 
     def close(self) -> None:
@@ -122,16 +122,16 @@ class Store:
         os.close(self._fd)
 
     def load_network(self) -> Network | None:
-        found, why = self._first_good(NETWORK, network_format.parse_untrusted)
+        found, why = self._first_good(NETWORK_NAME, network_format.parse_untrusted)
         if found is None and why:
-            raise self._lost(NETWORK, why)
+            raise self._lost(NETWORK_NAME, why)
         return found
 
     def save_network(self, network: Network) -> None:
         """From now on this node is in that network."""
         self._replace(FORMAT, str(FORMAT_NUMBER).encode())
-        self._replace(NETWORK + OLD, network.encode())
-        self._replace(NETWORK, network.encode())
+        self._replace(NETWORK_NAME + OLD, network.encode())
+        self._replace(NETWORK_NAME, network.encode())
 
     def load_key(self) -> Ed25519PrivateKey | None:
         data = self._read(KEY)
@@ -181,7 +181,7 @@ class Store:
 
     def forget(self) -> None:
         """Leave the network: everything of it goes, the authority key too. What says that there is one goes last."""
-        files = (INVITATIONS, DIRECTORY, KEY, NETWORK)
+        files = (INVITATIONS, DIRECTORY, KEY, NETWORK_NAME)
         self._unlink(*(name + OLD for name in files), FORMAT, *files)
 
     def _unlink(self, *names: str) -> None:

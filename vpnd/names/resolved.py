@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vpnd.endpoint import IPNetwork
-from vpnd.names.reverse import zone_names
+from vpnd.names.origins import zone_names
 from vpnd.printable import printable
 
 #: There while resolved runs (RuntimeDirectory of its unit).

@@ -2,7 +2,8 @@
 
 Each label stands for 8 bits of an IPv4 address, 4 of an IPv6 one, so a network whose length is not a multiple of
 that has several reverse zones. Answers need no list of them: that a name is in one, and where that begins, can be told
-from the name (`locate`). A resolver that is to send us its queries needs the list (`zone_names`).
+from the name (`locate`). A resolver that is to send us its queries needs the list
+(`origins.zone_names`).
 """
 
 from __future__ import annotations
@@ -14,11 +15,9 @@ from typing import NamedTuple
 import dns.name
 
 from vpnd.endpoint import IPNetwork
+from vpnd.names.origins import ROOTS
 
-_ROOTS = {
-    4: (dns.name.from_text("in-addr.arpa."), 8),
-    6: (dns.name.from_text("ip6.arpa."), 4),
-}
+_ROOTS = {version: (dns.name.from_text(root), bits) for version, (root, bits) in ROOTS.items()}
 _DIGITS = {4: frozenset(b"0123456789"), 6: frozenset(b"0123456789abcdef")}
 
 
@@ -45,20 +44,6 @@ def locate(name: dns.name.Name, prefixes: Iterable[IPNetwork]) -> Place | None:
                 whole = len(numbers) == len(labels)
                 return Place(apex, _network(numbers, version, bits) if whole else None)
     return None
-
-
-def zone_names(prefixes: Iterable[IPNetwork]) -> list[str]:
-    """The tops of the reverse zones, without the last dot; up to 128 for an IPv4 prefix, 8 for an IPv6 one."""
-    found: dict[str, None] = {}
-    for prefix in prefixes:
-        root, bits = _ROOTS[prefix.version]
-        steps = -(-prefix.prefixlen // bits)
-        for network in prefix.subnets(new_prefix=steps * bits):
-            value = int(network.network_address) >> (network.max_prefixlen - steps * bits)
-            digits = [value >> bits * step & (1 << bits) - 1 for step in range(steps)]
-            labels = [f"{digit:x}" if prefix.version == 6 else str(digit) for digit in digits]
-            found[".".join([*labels, root.to_text(omit_final_dot=True)])] = None
-    return list(found)
 
 
 def _numbers(labels: list[bytes], version: int, bits: int) -> list[int]:

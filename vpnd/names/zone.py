@@ -38,10 +38,9 @@ from dns.rdtypes.IN.AAAA import AAAA
 from vpnd.config.schema import Dns
 from vpnd.endpoint import IP, IPNetwork
 from vpnd.names.members import MemberTable
+from vpnd.names.origins import origin_of
 from vpnd.names.reverse import Place, locate
 
-#: Every network's zone is a child of this name, which the root does not have.
-SUFFIX = "vpn"
 #: RFC 1035 section 4.1.1: the header, and its flags.
 HEADER = struct.Struct("!6H")
 #: RFC 1035 section 4.2.1: over UDP to a resolver without EDNS.
@@ -64,11 +63,6 @@ class _Found(NamedTuple):
     apex: dns.name.Name
     exists: bool
     records: Sequence[dns.rdata.Rdata] = ()
-
-
-def origin_of(network: str) -> str:
-    """The zone of a network, without the last dot. `network` must be a host label (`members.is_label`)."""
-    return f"{network}.{SUFFIX}"
 
 
 class Zone:

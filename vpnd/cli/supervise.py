@@ -1,0 +1,11 @@
+"""`python -m vpnd.cli.supervise GIVEN`: what `vpnd start` becomes; see vpnd/cli/daemon.py."""
+
+from __future__ import annotations
+
+import sys
+
+from vpnd.cli import main
+from vpnd.cli.daemon import run
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:], run))
