@@ -42,6 +42,8 @@ class Plan:
     ping_interval_s: float = 0.01
     udp_seconds: int = 2
     udp_payload_bytes: int = 1200
+    #: What a game, a call or a name server sends: there the packets count, not their bytes.
+    small_payload_bytes: int = 200
     udp_step: float = 1.25
     udp_most_steps: int = 8
     #: Before each UDP run: what is still on its way would be taken for the first datagram of the next one.
@@ -53,6 +55,8 @@ class Plan:
     start_timeout_s: float = 30.0
     #: Between the first answer and the first measurement.
     settle_s: float = 1.0
+    #: Between the last load and the look at memory.
+    rest_s: float = 5.0
     #: Share of the packets the link loses, each way, at random.
     loss: float = 0.0
     #: What is between the two nodes, if not a bare veth; a call beside TCP is measured there.
@@ -62,7 +66,14 @@ class Plan:
 
 
 QUICK = Plan(
-    seconds=1, pings=100, udp_seconds=1, udp_step=1.4, udp_most_steps=4, udp_patience=1, settle_s=0.3
+    seconds=1,
+    pings=100,
+    udp_seconds=1,
+    udp_step=1.4,
+    udp_most_steps=4,
+    udp_patience=1,
+    settle_s=0.3,
+    rest_s=3,
 )
 
 
@@ -86,6 +97,7 @@ METRICS = (
     Metric("udp", "UDP 1200 goodput", "Mbit/s", True),
     Metric("udp_loss", "  its loss", "%", False, divisible=False),
     Metric("udp_flood", "UDP 1200 flooded", "Mbit/s", True),
+    Metric("udp_small", "UDP 200 packets", "1000/s", True),
     Metric("ping_min", "ping idle min", "ms", False),
     Metric("ping_avg", "ping idle avg", "ms", False),
     Metric("ping_p99", "ping idle p99", "ms", False),
@@ -121,7 +133,7 @@ def measure_turn(lab: Lab, contender: Contender, plan: Plan) -> dict[str, float]
     idle = ping(lab, lab.nodes[0], contender.target, plan.pings, plan.ping_interval_s)
     meter = Meter([pid for roots in contender.roots() for pid in roots])
     loaded, report = _ping_under_load(lab, contender, plan, meter)
-    flood = _udp_run(lab, contender, plan, 0)
+    flood = _udp_run(lab, contender, plan, 0, plan.udp_payload_bytes)
     return {
         "ping_avg": idle.avg_ms,
         "tcp1_forward": goodput_bps(report) / GB,
@@ -175,8 +187,17 @@ def _measure(lab: Lab, contender: Contender, plan: Plan) -> dict[str, float]:
         beside = _call_under_load(lab, contender, plan, plan.link)
         numbers |= {"call_late": beside.late * 100, "call_lost": beside.lost * 100}
 
-    numbers |= _udp_goodput(lab, contender, plan, processes)
+    flood, best = _udp_goodput(lab, contender, plan, processes, plan.udp_payload_bytes)
+    numbers |= {
+        "udp": best.received_bps / MB,
+        "udp_loss": best.loss * 100,
+        "udp_flood": flood.received_bps / MB,
+    }
+    _, small = _udp_goodput(lab, contender, plan, processes, plan.small_payload_bytes)
+    numbers["udp_small"] = small.received_bps / 8 / plan.small_payload_bytes / 1000
     if processes:
+        numbers["cpu_udp"] = best.cpu_s_per_gb
+        time.sleep(plan.rest_s)
         numbers["memory"] = max(pss_bytes(roots) for roots in contender.roots()) / MB
     return numbers
 
@@ -229,8 +250,10 @@ class _Delivered:
     cpu_s_per_gb: float
 
 
-def _udp_goodput(lab: Lab, contender: Contender, plan: Plan, processes: list[int]) -> dict[str, float]:
-    """The most that arrives, over offered rates, and what it costs at that rate.
+def _udp_goodput(
+    lab: Lab, contender: Contender, plan: Plan, processes: list[int], payload_bytes: int
+) -> tuple[_Delivered, _Delivered]:
+    """What arrives of a flood, and the most that arrives, over offered rates.
 
     A flood (no rate limit) shows what is left when sender and VPN fight for the CPU, which is less than what
     goes through at the right rate. So: flood, then climb from what the flood delivered, then try between
@@ -239,7 +262,7 @@ def _udp_goodput(lab: Lab, contender: Contender, plan: Plan, processes: list[int
 
     def offer(bits_per_second: float) -> _Delivered:
         meter = Meter(processes)
-        report = meter.count(lambda: _udp_run(lab, contender, plan, bits_per_second))
+        report = meter.count(lambda: _udp_run(lab, contender, plan, bits_per_second, payload_bytes))
         return _Delivered(goodput_bps(report), sent_bps(report), loss_share(report), meter.seconds_per_gb())
 
     flood = best = offer(0)
@@ -254,20 +277,17 @@ def _udp_goodput(lab: Lab, contender: Contender, plan: Plan, processes: list[int
             best, best_rate = tried, rate
         rate *= plan.udp_step
     best = max(best, offer(best_rate * plan.udp_step**0.5), offer(best_rate / plan.udp_step**0.5))
-    numbers = {
-        "udp": best.received_bps / MB,
-        "udp_loss": best.loss * 100,
-        "udp_flood": flood.received_bps / MB,
-    }
-    return numbers | ({"cpu_udp": best.cpu_s_per_gb} if processes else {})
+    return flood, best
 
 
-def _udp_run(lab: Lab, contender: Contender, plan: Plan, bits_per_second: float) -> dict[str, Any]:
+def _udp_run(
+    lab: Lab, contender: Contender, plan: Plan, bits_per_second: float, payload_bytes: int
+) -> dict[str, Any]:
     for left in reversed(range(plan.udp_attempts)):
         time.sleep(plan.udp_pause_s)
         try:
             return _iperf3(
-                lab, contender, udp=True, seconds=plan.udp_seconds, length=plan.udp_payload_bytes,
+                lab, contender, udp=True, seconds=plan.udp_seconds, length=payload_bytes,
                 bitrate=str(round(bits_per_second)),
             )  # fmt: skip
         except LabError:
