@@ -51,6 +51,7 @@ class Usage:
     """CPU and memory of all processes, sampled by one timer, so that all who ask get the same. Owner: supervisor loop.
 
     Every process once in status.sample_interval, one at a time: the pump never pauses for all of them. `us`: our pid.
+    As often, rings that have been busy give back their memory.
     """
 
     def __init__(self, live: Live, fleet: Fleet) -> None:
@@ -77,6 +78,9 @@ class Usage:
             pids = {process.pid for process in self._round}
             self._samples = {pid: sample for pid, sample in self._samples.items() if pid in pids}
             self._pause_s = self._live.config.status.sample_interval / len(self._round)
+            for slot, _ in self._fleet.present:
+                if slot.port is not None:
+                    slot.port.to_shard.rest()
         process = self._round.pop()
         try:
             self._take(process)

@@ -54,6 +54,10 @@ class RingAgainstDeque(RuleBasedStateMachine):
         self.published.extend(self.committed)
         self.committed.clear()
 
+    @rule()
+    def rest(self) -> None:
+        self.producer.rest()
+
     @rule(part=st.floats(0, 1), scribble=st.booleans())
     def consume(self, part: float, scribble: bool) -> None:
         start, end = self.consumer.readable()
@@ -199,3 +203,34 @@ def produce(descriptors: ring.Descriptors, total: int, seed: int) -> None:
 if __name__ == "__main__":
     numbers = list(map(int, sys.argv[1:]))
     produce(ring.Descriptors(*numbers[:2]), numbers[2], numbers[3])
+
+
+def test_a_ring_that_was_busy_gives_its_memory_back() -> None:
+    descriptors = ring.Descriptors.create(1 << 20, "test")
+    producer, consumer = ring.Producer(descriptors), ring.Consumer(descriptors)
+
+    def pass_on(count: int) -> None:
+        offset = producer.reserve(count)
+        producer.buffer[offset : offset + count] = b"x" * count
+        producer.commit(count)
+        producer.publish()
+
+    def held() -> int:
+        return os.fstat(descriptors.memory).st_blocks * 512
+
+    pass_on(1 << 19)
+    producer.rest()
+    producer.rest()
+    assert held() > 1 << 19, "not while the consumer has it"
+    consumer.release(1 << 19)
+    pass_on(1 << 17)
+    consumer.release(1 << 17)
+    producer.rest()
+    assert held() > 1 << 19, "not while it is in use"
+    producer.rest()
+    assert held() <= ring.HEADER_BYTES
+    pass_on(100)
+    start, end = consumer.readable()
+    assert bytes(consumer.buffer[start:end]) == b"x" * 100
+    for side in (producer, consumer, descriptors):
+        side.close()

@@ -40,17 +40,21 @@ from vpnd.metrics import shared_memory
 
 TAIL, HEAD, SLEEPS = 0, 8, 16
 HEADER_BYTES = mmap.PAGESIZE
+#: A ring is hardly used when less than this part of it is filled between two `rest`s.
+LITTLE = 16
 #: Bytes in front of a span that belong to the consumer. A Yamux header has 12; 16 keeps the number round.
 SCRATCH = 16
 
 _PROT_NONE, _PROT_READ_WRITE = 0, 3
 _MAP_SHARED, _MAP_PRIVATE, _MAP_FIXED, _MAP_ANONYMOUS = 0x01, 0x02, 0x10, 0x20
+_MADV_REMOVE = 9
 _SYS_MEMBARRIER = {"aarch64": 283, "riscv64": 283, "armv7l": 389, "ppc64le": 365, "s390x": 356}
 _MEMBARRIER_GLOBAL_EXPEDITED, _MEMBARRIER_REGISTER_GLOBAL_EXPEDITED = 1 << 1, 1 << 2
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+_libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 _MAP_FAILED = ctypes.c_void_p(-1).value
 
@@ -152,6 +156,8 @@ class Producer(_Side):
         self._published = self._tail
         self._head = self._words[HEAD]
         self._capacity = self.size - SCRATCH
+        #: where it was at the last but one `rest`, and what had been given back
+        self._rested = self._given_back = self._tail
 
     def reserve(self, count: int) -> int:
         """Offset in `buffer` with room for `count` contiguous bytes, or -1 when the ring is too full.
@@ -174,6 +180,14 @@ class Producer(_Side):
     def commit(self, count: int) -> None:
         """The `count` bytes at the reserved offset are a record; not seen by the consumer before `publish`."""
         self._tail += count
+
+    def rest(self) -> None:
+        """Called now and then: give the kernel the memory of a ring that is hardly used any more, and empty."""
+        before, self._rested = self._rested, self._tail
+        little = self.size // LITTLE
+        if self._tail - before <= little < self._tail - self._given_back and self._words[HEAD] == self._tail:
+            _libc.madvise(self._address, self.size, _MADV_REMOVE)  # of the memfd, so for the consumer as well
+            self._given_back = self._tail
 
     @property
     def unpublished(self) -> int:
