@@ -1,7 +1,7 @@
 """One child process: started, watched, started again when it dies.
 
-A child is a fresh interpreter with one inherited descriptor, its channel. Everything else it needs comes with its
-first message. States and what leads from one to the next:
+A child begins (supervisor/nursery.py) with one descriptor, its channel. Everything else it needs comes with its first
+message. States and what leads from one to the next:
 
     STARTING --Ready--> UP --exit, channel closed--> WAITING --backoff over--> STARTING …
     STARTING --Failed, exit, process.ready_timeout--> WAITING
@@ -17,14 +17,12 @@ import enum
 import logging
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import psutil
 
+from supervisor.nursery import Nursery, Process
 from supervisor.pacing import Priorities
 from vpnd import errors, seccomp
 from vpnd.api import channel, messages
@@ -35,9 +33,6 @@ from vpnd.errors import ProtocolViolation
 from vpnd.printable import printable
 
 log = logging.getLogger(__name__)
-
-#: Where the packages lie: the children import from the same place, whatever the working directory is.
-PACKAGES = str(Path(__file__).resolve().parent.parent)
 
 
 class State(enum.Enum):
@@ -104,12 +99,13 @@ class Child(Generic[AnySlot]):
         slot: AnySlot,
         live: Live,
         priorities: Priorities,
+        nursery: Nursery,
         on_up: Callable[[Child[AnySlot]], None],
         on_down: Callable[[Child[AnySlot]], None],
         on_message: Callable[[Child[AnySlot], messages.Message], None],
     ) -> None:
         self.slot, self.title = slot, slot.title
-        self._live, self._priorities = live, priorities
+        self._live, self._priorities, self._nursery = live, priorities, nursery
         self._on_up, self._on_down, self._on_message = on_up, on_down, on_message
         self._loop = asyncio.get_running_loop()
         self.state = State.STOPPED
@@ -121,7 +117,7 @@ class Child(Generic[AnySlot]):
         self.listen: tuple[str, ...] = ()
         self.own: OwnAddresses | None = None
         self.process: psutil.Process | None = None
-        self._popen: subprocess.Popen[bytes] | None = None
+        self._begun: Process | None = None
         self._pidfd = -1
         self._channel: LoopChannel | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -134,7 +130,7 @@ class Child(Generic[AnySlot]):
     @property
     def pid(self) -> int:
         """Of the process there is, or 0."""
-        return self._popen.pid if self._popen is not None else 0
+        return self._begun.pid if self._begun is not None else 0
 
     async def start(self) -> None:
         """Start it and wait until it is up. Raises the error it reported, or ChildError; it is stopped then, as it
@@ -168,7 +164,7 @@ class Child(Generic[AnySlot]):
         was = self.state
         self.state = State.DRAINING if drain and was is State.UP else State.STOPPED
         self._cancel_timer()
-        if self._popen is None:
+        if self._begun is None:
             return
         if was in (State.UP, State.DRAINING) and self._channel is not None:
             if was is State.UP:
@@ -196,17 +192,10 @@ class Child(Generic[AnySlot]):
         self._started_s = self._loop.time()
         ours, theirs = channel.pair()
         with theirs:
-            self._popen = subprocess.Popen(
-                [sys.executable, "-P", "-m", self.slot.module, str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(),),
-                start_new_session=True,  # Ctrl-C is for the supervisor, which then stops its children in order
-                cwd="/",
-                env={**os.environ, "PYTHONPATH": PACKAGES},
-            )
+            self._begun = self._nursery.begin(self.slot.module, theirs)
         self._gone.clear()
-        self.process = psutil.Process(self._popen.pid)
-        self._pidfd = os.pidfd_open(self._popen.pid)
+        self.process = psutil.Process(self._begun.pid)
+        self._pidfd = os.pidfd_open(self._begun.pid)
         self._loop.add_reader(self._pidfd, self._exited)
         self._channel = LoopChannel(
             channel.Channel(ours, "supervisor", self.slot.role),
@@ -283,13 +272,13 @@ class Child(Generic[AnySlot]):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
     def _exited(self) -> None:
-        assert self._popen is not None
-        code = self._popen.wait()
-        pid = self._popen.pid
+        assert self._begun is not None
+        code = self._begun.wait()
+        pid = self._begun.pid
         self._loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
         self._pidfd = -1
-        self._popen = self.process = None
+        self._begun = self.process = None
         self.hung = self.confined = False
         if self._channel is not None:
             self._channel.close()

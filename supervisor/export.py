@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
 from supervisor.children import Child
+from supervisor.nursery import Nursery
 from supervisor.pacing import Priorities
 from vpnd.api import messages, parts
 from vpnd.config.live import Live
@@ -86,12 +87,13 @@ class Exporter:
         endpoint: Endpoint,
         live: Live,
         priorities: Priorities,
+        nursery: Nursery,
         told: Callable[[float], Awaitable[bytes]],
         token: str = "",
     ) -> None:
         self._endpoint, self._live, self._priorities, self._told = endpoint, live, priorities, told
         self._slot = ExporterSlot(endpoint, live, token)
-        self.child = Child(self._slot, live, priorities, self._up, self._gone, self._said)
+        self.child = Child(self._slot, live, priorities, nursery, self._up, self._gone, self._said)
         self._telling: asyncio.Task[None] | None = None
         self._told_s = 0.0
         live.watch(lambda config: config, self._reconfigured)

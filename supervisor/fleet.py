@@ -15,6 +15,7 @@ from typing import Any
 from supervisor.children import AnySlot, Child, State, introduce
 from supervisor.datagrams import DatagramPort
 from supervisor.network.tun import Tun
+from supervisor.nursery import Nursery
 from supervisor.overlay import Overlay
 from supervisor.pacing import Priorities
 from supervisor.pump import Pump
@@ -44,10 +45,17 @@ class Fleet:
         self._datagrams = DatagramPort(live)
         self.questions = Questions()
         self.priorities = Priorities(live)
+        self.nursery = Nursery(live)
         self.control = Child(
-            control_slot, live, self.priorities, self._control_up, self._control_down, self._control_said
+            control_slot,
+            live,
+            self.priorities,
+            self.nursery,
+            self._control_up,
+            self._control_down,
+            self._control_said,
         )
-        self.relay = RelayChild(live, self.priorities, self.control)
+        self.relay = RelayChild(live, self.priorities, self.nursery, self.control)
         self.shards: list[Child[ShardSlot]] = []
         self.count = self.shards_of(live.config)
         self.make_shards(self.count)
@@ -56,15 +64,20 @@ class Fleet:
         live.watch(lambda config: config, self._reconfigured)
 
     async def start(self) -> None:
-        """All at once; the slowest is control, which loads libp2p. Raises what the first one failed with; `stop`
-        then."""
-        await all_or_error(child.start() for child in self.children)
+        """All at once; the slowest is control, which loads libp2p meanwhile. Raises what the first one failed with;
+        `stop` then."""
+        await all_or_error((self.control.start(), self._start_shards()))
+
+    async def _start_shards(self) -> None:
+        await self.nursery.start()
+        await all_or_error(shard.start() for shard in self.shards)
 
     async def stop(self) -> None:
         """Shards first, so that their last words reach control."""
         await asyncio.gather(*(shard.stop() for shard in self.shards))
         await self.relay.stop()
         await self.control.stop()
+        await self.nursery.stop()
 
     def close(self) -> None:
         """Give the pages and rings back. Nobody may run any more."""
@@ -154,7 +167,15 @@ class Fleet:
         for index in range(len(self.shards), count):
             slot = ShardSlot(index, self._live, self._overlay, self._tun, self._pump)
             self.shards.append(
-                Child(slot, self._live, self.priorities, self._shard_up, self._shard_down, self._shard_said)
+                Child(
+                    slot,
+                    self._live,
+                    self.priorities,
+                    self.nursery,
+                    self._shard_up,
+                    self._shard_down,
+                    self._shard_said,
+                )
             )
         return self.shards
 

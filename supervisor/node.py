@@ -153,12 +153,12 @@ async def start_node(
         undo.callback(LogFile(live).close)
         others: list[Child[Any]] = [fleet.relay.child]
         if config.metrics.listen:
-            exporter = Exporter(EXPORTER, live, fleet.priorities, node.told)
+            exporter = Exporter(EXPORTER, live, fleet.priorities, fleet.nursery, node.told)
             undo.push_async_callback(exporter.stop)
             await exporter.start()
             others.append(exporter.child)
         if config.web.listen:
-            page = Exporter(PAGE, live, fleet.priorities, node.told, statedir.page_token(config))
+            page = Exporter(PAGE, live, fleet.priorities, fleet.nursery, node.told, statedir.page_token(config))
             undo.push_async_callback(page.stop)
             await page.start()
             others.append(page.child)

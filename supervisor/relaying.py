@@ -7,6 +7,7 @@ import logging
 import os
 
 from supervisor.children import Child, State, introduce
+from supervisor.nursery import Nursery
 from supervisor.pacing import Priorities
 from supervisor.slots import ControlSlot
 from vpnd.api import messages
@@ -38,11 +39,19 @@ class RelaySlot:
 class RelayChild:
     """Owner: supervisor loop."""
 
-    def __init__(self, live: Live, priorities: Priorities, control: Child[ControlSlot]) -> None:
+    def __init__(
+        self, live: Live, priorities: Priorities, nursery: Nursery, control: Child[ControlSlot]
+    ) -> None:
         self._live, self._control = live, control
         self._starting: asyncio.Task[None] | None = None
         self.child = Child(
-            RelaySlot(live), live, priorities, lambda _: self.introduce(), lambda _: None, lambda *_: None
+            RelaySlot(live),
+            live,
+            priorities,
+            nursery,
+            lambda _: self.introduce(),
+            lambda _: None,
+            lambda *_: None,
         )
 
     def want(self) -> None:

@@ -105,16 +105,19 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 class Role(NamedTuple):
     """What a child needs of that. `families`: of sockets it makes. `files`: it opens and writes files. `accepts`: it
-    accepts connections."""
+    accepts connections. `forks`: it makes processes, in which the same holds, and which may be stricter."""
 
     families: tuple[int, ...] = ()
     files: bool = False
     accepts: bool = False
+    forks: bool = False
 
 
 #: libp2p, DNS, addresses of the machine (netlink), name services of libc (AF_UNIX); files of its network.
 CONTROL = Role((socket.AF_INET, socket.AF_INET6, socket.AF_UNIX, socket.AF_NETLINK), files=True, accepts=True)
 EXPORTER = Role(accepts=True)
+#: What its children do until they are confined themselves.
+NURSERY = Role(files=True, forks=True)
 #: They have the descriptors that they are given.
 RELAY = SHARD = Role()
 
@@ -213,9 +216,10 @@ def program(machine: Machine, role: Role, pid: int) -> list[Instruction]:
         never += _names(_ACCEPTING)
     for name in never:
         rules.add(name, REFUSED)
-    rules.add("clone", (LOAD, 0, 0, ARGUMENTS), (ANY_BIT, 1, 0, CLONE_THREAD), REFUSED, ALLOWED)
-    rules.add("tgkill", *_among(0, (pid,), ALLOWED, REFUSED))
-    rules.add("prlimit64", *_among(0, (0, pid), ALLOWED, REFUSED))
+    if not role.forks:
+        rules.add("clone", (LOAD, 0, 0, ARGUMENTS), (ANY_BIT, 1, 0, CLONE_THREAD), REFUSED, ALLOWED)
+        rules.add("tgkill", *_among(0, (pid,), ALLOWED, REFUSED))
+        rules.add("prlimit64", *_among(0, (0, pid), ALLOWED, REFUSED))
     if role.families:
         netlink = _among(2, (NETLINK_ROUTE,), ALLOWED, NO_FAMILY)
         rules.add(

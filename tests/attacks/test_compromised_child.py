@@ -95,7 +95,7 @@ def nodes() -> Iterator[list[Node]]:
         yield nodes
 
 
-KINDS = {"vpnd.control", "shards", "vpnd.relay", "vpnd.exporter"}
+KINDS = {"vpnd.control", "shards", "vpnd.relay", "vpnd.exporter", "vpnd.nursery"}
 
 
 def children(node: Node) -> dict[str, psutil.Process]:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from supervisor.children import Child, State
+from supervisor.nursery import Nursery
 from supervisor.pacing import Priorities
 from vpnd.api import messages
 from vpnd.config.live import Live
@@ -50,6 +51,7 @@ def with_child(settings: Process, body: Callable[[Child[Slot], Raised], Awaitabl
             Slot(),
             live,
             raised,
+            Nursery(live),
             on_up=lambda child: None,
             on_down=lambda child: None,
             on_message=lambda child, message: None,

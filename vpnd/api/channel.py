@@ -186,14 +186,19 @@ class Channel:
         self._sock.close()
 
 
+def await_message(channel: Channel) -> tuple[Message, list[int]]:
+    """Wait, blocking, for the next message. Raises as `receive` does."""
+    while (received := channel.receive()) is None:
+        select([channel.fileno()], [], [])
+    return received
+
+
 Start = TypeVar("Start", bound=Message)
 
 
 def first_message(channel: Channel, kind: type[Start]) -> tuple[Start, list[int]]:
     """Wait, blocking, for the message a child begins its life with; `kind` opens its way. Raises as `receive` does."""
-    while (received := channel.receive()) is None:
-        select([channel.fileno()], [], [])
-    message, descriptors = received
+    message, descriptors = await_message(channel)
     assert isinstance(message, kind)
     return message, descriptors
 

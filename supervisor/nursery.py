@@ -1,0 +1,169 @@
+"""The nursery (vpnd/nursery.py), seen from the supervisor, and the processes that come out of it.
+
+Where there is none, because it is not wanted, does not work on this machine or has just died, a child is a fresh
+interpreter: nothing hangs on the nursery but memory and time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Protocol
+
+from vpnd.api import channel, messages
+from vpnd.api.channel import Channel, ChannelClosed
+from vpnd.config.live import Live
+from vpnd.errors import ProtocolViolation
+from vpnd.printable import printable
+
+log = logging.getLogger(__name__)
+
+#: Where the packages lie: the children import from the same place, whatever the working directory is.
+PACKAGES = str(Path(__file__).resolve().parent.parent)
+
+#: What it has imported, and forks. Not control: see vpnd/nursery.py.
+MODULES = ("shards", "vpnd.relay")
+
+
+class Process(Protocol):
+    """A child of this process."""
+
+    @property
+    def pid(self) -> int: ...
+
+    def wait(self) -> int:
+        """Wait for its end: its exit code, or the negative number of the signal that killed it. Once."""
+
+
+class Forked:
+    """One that the nursery forked."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+
+    def wait(self) -> int:
+        """See Process."""
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+
+def interpreter(module: str, channel_fd: int) -> subprocess.Popen[bytes]:
+    """A fresh interpreter that runs `module`. Raises OSError."""
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", module, str(channel_fd)],
+        stdin=subprocess.DEVNULL,
+        pass_fds=(channel_fd,),
+        start_new_session=True,  # Ctrl-C is for the supervisor, which then stops its children in order
+        cwd="/",
+        env={**os.environ, "PYTHONPATH": PACKAGES},
+    )
+
+
+class Nursery:
+    """Owner: supervisor loop. `start`, `begin`, then `stop`."""
+
+    def __init__(self, live: Live) -> None:
+        self._live = live
+        self._loop = asyncio.get_running_loop()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._pidfd = -1
+        self._channel: Channel | None = None
+        self._ready = False
+        #: whether it is ready, or has ended
+        self._known = asyncio.Event()
+
+    async def start(self) -> None:
+        """Return when it can fork, or it is known that it cannot. Raises OSError."""
+        settings = self._live.config.process
+        if settings.fork_timeout:
+            self._open()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._known.wait(), settings.ready_timeout)
+
+    async def stop(self) -> None:
+        """End it; what it forked goes on."""
+        self._end()
+        if self._process is not None:
+            await self._known.wait()
+
+    def begin(self, module: str, theirs: socket.socket) -> Process:
+        """A new process that runs `module` with that end of a channel. Raises OSError."""
+        if module in MODULES and self._live.config.process.fork_timeout:
+            if self._process is None:
+                self._open()  # for the next one
+            elif self._channel is not None and self._ready and (forked := self._fork(module, theirs)):
+                return forked
+        return interpreter(module, theirs.fileno())
+
+    def _fork(self, module: str, theirs: socket.socket) -> Forked | None:
+        assert self._channel is not None
+        patience_s = self._live.config.process.fork_timeout
+        try:
+            self._channel.send(messages.Fork(module=module), (theirs.fileno(),))
+            if not select.select([self._channel.fileno()], [], [], patience_s)[0]:
+                raise ChannelClosed(f"nothing was forked within {patience_s:g} s")
+            match self._channel.receive():
+                case (messages.Forked(pid=pid), _) if pid:
+                    return Forked(pid)
+                case (messages.Forked(error=error), _):
+                    self._broken(error)
+        except (ChannelClosed, ProtocolViolation) as error:
+            self._broken(str(error))
+        return None
+
+    # --- its process
+
+    def _open(self) -> None:
+        ours, theirs = channel.pair()
+        with theirs:
+            self._process = interpreter("vpnd.nursery", theirs.fileno())
+        self._pidfd = os.pidfd_open(self._process.pid)
+        self._channel = Channel(ours, "supervisor", "nursery")
+        self._ready = False
+        self._known.clear()
+        self._loop.add_reader(self._pidfd, self._exited)
+        self._loop.add_reader(self._channel.fileno(), self._heard)
+        self._channel.send(messages.NurseryStart(config=self._live.config, modules=MODULES))
+
+    def _heard(self) -> None:
+        """That it is ready, or why it cannot be. What comes later is read where it is waited for."""
+        assert self._channel is not None
+        try:
+            match self._channel.receive():
+                case (messages.Ready(), _):
+                    self._loop.remove_reader(self._channel.fileno())
+                    self._ready = True
+                    self._known.set()
+                case (messages.Failed(error=error), _):
+                    self._broken(error)
+        except (ChannelClosed, ProtocolViolation) as error:
+            self._broken(str(error))
+
+    def _broken(self, reason: str) -> None:
+        log.warning("nursery: %s; children are fresh interpreters meanwhile", printable(reason))
+        self._end()
+
+    def _end(self) -> None:
+        if self._channel is not None:
+            self._loop.remove_reader(self._channel.fileno())
+            self._channel.close()
+            self._channel = None
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    def _exited(self) -> None:
+        assert self._process is not None
+        if self._channel is not None:
+            self._broken("it has ended")
+        self._process.wait()
+        self._process = None
+        self._loop.remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        self._known.set()

@@ -1,0 +1,88 @@
+"""Children that are forked: whose they are, that they come back with and without the nursery, and what a node takes."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+
+import psutil
+import pytest
+from lab import Node, process_tree, pss_bytes, running_nodes, wait_until
+from lab.processes import command_line
+
+SHARDS = 4
+#: With a session to each other's; see docs/performance.md for what it is made of.
+MOST_BYTES = 145_000_000
+BACK_S = 10.0
+
+
+@pytest.fixture(scope="module")
+def node() -> Iterator[Node]:
+    with running_nodes(2, shards=SHARDS) as nodes:
+        yield nodes[0]
+
+
+def nurseries(node: Node) -> list[int]:
+    return [pid for pid in process_tree(node.pids()) if "vpnd.nursery" in command_line(pid)]
+
+
+def shard_pids(node: Node) -> list[int]:
+    return [shard["pid"] for shard in node.ask()["shards"]]
+
+
+def killed(node: Node, pid: int) -> int:
+    """Kill a shard; the pid of the one in its place."""
+    before = shard_pids(node)
+    os.kill(pid, signal.SIGKILL)
+    wait_until(
+        lambda: pid not in shard_pids(node) and node.ask()["health"] == "healthy",
+        BACK_S,
+        f"a shard is back: {node.log_tail()}",
+    )
+    (new,) = set(shard_pids(node)) - set(before)
+    return new
+
+
+def is_forked(pid: int) -> bool:
+    """Whether it shares memory of its own with others: an interpreter shares files alone."""
+    return any(line.startswith("Shared_Dirty:") and int(line.split()[1]) > 2000 for line in _rollup(pid))
+
+
+def _rollup(pid: int) -> list[str]:
+    with open(f"/proc/{pid}/smaps_rollup") as file:
+        return file.read().splitlines()
+
+
+def test_shards_are_forked_children_of_the_supervisor(node: Node) -> None:
+    supervisor = node.ask()["supervisor"]["pid"]
+    for pid in shard_pids(node):
+        assert psutil.Process(pid).ppid() == supervisor
+        assert "-m shards" in command_line(pid)
+        assert is_forked(pid)
+
+
+def test_a_node_takes_no_more_memory_than_it_is_meant_to(node: Node) -> None:
+    assert pss_bytes(node.pids()) < MOST_BYTES
+
+
+def test_a_killed_shard_is_forked_again(node: Node) -> None:
+    assert is_forked(killed(node, shard_pids(node)[0]))
+
+
+def test_without_a_nursery_shards_come_back_and_it_does_too(node: Node) -> None:
+    (nursery,) = nurseries(node)
+    others = shard_pids(node)
+    os.kill(nursery, signal.SIGKILL)
+    wait_until(lambda: not nurseries(node), BACK_S, "the nursery is gone")
+    assert shard_pids(node) == others, "nobody's death but its own"
+    assert not is_forked(killed(node, shard_pids(node)[1]))
+    wait_until(lambda: bool(nurseries(node)), BACK_S, "there is another nursery")
+    wait_until(lambda: is_forked(killed(node, shard_pids(node)[2])), BACK_S, "that forks shards")
+
+
+def test_a_nursery_that_hangs_holds_nobody_up(node: Node) -> None:
+    (nursery,) = nurseries(node)
+    os.kill(nursery, signal.SIGSTOP)
+    assert not is_forked(killed(node, shard_pids(node)[3]))
+    wait_until(lambda: nursery not in nurseries(node), BACK_S, "it is killed")
