@@ -158,7 +158,9 @@ async def start_node(
             await exporter.start()
             others.append(exporter.child)
         if config.web.listen:
-            page = Exporter(PAGE, live, fleet.priorities, fleet.nursery, node.told, statedir.page_token(config))
+            page = Exporter(
+                PAGE, live, fleet.priorities, fleet.nursery, node.told, statedir.page_token(config)
+            )
             undo.push_async_callback(page.stop)
             await page.start()
             others.append(page.child)
