@@ -63,7 +63,8 @@ def numbers_of(pid: int, kind: str) -> list[int]:
 @contextlib.contextmanager
 def voice_of(pid: int) -> Iterator[Callable[[messages.Message], None]]:
     """What sends a message to the supervisor as that child."""
-    number = int(Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[-2])
+    line = Path(f"/proc/{pid}/cmdline").read_bytes()
+    number = int(line.rstrip(b"\0").split(b"\0")[-1])
     with socket.socket(fileno=taken_from(pid, number)) as channel:
         yield lambda message: channel.send(msgspec.msgpack.encode(message)) and None
 
