@@ -190,9 +190,7 @@ class Child(Generic[AnySlot]):
     def _spawn(self) -> None:
         self.state = State.STARTING
         self._started_s = self._loop.time()
-        ours, theirs = channel.pair()
-        with theirs:
-            self._begun = self._nursery.begin(self.slot.module, theirs)
+        self._begun, ours = self._nursery.begin(self.slot.module)
         self._gone.clear()
         self.process = psutil.Process(self._begun.pid)
         self._pidfd = os.pidfd_open(self._begun.pid)

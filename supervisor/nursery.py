@@ -76,6 +76,7 @@ class Nursery:
         self._pidfd = -1
         self._channel: Channel | None = None
         self._ready = False
+        self._hanging: asyncio.TimerHandle | None = None
         #: whether it is ready, or has ended
         self._known = asyncio.Event()
 
@@ -93,30 +94,45 @@ class Nursery:
         if self._process is not None:
             await self._known.wait()
 
-    def begin(self, module: str, theirs: socket.socket) -> Process:
-        """A new process that runs `module` with that end of a channel. Raises OSError."""
+    def begin(self, module: str) -> tuple[Process, socket.socket]:
+        """A new process that runs `module`, and our end of a channel to it. Raises OSError."""
         if module in MODULES and self._live.config.process.fork_timeout:
             if self._process is None:
                 self._open()  # for the next one
-            elif self._channel is not None and self._ready and (forked := self._fork(module, theirs)):
+            elif self._channel is not None and self._ready and (forked := self._fork(module)):
                 return forked
-        return interpreter(module, theirs.fileno())
+        ours, theirs = channel.pair()
+        with theirs:
+            return interpreter(module, theirs.fileno()), ours
 
-    def _fork(self, module: str, theirs: socket.socket) -> Forked | None:
+    def _fork(self, module: str) -> tuple[Process, socket.socket] | None:
         assert self._channel is not None
         patience_s = self._live.config.process.fork_timeout
+        ours, theirs = channel.pair()
         try:
-            self._channel.send(messages.Fork(module=module), (theirs.fileno(),))
+            with theirs:
+                self._channel.send(messages.Fork(module=module), (theirs.fileno(),))
             if not select.select([self._channel.fileno()], [], [], patience_s)[0]:
-                raise ChannelClosed(f"nothing was forked within {patience_s:g} s")
-            match self._channel.receive():
-                case (messages.Forked(pid=pid), _) if pid:
-                    return Forked(pid)
-                case (messages.Forked(error=error), _):
-                    self._broken(error)
+                self._late(patience_s)
+            else:
+                match self._channel.receive():
+                    case (messages.Forked(pid=pid), _) if pid:
+                        return Forked(pid), ours
+                    case (messages.Forked(error=error), _):
+                        self._broken(error)
         except (ChannelClosed, ProtocolViolation) as error:
             self._broken(str(error))
+        ours.close()  # what may be forked yet sees that nobody wants it
         return None
+
+    def _late(self, patience_s: float) -> None:
+        """On a busy machine it comes later, and on a machine that is not it hangs."""
+        log.warning("nursery: nothing was forked within %g s", patience_s)
+        self._ready = False
+        assert self._channel is not None
+        self._loop.add_reader(self._channel.fileno(), self._heard)
+        patience_s = self._live.config.process.ready_timeout
+        self._hanging = self._loop.call_later(patience_s, self._broken, f"it has hung for {patience_s:g} s")
 
     # --- its process
 
@@ -133,24 +149,41 @@ class Nursery:
         self._channel.send(messages.NurseryStart(config=self._live.config, modules=MODULES))
 
     def _heard(self) -> None:
-        """That it is ready, or why it cannot be. What comes later is read where it is waited for."""
+        """That it is ready, or why it cannot be, or that it has forked what is not wanted any more. Other answers are
+        read where they are waited for."""
         assert self._channel is not None
         try:
             match self._channel.receive():
                 case (messages.Ready(), _):
-                    self._loop.remove_reader(self._channel.fileno())
-                    self._ready = True
-                    self._known.set()
+                    self._now_ready()
+                case (messages.Forked(pid=pid), _):
+                    self._now_ready()
+                    if pid:
+                        os.kill(pid, signal.SIGKILL)
+                        Forked(pid).wait()
                 case (messages.Failed(error=error), _):
                     self._broken(error)
         except (ChannelClosed, ProtocolViolation) as error:
             self._broken(str(error))
+
+    def _now_ready(self) -> None:
+        assert self._channel is not None
+        self._loop.remove_reader(self._channel.fileno())
+        self._stop_waiting()
+        self._ready = True
+        self._known.set()
+
+    def _stop_waiting(self) -> None:
+        if self._hanging is not None:
+            self._hanging.cancel()
+            self._hanging = None
 
     def _broken(self, reason: str) -> None:
         log.warning("nursery: %s; children are fresh interpreters meanwhile", printable(reason))
         self._end()
 
     def _end(self) -> None:
+        self._stop_waiting()
         if self._channel is not None:
             self._loop.remove_reader(self._channel.fileno())
             self._channel.close()

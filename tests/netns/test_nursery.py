@@ -19,7 +19,7 @@ BACK_S = 10.0
 
 @pytest.fixture(scope="module")
 def node() -> Iterator[Node]:
-    with running_nodes(2, shards=SHARDS) as nodes:
+    with running_nodes(2, shards=SHARDS, settings={"process": {"ready_timeout": "15s"}}) as nodes:
         yield nodes[0]
 
 
@@ -85,4 +85,26 @@ def test_a_nursery_that_hangs_holds_nobody_up(node: Node) -> None:
     (nursery,) = nurseries(node)
     os.kill(nursery, signal.SIGSTOP)
     assert not is_forked(killed(node, shard_pids(node)[3]))
-    wait_until(lambda: nursery not in nurseries(node), BACK_S, "it is killed")
+    wait_until(lambda: nursery not in nurseries(node), 2 * BACK_S, "it is killed")
+
+
+def test_what_a_nursery_forks_too_late_does_not_stay(node: Node) -> None:
+    wait_until(
+        lambda: is_forked(killed(node, shard_pids(node)[0])), BACK_S, "there is a nursery that forks shards"
+    )
+    (nursery,) = nurseries(node)
+    os.kill(nursery, signal.SIGSTOP)
+    new = killed(node, shard_pids(node)[0])
+    assert not is_forked(new)
+    os.kill(nursery, signal.SIGCONT)
+    wait_until(
+        lambda: is_forked(killed(node, shard_pids(node)[0])), BACK_S, "it forks again when it has gone on"
+    )
+    assert nurseries(node) == [nursery]
+    ours = {*shard_pids(node), node.ask()["control"]["pid"], nursery}
+    left = {
+        process.pid
+        for process in psutil.Process(node.ask()["supervisor"]["pid"]).children()
+        if "-m" in process.cmdline() or process.status() == psutil.STATUS_ZOMBIE
+    }
+    assert left == ours
