@@ -108,8 +108,7 @@ class NurseryStart(Message, frozen=True):
 
 class Ready(Message, frozen=True):
     """The child works. `listen`: control's addresses, without the /p2p part; empty from shards. `own`: what the node is
-    in its network; None from shards, and of a node whose peers are all configured by hand.
-    """
+    in its network; None from shards, and of a node whose peers are all configured by hand."""
 
     rule = Rule(TO_SUPERVISOR, first=True)
 
