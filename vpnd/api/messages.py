@@ -10,19 +10,20 @@ from __future__ import annotations
 import inspect
 
 from vpnd.api import reports
+from vpnd.api.forking import Fork as Fork
+from vpnd.api.forking import Forked as Forked
+from vpnd.api.forking import NurseryStart as NurseryStart
 from vpnd.api.rules import (
     CONTROL_TO_RELAY,
     CONTROL_TO_SHARD,
     CONTROL_TO_SUPERVISOR,
     EXPORTER_TO_SUPERVISOR,
     MAX_DESCRIPTORS,
-    NURSERY_TO_SUPERVISOR,
     RELAY_TO_CONTROL,
     SHARD_TO_CONTROL,
     SHARD_TO_SUPERVISOR,
     SUPERVISOR_TO_CONTROL,
     SUPERVISOR_TO_EXPORTER,
-    SUPERVISOR_TO_NURSERY,
     SUPERVISOR_TO_RELAY,
     SUPERVISOR_TO_SHARD,
     TO_ALL,
@@ -97,15 +98,6 @@ class ExporterStart(Message, frozen=True):
         return "ExporterStart()"
 
 
-class NurseryStart(Message, frozen=True):
-    """What children of this node run: the packages whose module `main` is imported, and may be forked."""
-
-    rule = Rule((SUPERVISOR_TO_NURSERY,), first=True)
-
-    config: Config
-    modules: tuple[str, ...]
-
-
 class Ready(Message, frozen=True):
     """The child works. `listen`: control's addresses, without the /p2p part; empty from shards. `own`: what the node is
     in its network; None from shards, and of a node whose peers are all configured by hand."""
@@ -122,23 +114,6 @@ class Failed(Message, frozen=True):
     rule = Rule(TO_SUPERVISOR, first=True)
 
     kind: str
-    error: str
-
-
-class Fork(Message, frozen=True):
-    """Fork a child that runs `module`, with its end of a channel to the supervisor."""
-
-    rule = Rule((SUPERVISOR_TO_NURSERY,), after=(Ready,), descriptors=single("the child's channel"))
-
-    module: str
-
-
-class Forked(Message, frozen=True):
-    """It is there. `pid`: 0 if it could not be forked, `error` says why."""
-
-    rule = Rule((NURSERY_TO_SUPERVISOR,), after=(Fork,))
-
-    pid: int
     error: str
 
 

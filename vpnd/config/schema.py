@@ -508,13 +508,10 @@ class Process(Table, frozen=True):
         "Time without a heartbeat after which a child is killed and started again; 0: never. It is not healthy after "
         "half of it.")
     drain_timeout: float = duration(2.0, 0.0, 600.0, "Deadline for a shard that is scaled away to empty its queues.")
-    fork_timeout: float = duration(0.2, 0.0, 10.0,
-        "Deadline for a child to be forked from one process that has imported everything, which saves memory and time; "
-        "packets wait meanwhile. After it the child is a fresh interpreter; 0: it always is.", restart=True)
+    fork_timeout: float = duration(0.2, 0.0, 10.0, "Deadline to fork a child; then, and with 0: no fork.", restart=True)
     restart_initial: float = duration(0.05, 0.0, 600.0, "Wait before the first restart of a dead child.")
     restart_max: float = duration(10.0, 0.0, 3600.0, "Upper limit of that wait, which doubles with each restart.")
-    restart_settle: float = duration(10.0, 0.1, 86400.0,
-        "Lifetime after which a child's restarts begin with the first wait again.")
+    restart_settle: float = duration(10.0, 0.1, 86400.0, "Lifetime after which restarts begin with the first wait.")
 
 
 class Status(Table, frozen=True):
