@@ -43,6 +43,7 @@ MESSAGES: list[Message] = [
     messages.OwnChanged(own=OWN),
     messages.OwnPrefixes(own=("10.86.0.1/32",)),
     messages.RoutesKnown(routes=("192.0.2.0/24",)),
+    messages.Withheld(routes=("192.0.2.0/24",)),
     messages.NameSockets(udp=2),
     messages.Request(serial=1, command="members", arguments={"name": "b", "uses": 1}),
     messages.Answer(serial=1, result=b"[]"),
