@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from vpnd import peerid
 from vpnd.config import paths
 from vpnd.config.check import default_virtual_ip
+from vpnd.config.paths import NETWORK_NAME as NETWORK
 from vpnd.config.schema import Config
 from vpnd.errors import ConfigError
 from vpnd.identity import load_or_create, read_private
-from vpnd.membership.store import NETWORK
 from vpnd.mode import identity_of
 
 

@@ -12,7 +12,8 @@ import pytest
 from control_harness import eventually
 from network_harness import USER, NetworkNode
 
-from vpnd.membership.store import DIRECTORY, INVITATIONS, NETWORK
+from vpnd.config.paths import NETWORK_NAME as NETWORK
+from vpnd.membership.store import DIRECTORY, INVITATIONS
 
 pytestmark = pytest.mark.root
 

@@ -130,12 +130,12 @@ def _fails(wire: bytes) -> Statement:
     raise AssertionError("it is verified again")
 
 
-@pytest.mark.parametrize("name", [store.NETWORK, store.KEY])
+@pytest.mark.parametrize("name", [store.NETWORK_NAME, store.KEY])
 @pytest.mark.parametrize("data", [b"", b"junk"])
 def test_other_damage_is_an_error_that_names_the_file(held, tmp_path, name, data):
     (tmp_path / "network" / name).write_bytes(data)
     load = {
-        store.NETWORK: held.load_network,
+        store.NETWORK_NAME: held.load_network,
         store.KEY: held.load_key,
     }
     with pytest.raises(StoreError, match=name):
@@ -151,7 +151,7 @@ def test_of_a_damaged_file_the_generation_before_is_used_and_not_lost(held, tmp_
     held.save_invitations(())
     held.save_statements(world.directory.statements())
     held.save_statements(world.directory.statements()[:1])
-    for name in (store.NETWORK, store.INVITATIONS, store.DIRECTORY):
+    for name in (store.NETWORK_NAME, store.INVITATIONS, store.DIRECTORY):
         (tmp_path / "network" / name).write_bytes(data)
     for _ in range(2):
         again = Store(tmp_path / "network")
@@ -186,7 +186,7 @@ def test_the_files_of_the_first_version_are_read_and_brought_up_to_date(tmp_path
     assert verified and not restored.restore(wires, NOW + 1).refused
     assert [one.name for one in restored.members(NOW + 1)] == ["b"] and restored.removal(peer("c"))
     assert [one.peer_id for one in restored.authorities()] == [peer("root"), peer("second")]
-    (tmp_path / "network" / store.NETWORK).write_bytes(b"")
+    (tmp_path / "network" / store.NETWORK_NAME).write_bytes(b"")
     assert held.load_network() == NETWORK, "there is a second copy from now on"
     held.upgrade()
     held.close()
@@ -209,7 +209,7 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_beside_it(held, tmp_path,
     with pytest.raises(StoreError, match="No space"):
         held.save_network(NETWORK)
     monkeypatch.undo()
-    files = {store.NETWORK, store.NETWORK + store.OLD, store.FORMAT}
+    files = {store.NETWORK_NAME, store.NETWORK_NAME + store.OLD, store.FORMAT}
     assert set(os.listdir(tmp_path / "network")) == files and held.load_network() == NETWORK
 
 
