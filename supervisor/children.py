@@ -18,13 +18,12 @@ import logging
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import psutil
 
+from supervisor import interpreter
 from supervisor.pacing import Priorities
 from vpnd import errors, seccomp
 from vpnd.api import channel, messages
@@ -35,9 +34,6 @@ from vpnd.errors import ProtocolViolation
 from vpnd.printable import printable
 
 log = logging.getLogger(__name__)
-
-#: Where the packages lie: the children import from the same place, whatever the working directory is.
-PACKAGES = str(Path(__file__).resolve().parent.parent)
 
 
 class State(enum.Enum):
@@ -194,16 +190,7 @@ class Child(Generic[AnySlot]):
     def _spawn(self) -> None:
         self.state = State.STARTING
         self._started_s = self._loop.time()
-        ours, theirs = channel.pair()
-        with theirs:
-            self._popen = subprocess.Popen(
-                [sys.executable, "-P", "-m", self.slot.module, str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(),),
-                start_new_session=True,  # Ctrl-C is for the supervisor, which then stops its children in order
-                cwd="/",
-                env={**os.environ, "PYTHONPATH": PACKAGES},
-            )
+        self._popen, ours = interpreter.begin(self.slot.module)
         self._gone.clear()
         self.process = psutil.Process(self._popen.pid)
         self._pidfd = os.pidfd_open(self._popen.pid)

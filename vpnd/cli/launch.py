@@ -62,6 +62,10 @@ def _typed(most: int) -> str:
 
 def foreground(config: Config, identity: Identity, token: str, reread: Callable[[], Config]) -> int:
     """Run the node until it is stopped; `reread` gives the configuration to reload. Returns the exit code."""
+    from supervisor import interpreter
+
+    if os.geteuid() == 0:
+        interpreter.begin_early("vpnd.control")
     from supervisor.service import run_foreground
 
     return run_foreground(config, identity, token, Output(sys.stdout.fileno()).tell, reread)
