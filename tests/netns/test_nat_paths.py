@@ -157,13 +157,15 @@ def test_many_ports_make_a_hole_where_one_nat_is_symmetric() -> None:
             begun_s = time.monotonic()
             b.start()
             b.wait_ready()
+            ready_s = time.monotonic() - begun_s
             wait_until(lambda: sees(b, "a", r".*\(punched\)"), 3 * BY_CHANCE_S, "they have punched")
             took_s = time.monotonic() - begun_s
             grown = [entries(gateway) - was for gateway, was in zip(lab.gateways, before, strict=True)]
             print(
-                f"{kinds[0]} x {kinds[1]}: punched {took_s:.2f} s after the start; {grown} new entries in gateways"
+                f"{kinds[0]} x {kinds[1]}: punched {took_s:.2f} s after the start, ready {ready_s:.2f}; {grown} new entries in gateways"
             )
-            assert took_s <= within(BY_CHANCE_S) and max(grown) < 4 * 500 + 256
+            # its start takes longer where others start, too
+            assert took_s - ready_s <= within(BY_CHANCE_S) and max(grown) < 4 * 500 + 256
             wait_until(lambda: rtt_ms(b, address(a)) < DIRECT_MS, REACHED_S, "packets go by it")
             assert b.stop() == 0
         check_logs([r, s, a, b])
