@@ -98,7 +98,7 @@ def test_the_local_network_takes_the_place_of_a_relay_when_it_lets_them_through(
             a.ask()["control"]["to_direct"],
             c.ask()["control"]["to_direct"],
         )
-        assert sum(sum(each["counts"]) for each in spread) == 1
+        assert sum(sum(each["buckets"]) for each in spread) == 1
         check_logs([r, a, c])
 
 
@@ -162,7 +162,8 @@ def test_many_ports_make_a_hole_where_one_nat_is_symmetric() -> None:
             took_s = time.monotonic() - begun_s
             grown = [entries(gateway) - was for gateway, was in zip(lab.gateways, before, strict=True)]
             print(
-                f"{kinds[0]} x {kinds[1]}: punched {took_s:.2f} s after the start, ready {ready_s:.2f}; {grown} new entries in gateways"
+                f"{kinds[0]} x {kinds[1]}: punched {took_s:.2f} s after the start, "
+                f"ready {ready_s:.2f}; {grown} new entries in gateways"
             )
             # its start takes longer where others start, too
             assert took_s - ready_s <= within(BY_CHANCE_S) and max(grown) < 4 * 500 + 256

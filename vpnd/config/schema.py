@@ -183,13 +183,11 @@ class Nat(Table, frozen=True):
         True, "Meet members that cannot be dialed at a relay, and be called there by others.", essential=True,
         restart=True
     )
-    relays: int = number(
-        2, 1, 3, "relays", "Relays a node stays connected to, so that members that cannot dial it can call it there."
-    )
+    relays: int = number(2, 1, 3, "relays",
+        "Relays a node stays connected to, so that members that cannot dial it can call it there.")
     relay_retry: float = duration(30.0, 0.1, 86400.0, "Wait before a member that was no relay is asked again.")
-    meet_delay: float = duration(
-        0.3, 0.0, 60.0, "Head start of a peer's own addresses before a meeting at a relay is tried beside them."
-    )
+    meet_delay: float = duration(0.3, 0.0, 60.0,
+        "Head start of a peer's own addresses before a meeting at a relay is tried beside them.")
     meet_timeout: float = duration(5.0, 0.1, 60.0, "Deadline for both members to come to a meeting.")
     punch_timeout: float = duration(4.0, 0.1, 60.0, "Deadline of a direct connection after a meeting.")
     punch_interval: float = duration(0.02, 0.001, 5.0, "Wait before a connection that a gateway reset is tried again.")
