@@ -57,7 +57,6 @@ class NoRelay(DialError):
     """No relay answered at which a member could be met."""
 
 
-
 class _Relay:
     """A relay that may call this node. `you`: where it sees this node."""
 
