@@ -14,10 +14,9 @@ import select
 import signal
 import socket
 import subprocess
-import sys
-from pathlib import Path
 from typing import Protocol
 
+from supervisor import interpreter
 from vpnd.api import channel, messages
 from vpnd.api.channel import Channel, ChannelClosed
 from vpnd.config.live import Live
@@ -25,9 +24,6 @@ from vpnd.errors import ProtocolViolation
 from vpnd.printable import printable
 
 log = logging.getLogger(__name__)
-
-#: Where the packages lie: the children import from the same place, whatever the working directory is.
-PACKAGES = str(Path(__file__).resolve().parent.parent)
 
 #: What it has imported, and forks. Not control: see vpnd/nursery.py.
 MODULES = ("shards", "vpnd.relay")
@@ -52,18 +48,6 @@ class Forked:
     def wait(self) -> int:
         """See Process."""
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-
-
-def interpreter(module: str, channel_fd: int) -> subprocess.Popen[bytes]:
-    """A fresh interpreter that runs `module`. Raises OSError."""
-    return subprocess.Popen(
-        [sys.executable, "-P", "-m", module, str(channel_fd)],
-        stdin=subprocess.DEVNULL,
-        pass_fds=(channel_fd,),
-        start_new_session=True,  # Ctrl-C is for the supervisor, which then stops its children in order
-        cwd="/",
-        env={**os.environ, "PYTHONPATH": PACKAGES},
-    )
 
 
 class Nursery:
@@ -101,9 +85,7 @@ class Nursery:
                 self._open()  # for the next one
             elif self._channel is not None and self._ready and (forked := self._fork(module)):
                 return forked
-        ours, theirs = channel.pair()
-        with theirs:
-            return interpreter(module, theirs.fileno()), ours
+        return interpreter.begin(module)
 
     def _fork(self, module: str) -> tuple[Process, socket.socket] | None:
         assert self._channel is not None
@@ -137,9 +119,7 @@ class Nursery:
     # --- its process
 
     def _open(self) -> None:
-        ours, theirs = channel.pair()
-        with theirs:
-            self._process = interpreter("vpnd.nursery", theirs.fileno())
+        self._process, ours = interpreter.begin("vpnd.nursery")
         self._pidfd = os.pidfd_open(self._process.pid)
         self._channel = Channel(ours, "supervisor", "nursery")
         self._ready = False

@@ -307,7 +307,8 @@ SHARD_HISTOGRAMS = {
     "first_packet": "From the first packet that waited for a session with a peer to the session that took it.",
 }
 CONTROL_HISTOGRAMS = {
-    "handshake": "From the begin of a dial to an established session, of those that succeeded."
+    "handshake": "From the begin of a dial to an established session, of those that succeeded.",
+    "to_direct": "From the first try for a direct session to that session, with peers that were met at a relay.",
 }
 
 

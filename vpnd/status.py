@@ -118,6 +118,7 @@ class ControlPart(SupervisorPart, frozen=True):
     ] = None
     counters: Annotated[dict[str, int], told("What it counted; see below.")] = {}
     handshake: Annotated[Spread, told(CONTROL_HISTOGRAMS["handshake"])] = Spread()
+    to_direct: Annotated[Spread, told(CONTROL_HISTOGRAMS["to_direct"])] = Spread()
 
 
 class Ring(Part, frozen=True):

@@ -58,8 +58,9 @@ class Carrier(Protocol):
     alone: bool
 
     @property
-    def relayed(self) -> bool:
-        """What is sent takes a detour over another member: once there is a direct carrier, this one is left."""
+    def rank(self) -> int:
+        """How good the way is that it takes (vpnd.nat.paths): once there is a carrier by a better way, this one is
+        left."""
 
     # --- whether it is alive
 

@@ -27,6 +27,7 @@ from shards.flow.queues import ReorderBuffer
 from shards.peer.carrier import Carrier, DatagramLane, Lane
 from shards.peer.choice import Choice, keeps_order
 from vpnd.config.live import Live
+from vpnd.nat.paths import AROUND
 from vpnd.resilience import Retry
 
 
@@ -127,7 +128,9 @@ class StreamPool:
         if self._doubt:
             self._doubt = False
             for carrier in self.carriers:
-                if lane.carrier.doubted and not (carrier.doubted or carrier.relayed or carrier.leaving):
+                if lane.carrier.doubted and not (
+                    carrier.doubted or carrier.rank == AROUND or carrier.leaving
+                ):
                     self.leave(carrier)  # before flows come that it would cost as much
         for carrier in self._replacing & set(self.carriers):
             if carrier is not lane.carrier and not carrier.leaving and lane.carrier.initiator:
@@ -139,7 +142,7 @@ class StreamPool:
             if carrier.alone and carrier.beside is not None and not carrier.beside.leaving:
                 self._leave_alone(carrier, carrier.beside, lane.carrier)
         for carrier in self.carriers:
-            detour = carrier.relayed and not lane.carrier.relayed
+            detour = carrier.rank > lane.carrier.rank
             small = carrier.doubted and not (carrier.suspect or lane.carrier.doubted)
             if (
                 (detour or small)

@@ -14,6 +14,7 @@ from shards.flow.flows import Chunk, Flow
 from shards.session.beside import DatagramLane
 from shards.session.surroundings import Remote, Surroundings
 from vpnd.errors import RemoteProtocolError
+from vpnd.nat.paths import NEAR
 
 
 class AloneEvents(Protocol):
@@ -31,7 +32,8 @@ class Alone:
 
     #: the next session has to show that large segments arrive: they may be what got lost
     alone = doubted = True
-    initiator = left = peer_left = leaving = suspect = relayed = usable = False
+    initiator = left = peer_left = leaving = suspect = usable = False
+    rank = NEAR  # no better way takes its place: any session does
     opening = 0
     lanes: tuple[()] = ()
 

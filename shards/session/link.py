@@ -36,7 +36,7 @@ from shards.stream.negotiate import Beside
 from shards.stream.session import Session
 from shards.stream.yamux import Stream
 from vpnd.errors import FloodError, LocalProtocolError, RemoteProtocolError
-from vpnd.nat.paths import RELAYED, Path
+from vpnd.nat.paths import Path
 from vpnd.packet.offload import fit_span
 from vpnd.packet.record import PACKET_OFFSET, segments
 
@@ -175,8 +175,8 @@ class Link:
         self._timer_due_s = 0.0
 
     @property
-    def relayed(self) -> bool:
-        return self.path.kind == RELAYED
+    def rank(self) -> int:
+        return self.path.rank
 
     def start(self) -> None:
         """Watch the transport; the initiator opens a stream. Events come from the next turn of the loop on."""

@@ -19,7 +19,7 @@ from vpnd.config.live import Live
 from vpnd.config.schema import P2P, Config, Nat
 from vpnd.control.book import Held
 from vpnd.control.dialer import Dialer
-from vpnd.control.traversal import CalledMeanwhile
+from vpnd.control.traversal import CalledMeanwhile, NoRelay
 from vpnd.discovery.registry import Member
 from vpnd.nat.paths import DIRECT, PUNCHED, RELAYED, Path
 from vpnd.session import Established
@@ -109,8 +109,8 @@ class Taker:
         book.add(Held(session_id, session.peer_id, shard, True, 0.0, path=session.path))
         return session_id
 
-    def relayed(self, peer_id: str, shard: int) -> bool:
-        return self._node.book.relayed(peer_id, shard)
+    def best(self, peer_id: str, shard: int) -> Held | None:
+        return self._node.book.best(peer_id, shard)
 
     def announce(self) -> None:
         """Nobody listens."""
@@ -262,12 +262,75 @@ def test_a_relayed_session_of_an_earlier_control_is_improved_on_too() -> None:
 
     async def then(live: Live, host: SilentHost, dialer: Dialer) -> None:
         assert relays.begun == []
-        dialer.found_relayed(member("m"), 0)
-        dialer.replan()
+        dialer.found("m", 0)
         await trio.sleep(4.9)
         state = dialer.improving("m", 0)
         assert relays.begun == [] and state is not None and state.tries == 0
         await trio.sleep(0.2)
+        assert [mode for _, mode in relays.begun] == ["punch"]
+
+    assert played(config, node, then, relays, host_of=RefusingHost) == [PUNCHED]
+
+
+def holding(node: Node, path: Path, *, ours: bool) -> None:
+    """The node's only shard has a session with the peer."""
+    node.book.add(Held(1, "m", 0, ours, 0.0, up=True, path=path))
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_an_address_takes_the_place_of_a_hole_in_a_nat_as_soon_as_it_is_known(ours: bool) -> None:
+    config, node = hidden(settings())
+    holding(node, Path(kind=PUNCHED, address="203.0.113.2:33949"), ours=ours)
+    relays = Relays(PUNCHED)
+
+    async def then(live: Live, host: SilentHost, dialer: Dialer) -> None:
+        assert dialer.improving("m", 0) is None
+        dialer.found("m", 0, news=True)
+        await trio.sleep(0.0 if ours else config.p2p.dial_stagger)
+        await trio.sleep(0.01)
+        assert dialer.improving("m", 0) is None and relays.begun == []
+
+    assert played(config, node, then, relays, host_of=AnsweringHost) == [DIRECT]
+
+
+def test_better_addresses_that_keep_changing_are_not_knocked_at_all_day() -> None:
+    config, node = hidden(settings())
+    holding(node, Path(kind=PUNCHED), ours=True)
+
+    async def then(live: Live, host: SilentHost, dialer: Dialer) -> None:
+        for _ in range(600):
+            dialer.found("m", 0, news=True)
+            await trio.sleep(0.1)
+        assert 3 <= len(host.small) <= 60.0 / config.retry.max_interval + 1
+
+    assert played(config, node, then, host_of=RefusingHost) == []
+
+
+def test_an_address_that_is_no_better_or_nowhere_is_not_dialed() -> None:
+    for path, near in ((Path(address="203.0.113.2:4001"), True), (Path(kind=PUNCHED), False)):
+        config, node = hidden(settings())
+        holding(node, path, ours=True)
+
+        async def then(live: Live, host: SilentHost, dialer: Dialer) -> None:
+            dialer.found("m", 0, news=True)
+            await trio.sleep(100.0)
+
+        assert played(config, node, then, Relays(near=near), host_of=AnsweringHost) == []
+
+
+def test_who_was_called_over_a_relay_tries_for_a_direct_session_when_it_knows_of_another_network() -> None:
+    config, node = hidden(settings())
+    holding(node, Path(kind=RELAYED), ours=False)
+    relays = Relays(PUNCHED)
+
+    async def then(live: Live, host: SilentHost, dialer: Dialer) -> None:
+        dialer.found("m", 0)
+        await trio.sleep(10_000.0)
+        dialer.begin_anew()
+        await trio.sleep(1.0)
+        assert relays.begun == []
+        dialer.begin_anew(both=True)
+        await trio.sleep(1.0)
         assert [mode for _, mode in relays.begun] == ["punch"]
 
     assert played(config, node, then, relays, host_of=RefusingHost) == [PUNCHED]
@@ -294,6 +357,20 @@ def test_who_is_behind_a_nat_and_has_no_relay_is_said_to_and_what_helps(near: bo
         assert ("forward a port" in said) == (not near)
 
     assert played(config, node, then, Relays(near=near), host_of=RefusingHost) == []
+
+
+@pytest.mark.parametrize(("error", "told"), [(NoRelay("r is silent"), True), (DialError("not_here"), False)])
+def test_relays_that_are_all_away_are_no_relays(error: DialError, told: bool) -> None:
+    config, node = hidden(settings())
+
+    class Failing(Relays):
+        async def meet(self, member: Member, mode: str, deliver: Callable[[Detached], bool]) -> str:
+            raise error
+
+    async def then(live: Live, host: SilentHost, dialer: Dialer) -> None:
+        assert ("forward a port" in node.planner.report(0.0)[0].last_error) == told
+
+    assert played(config, node, then, Failing(RELAYED, near=False), host_of=RefusingHost) == []
 
 
 def test_a_peer_that_calls_at_the_same_moment_is_not_to_blame() -> None:

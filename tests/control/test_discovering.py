@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 import trio
 
-from vpnd.adapter import mdns
+from vpnd.adapter import multicast
 from vpnd.adapter.mdns import LocalNetwork
 from vpnd.config.schema import Discovery
 from vpnd.control.discovering import Turns
@@ -77,6 +77,7 @@ def test_ourselves_strangers_and_nonsense_are_nobody() -> None:
         localnet.question(),
     ):
         local._heard_untrusted(message, "192.0.2.7")
+    local._heard_untrusted(answer("id-b"), "fe80::7%eth0")  # only for its own link
     assert local.found_there == []
     assert local.counts["mdns_refused"] == 1
 
@@ -105,8 +106,8 @@ def test_a_flood_is_not_read(monkeypatch) -> None:
 
 
 def test_a_port_that_cannot_be_had_ends_it_and_nothing_else(monkeypatch) -> None:
-    def refuse() -> socket.socket:
+    def refuse(family: int, host: str, port: int) -> socket.socket:
         raise OSError(98, "Address already in use")
 
-    monkeypatch.setattr(mdns, "_open", refuse)
+    monkeypatch.setattr(multicast, "_bound", refuse)
     trio.run(Local().run)

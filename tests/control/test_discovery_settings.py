@@ -158,7 +158,7 @@ def test_it_is_said_on_the_local_network_that_often(monkeypatch: pytest.MonkeyPa
             LocalNetwork, "_say_everywhere", lambda *_: said.append(trio.current_time() - begun_s)
         )
         with trio.move_on_after(2000.0):
-            await Local(mdns_interval=600.0)._speak(None)  # type: ignore[arg-type]
+            await Local(mdns_interval=600.0)._speak([None])  # type: ignore[list-item]
 
     on_a_made_up_clock(main)
     assert len(said) == 2 + 3 and said[2] == pytest.approx(600.0, abs=5.0)

@@ -222,7 +222,7 @@ def test_a_direct_connection_is_tried_again_and_again_but_not_for_ever(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     tries: list[float] = []
-    stock = punch._reserve
+    stock = punch.reserve
 
     def reserve(*where: Any) -> Any:
         tries.append(trio.current_time())
@@ -235,7 +235,7 @@ def test_a_direct_connection_is_tried_again_and_again_but_not_for_ever(
                 return
 
             here.of_b._conclude = come_and_go  # type: ignore[method-assign]
-            monkeypatch.setattr(punch, "_reserve", reserve)
+            monkeypatch.setattr(punch, "reserve", reserve)
             begun_s = trio.current_time()
             assert await here.meet(PUNCH) == []
             assert trio.current_time() - begun_s < 3.0

@@ -220,6 +220,7 @@ class Played:
         seconds: float = 10.0,
         then: Callable[[Played], None] = lambda played: None,
         more_s: float = 0.0,
+        announcements: Sequence[tuple[float, ipaddress.IPv4Address]] = (),
         **nat: Any,
     ) -> None:
         self.place, self.router, self.gauges = place, router, Counter[str]()
@@ -242,8 +243,14 @@ class Played:
                 self.told = place.listen_addresses()
                 nursery.cancel_scope.cancel()
 
+        async def hear(heard: Callable[[ipaddress.IPv4Address], None]) -> None:
+            for at_s, ip in announcements:
+                await trio.sleep_until(at_s)
+                heard(ip)
+
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(reachability, "default_router", lambda nonce: router)
+            patch.setattr(reachability, "hear_announcements", hear)
             trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
 
     def set(self, name: str, value: int) -> None:
@@ -282,12 +289,45 @@ def test_what_the_nat_makes_of_ports_is_seen_by_two(ports: list[int], mapping: s
 @pytest.mark.setting("nat.map_lifetime", "nat.map_ports")
 def test_a_port_is_renewed_at_half_its_time_and_given_back() -> None:
     router = GivingRouter()
-    played = Played(Place(), router=router, seconds=999.0, map_lifetime=400.0)
+    played = Played(Place(), router=router, seconds=999.0, map_lifetime=400.0, map_check=1000.0)
     assert router.asked == [(at_s, 400) for at_s in (0.0, 200.0, 400.0, 600.0, 800.0)]
     assert played.report.port_map == f"{OUTSIDE}:4001 by PCP"
     assert len(router.back) == 1 and played.gauges["port_maps"] == 0
     unasked = GivingRouter()
     assert Played(Place(), router=unasked, map_ports=False).report.port_map == "" and unasked.asked == []
+
+
+@pytest.mark.setting("nat.map_check")
+def test_a_router_that_has_forgotten_is_asked_again_soon_and_at_once_when_it_says_that_it_has_started() -> (
+    None
+):
+    router = GivingRouter()
+    Played(Place(), router=router, seconds=100.0, map_check=40.0)
+    assert [at_s for at_s, _ in router.asked] == [0.0, 40.0, 80.0]
+    told = GivingRouter()
+    said = [(10.0, told.ip), (10.01, told.ip), (20.0, INSIDE)]  # twice in a row, and by somebody else
+    Played(Place(), router=told, seconds=30.0, announcements=said)
+    assert [at_s for at_s, _ in told.asked] == [0.0, 10.0]
+
+
+def test_a_router_that_says_that_it_has_started_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(portmap, "ANNOUNCED_TO", (str(LOOPBACK), 53500))
+
+    async def main() -> None:
+        heard: list[ipaddress.IPv4Address] = []
+        with trio.socket.socket(trio.socket.AF_INET, trio.socket.SOCK_DGRAM) as sock:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(router_module.hear_announcements, heard.append)
+                await trio.testing.wait_all_tasks_blocked()
+                for said in (b"\x00\x80" + bytes(10), b"stray", b"\x02\x80" + bytes(22)):
+                    await sock.sendto(said, portmap.ANNOUNCED_TO)
+                with trio.fail_after(5.0):
+                    while len(heard) < 2:
+                        await trio.sleep(0.01)
+                assert heard == [LOOPBACK, LOOPBACK]
+                nursery.cancel_scope.cancel()
+
+    trio.run(main)
 
 
 @pytest.mark.setting("nat.map_timeout")

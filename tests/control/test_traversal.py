@@ -19,6 +19,7 @@ from vpnd.adapter.dial import DialError
 from vpnd.config.live import Live
 from vpnd.config.schema import Config, Nat, Relay
 from vpnd.control import relaying as relaying_module
+from vpnd.control import traversal as traversal_module
 from vpnd.control.common import Common
 from vpnd.control.relaying import Rate, Relaying
 from vpnd.control.traversal import Traversal
@@ -66,6 +67,9 @@ class Nobody:
     def __init__(self) -> None:
         self.asked: list[tuple[float, str]] = []
 
+    def listen_addresses(self) -> tuple[str, ...]:
+        return ("/ip4/192.168.211.1/tcp/4001",)
+
     async def open_stream(self, addresses: Any, peer_id: str, protocol: str) -> Any:
         self.asked.append((trio.current_time(), peer_id))
         await trio.sleep(0.01)
@@ -83,6 +87,25 @@ def traversal(
         nursery,
         without=tuple,
     )
+
+
+@pytest.mark.parametrize(
+    ("address", "may"),
+    [
+        ("/ip4/203.0.113.2/tcp/4001", True),
+        ("/ip4/192.168.211.2/tcp/4001", True),
+        ("/ip4/192.168.212.2/tcp/4001", False),  # of somebody else's network
+        ("/ip4/192.168.211.1/tcp/4001", False),  # our own
+        ("/ip4/192.168.211.1/tcp/4002", True),  # another node of this machine
+        ("/dns4/vm.example/tcp/4001", True),
+    ],
+)
+def test_where_a_peer_could_be_seen_from_here(
+    address: str, may: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = ipaddress.ip_network("192.168.211.0/24")
+    monkeypatch.setattr(traversal_module, "local_networks", lambda: [network])
+    assert traversal(Config(), Registry(), Nobody(), None).may_answer(address) == may  # type: ignore[arg-type]
 
 
 def asked(nat: Nat, registry: Registry, seconds: float) -> list[tuple[float, str]]:

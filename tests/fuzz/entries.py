@@ -378,6 +378,12 @@ ENTRIES = {
         (PCP_ANSWER, b"\x02\x81\x00\x02" + bytes(20)),
         ("vpnd.nat.portmap.pcp_answer_untrusted",),
     ),
+    "announcement of a router": Entry(
+        portmap.is_announcement_untrusted,
+        (),
+        (b"\x00\x80" + bytes(10), b"\x02\x80" + bytes(22)),
+        ("vpnd.nat.portmap.is_announcement_untrusted",),
+    ),
     "port map by NAT-PMP": Entry(
         lambda data: (portmap.pmp_address_untrusted if len(data) == 12 else port_of)(data),
         (RemoteProtocolError,),

@@ -11,6 +11,9 @@ Kinds of gateways:
     fully   another port for each destination ("symmetric"); lets in what answers
     fw      no NAT; lets in what answers
     block   as masq, and nothing but TCP to ports 443 and 4001 of public machines goes out
+
+With `ipv6` all have IPv6 too, r 2001:db8::10, a 2001:db8:1::2, and gateways are firewalls for it: they let in what
+answers.
 """
 
 from __future__ import annotations
@@ -33,12 +36,14 @@ class NatLab(Lab):
     those behind gateway 1, those behind gateway 2 … `rtt_ms` 0: a bridge in the place of the delay line, which is as
     fast as the machine."""
 
-    def __init__(self, *, public: int = 1, hidden: tuple[int, ...] = (1, 1), rtt_ms: float = 40.0) -> None:
+    def __init__(
+        self, *, public: int = 1, hidden: tuple[int, ...] = (1, 1), rtt_ms: float = 40.0, ipv6: bool = False
+    ) -> None:
         super().__init__(0)
-        self._rtt_ms = rtt_ms
+        self._rtt_ms, self._ipv6 = rtt_ms, ipv6
         self._bridge = None if rtt_ms else Namespace(f"lab-{self.token}-bridge", "bridge", "")
         self.routers: dict[int, subprocess.Popen[str]] = {}  #: programs that give ports, by gateway
-        labels = iter("abcdefghijklmnopq")
+        labels = iter((*"abcdefghijklmnopq", *(f"a{number}" for number in range(32))))
         self.public = [
             Namespace(f"lab-{self.token}-{label}", label, f"203.0.113.{10 + place}")
             for place, label in zip(range(public), "rstuvw", strict=False)
@@ -78,6 +83,20 @@ class NatLab(Lab):
                 self.ip(machine, "route", "add", "default", "via", f"10.{number}.0.1")
                 self._sysctl(machine, f"net.ipv4.ip_local_port_range={PORTS[0]} {PORTS[-1]}")
             self.nat(number, "masq")
+        if self._ipv6:
+            self._connect6()
+
+    def _connect6(self) -> None:
+        for place, machine in enumerate(self.public):
+            self.ip(machine, "addr", "add", f"2001:db8::{10 + place}/128", "dev", "wan", "nodad")
+            self.ip(machine, "-6", "route", "add", "default", "dev", "wan")
+        for number, (gateway, machines) in enumerate(zip(self.gateways, self.behind, strict=True), 1):
+            self._sysctl(gateway, "net.ipv6.conf.all.forwarding=1")
+            self.ip(gateway, "addr", "add", f"2001:db8:{number}::1/64", "dev", "lan", "nodad")
+            self.ip(gateway, "-6", "route", "add", "default", "dev", "wan")
+            for place, machine in enumerate(machines):
+                self.ip(machine, "addr", "add", f"2001:db8:{number}::{2 + place}/64", "dev", DEVICE, "nodad")
+                self.ip(machine, "-6", "route", "add", "default", "via", f"2001:db8:{number}::1")
 
     def _bridged(self, bridge: Namespace, outside: list[Namespace]) -> None:
         self.ip(bridge, "link", "add", "br0", "type", "bridge")
@@ -101,8 +120,14 @@ class NatLab(Lab):
             self.ip(each, "link", "set", "wan", "up")
 
     def _delayed(self, outside: list[Namespace]) -> None:
-        ends = [f"{each.name}={each.address}/32" for each in self.public]
-        ends += [f"{each.name}={each.address}/32,10.{n}.0.0/24" for n, each in enumerate(self.gateways, 1)]
+        ends = [
+            f"{each.name}={each.address}/32,2001:db8::{10 + place}/128"
+            for place, each in enumerate(self.public)
+        ]
+        ends += [
+            f"{each.name}={each.address}/32,10.{n}.0.0/24,2001:db8:{n}::/64"
+            for n, each in enumerate(self.gateways, 1)
+        ]
         line = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("delay_line.py")), str(self._rtt_ms), *ends],
             stdout=subprocess.PIPE,
@@ -227,6 +252,13 @@ table ip f {{
   type filter hook input priority 0;
   ct state established,related accept
   iifname wan {"accept" if reset else "drop"}
+ }}
+}}
+table ip6 f {{
+ chain through {{
+  type filter hook forward priority 0;
+  ct state established,related accept
+  iifname wan drop
  }}
 }}
 """

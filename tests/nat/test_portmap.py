@@ -72,6 +72,21 @@ def test_what_is_no_answer_is_not_taken_for_one(data: bytes) -> None:
     assert not isinstance(caught.value, PortRefused)
 
 
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"\x02\x80\x00\x00" + bytes(20), True),
+        (b"\x00\x80\x00\x00" + bytes(8), True),
+        (b"\x02\x00\x00\x00" + bytes(20), False),  # a question
+        (b"\x02\x81\x00\x00" + bytes(20), False),
+        (b"\x02\x80", False),
+        (b"", False),
+    ],
+)
+def test_a_router_says_that_it_has_started(data: bytes, said: bool) -> None:
+    assert portmap.is_announcement_untrusted(data) == said
+
+
 def test_nat_pmp_is_as_rfc_6886_has_it() -> None:
     assert portmap.pmp_address_request() == b"\x00\x00"
     assert portmap.pmp_address_untrusted(b"\x00\x80\x00\x00" + bytes(4) + OUTSIDE.packed) == OUTSIDE

@@ -30,21 +30,23 @@ def moved(node: Node, ip: str) -> None:
     node.wait_ended()
     # first, for those beside it go with the first address of a network
     node.lab.ip(node.namespace, "addr", "del", f"{node.namespace.address}/24", "dev", "eth0")
-    node.lab.ip(node.namespace, "addr", "add", f"{ip}/24", "dev", "eth0")
-    node.config["p2p"]["listen"] = [f"/ip4/{ip}/tcp/{P2P_PORT}"]
+    version, nodad = (6, ("nodad",)) if ":" in ip else (4, ())
+    node.lab.ip(node.namespace, "addr", "add", f"{ip}/{64 if nodad else 24}", "dev", "eth0", *nodad)
+    node.config["p2p"]["listen"] = [f"/ip{version}/{ip}/tcp/{P2P_PORT}"]
 
 
 def counter(node: Node, name: str) -> int:
     return int(node.ask()["control"]["counters"][name])
 
 
-def test_two_that_both_moved_find_each_other_on_the_local_network() -> None:
+@pytest.mark.parametrize("places", [("192.168.77.11", "192.168.77.12"), ("fd77::11", "fd77::12")])
+def test_two_that_both_moved_find_each_other_on_the_local_network(places: tuple[str, str]) -> None:
     with Lab(2) as lab:
         nodes = [machine(lab, place, {"discovery": {"dht": False, "mdns": True}}) for place in range(2)]
         started(nodes)
         before = [address(node) for node in nodes]
-        moved(nodes[0], "192.168.77.11")
-        moved(nodes[1], "192.168.77.12")
+        for node, place in zip(nodes, places, strict=True):
+            moved(node, place)
         for node in nodes:
             node.start()
         for node in nodes:

@@ -265,6 +265,6 @@ def test_a_direct_session_takes_the_place_of_a_relayed_one_and_nothing_is_lost(b
             on.send(back=True)
             on.run(0.002)
         assert all(link.closed for link in relayed)
-        assert not any(link.relayed for node in (on.a, on.b) for link in on.links(node))
+        assert not any(link.path.kind == RELAYED for node in (on.a, on.b) for link in on.links(node))
         arrived = on.a.plane.counts.packets_to_tun + on.b.plane.counts.packets_to_tun
         assert arrived == on.world.packets

@@ -21,6 +21,9 @@ from vpnd.adapter.transport import WatchfulTcp, limit_segments
 from vpnd.endpoint import Endpoint
 from vpnd.nat.paths import Path
 
+#: Gets a connection, which it owns; whether it is content with it.
+Use = Callable[[socket.socket], Awaitable[bool]]
+
 #: Connections that wait to be accepted while punching: one is the peer's.
 BACKLOG = 4
 
@@ -70,19 +73,22 @@ async def punch(
     places: Sequence[Endpoint],
     targets: Sequence[Endpoint],
     interval_s: float,
-    use: Callable[[socket.socket], Awaitable[bool]],
+    use: Use,
     segment: int,
+    beside: Callable[[Use], Awaitable[None]] | None = None,
 ) -> bool:
     """Connect to all of `targets` from `places`, which are a leg's own end and that port at other addresses, and listen
-    there, until `use` is content with a connection, which it owns. Its TCP segments are no longer than `segment`.
-    Has no deadline of its own."""
+    there, until `use` is content with a connection. Its TCP segments are no longer than `segment`. `beside`: another
+    way to get at connections, tried meanwhile. Has no deadline of its own."""
     done = False
 
-    async def use_one(sock: socket.socket) -> None:
+    async def use_one(sock: socket.socket) -> bool:
         nonlocal done
-        if await use(sock):
+        content = await use(sock)
+        if content:
             done = True
             nursery.cancel_scope.cancel()
+        return content
 
     async def connect(target: Endpoint) -> None:
         while True:
@@ -91,26 +97,22 @@ async def punch(
             if here is None:
                 return
             try:
-                sock = _reserve(here, segment)
+                sock = reserve(here, segment)
             except OSError:  # the address has gone meanwhile
                 return
             try:
-                await sock.connect((str(target.ip), target.port))
+                connection = await connected(sock, target)
             except OSError as error:
-                sock.close()
                 if error.errno in _HOPELESS:
                     return
                 await trio.sleep(interval_s)
                 continue
-            except BaseException:
-                sock.close()
-                raise
-            await use_one(_stdlib(sock))
+            await use_one(connection)
             return
 
     async def listen(place: Endpoint) -> None:
         try:
-            listening = _reserve(place, segment)
+            listening = reserve(place, segment)
         except OSError:  # the address has gone meanwhile
             return
         with listening, contextlib.suppress(OSError):
@@ -124,18 +126,31 @@ async def punch(
             nursery.start_soon(listen, place)
         for target in targets:
             nursery.start_soon(connect, target)
+        if beside is not None:
+            nursery.start_soon(beside, use_one)
     return done
+
+
+async def connected(sock: trio.socket.SocketType, target: Endpoint) -> socket.socket:
+    """The connection of a reserved socket with `target`. Raises OSError; the socket is closed then."""
+    try:
+        await sock.connect((str(target.ip), target.port))
+    except BaseException:
+        sock.close()
+        raise
+    return _stdlib(sock)
 
 
 #: No try from here will reach there.
 _HOPELESS = {errno.EAFNOSUPPORT, errno.EACCES, errno.EPERM, errno.EINVAL}
 
 
-def _reserve(local: Endpoint, segment: int) -> trio.socket.SocketType:
-    """A socket on the leg's port, which others share."""
+def reserve(local: Endpoint, segment: int) -> trio.socket.SocketType:
+    """A socket on the leg's port, which others share; port 0: on a fresh one, alone. Raises OSError."""
     sock = socket.socket(local.family, socket.SOCK_STREAM)
     try:
-        _share_port(sock)
+        if local.port:
+            _share_port(sock)
         limit_segments(sock, segment)
         sock.bind((str(local.ip), local.port))
     except BaseException:

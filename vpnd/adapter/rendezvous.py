@@ -198,6 +198,7 @@ class Rendezvous:
                 there.request.mapping,
                 relayed,
                 self._live.config.relay.bytes_per_s,
+                there.request.birthday,
             )
             await say(here.connection, met)
         self._count("meets")

@@ -121,6 +121,17 @@ class Router:
         raise TimeoutError("no answer")
 
 
+async def hear_announcements(heard: Callable[[ipaddress.IPv4Address], None]) -> None:
+    """Tell of each router that has started, by its own word, until cancelled. Raises OSError when the port is taken."""
+    with trio.socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # others of this machine listen, too
+        await sock.bind(portmap.ANNOUNCED_TO)
+        while True:
+            data, (source, _) = await sock.recvfrom(portmap.MAX_DATAGRAM)
+            if portmap.is_announcement_untrusted(data):
+                heard(ipaddress.IPv4Address(source))
+
+
 def default_router(nonce: bytes) -> Router | None:
     """The default gateway of IPv4; None where there is none. Format: proc(5), /proc/net/route."""
     with contextlib.suppress(OSError), open("/proc/net/route") as lines:

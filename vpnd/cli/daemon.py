@@ -98,6 +98,11 @@ def run(words: list[str]) -> int:
         return load.complete(found.config, identity.peer_id, host_name, found.origins, in_network=in_network)
 
     config = complete(found)
+    from supervisor import interpreter
+
+    if os.geteuid() == 0:
+        interpreter.begin_early("vpnd.control")
+        interpreter.begin_early("vpnd.nursery")
     with lean.without(*UNUSED):
         from supervisor.service import run_foreground
     announce = Output(sys.stdout.fileno()).tell

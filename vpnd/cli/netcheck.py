@@ -19,7 +19,7 @@ _MAPPING = {
     "kept": "keeps ports: direct connections come about",
     "moved": "moves ports, the same way for every destination: direct connections come about",
     "random": "takes another port for each destination (symmetric): direct connections come about only with members "
-    "that can be dialed",
+    "that can be dialed, or by nat.birthday",
     "unknown": "not known: it takes two members that can be dialed to tell",
 }
 _REACHABLE = {

@@ -183,18 +183,18 @@ class Nat(Table, frozen=True):
         True, "Meet members that cannot be dialed at a relay, and be called there by others.", essential=True,
         restart=True
     )
-    relays: int = number(
-        2, 1, 3, "relays", "Relays a node stays connected to, so that members that cannot dial it can call it there."
-    )
+    relays: int = number(2, 1, 3, "relays",
+        "Relays a node stays connected to, so that members that cannot dial it can call it there.")
     relay_retry: float = duration(30.0, 0.1, 86400.0, "Wait before a member that was no relay is asked again.")
-    meet_delay: float = duration(
-        0.3, 0.0, 60.0, "Head start of a peer's own addresses before a meeting at a relay is tried beside them."
-    )
+    meet_delay: float = duration(0.3, 0.0, 60.0,
+        "Head start of a peer's own addresses before a meeting at a relay is tried beside them.")
     meet_timeout: float = duration(5.0, 0.1, 60.0, "Deadline for both members to come to a meeting.")
     punch_timeout: float = duration(4.0, 0.1, 60.0, "Deadline of a direct connection after a meeting.")
-    punch_interval: float = duration(
-        0.02, 0.001, 5.0, "Wait before a connection that a gateway reset is tried again."
-    )
+    punch_interval: float = duration(0.02, 0.001, 5.0, "Wait before a connection that a gateway reset is tried again.")
+    birthday: bool = switch(False, "Try many ports where one of two NATs is symmetric and both members have this on; "
+        "that fills the routers' tables for some minutes.", essential=True)
+    birthday_ports: int = number(256, 8, 1024, "ports", "Ports that are open at once for that, on either side.")
+    birthday_rate: int = number(500, 1, 10_000, "ports", "Ports opened or guessed within a second.")
     upgrade_interval: float = duration(
         30.0, 0.1, 86400.0,
         "Wait before a relayed peer is tried directly again; it doubles with each failure."
@@ -206,14 +206,14 @@ class Nat(Table, frozen=True):
     map_lifetime: float = duration(
         1800.0, 120.0, 86400.0, "For how long a port is asked of the router; it is renewed at half of that."
     )
+    map_check: float = duration(60.0, 1.0, 86400.0, "Interval of asking for it again by PCP or NAT-PMP.")
     map_retry: float = duration(600.0, 1.0, 86400.0, "Wait before a router that gave no port is asked again.")
     map_timeout: float = duration(2.0, 0.1, 30.0, "Deadline of finding a router by UPnP, and of giving a port back.")
     reach_delay: float = duration(
         3.0, 0.0, 600.0, "Wait after the start, or a change, before members are asked whether they can dial this node."
     )
-    reach_interval: float = duration(
-        600.0, 1.0, 86400.0, "Interval of asking two members whether they can dial this node."
-    )
+    reach_interval: float = duration(600.0, 1.0, 86400.0,
+        "Interval of asking two members whether they can dial this node.")
     max_reach_questions: int = number(
         30, 1, 100_000, "questions", "Times within a minute that one member is dialed back because it asks."
     )

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import msgspec
 
-from vpnd.nat.paths import RELAYED, Path
+from vpnd.nat.paths import Path
 
 #: What a session is taken for of which nothing else is known.
 DIRECTLY = Path()
@@ -109,22 +109,21 @@ class SessionBook:
         """Its sessions, oldest first."""
         return [held for held in self._held.values() if held.peer_id == peer_id]
 
-    def relayed(self, peer_id: str, shard: int) -> bool:
-        """Whether the shard reaches the peer, but by a relay only."""
-        paths = [held.path.kind for held in self.of_peer(peer_id) if held.shard == shard]
-        return bool(paths) and all(kind == RELAYED for kind in paths)
+    def best(self, peer_id: str, shard: int) -> Held | None:
+        """The session by which the shard reaches the peer best, of equal ones one that this node dialed; None without
+        any."""
+        held = (each for each in self.of_peer(peer_id) if each.shard == shard)
+        return min(held, key=lambda each: (each.path.rank, not each.initiator), default=None)
 
     def shard_for(self, peer_id: str, wanted: Mapping[int, int], path: Path = DIRECTLY) -> int | None:
         """Of the shards in `wanted`, which says how many sessions with the peer each wants, the one that lacks
-        most; among equals the one with the fewest, then the lowest index. For a session by another `path` than a relay
-        a relayed one does not count: it is what this one replaces."""
-        relayed: Counter[int] = Counter()
-        if path.kind != RELAYED:
-            relayed.update(held.shard for held in self.of_peer(peer_id) if held.path.kind == RELAYED)
+        most; among equals the one with the fewest, then the lowest index. For a session by a better `path` one by a
+        worse path does not count: it is what this one replaces."""
+        worse = Counter(held.shard for held in self.of_peer(peer_id) if held.path.rank > path.rank)
 
         def order(shard: int) -> tuple[int, int, int]:
-            held = self._per_pair[peer_id, shard] - relayed[shard]
-            return held - wanted[shard], held - relayed[shard], shard
+            held = self._per_pair[peer_id, shard] - worse[shard]
+            return held - wanted[shard], held - worse[shard], shard
 
         return min(wanted, key=order, default=None)
 

@@ -19,10 +19,12 @@ from collections.abc import Callable, Iterable, Sequence
 import msgspec
 import trio
 
+from vpnd.adapter.addresses import FAMILIES
 from vpnd.adapter.guests import BOTH, ENROL, INTRODUCE, Question
 from vpnd.adapter.host import Host
 from vpnd.api.messages import Message, OwnChanged, RoutesKnown
 from vpnd.api.reports import NetworkReport, OwnAddresses
+from vpnd.config import multiaddrs
 from vpnd.control.common import Common
 from vpnd.control.enrolling import EnrolmentDesk
 from vpnd.control.founding import Founding
@@ -74,9 +76,8 @@ class NetworkService:
         self._told_own = own.addresses(self._now_ms())
         self._told_routes = RoutesKnown(routes=())
         self._announced = Announced(owners={})
-        self._seen: dict[
-            str, tuple[str, int]
-        ] = {}  # by peer id: multiaddr on the local network, when it was news
+        #: by peer id and kind of address: multiaddr on the local network, when it was news
+        self._seen: dict[tuple[str, str], tuple[str, int]] = {}
         self._state = own.state(self._now_ms())
         self._conflicts: tuple[str, ...] = ()
         self._set_by = ""  # what a step of the clock did to all others
@@ -262,19 +263,20 @@ class NetworkService:
     def seen(self, peer_id: str, multiaddr: str) -> None:
         """Somebody says that a member is at an address of the local network: dial that too.
 
-        Anybody there can say it, so there is one such address for a member, and not another one within
-        discovery.mdns_interval.
+        Anybody there can say it, so there is one such address of each IP version for a member, and not another one
+        within discovery.mdns_interval.
         """
+        key = peer_id, multiaddrs.parse(multiaddr).kind
         now_ms = self._now_ms()
         member = self.own.directory.find(peer_id, now_ms)
         if member is None or self._state != MEMBER or multiaddr in member.multiaddrs:
             return
-        before, since_ms = self._seen.get(peer_id, ("", 0))
+        before, since_ms = self._seen.get(key, ("", 0))
         interval_ms = self._live.config.discovery.mdns_interval * MILLISECONDS
         if multiaddr == before or (before and now_ms < since_ms + interval_ms):
             return
         log.info("%s says on the local network that it is at %s", member.name or peer_id, multiaddr)
-        self._seen[peer_id] = (multiaddr, now_ms)
+        self._seen[key] = (multiaddr, now_ms)
         self._registry.update({peer_id: self._entry(member)})
 
     def say_where(self) -> None:
@@ -408,11 +410,12 @@ class NetworkService:
             self._tell(known)
 
     def _entry(self, member: roster.Member) -> Member:
+        seen = [self._seen[key][0] for kind in FAMILIES if (key := (member.peer_id, kind)) in self._seen]
         return Member(
             peer_id=member.peer_id,
             name=member.name or member.peer_id,
             prefixes=self._announced.prefixes(member),
-            addresses=tuple(dict.fromkeys((*member.multiaddrs, *self._seen.get(member.peer_id, ())[:1]))),
+            addresses=tuple(dict.fromkeys((*member.multiaddrs, *seen))),
             source=SOURCE,
             relays=member.relays,
         )

@@ -224,6 +224,11 @@ class Planner:
         self._reschedule(peer)
         return news
 
+    def member(self, peer_id: str) -> Member | None:
+        """A peer as it is now."""
+        peer = self._peers.get(peer_id)
+        return peer.member if peer is not None else None
+
     def expects(self, dial: Dial) -> bool:
         """Whether that dial is under way and was not forgotten."""
         peer = self._peers.get(dial.member.peer_id)

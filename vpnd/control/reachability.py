@@ -1,7 +1,7 @@
 """Whether this node can be dialed from outside, and where.
 
-    a port of the router    asked for beside everything else (`vpnd.adapter.router`), renewed at half its time, and
-                            given back at the end
+    a port of the router    asked for beside everything else (`vpnd.adapter.router`), renewed at half its time, or as
+                            soon as the router says that it has started, and given back at the end
     whether it works        asked of two members, which dial back (`vpnd.adapter.reach`): at that port, and at the port
                             this node listens on, which somebody may have forwarded by hand; again every
                             nat.reach_interval, and at once when the network or the port changes
@@ -13,6 +13,7 @@ its address must be one of the Internet: one that is private is behind another N
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -24,7 +25,7 @@ import trio
 from vpnd.adapter.dial import DialError
 from vpnd.adapter.host import Host
 from vpnd.adapter.reach import Observed
-from vpnd.adapter.router import NoPort, PortMap, Router, default_router
+from vpnd.adapter.router import UPNP, NoPort, PortMap, Router, default_router, hear_announcements
 from vpnd.api.reports import ReachReport
 from vpnd.control.common import Common
 from vpnd.control.relaying import Rate
@@ -75,7 +76,7 @@ class Reachability:
         allows = self._questions.allows
         host.reaching.allows = lambda peer_id: allows(peer_id, self._live.config.nat.max_reach_questions)
         self._map: PortMap | None = None
-        self._map_until_s = 0.0
+        self._map_until_s = self._asked_s = 0.0
         self._router: Router | None = None
         self._no_port = ""
         self._reachable: bool | None = None
@@ -98,6 +99,7 @@ class Reachability:
             return
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._keep_port)
+            nursery.start_soon(self._hear_router)
             nursery.start_soon(self._keep_asking)
 
     # --- what changes
@@ -128,6 +130,25 @@ class Reachability:
             with trio.CancelScope(shield=True):
                 await self._give_back()
 
+    async def _hear_router(self) -> None:
+        def heard(ip: ipaddress.IPv4Address) -> None:
+            # Anybody in the local network can say so: the router is asked once in a while, whoever says it how often.
+            if (
+                self._router is not None
+                and ip == self._router.ip
+                and self._asked_s + self._pause_s() <= self._now_s()
+            ):
+                log.debug("the router has started")
+                self._ask_router.set()
+
+        try:
+            await hear_announcements(heard)
+        except OSError as error:
+            log.debug("what the router announces is not heard: %s", error.strerror)
+
+    def _pause_s(self) -> float:
+        return self._live.config.retry.initial_interval
+
     async def _renew(self) -> float:
         """Have a port of the router's; for how long to leave it alone."""
         settings, held = self._live.config.nat, self._map
@@ -141,7 +162,7 @@ class Reachability:
         ports = self._host.ports()
         if not ports:
             return settings.map_retry
-        self._router = router
+        self._router, self._asked_s = router, self._now_s()
         try:
             got = await router.give(ports[0], round(settings.map_lifetime), held, settings.map_timeout)
         except NoPort as error:
@@ -150,12 +171,15 @@ class Reachability:
             self._no_port = str(error)
             self._has(None)
             # One that is not renewed may be had anew: routers forget when they start.
-            return settings.map_retry if held is None else self._live.config.retry.initial_interval
+            return settings.map_retry if held is None else self._pause_s()
         self._no_port = ""
         if held is None or got.outside != held.outside:
             log.info("the router gives port %s, by %s", got.outside, got.protocol)
         self._has(got)
-        return max(self._live.config.retry.max_interval, min(got.lifetime_s, settings.map_lifetime) / 2)
+        half_s = min(got.lifetime_s, settings.map_lifetime) / 2
+        if got.protocol != UPNP:  # two datagrams: a router that forgot it without a word has it again
+            half_s = min(half_s, settings.map_check)
+        return max(self._live.config.retry.max_interval, half_s)
 
     def _has(self, got: PortMap | None) -> None:
         before, self._map = self._map, got

@@ -73,6 +73,7 @@ class Sessions:
         )
         self._show_circuits()
         traversal.subscribe(self._relays_changed)
+        traversal.on_chance(lambda: self._dialer.begin_anew(both=True))
         registry.subscribe(self._members_changed)
 
     async def run(self, host: Host) -> None:
@@ -125,6 +126,9 @@ class Sessions:
             level = logging.DEBUG if often else logging.INFO
             log.log(level, "peer %s has other settings now", before.name)
             self._planner.member_changed(after)
+            if after.addresses != before.addresses:
+                for shard in self._links:
+                    self._dialer.found(after.peer_id, shard, news=True)
         for member in change.added:
             log.info("%s is a peer now", member.name)
             self._planner.member_added(member, now_s)
@@ -136,7 +140,7 @@ class Sessions:
         """The machine has other addresses or routes: dialing begins anew. Sessions are looked after by their shards."""
         self._planner.network_changed()
         self._segments.network_changed()
-        self._dialer.begin_anew()
+        self._dialer.begin_anew(both=True)
         self.settle()
 
     def _relays_changed(self) -> None:
@@ -228,9 +232,7 @@ class Sessions:
                 held.session_id, held.peer_id, link.index, held.initiator, now_s, up=True, path=held.path
             )
             self._book.add(mine)
-            member = self._registry.find(held.peer_id)
-            if member is not None and held.initiator and held.path.kind == RELAYED:
-                self._dialer.found_relayed(member, link.index)
+            self._dialer.found(held.peer_id, link.index)
         link.ready = True
         self._planner.shard_ready(link.index, now_s)
 
@@ -256,6 +258,7 @@ class Sessions:
         )
         if shard is not None and self._hand_over(detached, shard):
             self._page.add("sessions_accepted")
+            self._dialer.found(peer_id, shard)
             self._tell([messages.PeerDialed(peer_id=peer_id)], self._book.others(peer_id, shard))
         else:
             self._page.add("refused_no_shard")
@@ -274,8 +277,9 @@ class Sessions:
         shards = {each.shard for each in held if each.up and each.initiator and each.path.kind == DIRECT}
         return self._registry.find(peer_id), {shard for shard in shards if self.keeps_up(shard)}
 
-    def relayed(self, peer_id: str, shard: int) -> bool:
-        return self._book.relayed(peer_id, shard)
+    def best(self, peer_id: str, shard: int) -> Held | None:
+        """See dialer.Taker."""
+        return self._book.best(peer_id, shard)
 
     def _room(self, peer_id: str) -> bool:
         return self._book.count(peer_id) < self._live.config.p2p.max_sessions_per_peer

@@ -17,17 +17,18 @@ import logging
 import math
 import secrets
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import trio
 
+from vpnd.adapter.birthday import Chances, guess, open_many
 from vpnd.adapter.dial import DialError, Patience
 from vpnd.adapter.framing import hear_untrusted, say
 from vpnd.adapter.handoff import Detached
 from vpnd.adapter.host import Host
 from vpnd.adapter.meeting import Leg, MeetingRefused
-from vpnd.adapter.punch import punch
+from vpnd.adapter.punch import Use, punch
 from vpnd.config import multiaddrs
 from vpnd.control.common import Common
 from vpnd.control.relaying import GUESTS, Rate, local_networks
@@ -50,6 +51,10 @@ Deliver = Callable[[Detached], bool]
 
 class CalledMeanwhile(VpndError):
     """The peer calls this node at the same moment, and its call stands: a session comes that way."""
+
+
+class NoRelay(DialError):
+    """No relay answered at which a member could be met."""
 
 
 class _Relay:
@@ -79,12 +84,13 @@ class Traversal:
         self._host, self._nursery = host, nursery
         self._live, self._count, self._now_s = common.live, common.count, common.now_s
         self._subscribers: list[Callable[[], None]] = []
+        self._on_chance: list[Callable[[], None]] = []
         self._relays: dict[str, _Relay] = {}
         self._asking: set[str] = set()
         self._rests: dict[str, float] = {}
         self._calls = Rate(self._now_s)
-        #: what the NAT in front of this node makes of ports, as far as it is known; a word of `messages`
-        self.mapping = messages.UNKNOWN
+        self._mapping = messages.UNKNOWN
+        self._by_chance = False  # one such try at a time
         #: meetings of our own that no relay has answered yet, by whom they are with
         self._calling: dict[str, set[trio.CancelScope]] = {}
         self._changed = trio.Event()
@@ -122,6 +128,22 @@ class Traversal:
     def subscribe(self, told: Callable[[], None]) -> None:
         """Call `told` whenever there is one more to meet others at."""
         self._subscribers.append(told)
+
+    @property
+    def mapping(self) -> str:
+        """What the NAT in front of this node makes of ports, as far as it is known; a word of `messages`."""
+        return self._mapping
+
+    @mapping.setter
+    def mapping(self, mapping: str) -> None:
+        news, self._mapping = mapping not in (self._mapping, messages.UNKNOWN), mapping
+        if news and self._live.config.nat.birthday:
+            for told in self._on_chance:
+                told()
+
+    def on_chance(self, told: Callable[[], None]) -> None:
+        """Call `told` whenever direct connections can be had that only chance brings about."""
+        self._on_chance.append(told)
 
     def members_changed(self) -> None:
         self._changed.set()
@@ -235,30 +257,35 @@ class Traversal:
 
     def may_answer(self, address: str) -> bool:
         """Whether an address is likely to be where its owner says, seen from here: a private address of another network
-        is not."""
+        is not, nor one of this node, which bridges to containers have on many machines."""
         try:
             ip = ipaddress.ip_address(multiaddrs.parse(address).host)
         except ValueError:  # a name
             return True
-        return not paths.is_private(ip) or any(ip in network for network in local_networks())
+        if not paths.is_private(ip):
+            return True
+        return (
+            any(ip in network for network in local_networks())
+            and address not in self._host.listen_addresses()
+        )
 
     async def meet(self, member: Member, mode: str, deliver: Deliver) -> str:
         """Meet a member at one relay after another until one lets us, and deliver what comes of it: with BOTH a relayed
         session and then, if it can be had, a direct one; with PUNCH only that. Returns when there is nothing more to
-        come, and why there is no direct one, if not. Raises DialError when no relay lets us, CalledMeanwhile when the
-        member's own call stands."""
+        come, and why there is no direct one, if not. Raises DialError when no relay lets us, NoRelay when none answers,
+        CalledMeanwhile when the member's own call stands."""
         leg, relay_id = await self._leg(member, mode)
         self._count("meetings")
         return await self._conclude(leg, relay_id, member.peer_id, deliver)
 
     async def _leg(self, member: Member, mode: str) -> tuple[Leg, str]:
-        errors = []
+        errors, answered = [], False
         own, theirs = self.relays(), self._relays_of(member)
         both = [relay for relay in own if relay.peer_id in member.relays]
         for relay in {each.peer_id: each for each in (*both, *own, *theirs)}.values():
             if relay.peer_id == member.peer_id:
                 continue
-            request = Meet(secrets.token_bytes(TOKEN_BYTES), member.peer_id, mode, mapping=self.mapping)
+            request = self._request(secrets.token_bytes(TOKEN_BYTES), member.peer_id, mode)
             with trio.CancelScope() as scope:
                 calling = self._calling.setdefault(member.peer_id, set())
                 calling.add(scope)
@@ -266,6 +293,7 @@ class Traversal:
                     return await self._at(relay, request), relay.peer_id
                 except DialError as error:
                     if isinstance(error, MeetingRefused):
+                        answered = True
                         self._count("meetings_refused")
                     errors.append(f"{relay.name}: {error}")
                 finally:
@@ -274,7 +302,11 @@ class Traversal:
                         self._calling.pop(member.peer_id, None)
             if scope.cancelled_caught:
                 raise CalledMeanwhile(f"{member.name} calls at the same moment")
-        raise DialError("; ".join(errors) or "no relay is known")
+        raise (DialError if answered else NoRelay)("; ".join(errors) or "no relay is known")
+
+    def _request(self, token: bytes, peer_id: str, mode: str) -> Meet:
+        birthday = self._live.config.nat.birthday
+        return Meet(token, peer_id, mode, mapping=self.mapping, birthday=birthday)
 
     async def _at(self, relay: Member, request: Meet) -> Leg:
         """A leg to a relay, at the first of its addresses that answers. Raises DialError."""
@@ -293,7 +325,7 @@ class Traversal:
     async def _come(self, relay: Member, call: Call) -> None:
         """Follow a call. Whatever goes wrong stays in here."""
         try:
-            leg = await self._at(relay, Meet(call.token, call.caller, call.mode, mapping=self.mapping))
+            leg = await self._at(relay, self._request(call.token, call.caller, call.mode))
             self._count("calls_followed")
             if call.mode == ASK:
                 if leg.met.relayed:
@@ -356,10 +388,35 @@ class Traversal:
                         settings.punch_interval,
                         use,
                         self._live.config.session.small_segment,
+                        self._chance(leg, peer),
                     )
         finally:
             leg.close()
         return "" if won else self._why(leg.met.mapping)
+
+    def _chance(self, leg: Leg, peer: Endpoint) -> Callable[[Use], Awaitable[None]] | None:
+        """What to try beside, where one NAT takes another port for each destination and the other one does not."""
+        settings, theirs = self._live.config.nat, leg.met.mapping
+        here = next((each for each in leg.places if each.family == peer.family), None)
+        symmetric = [each == messages.RANDOM for each in (self.mapping, theirs)]
+        if not (settings.birthday and leg.met.birthday) or here is None or self._by_chance:
+            return None
+        if sum(symmetric) != 1 or messages.UNKNOWN in (self.mapping, theirs):
+            return None
+        chances = Chances(settings.birthday_ports, settings.birthday_rate)
+        segment = self._live.config.session.small_segment
+
+        async def by_chance(use: Use) -> None:
+            self._by_chance = True
+            try:
+                if symmetric[0]:
+                    await open_many(peer, here.ip, chances, segment, use)
+                else:
+                    await guess(peer.ip, here, chances, segment, use)
+            finally:
+                self._by_chance = False
+
+        return by_chance
 
     def _why(self, theirs: str) -> str:
         """What kept two from a direct connection, as far as it is known."""

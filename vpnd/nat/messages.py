@@ -104,13 +104,15 @@ class Gone(Message, frozen=True, tag=4):
 
 
 class Meet(Message, frozen=True, tag=5):
-    """`to`: the member to meet. `candidates`: where else the sender could be reached, endpoints."""
+    """`to`: the member to meet. `candidates`: where else the sender could be reached, endpoints. `birthday`: it would
+    try many ports (vpnd.adapter.birthday)."""
 
     token: Token
     to: PeerId
     mode: Word = BOTH
     candidates: Candidates = ()
     mapping: Word = UNKNOWN
+    birthday: bool = False
 
 
 class Met(Message, frozen=True, tag=6):
@@ -125,6 +127,7 @@ class Met(Message, frozen=True, tag=6):
     mapping: Word = UNKNOWN
     relayed: bool = False
     bytes_per_s: Count = 0
+    birthday: bool = False
 
 
 class Refused(Message, frozen=True, tag=7):

@@ -10,8 +10,12 @@ import msgspec
 
 from vpnd.config import multiaddrs
 from vpnd.endpoint import IP, Endpoint, IPNetwork
+from vpnd.endpoint import parse as parse_endpoint
 
 DIRECT, PUNCHED, RELAYED = "direct", "punched", "relayed"
+#: How good a way is, the best first; a better one takes the place of a worse one: within the local network, dialed,
+#: punched, relayed.
+NEAR, DIALED, THROUGH, AROUND = range(4)
 
 #: Addresses that mean another machine in every network: RFC 1918, RFC 6598 (carrier-grade NAT), RFC 4193.
 _OWN_USE = tuple(
@@ -28,6 +32,13 @@ class Path(msgspec.Struct, frozen=True, kw_only=True):
     kind: str = DIRECT
     address: str = ""
     relay: str = ""
+
+    @property
+    def rank(self) -> int:
+        """NEAR, DIALED, THROUGH or AROUND."""
+        if self.kind != DIRECT:
+            return AROUND if self.kind == RELAYED else THROUGH
+        return NEAR if self.address and is_private(parse_endpoint(self.address).ip) else DIALED
 
 
 def kind_of(told: str) -> str:
@@ -54,6 +65,11 @@ def is_local(address: str) -> bool:
         return is_private(ipaddress.ip_address(multiaddrs.parse(address).host))
     except ValueError:
         return False
+
+
+def rank_at(address: str) -> int:
+    """Of a session that is dialed at a multiaddr."""
+    return NEAR if is_local(address) else DIALED
 
 
 def to_punch(

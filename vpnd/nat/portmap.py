@@ -7,6 +7,8 @@
     NAT-PMP, address      version 0, opcode 0; answer: 128, result (16), epoch (32), address (32)
     NAT-PMP, map TCP      version 0, opcode 2, 16 bits, internal and external port (16), lifetime (32);
                           answer: 130, result (16), epoch (32), internal and external port (16), lifetime (32)
+    announcements         what a router that has started says to all, to ANNOUNCED_TO: a PCP answer of opcode 0, or the
+                          NAT-PMP answer with its address
 
 A lifetime of 0 takes a mapping back.
 """
@@ -21,13 +23,15 @@ from vpnd.endpoint import Endpoint
 from vpnd.errors import RemoteProtocolError
 
 ROUTER_PORT = 5351
+#: RFC 6887 section 14.1.3, RFC 6886 section 3.2.1: all machines of the local network.
+ANNOUNCED_TO = ("224.0.0.1", 5350)
 NONCE_BYTES = 12
 TCP = 6
 #: RFC 6887 section 7: no message is longer.
 MAX_DATAGRAM = 1100
 
 _PCP_VERSION, _PMP_VERSION = 2, 0
-_MAP, _ANSWER = 1, 0x80
+_ANNOUNCE, _MAP, _ANSWER = 0, 1, 0x80
 _PMP_ADDRESS, _PMP_MAP_TCP = 0, 2
 _pcp_request = struct.Struct("!BBHI16s")
 _pcp_answer = struct.Struct("!BBBBII12x")
@@ -35,6 +39,7 @@ _pcp_map = struct.Struct("!12sB3xHH16s")
 _pmp_map_request = struct.Struct("!BBHHHI")
 _pmp_address_answer = struct.Struct("!BBHI4s")
 _pmp_map_answer = struct.Struct("!BBHIHHI")
+_ANNOUNCEMENTS = (bytes((_PCP_VERSION, _ANNOUNCE | _ANSWER)), bytes((_PMP_VERSION, _PMP_ADDRESS | _ANSWER)))
 
 _PCP_RESULTS = {
     1: "it speaks another version", 2: "it is not permitted", 3: "the request is malformed",
@@ -88,6 +93,11 @@ def pcp_answer_untrusted(data: bytes, nonce: bytes, port: int) -> Granted:
     if (heard, protocol, internal) != (nonce, TCP, port) or not external or ip is None:
         raise _stray(data)
     return Granted(ip, external, lifetime_s)
+
+
+def is_announcement_untrusted(data: bytes) -> bool:
+    """Whether a router says that it has started, or has another address. Cannot fail."""
+    return data[:2] in _ANNOUNCEMENTS and len(data) in (_pcp_answer.size, _pmp_address_answer.size)
 
 
 def pmp_address_request() -> bytes:

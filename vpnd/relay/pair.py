@@ -103,20 +103,17 @@ class Direction:
     def _move(self, allowed: int) -> bool:
         """True when the source has nothing more for now. Raises OSError."""
         while allowed > 0:
-            blocked = False
-            if self._held < self._room and not self._at_end:
+            blocked, most = False, min(allowed, self._room - self._held)
+            if most > 0 and not self._at_end:
                 try:
-                    got = os.splice(
-                        self._source.fileno(),
-                        self._in,
-                        min(allowed, self._room - self._held),
-                        flags=SPLICE_NOW,
-                    )
+                    got = os.splice(self._source.fileno(), self._in, most, flags=SPLICE_NOW)
                 except BlockingIOError:
                     blocked = True
                 else:
                     self._held += got
                     self._at_end = not got
+                    # Less than there is room for: asking once more would most likely be in vain.
+                    blocked = got < most
             if not self._held:
                 return True
             try:
@@ -126,6 +123,8 @@ class Direction:
             self._held -= put
             self.bytes += put
             allowed -= put
+            if blocked and not self._held:
+                return True
         return False
 
     def _end(self, error: str) -> None:
