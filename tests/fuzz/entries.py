@@ -561,7 +561,7 @@ ENTRIES = {
 #: seen that nothing comes out of them.
 SHELLS = {
     # a Protocol without a body
-    "shards.session.transport.deliver_untrusted": "tests/shards/test_bare.py",
+    "shards.session.surroundings.deliver_untrusted": "tests/shards/test_bare.py",
     "vpnd.adapter.framing.hear_untrusted": "tests/control/test_meeting.py",
     "vpnd.adapter.contract._post_untrusted": "tests/discovery/test_contract_http.py",
     "vpnd.adapter.dht._values_untrusted": "tests/control/test_dht.py",
