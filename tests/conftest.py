@@ -6,15 +6,11 @@ import os
 
 import pytest
 from hypothesis import HealthCheck, settings
+from root_tests import LONG, RootTestsMustRun
 from settings_shown import Freezer
 
 from vpnd.config.values import OWN_USER
 from vpnd.privileges import existing
-
-#: Long variants are run for who asks for them.
-LONG = bool(os.environ.get("VPND_LONG_TESTS"))
-#: pytest's exit code for root tests that did not run: no second try, as after a failure, makes up for it.
-DID_NOT_RUN = 9
 
 # A busy machine is no finding; pytest-timeout ends what hangs
 settings.register_profile("vpnd", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -55,31 +51,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason=f"{long.args[0]}; VPND_LONG_TESTS=1"), append=False)
         if os.geteuid() != 0 and item.get_closest_marker("root"):
             item.add_marker(pytest.mark.skip(reason="needs root; run: sudo scripts/test"))
-
-
-class RootTestsMustRun:
-    """Remembers the tests marked root that were skipped, but for long ones that nobody asked for.
-
-    With several workers the reports come here too.
-    """
-
-    def __init__(self) -> None:
-        self.skipped: list[str] = []
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        asked_for = LONG or "long" not in report.keywords
-        if report.skipped and not hasattr(report, "wasxfail") and "root" in report.keywords and asked_for:
-            self.skipped.append(f"{report.nodeid}: {report.longrepr[2]}")
-
-    def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        if self.skipped:
-            session.exitstatus = DID_NOT_RUN
-
-    def pytest_terminal_summary(self, terminalreporter) -> None:
-        if self.skipped:
-            terminalreporter.section("root tests that did not run", red=True)
-            for line in self.skipped:
-                terminalreporter.line(line)
 
 
 @pytest.fixture(autouse=True)

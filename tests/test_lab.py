@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import DID_NOT_RUN
 from lab import (
     Lab,
     LabError,
@@ -36,6 +35,7 @@ from lab.node import ROOT
 from lab.paired import measure_paired, paired_table, variants
 from lab.report import absolute_table, medians, ratio_table, verdicts
 from lab.ring_stress import stress
+from root_tests import DID_NOT_RUN
 
 root = pytest.mark.root
 

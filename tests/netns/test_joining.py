@@ -254,7 +254,7 @@ def test_a_detached_node_joins_by_a_token_nobody_can_see() -> None:
                 command, env={**os.environ, **b.env}, input=token, text=True, stdout=out, stderr=out, check=True,
                 timeout=60,
             )  # fmt: skip
-        assert "10.86.7.7 on vpnd0 in network home" in (lab.directory / "detach.log").read_text()
+        assert "attic in home runs as 10.86.7.7 on vpnd0" in (lab.directory / "detach.log").read_text()
         status = b.ask()
         assert status["network"]["label"] == "attic"
         for pid in process_tree([status["supervisor"]["pid"]]):

@@ -312,7 +312,7 @@ def test_a_hangup_reloads(pair: tuple[Node, Node]) -> None:
     a.config["log"] = {"level": "debug"}
     a.write_config()
     a.kill(signal.SIGHUP)
-    wait_until(lambda: "reloaded: 1 settings" in a.log_file.read_text(), CHANGED_S, "it has reloaded")
+    wait_until(lambda: "reloaded: 1 setting changed" in a.log_file.read_text(), CHANGED_S, "it has reloaded")
     assert a.ask()["ready"]
 
 

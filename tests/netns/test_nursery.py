@@ -81,6 +81,13 @@ def test_without_a_nursery_shards_come_back_and_it_does_too(node: Node) -> None:
     wait_until(lambda: is_forked(killed(node, shard_pids(node)[2])), BACK_S, "that forks shards")
 
 
+@pytest.mark.setting("process.fork_timeout")
+def test_a_node_that_is_not_to_fork_has_no_nursery() -> None:
+    with running_nodes(2, shards=1, settings={"process": {"fork_timeout": "0s"}}) as (node, _):
+        assert not nurseries(node)
+        assert not any(is_forked(pid) for pid in shard_pids(node))
+
+
 def test_a_nursery_that_hangs_holds_nobody_up(node: Node) -> None:
     (nursery,) = nurseries(node)
     os.kill(nursery, signal.SIGSTOP)

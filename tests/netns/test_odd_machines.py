@@ -144,7 +144,7 @@ def test_a_line_is_never_waited_for(tmp_path: Path) -> None:
         got += os.read(reading, 1 << 20)
         *lines, note, last = got.decode().splitlines()
         assert lines[:2] == [f"line {number:0100d}" for number in range(2)] and last == "last"
-        assert note == f"{5000 - len(lines)} lines dropped here: nobody read them"
+        assert note == f"{5000 - len(lines):,} lines dropped here: nobody read them"
         os.close(reading)
         with pytest.raises(BrokenPipeError):
             output.tell("to nobody")

@@ -102,7 +102,8 @@ def run(words: list[str]) -> int:
 
     if os.geteuid() == 0:
         interpreter.begin_early("vpnd.control")
-        interpreter.begin_early("vpnd.nursery")
+        if config.process.fork_timeout:
+            interpreter.begin_early("vpnd.nursery")
     with lean.without(*UNUSED):
         from supervisor.service import run_foreground
     announce = Output(sys.stdout.fileno()).tell
