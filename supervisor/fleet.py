@@ -56,6 +56,8 @@ class Fleet:
             self._control_said,
         )
         self.relay = RelayChild(live, self.priorities, self.nursery, self.control)
+        #: those that no packet of ours depends on: the relay, and what who starts them adds
+        self.others: list[Child[Any]] = [self.relay.child]
         self.shards: list[Child[ShardSlot]] = []
         self.count = self.shards_of(live.config)
         self.make_shards(self.count)

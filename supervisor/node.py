@@ -38,7 +38,6 @@ from typing import Any
 import msgspec
 
 from supervisor import report, requests, statedir
-from supervisor.children import Child
 from supervisor.export import EXPORTER, PAGE, Exporter
 from supervisor.fleet import Fleet, Scaling
 from supervisor.logfile import LogFile
@@ -151,20 +150,19 @@ async def start_node(
         reading = Reading(live, tun.fd, pump, pacing, broken=fleet.kill_broken, gone=node.device_gone)
         undo.callback(reading.close)
         undo.callback(LogFile(live).close)
-        others: list[Child[Any]] = [fleet.relay.child]
         if config.metrics.listen:
             exporter = Exporter(EXPORTER, live, fleet.priorities, fleet.nursery, node.told)
             undo.push_async_callback(exporter.stop)
             await exporter.start()
-            others.append(exporter.child)
+            fleet.others.append(exporter.child)
         if config.web.listen:
             page = Exporter(
                 PAGE, live, fleet.priorities, fleet.nursery, node.told, statedir.page_token(config)
             )
             undo.push_async_callback(page.stop)
             await page.start()
-            others.append(page.child)
-        undo.callback(Watchdog(live, lambda: (*fleet.children, *others)).close)
+            fleet.others.append(page.child)
+        undo.callback(Watchdog(live, lambda: (*fleet.children, *fleet.others)).close)
         await node.hear_control()
         node.ready = True
         return node

@@ -73,7 +73,7 @@ class Usage:
 
     def _sample(self) -> None:
         if not self._round:
-            processes = (child.process for child in self._fleet.children)
+            processes = (child.process for child in (*self._fleet.children, *self._fleet.others))
             self._round = [self._us, *(process for process in processes if process is not None)]
             pids = {process.pid for process in self._round}
             self._samples = {pid: sample for pid, sample in self._samples.items() if pid in pids}
@@ -107,7 +107,8 @@ def shard_row(slot: ShardSlot, child: Child, usage: Usage, answers: bool | None)
     drops = {reason: counts[f"dropped_{reason}"] for reason in DROP_REASONS}
     return status.Shard(
         index=slot.index,
-        **_process(child, usage, answers),
+        answers=answers,
+        **_process(child, usage),
         **_counts(counts),
         drops={reason: count for reason, count in drops.items() if count},
         ring=status.Ring(**slot.ring_use()),
@@ -127,11 +128,10 @@ def _counts(counts: dict[str, int]) -> dict[str, Any]:
     return {name: counts[name] for name in SHARD_METRICS}
 
 
-def _process(child: Child, usage: Usage, answers: bool | None) -> dict[str, Any]:
+def _process(child: Child, usage: Usage) -> dict[str, Any]:
     return {
         "pid": child.pid, "restarts": child.restarts,
-        "state": "hung" if child.hung else child.state.value, "answers": answers,
-        "confined": child.confined,
+        "state": "hung" if child.hung else child.state.value, "confined": child.confined,
         **usage.of(child.pid),
     }  # fmt: skip
 
@@ -349,13 +349,19 @@ def build(
         node=replace(node, listen=(control_status or last_told or fleet.control).listen),
         supervisor=status.SupervisorPart(pid=usage.us, **usage.of(usage.us)),
         control=status.ControlPart(
-            **_process(fleet.control, usage, control_status is not None if asked else None),
+            answers=control_status is not None if asked else None,
+            **_process(fleet.control, usage),
             connections=control_status.connections if control_status is not None else None,
             counters={name: control_counts[name] for name in CONTROL_METRICS},
             **_spreads(control_counts, CONTROL_HISTOGRAMS),
         ),
         shards=rows,
         retired=retired,
+        others=tuple(
+            status.OtherPart(name=child.title, **_process(child, usage))
+            for child in fleet.others
+            if child.pid
+        ),
         flows=status.Flows(
             active=sum(row.flows_active for row in rows),
             idle=sum(row.flows_idle for row in rows),

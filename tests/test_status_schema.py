@@ -346,6 +346,7 @@ class Alone:
     """What Usage needs of a fleet: no child."""
 
     children: tuple[()] = ()
+    others: tuple[()] = ()
     present: tuple[()] = ()
 
 

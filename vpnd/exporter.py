@@ -11,7 +11,6 @@ Rights kept after `privileges.drop`: the channel and the listening socket. How i
 from __future__ import annotations
 
 import itertools
-import resource
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -156,15 +155,17 @@ def _processes(status: Status) -> Iterator[Metric]:
         "vpnd_restarts",
         restarts,
         ("process",),
-        {("control",): status.control.restarts} | {name: shard.restarts for name, shard in shards.items()},
+        {("control",): status.control.restarts}
+        | {name: shard.restarts for name, shard in shards.items()}
+        | {(other.name,): other.restarts for other in status.others},
     )
-    us = resource.getrusage(resource.RUSAGE_SELF)
-    cpu_s: dict[Any, float] = {("exporter",): us.ru_utime + us.ru_stime}
+    cpu_s: dict[Any, float] = {}
     resident: dict[Any, float] = {}
     rows: tuple[tuple[Any, Any], ...] = (
         (("supervisor",), status.supervisor),
         (("control",), status.control),
         *(((f"shard {shard.index}",), shard) for shard in status.shards),
+        *(((other.name,), other) for other in status.others),
     )
     for name, row in rows:
         cpu_s[name], resident[name] = row.cpu_s, row.rss_bytes

@@ -147,6 +147,19 @@ class Shard(ShardCounters, frozen=True):
     first_packet: Annotated[Spread, told(SHARD_HISTOGRAMS["first_packet"])] = Spread()
 
 
+class OtherPart(Part, frozen=True):
+    """A process that no packet of this node depends on."""
+
+    name: Annotated[str, told("relay, exporter or page.")] = ""
+    pid: Pid = 0
+    restarts: Restarts = 0
+    state: State = ""
+    confined: Confined = False
+    cpu_percent: CpuPercent = 0.0
+    cpu_s: CpuSeconds = 0.0
+    rss_bytes: RssBytes = 0
+
+
 class Flows(Part, frozen=True):
     """Flows of all shards by state."""
 
@@ -289,6 +302,9 @@ class Status(Part, frozen=True):
     shards: Annotated[tuple[Shard, ...], told("Shards meant to be there, and those that are leaving.")] = ()
     retired: Annotated[
         tuple[Shard, ...], told("Shards that were scaled away; their counts stay in every sum.")
+    ] = ()
+    others: Annotated[
+        tuple[OtherPart, ...], told("Processes that no packet of this node depends on, those that run.")
     ] = ()
     flows: Annotated[Flows, told("Flows by state.")] = Flows()
     network: Annotated[NetworkPart | None, told("The network; null: the node is in none.")] = None

@@ -53,6 +53,16 @@ def kernels(node: Node, direction: str) -> tuple[int, int]:
     return int(numbers[2]), int(numbers[1])
 
 
+def processes_told(node: Node) -> bool:
+    """Whether each process has its CPU and memory in a scrape; they are sampled one after the other."""
+    values = series(scrape(node))
+    return all(
+        values.get(f'vpnd_process_{what}{{process="{name}"}}')
+        for name in ("supervisor", "control", "exporter", "shard 0", "shard 1")
+        for what in ("cpu_seconds_total", "resident_memory_bytes")
+    )
+
+
 def only_grow(before: dict[str, float], after: dict[str, float]) -> None:
     """Counters and histograms; a gauge is what has no _total, _bucket, _count or _sum behind it."""
     growing = re.compile(r"_(total|bucket|count|sum)(\{|$)")
@@ -83,6 +93,7 @@ def test_sums_over_shards_are_the_kernels_and_nothing_goes_back_when_a_shard_die
         wait_until(lambda: counted(a), SETTLE_S, "the scrape is the kernel's")
         values = series(scrape(a))
         only_grow(series(under_load), values)
+        wait_until(lambda: processes_told(a), SETTLE_S, "CPU and memory of each process are told")
         assert total(values, "vpnd_shard_rtt_seconds_count") > 0
         assert total(values, "vpnd_control_handshake_seconds_count") + total(
             series(scrape(b)), "vpnd_control_handshake_seconds_count"
