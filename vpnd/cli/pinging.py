@@ -85,9 +85,10 @@ def ping(
         if target.elsewhere and not as_json:
             typer.echo(f"note: {target.elsewhere}")
         for trip in _measured(settings, target, count, interval, size):
+            before = trips[-1] if trips else None
+            trips.append(trip)  # what is seen counts, however soon Ctrl-C follows
             if not as_json:
-                typer.echo(pingview.trip(target.name, target.address, trip, trips[-1] if trips else None))
-            trips.append(trip)
+                typer.echo(pingview.trip(target.name, target.address, trip, before))
         if not pingview.session_answers(trips[-1]):
             besides = _elsewhere(place, settings, target)
     except KeyboardInterrupt:
