@@ -20,13 +20,12 @@ from supervisor import requests
 from supervisor.node import LEFT, MOVED, STOPPED, Node, start_node
 from supervisor.notify import READY, STOPPING, Notifier, in_a_line
 from vpnd import logs, privileges
-from vpnd.columns import wrapped
 from vpnd.config import load, reference
 from vpnd.config.schema import Config
 from vpnd.errors import AlreadyRunningError, PrivilegeError, VpndError
 from vpnd.identity import Identity
 from vpnd.mode import Mode, decide, identity_of
-from vpnd.printable import many, printable
+from vpnd.printable import many, printable, wrapped
 from vpnd.status import NOT_IN, Peer, Status, known_as
 
 log = logging.getLogger("supervisor")

@@ -16,13 +16,13 @@ from fake_daemon import daemon
 
 from vpnd import errors, peerid
 from vpnd.cli import main, memberview
-from vpnd.columns import wrapped
 from vpnd.config import paths
 from vpnd.config.schema import Config, Network, Peer
 from vpnd.membership import network as network_format
 from vpnd.membership import token as tokens
 from vpnd.membership.store import Store
 from vpnd.mode import Mode, decide
+from vpnd.printable import wrapped
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 PEER_ID = peerid.from_public_key(KEY.public_key().public_bytes_raw())

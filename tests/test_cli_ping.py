@@ -15,7 +15,7 @@ from fake_daemon import daemon
 
 from vpnd import errors, status
 from vpnd.cli import main, pinging, pingview
-from vpnd.columns import wrapped
+from vpnd.printable import wrapped
 
 ROOT = Path(__file__).resolve().parent.parent
 #: linux/prctl.h, linux/capability.h

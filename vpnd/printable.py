@@ -1,6 +1,11 @@
-"""Text on its way to a person: from elsewhere, and what numbers mean."""
+"""Text on its way to a person: from elsewhere, what numbers mean, and how wide a terminal is."""
 
 from __future__ import annotations
+
+import textwrap
+
+#: Columns of what commands print.
+WIDTH = 80
 
 
 def printable(text: str) -> str:
@@ -24,3 +29,14 @@ def span(seconds: float) -> str:
         if amount or shown or unit == "s":
             shown.append(f"{amount} {unit}")
     return " ".join(shown[:2])
+
+
+def wrapped(paragraph: str, indent: int = 2, begun: int = 0) -> str:
+    """In lines of WIDTH at most; all but the first are indented, which has `begun` characters before it already."""
+    lines = textwrap.wrap(
+        "x" * begun + paragraph,
+        WIDTH,
+        subsequent_indent=" " * indent,
+        break_on_hyphens=False,
+    )
+    return "\n".join(lines)[begun:]

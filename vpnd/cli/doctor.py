@@ -25,11 +25,10 @@ import typer
 
 from vpnd import trust
 from vpnd.cli.command import JsonOption, Where, command, json_of, read_status
-from vpnd.columns import wrapped
 from vpnd.config import multiaddrs, paths
 from vpnd.config.schema import Config
 from vpnd.errors import ConfigError, NotRunningError, PrivilegeError, VpndError
-from vpnd.printable import many, printable
+from vpnd.printable import many, printable, wrapped
 from vpnd.status import connected, known_as
 from vpnd.version import __version__
 

@@ -15,11 +15,10 @@ import typer
 from vpnd import why
 from vpnd.cli.command import JsonOption, Where, ask, command, option, read_status, refuse_itself, show
 from vpnd.cli.echo import HEADER_BYTES, LEAST_BYTES, EchoSocket
-from vpnd.columns import wrapped
 from vpnd.config import multiaddrs
 from vpnd.config.schema import Config
 from vpnd.errors import ConfigError, VpndError
-from vpnd.printable import printable
+from vpnd.printable import printable, wrapped
 
 PROTOCOLS = {"icmp": 0, "tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP}
 _COLOURS = {why.OK: "green", why.STOPS: "red", why.LOSES: "yellow", why.UNKNOWN: "yellow"}

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import vpnd
 from vpnd import statusclient, trust
-from vpnd.columns import wrapped
 from vpnd.config import load, paths
 from vpnd.config.schema import Config
 from vpnd.errors import ChildError, ConfigError, MachineError, VpndError
 from vpnd.logs import printable
+from vpnd.printable import wrapped
 from vpnd.status import Status, known_as
 
 

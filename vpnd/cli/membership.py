@@ -25,11 +25,10 @@ from vpnd.cli.command import (
     read_status,
     show,
 )
-from vpnd.columns import wrapped
 from vpnd.config import paths, values
 from vpnd.config.schema import Config
 from vpnd.errors import ConfigError, NotRunningError, PrivilegeError, RefusedError
-from vpnd.printable import many, printable
+from vpnd.printable import many, printable, wrapped
 
 app = typer.Typer()
 authority = group("The nodes that may let others in and remove them.")

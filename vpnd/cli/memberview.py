@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vpnd.cli.statusview import duration, left_out, milliseconds, no_peers, ownership, table, text
-from vpnd.columns import wrapped
-from vpnd.printable import printable
+from vpnd.printable import printable, wrapped
 from vpnd.status import Status
 
 Fields = dict[str, Any]

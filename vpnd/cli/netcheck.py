@@ -8,8 +8,7 @@ import typer
 
 from vpnd.cli.command import JsonOption, Where, ask_control, command, show
 from vpnd.cli.statusview import milliseconds, table, text
-from vpnd.columns import wrapped
-from vpnd.printable import span
+from vpnd.printable import span, wrapped
 
 app = typer.Typer()
 

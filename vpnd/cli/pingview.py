@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vpnd.cli.statusview import milliseconds, text, why_not
-from vpnd.columns import wrapped
-from vpnd.printable import printable
+from vpnd.printable import printable, wrapped
 
 Fields = dict[str, Any]
 

@@ -9,9 +9,8 @@ from collections.abc import Sequence
 import typer
 
 from vpnd.api.reports import ReachReport
-from vpnd.columns import WIDTH, wrapped
 from vpnd.metrics import DROPS
-from vpnd.printable import many, printable, span
+from vpnd.printable import WIDTH, many, printable, span, wrapped
 from vpnd.status import DOWN, HEALTHY, NOT_IN, NetworkPart, Peer, Shard, Status, connected, known_as
 
 _GAP = "  "
