@@ -74,7 +74,10 @@ def measure_paired(
         time.sleep(plan.settle_s)
         for place in range(rounds):
             begin_s = time.monotonic()
-            for variant, lab, contender in pairs if place % 2 else reversed(pairs):
+            # Each is first, in the middle and last as often: whose turn follows its own load answers later.
+            first = place % len(pairs)
+            turns = [*pairs[first:], *pairs[:first]]
+            for variant, lab, contender in turns if place // len(pairs) % 2 else reversed(turns):
                 with contextlib.ExitStack() as looking:
                     for node in contender.nodes if variant.watched else ():
                         looking.enter_context(watchers.watched(node))
