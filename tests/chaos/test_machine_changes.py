@@ -170,6 +170,16 @@ class World:
     def is_well(self, node: Node) -> bool:
         return bool(node.ask().get("health") == "healthy" and not self.unreached(node))
 
+    def described(self) -> str:
+        """What each node is, whom it does not reach, and what it logged last: whose fault it is need not be the one
+        that was changed."""
+        return "\n".join(
+            f"{node.namespace.label}: {told.get('health')}, {told.get('ailments')}, does not reach "
+            f"{self.unreached(node)}\n{node.log_tail(20)}"
+            for node in self.nodes
+            for told in (node.ask(),)
+        )
+
     def judge(self, node: Node, change: Change) -> list[str]:
         """It is well in time, or says that it is not, be it by no answer: what it says. Raises AssertionError."""
         deadline = time.monotonic() + MENDED_S
@@ -226,9 +236,7 @@ def test_it_is_mended_or_told() -> None:
                             lambda each=each: world.is_well(each), WELL_S, f"{each.namespace.label} well"
                         )
                 except Exception as error:
-                    raise AssertionError(
-                        f"{where}: {error}\n{node.ask().get('ailments')}\n{node.log_tail(20)}"
-                    ) from error
+                    raise AssertionError(f"{where}: {error}\n{world.described()}") from error
                 assert leaks.leaked == 0, where
                 print(f"{where}: well after {time.monotonic() - begun_s:.1f} s, said {said}", flush=True)
         check_logs([a, b, c])
