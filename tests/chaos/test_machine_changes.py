@@ -109,7 +109,9 @@ OTHERS = [
     Change("prlimit --pid $SUPERVISOR --fsize=0", "prlimit --pid $SUPERVISOR --fsize=unlimited"),
     Change("prlimit --pid $CONTROL --fsize=0", "kill -9 $CONTROL"),
     # sysctls
-    Change("echo 1 > /proc/sys/net/ipv4/conf/vpnd0/rp_filter; echo 1 > /proc/sys/net/ipv4/conf/all/rp_filter"),
+    # told of a client of the exit node, and the administrator's to decide
+    Change("echo 1 > /proc/sys/net/ipv4/conf/vpnd0/rp_filter; echo 1 > /proc/sys/net/ipv4/conf/all/rp_filter",
+           "echo 0 > /proc/sys/net/ipv4/conf/vpnd0/rp_filter; echo 0 > /proc/sys/net/ipv4/conf/all/rp_filter"),
     Change("echo '4002 4003' > /proc/sys/net/ipv4/ip_local_port_range; kill -9 $SHARD",
            "echo '32768 60999' > /proc/sys/net/ipv4/ip_local_port_range"),
 ]  # fmt: skip
