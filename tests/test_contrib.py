@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import generate_latest
 
 from vpnd.config.schema import Metrics
-from vpnd.exporter import Exposed
+from vpnd.exporter import families
+from vpnd.exposition import Text
 from vpnd.metrics import BOUNDS_S, DROP_REASONS
 from vpnd.status import ControlPart, NetworkPart, NodePart, Peer, Shard, Spread, Status
 
@@ -46,9 +47,7 @@ FULL = Status(
 
 
 def exposed() -> str:
-    registry = CollectorRegistry()
-    registry.register(Exposed(FULL, Metrics()))
-    return generate_latest(registry).decode()
+    return Text(generate_latest).of(families(FULL, Metrics())).decode()
 
 
 def names(text: str) -> set[str]:

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 import pytest
 from fake_daemon import daemon
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import generate_latest
 
 from supervisor import report
 from vpnd import status
@@ -24,7 +24,8 @@ from vpnd.cli import main, memberview, statusview
 from vpnd.config.live import Live
 from vpnd.config.schema import Config, Metrics
 from vpnd.config.schema import Status as StatusSettings
-from vpnd.exporter import Exposed
+from vpnd.exporter import families
+from vpnd.exposition import Text
 from vpnd.status import Ailment, Status, known_as
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -292,9 +293,7 @@ def test_members_that_are_not_among_the_peers_are_not_kept_back():
 
 
 def exposed(told: Status, **options: bool) -> str:
-    registry = CollectorRegistry()
-    registry.register(Exposed(told, Metrics(**options)))
-    return generate_latest(registry).decode()
+    return Text(generate_latest).of(families(told, Metrics(**options))).decode()
 
 
 def test_every_metric_has_a_meaning_a_unit_and_a_name_by_the_conventions():

@@ -10,17 +10,15 @@ Rights kept after `privileges.drop`: the channel and the listening socket. How i
 
 from __future__ import annotations
 
-import itertools
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from prometheus_client import CollectorRegistry
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
-from prometheus_client.registry import Collector
 
 from vpnd import metrics, serving
 from vpnd.config.schema import Config, Metrics
+from vpnd.exposition import COUNTER, GAUGE, HISTOGRAM, Family, Text
 from vpnd.nat.paths import DIRECT, PUNCHED, RELAYED, kind_of
 from vpnd.status import HEALTHY, Peer, Shard, Spread, Status, TunPart
 
@@ -44,14 +42,14 @@ class Handler(serving.Handler):
         if path not in ("/metrics", "/healthz", "/readyz"):
             self.answer(404, "there are /metrics, /healthz and /readyz\n")
             return
-        status = self.server.told.status()
+        told = self.server.told
+        status = told.status()
         if status is None:
             self.answer(503, "the daemon does not answer\n")
         elif path == "/metrics":
-            registry = CollectorRegistry()
-            registry.register(Exposed(status, self.server.told.config.metrics))
-            encode, kind = choose_encoder(self.headers.get("Accept", ""))
-            self.answer(200, encode(registry), kind)
+            accepted, settings = self.headers.get("Accept", ""), told.config.metrics
+            text = told.made(status, accepted, lambda: _text(accepted).of(families(status, settings)))
+            self.answer(200, text, choose_encoder(accepted)[1])
         elif path == "/healthz":
             self.answer(200, "ok\n")
         else:
@@ -61,6 +59,12 @@ class Handler(serving.Handler):
     do_HEAD = do_GET
 
 
+@functools.lru_cache(maxsize=serving.MOST_KINDS)
+def _text(accepted: str) -> Text:
+    """By an Accept header: what a scraper was told last time. For `Told.made` alone, which is for one at a time."""
+    return Text(choose_encoder(accepted)[0])
+
+
 # --- what a status is to Prometheus
 
 #: What is counted in status.tun.
@@ -68,64 +72,48 @@ _TUN = ("packets_read", "packets_written", "bytes_read", "bytes_written", "reads
 _TUN_METRICS = metrics.described(TunPart)
 
 
-class Exposed(Collector):
+def families(status: Status, settings: Metrics) -> Iterator[Family]:
     """One status as metrics. Shards that were scaled away are in it: no sum over shards ever shrinks."""
-
-    def __init__(self, status: Status, settings: Metrics) -> None:
-        self._status, self._settings = status, settings
-
-    def collect(self) -> Iterator[Metric]:
-        status = self._status
-        yield from _node(status)
-        yield from _processes(status)
-        shards = (*status.shards, *status.retired)
-        for name, metric in metrics.SHARD_METRICS.items():
-            rows = {(str(shard.index),): getattr(shard, name) for shard in shards}
-            yield _family(f"vpnd_shard_{name}", metric, ("shard",), rows)
-        yield from _rings(status.shards)
-        for name, meaning in metrics.SHARD_HISTOGRAMS.items():
-            spreads = {(str(shard.index),): getattr(shard, name) for shard in shards}
-            yield _histogram(f"vpnd_shard_{name}_seconds", meaning, ("shard",), spreads)
-        for name, meaning in metrics.CONTROL_HISTOGRAMS.items():
-            spread = {(): getattr(status.control, name)}
-            yield _histogram(f"vpnd_control_{name}_seconds", meaning, (), spread)
-        for name, metric in metrics.CONTROL_METRICS.items():
-            yield _family(f"vpnd_control_{name}", metric, (), {(): status.control.counters.get(name, 0)})
-        for name in _TUN:
-            yield _family(f"vpnd_tun_{name}", _TUN_METRICS[name], (), {(): getattr(status.tun, name)})
-        for unit, dropped in (("packets", status.dropped_packets), ("records", status.dropped)):
-            metric = metrics.Metric("Dropped, by reason; docs/status.md explains each.", unit, False)
-            rows = {(reason,): count for reason, count in dropped.items()}
-            yield _family(f"vpnd_dropped_{unit}", metric, ("reason",), rows)
-        if self._settings.per_peer:
-            yield from _peers(status.peers)
-            yield _round_trips(status.peers, self._settings.peer_histograms)
+    yield from _node(status)
+    yield from _processes(status)
+    shards = (*status.shards, *status.retired)
+    for name, metric in metrics.SHARD_METRICS.items():
+        rows = {(str(shard.index),): getattr(shard, name) for shard in shards}
+        yield _family(f"vpnd_shard_{name}", metric, ("shard",), rows)
+    yield from _rings(status.shards)
+    for name, meaning in metrics.SHARD_HISTOGRAMS.items():
+        spreads = {(str(shard.index),): getattr(shard, name) for shard in shards}
+        yield _histogram(f"vpnd_shard_{name}_seconds", meaning, ("shard",), spreads)
+    for name, meaning in metrics.CONTROL_HISTOGRAMS.items():
+        spread = {(): getattr(status.control, name)}
+        yield _histogram(f"vpnd_control_{name}_seconds", meaning, (), spread)
+    for name, metric in metrics.CONTROL_METRICS.items():
+        yield _family(f"vpnd_control_{name}", metric, (), {(): status.control.counters.get(name, 0)})
+    for name in _TUN:
+        yield _family(f"vpnd_tun_{name}", _TUN_METRICS[name], (), {(): getattr(status.tun, name)})
+    for unit, dropped in (("packets", status.dropped_packets), ("records", status.dropped)):
+        metric = metrics.Metric("Dropped, by reason; docs/status.md explains each.", unit, False)
+        rows = {(reason,): count for reason, count in dropped.items()}
+        yield _family(f"vpnd_dropped_{unit}", metric, ("reason",), rows)
+    if settings.per_peer:
+        yield from _peers(status.peers)
+        yield _round_trips(status.peers, settings.peer_histograms)
 
 
-def _family(name: str, metric: metrics.Metric, labels: Sequence[str], rows: Mapping[Any, float]) -> Metric:
-    family = (GaugeMetricFamily if metric.gauge else CounterMetricFamily)(
-        name, f"{metric.meaning.removesuffix('.')} ({metric.unit}).", labels=labels
-    )
-    for values, value in rows.items():
-        family.add_metric(values, value)
-    return family
+def _family(name: str, metric: metrics.Metric, labels: Sequence[str], rows: Mapping[Any, float]) -> Family:
+    kind = GAUGE if metric.gauge else COUNTER
+    return Family(name, kind, f"{metric.meaning.removesuffix('.')} ({metric.unit}).", labels, rows)
 
 
-def _histogram(name: str, meaning: str, labels: Sequence[str], spreads: Mapping[Any, Spread]) -> Metric:
-    """With classic buckets: every Prometheus takes them, and their number is known."""
-    family = HistogramMetricFamily(name, f"{meaning.removesuffix('.')} (seconds).", labels=labels)
-    limits = [*(f"{bound:g}" for bound in metrics.BOUNDS_S), "+Inf"]
-    for values, spread in spreads.items():
-        sums = itertools.accumulate(spread.buckets or (0,) * len(limits))
-        family.add_metric(values, list(zip(limits, sums, strict=True)), spread.sum_s)
-    return family
+def _histogram(name: str, meaning: str, labels: Sequence[str], spreads: Mapping[Any, Spread]) -> Family:
+    return Family(name, HISTOGRAM, f"{meaning.removesuffix('.')} (seconds).", labels, spreads)
 
 
-def _gauge(name: str, meaning: str, unit: str, value: float) -> Metric:
+def _gauge(name: str, meaning: str, unit: str, value: float) -> Family:
     return _family(name, metrics.Metric(meaning, unit, True), (), {(): value})
 
 
-def _node(status: Status) -> Iterator[Metric]:
+def _node(status: Status) -> Iterator[Family]:
     build = metrics.Metric("Version of the daemon.", "always 1", True)
     yield _family("vpnd_build_info", build, ("version",), {(status.version,): 1})
     yield _gauge("vpnd_ready", "Whether all processes are up.", "0 or 1", int(status.ready))
@@ -148,7 +136,7 @@ def _node(status: Status) -> Iterator[Metric]:
         )
 
 
-def _processes(status: Status) -> Iterator[Metric]:
+def _processes(status: Status) -> Iterator[Family]:
     shards = {(f"shard {shard.index}",): shard for shard in (*status.shards, *status.retired)}
     restarts = metrics.Metric("Times a process was started again.", "times", False)
     yield _family(
@@ -175,7 +163,7 @@ def _processes(status: Status) -> Iterator[Metric]:
     yield _family("vpnd_process_resident_memory_bytes", memory, ("process",), resident)
 
 
-def _rings(shards: Sequence[Shard]) -> Iterator[Metric]:
+def _rings(shards: Sequence[Shard]) -> Iterator[Family]:
     for name, meaning in (("used", "In the ring to a shard."), ("size", "Size of the ring to a shard.")):
         rows = {(str(shard.index),): getattr(shard.ring, name) for shard in shards}
         metric = metrics.Metric(meaning, "bytes", True)
@@ -232,7 +220,7 @@ _PEER: dict[str, tuple[str, str, Callable[[Peer], float | None]]] = {
 _PEER_TOTALS = ("sent_bytes", "received_bytes", "sent_packets", "received_packets")
 
 
-def _round_trips(peers: Sequence[Peer], most: int) -> Metric:
+def _round_trips(peers: Sequence[Peer], most: int) -> Family:
     """Of so many peers: a histogram is fourteen series."""
     measured = [peer for peer in peers if peer.rtt.buckets][:most]
     spreads = {(peer.name, peer.peer_id): peer.rtt for peer in measured}
@@ -240,7 +228,7 @@ def _round_trips(peers: Sequence[Peer], most: int) -> Metric:
     return _histogram("vpnd_peer_round_trip_seconds", meaning, ("peer", "peer_id"), spreads)
 
 
-def _peers(peers: Sequence[Peer]) -> Iterator[Metric]:
+def _peers(peers: Sequence[Peer]) -> Iterator[Family]:
     for name, (meaning, unit, of) in _PEER.items():
         metric = metrics.Metric(meaning, unit, name not in _PEER_TOTALS)
         values = {(peer.name, peer.peer_id): of(peer) for peer in peers}

@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 
 #: What all of them are to the supervisor.
 ROLE = "exporter"
+#: Forms of one status that are kept for who asks for the same.
+MOST_KINDS = 4
 #: Of a request line with all its headers; browsers send one or two kilobytes.
 MAX_HEAD_BYTES = 16_384
 
@@ -80,6 +82,9 @@ class Told:
         self._asked = False
         self._status: Status | None = None
         self._at_s = 0.0
+        self._making = threading.Lock()
+        self._made: dict[str, bytes] = {}
+        self._made_of: Status | None = None
 
     @property
     def limits(self) -> Limits:
@@ -97,6 +102,15 @@ class Told:
                     self._asked = False  # it may have been lost: whoever comes next asks again
                     return None
             return self._status
+
+    def made(self, status: Status, kind: str, make: Callable[[], bytes]) -> bytes:
+        """`status` in another form: what `make` made of it for the first who asked for this kind."""
+        with self._making:
+            if self._made_of is not status or len(self._made) > MOST_KINDS:
+                self._made_of, self._made = status, {}
+            if kind not in self._made:
+                self._made[kind] = make()
+            return self._made[kind]
 
     def _fresh(self) -> bool:
         return self._status is not None and time.monotonic() < self._at_s + self.limits.max_age_s

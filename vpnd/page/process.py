@@ -26,6 +26,7 @@ from vpnd import serving
 from vpnd.config.schema import Config
 from vpnd.errors import VpndError
 from vpnd.page.view import view
+from vpnd.status import Status
 
 #: Path -> file beside this one, and its type; read before the files may be out of reach.
 FILES = {
@@ -65,6 +66,10 @@ def main() -> None:
 def _limits(config: Config) -> serving.Limits:
     web = config.web
     return serving.Limits(web.interval, web.timeout, web.max_clients)
+
+
+def _event(status: Status, max_peers: int) -> bytes:
+    return b"data: " + msgspec.json.encode(view(status, max_peers)) + b"\n\n"
 
 
 def check_host_untrusted(host: str, listen: str) -> None:
@@ -116,7 +121,9 @@ class Handler(serving.Handler):
         self.end_headers()
         told = self.server.told
         while self.command != "HEAD":
-            status = told.status()
-            shown = view(status, told.config.web.max_peers) if status is not None else None
-            self.wfile.write(b"data: " + msgspec.json.encode(shown) + b"\n\n")
+            status, most = told.status(), told.config.web.max_peers
+            if status is None:
+                self.wfile.write(b"data: null\n\n")
+            else:
+                self.wfile.write(told.made(status, "event", lambda: _event(status, most)))  # noqa: B023 - called at once
             time.sleep(told.limits.max_age_s)
