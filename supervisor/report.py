@@ -84,8 +84,8 @@ class Usage:
         process = self._round.pop()
         try:
             self._take(process)
-        except psutil.Error:
-            pass  # died this moment; its pidfd will tell
+        except (psutil.Error, OSError):
+            pass  # it died this moment, and its pidfd will tell; or this process has no descriptor left just now
         self._timer = self._loop.call_later(self._pause_s, self._sample)
 
     def _take(self, process: psutil.Process) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -365,6 +366,30 @@ def test_two_who_ask_get_the_same_right_figure():
     seen = asyncio.run(body())
     assert len(set(seen)) == 1, "whoever asks changes nothing"
     assert 5 < seen[0] < 120, "what is left of a CPU beside other tests"
+
+
+def test_cpu_is_sampled_again_after_a_time_without_descriptors() -> None:
+    """As with RLIMIT_NOFILE below what is open."""
+    config = Config(status=StatusSettings(sample_interval=0.05))
+    errors = []
+
+    async def body() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda loop, context: errors.append(context["message"]))
+        usage = report.Usage(Live(config), Alone())  # type: ignore[arg-type]
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+        try:
+            await asyncio.sleep(0.2)
+            assert not usage.of(usage.us)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        await asyncio.sleep(0.2)
+        assert usage.of(usage.us)["rss_bytes"] > 0
+        usage.close()
+
+    asyncio.run(body())
+    assert not errors
 
 
 def test_rates_are_what_moved_between_two_statuses() -> None:
