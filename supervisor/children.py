@@ -22,10 +22,11 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import psutil
 
-from supervisor.nursery import Nursery, Process
+from supervisor.interpreter import Process
+from supervisor.nursery import Nursery
 from supervisor.pacing import Priorities
 from vpnd import errors, seccomp
-from vpnd.api import channel, messages
+from vpnd.api import channel, ends, messages
 from vpnd.api.aio import LoopChannel
 from vpnd.api.reports import OwnAddresses
 from vpnd.config.live import Live
@@ -81,7 +82,7 @@ def introduce(control: Child[Any], arrived: messages.Message, other: Child[Any])
     """Give control and another child, if both are up, the ends of a channel of their own. `arrived` tells control who
     that is."""
     if control.state is State.UP and other.state is State.UP:
-        controls, others = channel.pair()
+        controls, others = ends.pair()
         with controls, others:
             control.send(arrived, (controls.fileno(),))
             other.send(messages.ControlArrived(), (others.fileno(),))

@@ -13,11 +13,10 @@ import os
 import select
 import signal
 import socket
-import subprocess
-from typing import Protocol
 
 from supervisor import interpreter
-from vpnd.api import channel, messages
+from supervisor.interpreter import Begun, Process
+from vpnd.api import ends, messages
 from vpnd.api.channel import Channel, ChannelClosed
 from vpnd.config.live import Live
 from vpnd.errors import ProtocolViolation
@@ -29,34 +28,13 @@ log = logging.getLogger(__name__)
 MODULES = ("shards", "vpnd.relay")
 
 
-class Process(Protocol):
-    """A child of this process."""
-
-    @property
-    def pid(self) -> int: ...
-
-    def wait(self) -> int:
-        """Wait for its end: its exit code, or the negative number of the signal that killed it. Once."""
-
-
-class Forked:
-    """One that the nursery forked."""
-
-    def __init__(self, pid: int) -> None:
-        self.pid = pid
-
-    def wait(self) -> int:
-        """See Process."""
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-
-
 class Nursery:
     """Owner: supervisor loop. `start`, `begin`, then `stop`."""
 
     def __init__(self, live: Live) -> None:
         self._live = live
         self._loop = asyncio.get_running_loop()
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Process | None = None
         self._pidfd = -1
         self._channel: Channel | None = None
         self._ready = False
@@ -90,7 +68,7 @@ class Nursery:
     def _fork(self, module: str) -> tuple[Process, socket.socket] | None:
         assert self._channel is not None
         patience_s = self._live.config.process.fork_timeout
-        ours, theirs = channel.pair()
+        ours, theirs = ends.pair()
         try:
             with theirs:
                 self._channel.send(messages.Fork(module=module), (theirs.fileno(),))
@@ -99,7 +77,7 @@ class Nursery:
             else:
                 match self._channel.receive():
                     case (messages.Forked(pid=pid), _) if pid:
-                        return Forked(pid), ours
+                        return Begun(pid), ours
                     case (messages.Forked(error=error), _):
                         self._broken(error)
         except (ChannelClosed, ProtocolViolation) as error:
@@ -140,7 +118,7 @@ class Nursery:
                     self._now_ready()
                     if pid:
                         os.kill(pid, signal.SIGKILL)
-                        Forked(pid).wait()
+                        Begun(pid).wait()
                 case (messages.Failed(error=error), _):
                     self._broken(error)
         except (ChannelClosed, ProtocolViolation) as error:

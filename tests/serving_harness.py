@@ -13,7 +13,7 @@ from select import select
 
 import msgspec
 
-from vpnd.api import channel, messages, parts
+from vpnd.api import ends, messages, parts
 from vpnd.api.channel import Channel, ChannelClosed
 from vpnd.config.schema import Config
 from vpnd.metrics import create_page
@@ -30,7 +30,7 @@ class Supervisor:
         self.status: Status | None = status
         self.asked = 0
         self._listening = socket.create_server(("127.0.0.1", 0))
-        self._ours, theirs = channel.pair()
+        self._ours, theirs = ends.pair()
         command = [sys.executable, "-P", "-m", module, str(theirs.fileno())]
         with theirs:
             self.process = subprocess.Popen(

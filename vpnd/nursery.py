@@ -45,12 +45,14 @@ def main() -> None:
 
 def _main(channel: Channel, parent_pid: int) -> None:
     start, _ = first_message(channel, messages.NurseryStart)
+    gc.disable()
     mains = {name: importlib.import_module(f"{name}.main").main for name in start.modules}
     privileges.drop(start.config.process.user, parent_pid)
     if start.config.process.seccomp:
         seccomp.confine(seccomp.NURSERY)
     gc.collect()
     gc.freeze()  # no collection writes to the memory that all share
+    gc.enable()
     channel.send(messages.Ready())
     while True:
         message, descriptors = await_message(channel)

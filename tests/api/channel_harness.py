@@ -7,7 +7,7 @@ import socket
 
 import msgspec
 
-from vpnd.api import channel, messages, reports
+from vpnd.api import ends, messages, reports
 from vpnd.api.channel import Channel
 from vpnd.api.rules import Message, Way
 from vpnd.config.schema import Config
@@ -92,7 +92,7 @@ class Pair:
     """Two roles and what they have said; each message is preceded by what its rule says must go before it."""
 
     def __init__(self, way: Way) -> None:
-        self.raw = dict(zip(way, channel.pair(), strict=True))
+        self.raw = dict(zip(way, ends.pair(), strict=True))
         self.ends = {
             here: Channel(self.raw[here], here, there) for here, there in (way, (way.receiver, way.sender))
         }

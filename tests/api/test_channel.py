@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vpnd.api import aio, channel, messages
+from vpnd.api import ends as channel_ends
 from vpnd.api.channel import Channel, ChannelClosed
 from vpnd.api.rules import MAX_DESCRIPTORS, Message, Way
 from vpnd.errors import ProtocolViolation
@@ -133,7 +134,7 @@ def test_nonsense_is_a_violation_and_its_descriptors_are_closed(what: str, data:
 
 @given(st.binary(min_size=1, max_size=200))
 def test_whatever_comes_is_a_message_or_a_violation(data: bytes) -> None:
-    here, there = channel.pair()
+    here, there = channel_ends.pair()
     with there:
         control = Channel(here, "control", "shard")
         there.send(data)
@@ -147,12 +148,12 @@ def test_whatever_comes_is_a_message_or_a_violation(data: bytes) -> None:
 
 def test_what_is_longer_than_a_message_may_be_is_a_violation(ends: Ends) -> None:
     control, shard, raw = ends
-    data = msgspec.msgpack.encode(messages.SessionWanted(peer_id="p" * channel.MAX_MESSAGE_BYTES))
+    data = msgspec.msgpack.encode(messages.SessionWanted(peer_id="p" * channel_ends.MAX_MESSAGE_BYTES))
     raw.send(data)
     with pytest.raises(ProtocolViolation):
         control.receive()
     with pytest.raises(ProtocolViolation, match="too large"):
-        shard.send(messages.SessionWanted(peer_id="p" * channel.MAX_MESSAGE_BYTES))
+        shard.send(messages.SessionWanted(peer_id="p" * channel_ends.MAX_MESSAGE_BYTES))
 
 
 def test_more_descriptors_than_any_message_has_are_a_violation_and_none_is_kept(ends: Ends) -> None:
@@ -258,7 +259,7 @@ def test_a_child_waits_for_its_first_message_and_takes_no_other() -> None:
 
 def test_on_a_loop_messages_and_the_end_are_told_once_and_a_backlog_drains() -> None:
     async def main() -> None:
-        here, there = channel.pair()
+        here, there = channel_ends.pair()
         heard: list[Message] = []
         ended: list[Exception] = []
         control = aio.LoopChannel(
@@ -290,7 +291,7 @@ def test_messages_that_never_stop_take_their_share_of_the_loop_and_no_more() -> 
     """Each takes 2 ms; whoever else is on the loop has the rest of the time, and every message is heard."""
 
     async def main() -> None:
-        here, there = channel.pair()
+        here, there = channel_ends.pair()
         heard: list[Message] = []
         ended: list[Exception] = []
 

@@ -7,7 +7,7 @@ import socket
 import pytest
 from channel_harness import Pair
 
-from vpnd.api import channel, messages, parts, rules
+from vpnd.api import ends, messages, parts, rules
 from vpnd.api.reports import PeerReport, PeerTraffic
 from vpnd.errors import ProtocolViolation
 
@@ -65,6 +65,6 @@ def test_one_of_any_size_arrives(make, who: str, peers: int) -> None:
 
 @pytest.mark.root
 def test_the_longest_message_passes_whatever_the_machine_allows_others() -> None:
-    ours, theirs = channel.pair()
+    ours, theirs = ends.pair()
     with ours, theirs:
-        assert ours.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) >= 2 * channel.MAX_MESSAGE_BYTES
+        assert ours.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) >= 2 * ends.MAX_MESSAGE_BYTES

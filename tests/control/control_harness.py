@@ -21,7 +21,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from vpnd import peerid
 from vpnd.api import messages
-from vpnd.api.channel import Channel, ChannelClosed, pair
+from vpnd.api.channel import Channel, ChannelClosed
+from vpnd.api.ends import pair
 from vpnd.config.schema import P2P, Config, Peer, Process, Retry
 from vpnd.config.schema import Session as SessionTable
 from vpnd.metrics import CONTROL_COUNTERS, create_page

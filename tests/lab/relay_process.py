@@ -9,7 +9,8 @@ from pathlib import Path
 from types import TracebackType
 
 from vpnd.api import messages
-from vpnd.api.channel import Channel, first_message, pair
+from vpnd.api.channel import Channel, first_message
+from vpnd.api.ends import pair
 from vpnd.config.schema import Config
 from vpnd.metrics import create_page
 

@@ -17,7 +17,7 @@ import msgspec
 import pytest
 
 from vpnd import seccomp
-from vpnd.api import channel, messages, parts
+from vpnd.api import channel, ends, messages, parts
 from vpnd.config.schema import Config, Metrics, Process, Registry, Session, Worker
 from vpnd.metrics import SHARD_COUNTERS, create_page
 from vpnd.packet import ring
@@ -54,7 +54,7 @@ class ShardHarness:
         )  # keeps packets apart, as a TUN
         self.kernel.settimeout(TIMEOUT_S)
         self.page, page_fd = create_page(SHARD_COUNTERS, "counters")
-        ours, theirs = channel.pair()
+        ours, theirs = ends.pair()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "shards", str(theirs.fileno())], pass_fds=[theirs.fileno()]
         )
@@ -68,7 +68,7 @@ class ShardHarness:
         os.close(page_fd)
         tun.close()
         assert isinstance(self.hear(self.supervisor), messages.Ready)
-        ours, theirs = channel.pair()
+        ours, theirs = ends.pair()
         self.supervisor.send(messages.ControlArrived(), (theirs.fileno(),))
         theirs.close()
         self.control = channel.Channel(ours, "control", "shard")

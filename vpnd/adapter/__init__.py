@@ -8,6 +8,7 @@ what they need would be a third of control's memory.
 """
 
 import socket
+import sys
 from typing import Any
 
 from vpnd import lean
@@ -52,5 +53,9 @@ def _make_none(resolver: DNSResolver) -> None:
 dns.resolver.socket = _Nameless()  # type: ignore[assignment]
 DNSResolver.__init__ = _make_none
 
+# Of pycryptodome, which uses ctypes without it, as it does from Python 3.12 on: parsing C takes a tenth of the start.
+sys.modules.setdefault("cffi", None)  # type: ignore[arg-type]
 with lean.without(*UNUSED):
     import libp2p.kad_dht.kad_dht  # noqa: F401
+if sys.modules["cffi"] is None:
+    del sys.modules["cffi"]

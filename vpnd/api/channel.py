@@ -20,17 +20,13 @@ from typing import NoReturn, TypeVar, Union
 
 import msgspec
 
+from vpnd.api.ends import MAX_MESSAGE_BYTES
 from vpnd.api.messages import ALL, OPENERS, Failed
 from vpnd.api.rules import MAX_DESCRIPTORS, Message, Way
 from vpnd.errors import ProtocolViolation, VpndError, kind_of
 
-#: Longest datagram; PeerKnown and status are the largest, far below. Also asked for as SO_SNDBUF.
-MAX_MESSAGE_BYTES = 1 << 20
 #: Longest one to the supervisor, where packets wait while it is taken apart; what may be longer comes in parts.
 MAX_TO_SUPERVISOR_BYTES = 1 << 18
-
-#: asm-generic/socket.h; Python has no name for it.
-SO_SNDBUFFORCE = 32
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(
@@ -40,17 +36,6 @@ _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(
 
 class ChannelClosed(Exception):
     """The other process closed its end or died. Nothing more will come; close the channel."""
-
-
-def pair() -> tuple[socket.socket, socket.socket]:
-    """Two connected ends, non-blocking, close-on-exec, with room for the largest message."""
-    ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
-    for end in ends:
-        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * MAX_MESSAGE_BYTES)
-        # Most machines allow less than that (net.core.wmem_max), but not to the supervisor.
-        with contextlib.suppress(PermissionError):
-            end.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, 2 * MAX_MESSAGE_BYTES)
-    return ends
 
 
 def _most_bytes(receiver: str) -> int:

@@ -29,6 +29,10 @@ def main(arguments: Sequence[str] | None = None, run: Callable[[list[str]], int]
         words = list(sys.argv[1:] if arguments is None else arguments)
         if run is not None:
             return run(words)
+        if _starts(words) and os.geteuid() == 0:
+            from supervisor import interpreter
+
+            interpreter.begin_early("vpnd.control")
         from vpnd.cli import app
 
         return app.run(words)
@@ -46,6 +50,17 @@ def main(arguments: Sequence[str] | None = None, run: Callable[[list[str]], int]
         return VpndError.exit_code
     except KeyboardInterrupt:
         return INTERRUPTED
+
+
+def _starts(words: Sequence[str]) -> bool:
+    """Whether the command is `vpnd start`, in the foreground and with no mistake that is seen at once."""
+    rest = iter(words)
+    for word in rest:
+        if word in ("--config", "--state-dir"):
+            next(rest, None)
+        elif not word.startswith("-"):
+            return word == "start" and not {"--detach", "--help", "-h"}.intersection(rest)
+    return False
 
 
 def _drop_output() -> None:

@@ -7,6 +7,7 @@ again.
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import sys
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import msgspec
 
+from supervisor import interpreter
 from vpnd import lean
 from vpnd.config import load
 from vpnd.config.schema import Config
@@ -49,12 +51,14 @@ UNUSED = (
 
 
 class Given(msgspec.Struct, frozen=True):
-    """What the command was given. `token`: a descriptor that a token to join with can be read from, or -1."""
+    """What the command was given. `token`: a descriptor that a token to join with can be read from, or -1. `early`: see
+    supervisor/interpreter.py."""
 
     config_file: str | None
     state_dir: str | None
     overrides: dict[str, str | int | None]
     token: int
+    early: dict[str, tuple[int, int]]
 
     def read(self) -> load.Loaded:
         """The configuration as it is now. Raises ConfigError."""
@@ -73,7 +77,7 @@ def become(place: Where, overrides: dict[str, str | int | None], token: str) -> 
         token_fd = os.memfd_create("vpnd-token", 0)
         os.write(token_fd, token.encode())
     config_file, state_dir = (str(path) if path is not None else None for path in place)
-    given = Given(config_file, state_dir, overrides, token_fd)
+    given = Given(config_file, state_dir, overrides, token_fd, interpreter.hand_over())
     sys.stdout.flush()
     words = [sys.executable, "-P", "-m", "vpnd.cli.supervise", msgspec.json.encode(given).decode()]
     source = str(Path(__file__).resolve().parents[2])
@@ -84,6 +88,7 @@ def become(place: Where, overrides: dict[str, str | int | None], token: str) -> 
 def run(words: list[str]) -> int:
     """The daemon, until it is stopped: its exit code. Raises a VpndError."""
     given = msgspec.json.decode(words[0], type=Given)
+    interpreter.take_over(given.early)
     token = ""
     if given.token >= 0:
         with open(given.token, "rb") as file:
@@ -98,13 +103,14 @@ def run(words: list[str]) -> int:
         return load.complete(found.config, identity.peer_id, host_name, found.origins, in_network=in_network)
 
     config = complete(found)
-    from supervisor import interpreter
-
     if os.geteuid() == 0:
         interpreter.begin_early("vpnd.control")
         if config.process.fork_timeout:
             interpreter.begin_early("vpnd.nursery")
+    gc.disable()  # nothing of what is imported goes again
     with lean.without(*UNUSED):
         from supervisor.service import run_foreground
+    gc.freeze()
+    gc.enable()
     announce = Output(sys.stdout.fileno()).tell
     return run_foreground(config, identity, token, announce, lambda: complete(given.read()))

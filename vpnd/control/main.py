@@ -22,6 +22,7 @@ imported from then on: the files of vpnd may be readable by root alone.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 from typing import TYPE_CHECKING
@@ -66,6 +67,8 @@ def main() -> None:
 
 def _main(channel: Channel, parent_pid: int) -> None:
     preload()
+    gc.freeze()
+    gc.enable()
     start, descriptors = first_message(channel, messages.ControlStart)
     tame_libp2p(logs.configure(start.config.log, "control"))
     check_libp2p()
