@@ -35,10 +35,21 @@ def settings(*, retry: dict[str, Any] | None = None, sessions: int = 64, **break
 class Node:
     """Waits are always as long as they may be: 1 s, 2 s, 4 s, 4 s …"""
 
-    def __init__(self, own_id: str, *members: Member, config: Config | None = None) -> None:
+    def __init__(
+        self, own_id: str, *members: Member, config: Config | None = None, met: tuple[str, ...] = ()
+    ) -> None:
+        """`met`: who can be reached by a meeting alone."""
         self.book = SessionBook(lambda bits: 0)
         self.live = Live(config or settings())
-        self.planner = Planner(own_id, members, self.book, self.live, lambda low, high: high)
+        self.planner = Planner(
+            own_id,
+            members,
+            self.book,
+            self.live,
+            lambda low, high: high,
+            met.__contains__,
+            lambda member: member.peer_id in met,
+        )
         self.flying: dict[tuple[str, int], Dial] = {}
 
     def due(self, now_s: float) -> list[tuple[str, int]]:

@@ -29,6 +29,13 @@ def test_whose_turn_it_is(own_id: str, first_s: float, why: str) -> None:
     assert node.next_s() == NEVER, "one dial a shard at a time"
 
 
+def test_who_has_to_be_met_is_called_at_once_by_both() -> None:
+    node = Node("z", member("m"), member("n"), met=("m",))
+    node.planner.shard_ready(0, 10.0)
+    assert node.due(10.0) == [("m", 0)]
+    assert node.next_s() == 10.0 + STAGGER_S
+
+
 def test_the_larger_id_does_not_dial_when_the_session_arrives_in_time() -> None:
     node = Node("z", member("m"))
     node.planner.shard_ready(0, 0.0)

@@ -165,8 +165,7 @@ def test_many_ports_make_a_hole_where_one_nat_is_symmetric() -> None:
                 f"{kinds[0]} x {kinds[1]}: punched {took_s:.2f} s after the start, "
                 f"ready {ready_s:.2f}; {grown} new entries in gateways"
             )
-            # its start takes longer where others start, too
-            assert took_s - ready_s <= within(BY_CHANCE_S) and max(grown) < 4 * 500 + 256
+            assert took_s <= within(BY_CHANCE_S) and max(grown) < 4 * 500 + 256
             wait_until(lambda: rtt_ms(b, address(a)) < DIRECT_MS, REACHED_S, "packets go by it")
             assert b.stop() == 0
         check_logs([r, s, a, b])

@@ -79,8 +79,14 @@ def test_start_in_the_foreground_begins_control_early_and_nothing_else_does(
     monkeypatch.setattr(interpreter, "begin_early", begun.append)
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(app, "run", lambda words: 0)
-    for words in ("status", "start --detach", "start --help", "--version", "ping start", "--config start"):
-        assert cli.main(words.split()) == 0 and begun == [], words
-    for words in ("start", "--config a.toml start --shards 2", "--state-dir=b start"):
-        assert cli.main(words.split()) == 0 and begun == ["vpnd.control"], words
+
+    def runs(words: str) -> list[str]:
         begun.clear()
+        monkeypatch.setattr(sys, "argv", ["vpnd", *words.split()])
+        assert cli.main() == 0
+        return begun
+
+    for words in ("status", "start --detach", "start --help", "--version", "ping start", "--config start"):
+        assert runs(words) == [], words
+    for words in ("start", "--config a.toml start --shards 2", "--state-dir=b start"):
+        assert runs(words) == ["vpnd.control"], words

@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None, run: Callable[[list[str]], int]
         words = list(sys.argv[1:] if arguments is None else arguments)
         if run is not None:
             return run(words)
-        if _starts(words) and os.geteuid() == 0:
+        if arguments is None and _starts(words) and os.geteuid() == 0:
             from supervisor import interpreter
 
             interpreter.begin_early("vpnd.control")

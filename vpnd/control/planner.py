@@ -4,7 +4,8 @@ The goal: every shard has as many sessions as it wants with every peer that has 
 otherwise. The rules:
 
     turn        the node with the smaller peer id dials at once, the other after p2p.dial_stagger: usually the
-                session has arrived by then
+                session has arrived by then. A peer that has to be met is called at once by both: of two such calls
+                one stands
     pace        never two dials for the same shard and peer within retry.initial_interval, nor two at once
     backoff     a failed dial, or a session that ended before packets flowed, makes the peer wait; a session
                 in which packets flow forgets that. A peer that backs off is dialed for one shard at a time
@@ -47,9 +48,11 @@ class Planner:
         live: Live,
         uniform: Uniform,
         can_meet: Callable[[str], bool] = lambda peer_id: False,
+        has_to_meet: Callable[[Member], bool] = lambda member: False,
     ) -> None:
-        """`can_meet`: whether a peer could be met at a relay, without an address of its own."""
-        self._can_meet = can_meet
+        """`can_meet`: whether a peer could be met at a relay, without an address of its own. `has_to_meet`: whether
+        there is no other way."""
+        self._can_meet, self._has_to_meet = can_meet, has_to_meet
         self._own_id = own_id
         self._book = book
         self._live = live
@@ -157,9 +160,10 @@ class Planner:
         peer = self._peers.get(peer_id)
         if peer is None or shard not in self._shards:
             return
-        if sessions > self._wanted(peer, shard):
-            self._lacking(peer, shard, now_s)
+        lacking = sessions > self._wanted(peer, shard)
         peer.wanted[shard] = sessions
+        if lacking:
+            self._lacking(peer, shard, now_s)
         if urgent:
             peer.urgent_s = now_s
             pace_s = peer.last_dial_s + self._live.config.retry.initial_interval
@@ -315,7 +319,13 @@ class Planner:
 
     def _lacking(self, peer: PeerDials, shard: int, now_s: float) -> None:
         """The shard may have come to lack a session with the peer: whose turn is it?"""
-        wait_s = 0.0 if self._own_id < peer.member.peer_id else self._live.config.p2p.dial_stagger
+        wait_s = 0.0
+        if (
+            self._own_id > peer.member.peer_id
+            and self._wanted(peer, shard)
+            and not self._has_to_meet(peer.member)
+        ):
+            wait_s = self._live.config.p2p.dial_stagger
         peer.turn_s[shard] = max(peer.turn_s.get(shard, -NEVER), now_s + wait_s)
 
     def _room(self, peer: PeerDials) -> int:

@@ -58,7 +58,13 @@ class Sessions:
         self._book = SessionBook(secrets.randbits)
         uniform = common.dice.uniform
         self._planner = Planner(
-            own_id, registry.members(), self._book, self._live, uniform, traversal.can_meet
+            own_id,
+            registry.members(),
+            self._book,
+            self._live,
+            uniform,
+            traversal.can_meet,
+            traversal.has_to_meet,
         )
         self._links: dict[int, ShardLink] = {}  # by index of the shard
         self._segments = Segments(self._live, self._now_s)

@@ -250,6 +250,10 @@ class Traversal:
         member = self._registry.find(peer_id)
         return any(relay != peer_id for relay in self._relays) or bool(member and self._relays_of(member))
 
+    def has_to_meet(self, member: Member) -> bool:
+        """Whether that is the only way there may be."""
+        return self.can_meet(member.peer_id) and not any(map(self.may_answer, member.addresses))
+
     def _relays_of(self, member: Member) -> list[Member]:
         """Members that can call that one, by its own word."""
         known = map(self._registry.find, member.relays)
