@@ -130,7 +130,8 @@ class Exporter:
         self._told_s = loop.time()
         try:
             content = await self._told(max_age_s)
+            for part in parts.split(messages.StatusTold(content=content)):
+                await asyncio.sleep(0)  # packets have their turn: of 1,000 peers it is a megabyte
+                self.child.send(part)
         finally:
             self._telling = None
-        for part in parts.split(messages.StatusTold(content=content)):
-            self.child.send(part)

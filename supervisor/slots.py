@@ -6,9 +6,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections import Counter
 from collections.abc import Sequence
-from operator import add
 from pathlib import Path
 from typing import Any
 
@@ -71,25 +69,33 @@ class Traffic:
 
     def of(self, peer_id: str) -> list[int]:
         """The totals of one peer, in that order."""
-        return list(map(add, self._before.get(peer_id, _NOTHING), self._now.get(peer_id, _NOTHING)))
+        return [*map(sum, zip(_NOTHING, *self.parts(peer_id), strict=True))]
+
+    def parts(self, peer_id: str) -> list[list[int]]:
+        """What they are the sums of: what the processes before told, and the one there is; often neither did."""
+        return [told[peer_id] for told in (self._before, self._now) if peer_id in told]
 
     def drops_of(self, peer_id: str) -> dict[str, int]:
         """What of its packets was dropped, either way, by reason; without those that are 0."""
         before, now = self._drops_before.get(peer_id, {}), self._drops_now.get(peer_id, {})
+        if not before and not now:
+            return {}
         return {reason: n for reason in DROPS if (n := before.get(reason, 0) + now.get(reason, 0))}
 
 
 def drops_with(peer_id: str, slots: Sequence[Traffic]) -> dict[str, int]:
     """What was dropped of one peer's packets over all slots."""
-    total: Counter[str] = Counter()
+    total: dict[str, int] = {}
     for slot in slots:
-        total.update(slot.drops_of(peer_id))
-    return dict(total)
+        for reason, count in slot.drops_of(peer_id).items():
+            total[reason] = total.get(reason, 0) + count
+    return total
 
 
 def traffic_with(peer_id: str, slots: Sequence[Traffic]) -> dict[str, Any]:
     """What went to and from one peer over all slots, as status.Peer has it."""
-    counts = [*map(sum, zip(_NOTHING, *(slot.of(peer_id) for slot in slots), strict=True))]
+    parts = [part for slot in slots for part in slot.parts(peer_id)]
+    counts = [*map(sum, zip(_NOTHING, *parts, strict=True))]
     *buckets, sum_us = counts[len(TRAFFIC) :]
     rtt = Spread(buckets=tuple(buckets), sum_s=sum_us / 1e6) if sum_us else Spread()
     return {**dict(zip(TRAFFIC, counts, strict=False)), "rtt": rtt}
@@ -221,10 +227,10 @@ class ShardSlot:
         if len(self.traffic) > 4 * (config.membership.max_members + len(config.peers)):
             raise ProtocolViolation("it tells of more peers than this node can have")
 
-    def in_ring(self) -> int:
-        """(Super)packets given to the shard that it has not taken yet."""
+    def in_ring(self, taken: int) -> int:
+        """(Super)packets given to the shard that it has not taken yet. `taken`: packets_from_tun, from its page."""
         given = self._packets_in + (self.port.packets_in if self.port is not None else 0)
-        return max(0, given - self.page.read()["packets_from_tun"])
+        return max(0, given - taken)
 
     def ring_use(self) -> dict[str, int]:
         """Bytes in use and size of the ring; nothing is used while there is no process."""

@@ -246,6 +246,9 @@ def test_a_variant_is_compared_with_the_first_round_by_round() -> None:
         ["TCP", "1", "flow", "A->B", "Gbit/s", "4.00", "3.00", "-25.0", "%", "±0.0"],
         ["ping", "idle", "avg", "ms", "2.00", "2.20", "+10.0", "%", "±0.0"],
     ]
+    watched = [{**numbers, "watchers": 4.0} for numbers in other]
+    last = paired_table({"this": one, "this, watched": watched, "@other": other}).splitlines()[-1]
+    assert last.split() == ["CPU", "of", "watchers", "ms/s", "-", "4.00", "-"]
 
 
 def test_variants_are_checkouts_and_settings(tmp_path: Path) -> None:
@@ -274,6 +277,9 @@ def test_two_variants_up_at_once_are_measured_in_turns() -> None:
     assert measured.keys() == {"this", "this, watched"} and len(said) == 1
     for (numbers,) in measured.values():
         assert numbers["tcp1_forward"] > 0 and numbers["udp_flood"] > 0 and 0 < numbers["ping_avg"] < 1000
+        assert 0 < numbers["cpu_idle"] < 2000
+    (looking,) = measured["this, watched"]
+    assert 0 < looking["watchers"] < 1000
 
 
 # -- vpnd in it ------------------------------------------------------------------------------------------

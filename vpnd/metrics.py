@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import enum
 import fcntl
+import functools
 import mmap
 import os
 from bisect import bisect_left
@@ -312,6 +313,7 @@ CONTROL_HISTOGRAMS = {
 }
 
 
+@functools.cache
 def histogram_counters(name: str) -> tuple[str, ...]:
     """The names of a histogram's counters in a page: its buckets, and its sum in microseconds."""
     return (*(f"{name}_le_{bound:g}" for bound in (*BOUNDS_S, float("inf"))), f"{name}_sum_us")

@@ -109,6 +109,8 @@ METRICS = (
     Metric("call_lost", "  lost", "%", False, divisible=False),
     Metric("cpu_tcp", "CPU per GB, TCP", "s/GB", False),
     Metric("cpu_udp", "CPU per GB, UDP", "s/GB", False),
+    Metric("cpu_idle", "CPU beside idle ping", "ms/s", False),
+    Metric("watchers", "CPU of watchers", "ms/s", False, divisible=False),
     Metric("memory", "memory per node", "MB PSS", False),
     Metric("start", "start to first ping", "s", False),
 )
@@ -130,8 +132,11 @@ def measure(make: Callable[[Lab], Contender], plan: Plan) -> dict[str, float]:
 
 def measure_turn(lab: Lab, contender: Contender, plan: Plan) -> dict[str, float]:
     """The few numbers that tell most, of a contender that is up and has been measured before; in some seconds."""
+    processes = [pid for roots in contender.roots() for pid in roots]
+    begun_s, before_s = time.monotonic(), cpu_seconds(processes)
     idle = ping(lab, lab.nodes[0], contender.target, plan.pings, plan.ping_interval_s)
-    meter = Meter([pid for roots in contender.roots() for pid in roots])
+    idle_share = (cpu_seconds(processes) - before_s) / (time.monotonic() - begun_s)
+    meter = Meter(processes)
     loaded, report = _ping_under_load(lab, contender, plan, meter)
     flood = _udp_run(lab, contender, plan, 0, plan.udp_payload_bytes)
     return {
@@ -141,6 +146,7 @@ def measure_turn(lab: Lab, contender: Contender, plan: Plan) -> dict[str, float]
         "loaded_p99": loaded.p99_ms,
         "cpu_tcp": meter.seconds_per_gb(),
         "udp_flood": goodput_bps(flood) / MB,
+        "cpu_idle": 1000 * idle_share,
     }
 
 

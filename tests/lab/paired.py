@@ -78,12 +78,19 @@ def measure_paired(
             first = place % len(pairs)
             turns = [*pairs[first:], *pairs[:first]]
             for variant, lab, contender in turns if place // len(pairs) % 2 else reversed(turns):
-                with contextlib.ExitStack() as looking:
-                    for node in contender.nodes if variant.watched else ():
-                        looking.enter_context(watchers.watched(node))
-                    measured[variant.name].append(measure_turn(lab, contender, plan))
+                turn = _watched_turn if variant.watched else measure_turn
+                measured[variant.name].append(turn(lab, contender, plan))
             say(f"round {place + 1}/{rounds}: {time.monotonic() - begin_s:.0f} s")
     return measured
+
+
+def _watched_turn(lab: Lab, contender: Vpnd, plan: Plan) -> dict[str, float]:
+    """Its first node is watched."""
+    with watchers.watched(contender.nodes[0]) as looking:
+        begun_s, before_s = time.monotonic(), looking.cpu_s()
+        numbers = measure_turn(lab, contender, plan)
+        share = (looking.cpu_s() - before_s) / (time.monotonic() - begun_s)
+    return {**numbers, "watchers": 1000 * share}
 
 
 def paired_table(measured: Mapping[str, Sequence[Numbers]]) -> str:
@@ -93,13 +100,16 @@ def paired_table(measured: Mapping[str, Sequence[Numbers]]) -> str:
     header = ["", "", first, *(cell for name, _ in others for cell in (name, ""))]
     rows = []
     for metric in METRICS:
-        if metric.key not in base[0]:
+        if not any(metric.key in several[0] for several in measured.values()):
             continue
-        own = [numbers[metric.key] for numbers in base]
+        own = [numbers.get(metric.key, float("nan")) for numbers in base]
         mean = statistics.mean(own) or float("nan")
         row = [metric.title, metric.unit, number(mean)]
         for _, several in others:
-            theirs = [numbers[metric.key] for numbers in several]
+            theirs = [numbers.get(metric.key, float("nan")) for numbers in several]
+            if mean != mean or theirs[0] != theirs[0]:  # one of the two has no such number
+                row += [number(statistics.mean(theirs)), ""]
+                continue
             more = [(other - one) / mean * 100 for one, other in zip(own, theirs, strict=True)]
             error = statistics.stdev(more) / len(more) ** 0.5 if len(more) > 1 else float("nan")
             row += [number(statistics.mean(theirs)), f"{statistics.mean(more):+.1f} % ±{error:.1f}"]

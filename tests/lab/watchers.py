@@ -1,14 +1,20 @@
-"""Everybody who looks at a node at once: Prometheus once a second, an open page, `vpnd status --watch`."""
+"""Everybody who looks at a node at once: a scraper once a second, an open page, `vpnd status --watch`.
+
+A scraper and a browser run elsewhere, as a rule; here they share the node's machine, and so do the CPUs they take. As
+little as they can: what is told is read and thrown away.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 
 from .network import wait_until
 from .node import Node
+from .processes import cpu_seconds
 from .sockets import socket_in
 
 INTERVAL_S = 1.0
@@ -20,8 +26,20 @@ ENVIRONMENT = {
 }  # fmt: skip
 
 
+class Watchers:
+    """Those that look at one node."""
+
+    def __init__(self, pid: int, threads: Sequence[threading.Thread]) -> None:
+        self._pid, self._threads = pid, threads
+
+    def cpu_s(self) -> float:
+        """CPU that they took themselves so far, the node's own not in it."""
+        clocks = [time.pthread_getcpuclockid(thread.ident) for thread in self._threads if thread.ident]
+        return cpu_seconds([self._pid]) + sum(map(time.clock_gettime, clocks))
+
+
 @contextlib.contextmanager
-def watched(node: Node) -> Iterator[None]:
+def watched(node: Node) -> Iterator[Watchers]:
     """Within the block all of them look at it, and each has been told something."""
     over, told = threading.Event(), {"scrapes": 0, "events": 0}
 
@@ -47,7 +65,7 @@ def watched(node: Node) -> Iterator[None]:
         thread.start()
     try:
         wait_until(lambda: all(told.values()) and shown.stat().st_size, SOON_S, f"all look: {told}")
-        yield
+        yield Watchers(status.pid, threads)
     finally:
         over.set()
         status.terminate()

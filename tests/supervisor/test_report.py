@@ -105,7 +105,8 @@ def test_traffic_is_that_of_all_slots_and_of_processes_that_have_ended():
 
 @pytest.mark.alone
 def test_a_thousand_peers_never_hold_up_the_pump():
-    """CPU between two turns of the loop, of which packets have every second one; of each turn the best of several."""
+    """CPU of this thread between two turns of the loop, of which packets have every second one. Each turn does the same
+    in every try: its least is what it takes itself, the rest is what other processes do to its caches."""
     ids = [f"12D3KooW{number:044}" for number in range(1000)]
     control = told(
         *(PeerReport(name=each, peer_id=each, source="membership", state="connected") for each in ids)
@@ -128,9 +129,15 @@ def test_a_thousand_peers_never_hold_up_the_pump():
         assert len(msgspec.json.decode(making.result(), type=Status).peers) == 1000
         return pauses
 
-    rounds = [asyncio.run(body()) for _ in range(5)]
+    tries = [asyncio.run(body()) for _ in range(10)]
     # all at once would take more than ten times as long
-    assert max(map(min, zip(*rounds, strict=False))) < 3 * PAUSE_S
+    assert max(map(min, zip(*tries, strict=True))) < PAUSE_S
+
+
+@pytest.mark.parametrize("peers", [0, 1, 16, 17, 100])
+def test_a_status_written_in_turns_is_that_written_at_once(peers: int):
+    whole = Status(version="\0[]", peers=tuple(Row(name=f'"peers":[{n}\0') for n in range(peers)))
+    assert asyncio.run(report.encoded(whole)) == msgspec.json.encode(whole)
 
 
 def test_those_who_look_again_and_again_pay_for_one_status_together():
