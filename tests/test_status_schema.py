@@ -100,6 +100,15 @@ def test_the_schema_describes_every_field(capsys):
     assert parts["Peer"]["properties"]["rtt_ms"]["unit"] == "milliseconds"
 
 
+def test_the_mean_sizes_of_superpackets_and_batches_are_shown_once_there_are_any():
+    assert "in a record" not in shown(made()) and "in a batch" not in shown(made())
+    books = {"out": {"sent": 10, "sent_packets": 310}, "in": {"received": 4, "received_packets": 50}}
+    shards, gone = [{"packets_from_tun": 9, "batches": 2}], [{"packets_from_tun": 1, "batches": 2}]
+    said = shown(made(books=books, shards=shards, retired=gone))
+    assert "310 packets sent, 31.0 in a record, 2.5 records in a batch\n" in said
+    assert "50 packets received, 12.5 in a record\n" in said
+
+
 # --- ailments
 
 AILING = [

@@ -136,10 +136,18 @@ class ShardCounters(msgspec.Struct, frozen=True, kw_only=True):
     packets_received: Annotated[int, told("Received from peers, good or bad.", "records")] = 0
     bytes_received: Annotated[int, told("Received from peers, good or bad.", "bytes")] = 0
     segments_sent: Annotated[
-        int, told("Of those sent: each segment of a superpacket counted, as on a link.", "packets")
+        int,
+        told(
+            "Of those sent: each segment of a superpacket counted, as on a link. By records: the mean size of one.",
+            "packets",
+        ),
     ] = 0
     segments_received: Annotated[
-        int, told("Of those received: each segment of a superpacket counted, as on a link.", "packets")
+        int,
+        told(
+            "Of those received: each segment of a superpacket counted, as on a link. By records: the mean size of one.",
+            "packets",
+        ),
     ] = 0
     batches: Annotated[
         int, told("Batches taken from the ring: records by batches is their mean size.", "batches")

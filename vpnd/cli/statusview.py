@@ -52,6 +52,7 @@ def _headline(status: Status) -> str:
 
 def _node(status: Status) -> str:
     node, tun, control, books = status.node, status.tun, status.control, status.books
+    shards = (*status.shards, *status.retired)
     addresses = " and ".join(node.addresses or (node.virtual_ip,))
     again = f" (restarted {many(control.restarts, 'time')})" if control.restarts else ""
     flows = [f"{count(number)} {state}" for state, number in _items(status.flows) if number]
@@ -64,11 +65,29 @@ def _node(status: Status) -> str:
         ("offloads", " ".join(tun.offloads) or "none: one packet at a time"),
         ("up for", duration(node.uptime_s)),
         ("flows", ", ".join(flows) or "none"),
-        ("from tun", f"{size(tun.bytes_read)}; {many(books.out.sent_packets, 'packet')} sent"),
-        ("to tun", f"{size(tun.bytes_written)}; {many(books.into.received_packets, 'packet')} received"),
+        (
+            "from tun",
+            f"{size(tun.bytes_read)}; {many(books.out.sent_packets, 'packet')} sent"
+            + _share(books.out.sent_packets, books.out.sent, "in a record")
+            + _share(
+                sum(each.packets_from_tun for each in shards),
+                sum(each.batches for each in shards),
+                "records in a batch",
+            ),
+        ),
+        (
+            "to tun",
+            f"{size(tun.bytes_written)}; {many(books.into.received_packets, 'packet')} received"
+            + _share(books.into.received_packets, books.into.received, "in a record"),
+        ),
         ("processes", f"supervisor {status.supervisor.pid}, control {control.pid}{again}"),
     ]
     return table((), [(name, text(value)) for name, value in rows])
+
+
+def _share(number: int, of: int, what: str) -> str:
+    """How many of something there are in another, on average: ", 31.0 in a record"."""
+    return f", {number / of:.1f} {what}" if of else ""
 
 
 def _reach(reach: ReachReport) -> str:
