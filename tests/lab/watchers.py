@@ -41,6 +41,7 @@ class Watchers:
 @contextlib.contextmanager
 def watched(node: Node) -> Iterator[Watchers]:
     """Within the block all of them look at it, and each has been told something."""
+    node.wait_ready()  # packets pass before the page is there
     over, told = threading.Event(), {"scrapes": 0, "events": 0}
 
     def scrape() -> None:

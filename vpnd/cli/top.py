@@ -6,6 +6,7 @@ daemon has no part in it.
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import select
 import socket
@@ -15,12 +16,14 @@ from typing import Annotated, NamedTuple
 
 import typer
 
-from vpnd.cli.capture import PACKET_OUTGOING, head_untrusted, packet_socket
+from vpnd.cli.capture import PACKET_OUTGOING, Head, head_untrusted, packet_socket
 from vpnd.cli.command import JsonOption, Where, command, json_of, read_status
 from vpnd.cli.statusview import CLEAR, size, table, text
 
 #: An IPv4 header with all options, or IPv6's, and the ports behind it.
 _HEAD_BYTES = 64
+#: Flows whose addresses need not be written again.
+MOST_REMEMBERED = 4096
 _PROTOCOLS = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmp", 132: "sctp"}
 
 app = typer.Typer()
@@ -73,7 +76,11 @@ def top(
         with packet_socket(read_status(settings).tun.interface) as sock:
             while True:
                 flows = counted(sock, interval)
-                names = {ip: peer.name for peer in read_status(settings).peers for ip in peer.virtual_ips}
+                names = {
+                    ip: peer.name
+                    for peer in read_status(settings, interval / 2).peers
+                    for ip in peer.virtual_ips
+                }
                 rows = rates(flows, interval, names)[:lines]
                 if as_json:
                     typer.echo(json_of(rows))
@@ -104,8 +111,12 @@ def flow_untrusted(packet: memoryview, outgoing: bool) -> Flow | None:
     """The flow of an IP packet, of which the head is enough; None for what is none. `outgoing`: into the tunnel,
     so its source is on this side."""
     head = head_untrusted(packet)
-    if head is None:
-        return None
+    return None if head is None else _flow(head, outgoing)
+
+
+@functools.lru_cache(maxsize=MOST_REMEMBERED)
+def _flow(head: Head, outgoing: bool) -> Flow:
+    """To write an address takes longer than all else that is done for a packet."""
     ends = [(str(ipaddress.ip_address(end)), port) for end, port in zip(head.ends, head.ports, strict=True)]
     local, remote = ends if outgoing else reversed(ends)
     return Flow(head.protocol, *local, *remote)
