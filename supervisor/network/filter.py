@@ -97,21 +97,21 @@ class Filter:
             if self._printed == self._print():
                 return
             log.warning("another program changed the machine; repeating: the nftables table %s", self.table)
-        _nft("-f", "-", stdin=text)
+        nft("-f", "-", stdin=text)
         self._asked, self._printed = text, self._print()
 
     def remove(self) -> bool:
         """Take the table away. False when there was none, or there is no nft."""
         self._asked = self._printed = ""
         try:
-            _nft("delete", "table", "inet", self.table)
+            nft("delete", "table", "inet", self.table)
         except NftError:
             return False
         return True
 
     def _print(self) -> str:
         try:
-            return _nft("--stateless", "--numeric", "list", "table", "inet", self.table)
+            return nft("--stateless", "--numeric", "list", "table", "inet", self.table)
         except NftError:  # gone
             return ""
 
@@ -200,7 +200,7 @@ def _destinations(networks: Iterable[str]) -> list[str]:
     ]
 
 
-def _nft(*words: str, stdin: str = "") -> str:
+def nft(*words: str, stdin: str = "") -> str:
     """Run nft; what it prints. Raises NftError."""
     program = shutil.which("nft", path=paths.PROGRAMS)
     if program is None:

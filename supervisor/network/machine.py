@@ -6,6 +6,7 @@
     announced          the table of what members announce, and its rules       AnnouncedRoutes.make_true
     filter             nftables rules                                          Filter.mend
     taken              that nobody routes the VPN's own networks elsewhere     Machine.taken, which can only tell
+    forwarding         that no firewall drops what is for announced networks   Forwarding.look, which can only tell
 
 All is looked at whenever something may have changed (`look`: netlink, control, a reload) and every
 network.reconcile_interval, for not everything is told. The first look comes at once. Another program that undoes what
@@ -21,6 +22,7 @@ from collections.abc import Callable, Sequence
 
 from supervisor.network import killswitch, overlap
 from supervisor.network.announced import AnnouncedRoutes
+from supervisor.network.forwarding import Forwarding
 from supervisor.network.policy import IPNetwork, PolicyTable
 from vpnd.api.messages import RoutesKnown
 from vpnd.api.reports import OwnAddresses
@@ -124,6 +126,7 @@ class Machine:
             network.interface, table, allow_overlap=network.allow_overlap, hold=self._hold
         )
         self._filter = killswitch.filter_of(live.config, in_network=in_network)
+        self._forwarding = Forwarding(live)
         self._table = table
         self._networks: tuple[IPNetwork, ...] = ()
         self._held_before = False
@@ -160,7 +163,7 @@ class Machine:
     @property
     def _parts(self) -> list[Part]:
         filters = [self._filter.mend] if self._live.config.network.nftables else []
-        return [self._announced.make_true, *filters, self.taken]
+        return [self._announced.make_true, *filters, self.taken, self._forwarding.look]
 
     def taken(self) -> list[str]:
         """Routes that take traffic out of the VPN, being no wider than its own. Blocks for some milliseconds."""
@@ -208,6 +211,7 @@ class Machine:
         """What the node is in the VPN."""
         self._filter.own, self._announced.advertised = own.addresses, own.advertised
         self._filter.masqueraded = own.advertised if self._live.config.network.masquerade else ()
+        self._forwarding.advertised, self._forwarding.members = own.advertised, own.subnets
         self._networks = tuple(map(ipaddress.ip_network, own.subnets))
         self.look()
 

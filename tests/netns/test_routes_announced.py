@@ -112,6 +112,36 @@ def ails(node: Node, word: str) -> bool:
     return told
 
 
+def test_a_firewall_of_the_gateway_that_drops_what_it_is_to_forward_is_told() -> None:
+    with Lab(3) as lab, server_behind(lab, lab.nodes[1]):
+        a, b, c = network(lab, [BEHIND])
+        b.config["network"]["reconcile_interval"] = "200ms"
+        b.write_config()
+        assert "applied" in b.ask("reload")
+        forward(lab, b.namespace)
+        wait_until(lambda: answers(c, WORLD), SETTLE_S, "it forwards")
+        assert b.ask()["health"] == "healthy"
+        chain = (
+            "nft",
+            "add",
+            "chain",
+            "inet",
+            "fw",
+            "forward",
+            "{ type filter hook forward priority 0; policy drop; }",
+        )
+        lab.run(b.namespace, "nft", "add", "table", "inet", "fw")
+        lab.run(b.namespace, *chain)
+        wait_until(lambda: ails(b, "inet fw forward"), SETTLE_S, "it is told")
+        assert not answers(c, WORLD)
+        told = next(each for each in b.ask()["ailments"] if "firewall" in each["what"])
+        for command in told["remedy"].split("; "):
+            lab.run(b.namespace, *command.split())
+        wait_until(lambda: b.ask()["health"] == "healthy", SETTLE_S, "it is mended")
+        assert answers(c, WORLD)
+        check_logs([a, b, c])
+
+
 def test_a_network_behind_a_member_is_reached_by_the_others() -> None:
     with Lab(3) as lab, server_behind(lab, lab.nodes[1]) as server:
         a, b, c = network(lab, [BEHIND])

@@ -329,6 +329,7 @@ def _firewall(config: Config, running: Status | None) -> Iterator[Finding]:
     except (OSError, subprocess.SubprocessError, ValueError, KeyError) as error:
         yield Finding("firewall", HINT, f"nft does not tell: {error}")
         return
+    yield from _forwarding(config, running)
     closed = [
         f"{chain['family']} {chain['table']} {chain['name']}"
         for chain in chains
@@ -342,6 +343,21 @@ def _firewall(config: Config, running: Status | None) -> Iterator[Finding]:
         f"are TCP {', '.join(ports)} and what comes by {config.network.interface} let in? nft list ruleset"
     )
     yield Finding("firewall", HINT, f"what no rule lets in is dropped ({', '.join(closed)})", remedy)
+
+
+def _forwarding(config: Config, running: Status | None) -> Iterator[Finding]:
+    """Of a node that runs it is an ailment."""
+    from supervisor.network import forwarding
+
+    network = config.network
+    members = [config.membership.subnet, *network.routes]
+    if network.virtual_ip:
+        members.append(str(ipaddress.ip_network(f"{network.virtual_ip}/{network.subnet}", strict=False)))
+    for line in (
+        forwarding.obstacles(network.interface, network.advertise, members) if running is None else ()
+    ):
+        says, _, remedy = line.partition(": ")
+        yield Finding("firewall", FAULT, says, remedy)
 
 
 # --- files, and the node
