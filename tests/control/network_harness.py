@@ -46,6 +46,7 @@ class NetworkNode:
         self.shard = FakeShard(0)
         self.peers: dict[str, messages.PeerKnown] = {}
         self.sessions: dict[str, int] = {}  # peer id -> sessions handed over
+        self.forgotten: list[str] = []  # peer ids that were peers, and are told to be none any more
         self.own: OwnAddresses | None = None
         self.routes: messages.RoutesKnown | None = None
 
@@ -135,6 +136,7 @@ class NetworkNode:
             self.peers[message.peer_id] = message
         elif isinstance(message, messages.PeerForgotten):
             self.peers.pop(message.peer_id, None)
+            self.forgotten.append(message.peer_id)
         elif isinstance(message, messages.SessionHandover):
             peer_id = message.session.peer_id
             self.sessions[peer_id] = self.sessions.get(peer_id, 0) + 1

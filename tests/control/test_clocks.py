@@ -142,14 +142,28 @@ def test_an_authority_whose_clock_leaves_all_others_behind_does_not_take_that_fo
     eventually(lambda: healthy(a, b), HEALED_S)
 
 
+def test_an_authority_whose_clock_was_ahead_keeps_its_sessions_when_it_is_set(nodes, clocks) -> None:
+    """What it signed of itself meanwhile has no effect any more, and is signed again before anything comes of that."""
+    a, b = nodes
+    joined(a, b)
+    renewals = a.control.counter("renewals")
+    for offset in ("+3600", "+0"):
+        clocks[0].set(offset)
+        renewals += 1
+        eventually(lambda expected=renewals: a.control.counter("renewals") >= expected)
+    eventually(lambda: healthy(a, b), HEALED_S)
+    assert not a.forgotten and not b.forgotten
+    assert a.sessions == {b.peer_id: 1}
+
+
 def test_a_founder_whose_clock_was_a_day_ahead_and_those_it_let_in(nodes, clocks) -> None:
     a, b = nodes
     for clock in clocks:
         clock.set("+1d")
     joined(a, b)
-    for clock in clocks:
-        clock.set("+0")
+    clocks[1].set("+0")
     eventually(lambda: b.report().state == "early")
+    clocks[0].set("+0")
     eventually(lambda: healthy(a, b), HEALED_S)
     for node in nodes:
         node.stop()

@@ -32,7 +32,7 @@ from vpnd.control.gossiping import GOSSIP, Gossiping
 from vpnd.control.introducing import Introducing
 from vpnd.control.renewing import Renewing
 from vpnd.control.routes import Announced, announced
-from vpnd.control.state import EARLY, EXPIRED, MEMBER, MILLISECONDS, REMOVED, OwnNetwork
+from vpnd.control.state import EARLY, EXPIRED, LOST, MEMBER, MILLISECONDS, REMOVED, OwnNetwork
 from vpnd.discovery.registry import Member, PeerRegistry
 from vpnd.membership import enrolment, introduction, roster
 from vpnd.membership.gossip import Outcome
@@ -173,12 +173,16 @@ class NetworkService:
         log.warning("the clock was set by %+.0f s: all statements are judged again", step_ms / MILLISECONDS)
         self._seen.clear()
         beside = self._beside(now_ms - step_ms)
-        self.act(self.own.gossip.clock_set(now_ms))
+        judged = self.own.gossip.clock_set(now_ms)
+        changes, judged.changes = judged.changes, roster.Changes()
+        self.act(judged)
+        # By what it signed while it was ahead an authority is no member, and would end all sessions: made good first
+        self._sign_again(now_ms)
+        self._changed(changes)
         if beside and not self._beside(now_ms):
             self._set_by = (
                 f"the clock was set by {step_ms / MILLISECONDS:+.0f} s, which ended all other memberships"
             )
-        self._sign_again(now_ms)
         self.say_where()
         self._renewing.begin_anew()
         self._introducing.begin_anew()
@@ -336,6 +340,8 @@ class NetworkService:
             self._settle_routes()
             self._tell_routes()
             news |= {member.peer_id: self._entry(member) for member in self._others()}
+        elif self._state == LOST:
+            self._renewing.begin_anew()  # there may be an authority among them
         elif self._state == MEMBER:
             affected = {member.peer_id for member in touched}
             if any(member.routes for member in touched) or affected & set(self._announced.owners.values()):
@@ -376,6 +382,8 @@ class NetworkService:
             log.warning("the membership in the network %s begins in the future: is the clock right?", name)
         elif self._state == EXPIRED:
             log.warning("the membership in the network %s has ended and was not renewed", name)
+        elif self._state == LOST:
+            log.warning("the membership in the network %s is not among what was saved any more", name)
         else:
             log.info("this node is a member of the network %s again", name)
 
