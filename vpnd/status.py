@@ -341,6 +341,11 @@ NOT_IN = {
         "This node could not renew its membership in time; it goes on trying. Does an authority run and can be "
         "reached, and are the clocks right?",
     ),
+    "lost": (
+        "its membership is not among what was saved any more, in network {}",
+        "The files were damaged. Unless an authority that runs finds this node soon: ask for a new token (vpnd invite, "
+        "on an authority) and run: vpnd stop, then vpnd start --join TOKEN",
+    ),
     "early": (
         "its membership is not yet valid in network {}",
         "The membership begins in the future, by this machine's clock: is the clock right? Once it is set, nothing "

@@ -13,7 +13,7 @@ from control_harness import eventually
 from network_harness import USER, NetworkNode
 
 from vpnd.config.paths import NETWORK_NAME as NETWORK
-from vpnd.membership.store import DIRECTORY, INVITATIONS
+from vpnd.membership.store import DIRECTORY, INVITATIONS, OLD
 
 pytestmark = pytest.mark.root
 
@@ -43,6 +43,34 @@ def test_files_that_are_empty_or_cut_after_a_power_cut_heal(nodes, keep) -> None
     eventually(lambda: a.knows(b) and b.knows(a), 30.0)
     assert a.report().authority and a.report().state == b.report().state == "member"
     assert token != a.invite()
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_who_has_lost_both_generations_is_what_it_was_by_the_others(nodes, place) -> None:
+    """An authority by its key, which nobody else may have; every other by an authority that comes and introduces
+    itself."""
+    a, b = nodes
+    hit = nodes[place]
+    addresses = hit.own.addresses
+    hit.stop()
+    for name in (DIRECTORY, DIRECTORY + OLD):
+        (hit.directory / name).write_bytes(b"")
+    hit.start()
+    eventually(lambda: a.knows(b) and b.knows(a), 60.0)
+    assert hit.report().state == "member" and hit.report().addresses == addresses
+    assert a.report().authority and a.members() == b.members() == {"a", "b"}
+
+
+def test_who_has_lost_both_generations_and_is_alone_says_so(nodes) -> None:
+    a, b = nodes
+    for node in nodes:
+        node.stop()
+    for name in (DIRECTORY, DIRECTORY + OLD):
+        (b.directory / name).write_bytes(b"")
+    b.start()
+    assert b.report().state == "lost"
+    a.start()
+    eventually(lambda: b.report().state == "member", 60.0)
 
 
 @pytest.fixture

@@ -166,6 +166,41 @@ def test_of_a_damaged_file_the_generation_before_is_used_and_not_lost(held, tmp_
     assert again.load_statements()[0] == world.directory.statements(), "what was damaged is no generation"
 
 
+@pytest.mark.parametrize("name", [store.NETWORK_NAME, store.INVITATIONS, store.DIRECTORY])
+def test_what_was_healed_is_whole_when_the_generation_before_goes_next(held, tmp_path, world, name):
+    invitations = Invitations()
+    invitations.add(bytes(16), world.directory, NOW, lifetime_ms=1000, name="x")
+    statements, files = world.directory.statements(), tmp_path / "network"
+    held.save_network(NETWORK)
+    for _ in range(2):
+        held.save_invitations(invitations.all())
+        held.save_statements(statements)
+    for damaged in (name, name + store.OLD, name, name):
+        (files / damaged).write_bytes(b"")
+        again = Store(files)
+        found, _ = again.load_statements()
+        again.heal(again.load_network(), again.load_invitations(), lambda found=found: found)
+        again.close()
+        (files / (name + store.OLD)).unlink()
+        again = Store(files)
+        again.heal(NETWORK, invitations.all(), lambda: statements)
+        again.close()
+    assert held.load_network() == NETWORK and held.load_invitations() == invitations.all()
+    assert held.load_statements() == (statements, True)
+
+
+def test_what_cannot_be_healed_keeps_nobody_from_starting(held, tmp_path, monkeypatch):
+    held.save_network(NETWORK)
+    (tmp_path / "network" / store.NETWORK_NAME).write_bytes(b"")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    held.heal(held.load_network(), (), tuple)
+    assert held.load_network() == NETWORK
+
+
 def test_invitations_that_are_lost_keep_nobody_from_starting(held, tmp_path):
     for name in (store.INVITATIONS, store.INVITATIONS + store.OLD):
         (tmp_path / "network" / name).write_bytes(b"")

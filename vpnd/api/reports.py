@@ -95,7 +95,8 @@ class NetworkReport(msgspec.Struct, frozen=True, kw_only=True):
     state: Annotated[
         str,
         told(
-            "What this node is in it: member, removed, expired, early (valid in the future only) or unknown."
+            "What this node is in it: member, removed, expired, early (valid in the future only), lost (with what "
+            "was saved) or unknown."
         ),
     ] = "unknown"
     authority: Annotated[bool, told("Whether this node may let others in.")] = False

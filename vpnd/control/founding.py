@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from vpnd.adapter.dial import DialError, NotAdmitted
 from vpnd.adapter.host import Host
 from vpnd.control.common import Common
-from vpnd.control.state import MEMBER, OwnNetwork
+from vpnd.control.state import LOST, MEMBER, OwnNetwork
 from vpnd.errors import ConfigError, RefusedError
 from vpnd.membership import enrolment, network
 from vpnd.membership import token as tokens
@@ -133,12 +133,15 @@ class Founding:
         for start in range(0, len(wires), RESTORE_CHUNK):
             own.directory.restore(wires[start : start + RESTORE_CHUNK], self._now_ms(), parse)
             await trio.lowlevel.checkpoint()
+        if own.membership() is None:
+            own.lost = not any(self._peer_id.encode() in wire for wire in wires)
         if ahead := own.signed_ahead(self._now_ms()):
             self._merge(own, *(one.wire for one in own.signed_again(ahead, self._now_ms())))
             own.directory.give_up(ahead)
             self._store.save_statements(own.directory.statements())
         if own.authority is not None:
             self._renew_own(own, own.authority)
+        self._store.heal(described, own.invitations.all(), own.directory.statements)
         log.info("in the network %s as %s", described.name, own.state(self._now_ms()))
         return own
 
@@ -148,8 +151,12 @@ class Founding:
         now_ms, body = self._now_ms(), own.directory.newest(self._peer_id)
         advertise = self._config.network.advertise
         if body is None:
-            return
-        if permitted(advertise, body.routes) != advertise:
+            if own.state(now_ms) != LOST:
+                return
+            # Nobody else may be left who could; its addresses come from its peer id, so they are those it had
+            wish = Wish(name=to_label(self._node_name), routes=advertise)
+            wire = authority.enrol(self._peer_id, wish, now_ms).wire
+        elif permitted(advertise, body.routes) != advertise:
             routes = tuple(dict.fromkeys((*body.routes, *advertise)))
             wish = Wish(name=body.name, addresses=body.addresses, routes=routes, groups=body.groups)
             wire = authority.enrol(self._peer_id, wish, now_ms).wire

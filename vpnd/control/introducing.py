@@ -21,7 +21,7 @@ from vpnd.adapter.guests import BOTH, INTRODUCE
 from vpnd.adapter.host import Host
 from vpnd.config.multiaddrs import parse
 from vpnd.control.common import Common, Waits
-from vpnd.control.state import OwnNetwork
+from vpnd.control.state import LOST, MEMBER, OwnNetwork
 from vpnd.membership import enrolment, introduction
 from vpnd.membership.enrolment import MAX_ANSWER, Refusal
 from vpnd.membership.gossip import Outcome
@@ -60,8 +60,9 @@ class Introducing:
     # --- who comes
 
     def admits(self, peer_id: str) -> bool:
-        """Whether a stranger may introduce itself: who is no member itself lets nobody in."""
-        return self._own.is_member(self._now_ms())
+        """Whether a stranger may introduce itself: who is no member itself lets nobody in. But who has lost all it knew
+        takes in who else is one, to ask the authorities among them."""
+        return self._own.state(self._now_ms()) in (MEMBER, LOST)
 
     def answer_both_untrusted(self, peer_id: str, data: bytes) -> bytes:
         """The answer to an introduction, with what shows that this node is a member; see `answer_untrusted`."""

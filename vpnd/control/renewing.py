@@ -15,7 +15,7 @@ import trio
 from vpnd.adapter.dial import DialError
 from vpnd.adapter.host import Host
 from vpnd.control.common import Common
-from vpnd.control.state import EARLY, EXPIRED, MEMBER, MILLISECONDS, REMOVED, OwnNetwork
+from vpnd.control.state import EARLY, EXPIRED, LOST, MEMBER, MILLISECONDS, REMOVED, OwnNetwork
 from vpnd.membership import enrolment
 from vpnd.membership.authority import renewal_ms
 from vpnd.membership.enrolment import MAX_ANSWER, Leave, Refusal, Renew
@@ -84,7 +84,8 @@ class Renewing:
                     asked = True
                 self._asked = trio.Event()
                 continue
-            if await self._renew(host, suspicious=asked):
+            lost = self._own.state(self._now_ms()) == LOST  # and with it who is an authority
+            if await self._renew(host, suspicious=asked or lost):
                 self._backoff.reset()
             pause_s = self._backoff.fail(trio.current_time()) - trio.current_time()
             with trio.move_on_after(max(pause_s, self._live.config.retry.initial_interval)):

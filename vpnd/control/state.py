@@ -39,7 +39,7 @@ from vpnd.membership.store import Store, StoreError
 
 MILLISECONDS = 1000
 
-MEMBER, REMOVED, EXPIRED, EARLY = "member", "removed", "expired", "early"
+MEMBER, REMOVED, EXPIRED, EARLY, LOST = "member", "removed", "expired", "early", "lost"
 #: Of others only: who has left knows no network any more.
 LEFT = "left"
 #: Of so many of its own presences a node knows that they are its own.
@@ -77,6 +77,8 @@ class OwnNetwork:
         self._advertise = config.network.advertise
         #: what of it nobody is told of
         self.withheld: tuple[str, ...] = ()
+        #: whether nothing of this node was among what was saved
+        self.lost = False
         self.directory = Directory(
             network,
             skew_ms=milliseconds(settings.clock_skew),
@@ -111,13 +113,13 @@ class OwnNetwork:
 
     def state(self, now_ms: int) -> str:
         """member; removed: put out, until it is let in again; early: signed in the future, by this machine's clock;
-        expired: not renewed in time."""
+        expired: not renewed in time; lost with what was saved."""
         if self.directory.find(self.peer_id, now_ms) is not None:
             return MEMBER
         if self.directory.newest(self.peer_id) is None and self.directory.removal(self.peer_id) is not None:
             return REMOVED
-        if self.directory.newest(self.peer_id) is None and self._early_memberships():
-            return EARLY
+        if self.directory.newest(self.peer_id) is None:
+            return EARLY if self._early_memberships() else LOST if self.lost else EXPIRED
         return EXPIRED
 
     def _early_memberships(self) -> list[Membership]:

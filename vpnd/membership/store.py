@@ -14,6 +14,8 @@ new. The one before it is kept as NAME.old (of the key there is but one), for di
     invitations.bin  the one before is used; when that is damaged too, there are none
     authority.key    is an error that names the file
 
+What was damaged is written anew at the next start (`heal`), so that there are two generations again.
+
 The statements of a directory were verified when they came, and are not once more when they are read from a file whose
 seal is good, for that is what made a node with 10,000 members wait. The seal, a zero length and a SHA-256 of all before
 it, tells damage, and tells of a file that was verified by other rules. Against forgery it does nothing, and need not:
@@ -59,6 +61,9 @@ _DIRECTORY_HEAD = b"vpnd directory 1\n"
 _RULES = b"verified by rules 1\n"
 _INVITATIONS_HEAD = b"vpnd invitations 1\n"
 _LENGTH_BYTES = 2
+
+#: What reading a damaged file raises.
+_DAMAGE = (MembershipRefused, msgspec.MsgspecError, ValueError)
 
 Found = TypeVar("Found")
 
@@ -175,6 +180,28 @@ class Store:
     def save_invitations(self, invitations: tuple[Invitation, ...]) -> None:
         self._write(INVITATIONS, _INVITATIONS_HEAD + msgspec.msgpack.encode(invitations))
 
+    def heal(
+        self,
+        network: Network,
+        invitations: tuple[Invitation, ...],
+        statements: Callable[[], Iterable[bytes]],
+    ) -> None:
+        """Have two good generations of everything again: what was damaged when it was loaded is written anew, from what
+        was used instead, and the one before it where it is damaged or gone. What cannot be written now is logged."""
+        try:
+            if NETWORK_NAME in self._damaged or self._read(NETWORK_NAME) is None:
+                self._replace(NETWORK_NAME, network.encode())
+            if INVITATIONS in self._damaged:
+                self.save_invitations(invitations)
+            if DIRECTORY in self._damaged:
+                self.save_statements(statements())
+            for name in _PARSERS:
+                data = self._read(name)
+                if data is not None and _good(name, self._read(name + OLD)) is None:
+                    self._replace(name + OLD, data)
+        except StoreError as error:
+            log.warning("of what was damaged there is one good copy only: %s", error)
+
     def forget_authority(self) -> None:
         """What an authority has of another network than this one goes: its key and its invitations."""
         self._unlink(INVITATIONS, INVITATIONS + OLD, KEY)
@@ -214,7 +241,7 @@ class Store:
                 continue
             try:
                 found = parse(data)
-            except (MembershipRefused, msgspec.MsgspecError, ValueError) as error:
+            except _DAMAGE as error:
                 self._damaged.add(candidate)
                 why = why or f"is damaged ({error})"
                 continue
@@ -289,6 +316,30 @@ def _invitations(data: bytes) -> tuple[Invitation, ...]:
     if not data.startswith(_INVITATIONS_HEAD):
         raise ValueError("it does not begin as it should")
     return msgspec.msgpack.decode(data[len(_INVITATIONS_HEAD) :], type=tuple[Invitation, ...])
+
+
+def _sealed(data: bytes) -> list[bytes]:
+    found, whole = _statements(data)
+    if not whole:
+        raise ValueError("its seal is broken")
+    return found
+
+
+#: How those of which there are two generations are read; each raises one of _DAMAGE.
+_PARSERS: dict[str, Callable[[bytes], object]] = {
+    NETWORK_NAME: network_format.parse_untrusted,
+    INVITATIONS: _invitations,
+    DIRECTORY: _sealed,
+}
+
+
+def _good(name: str, data: bytes | None) -> bytes | None:
+    """What a file or its generation before has in it; None when it is damaged or gone."""
+    try:
+        _PARSERS[name](data or b"")
+    except _DAMAGE:
+        return None
+    return data
 
 
 def _seal(data: bytes) -> bytes:
