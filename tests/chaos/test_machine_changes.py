@@ -101,13 +101,14 @@ OTHERS = [
     Change(f"{IN_ITS_PLACE} mount --bind /dev/null /etc/resolv.conf; kill -9 $CONTROL",
            f"{IN_ITS_PLACE} umount /etc/resolv.conf"),
     # limits
-    Change("prlimit --pid $CONTROL --nofile=20:4096", "kill -9 $CONTROL"),
-    Change("prlimit --pid $SHARD --nofile=10:4096", "kill -9 $SHARD"),
-    Change("prlimit --pid $SUPERVISOR --nofile=24:4096; kill -9 $SHARD",
-           "prlimit --pid $SUPERVISOR --nofile=1024:4096"),
+    Change("prlimit --pid $CONTROL --nofile=20:", "kill -9 $CONTROL"),
+    Change("prlimit --pid $SHARD --nofile=10:", "kill -9 $SHARD"),
+    Change("prlimit --pid $SUPERVISOR --nofile=24:; kill -9 $SHARD",
+           "prlimit --pid $SUPERVISOR --nofile=1024:"),
     # as long as it lasts, no child that ends is started again either: its shared memory counts as a file
-    Change("prlimit --pid $SUPERVISOR --fsize=0", "prlimit --pid $SUPERVISOR --fsize=unlimited"),
-    Change("prlimit --pid $CONTROL --fsize=0", "kill -9 $CONTROL"),
+    # soft limits, for in a container not even root may raise a hard one again
+    Change("prlimit --pid $SUPERVISOR --fsize=0:", "prlimit --pid $SUPERVISOR --fsize=unlimited:"),
+    Change("prlimit --pid $CONTROL --fsize=0:", "kill -9 $CONTROL"),
     # sysctls
     # told of a client of the exit node, and the administrator's to decide
     Change("echo 1 > /proc/sys/net/ipv4/conf/vpnd0/rp_filter; echo 1 > /proc/sys/net/ipv4/conf/all/rp_filter",
