@@ -7,6 +7,9 @@ thread starts in the network namespace of the one that made it. Meant for start 
 
 from __future__ import annotations
 
+import contextlib
+import select
+import socket
 import threading
 from collections.abc import Callable
 from typing import TypeVar
@@ -25,13 +28,15 @@ Result = TypeVar("Result")
 def converse(work: Callable[[IPRoute], Result]) -> Result:
     """Call `work` with an open IPRoute and return what it returns, or raise what it raises.
 
-    Blocks the calling thread. The IPRoute is closed afterwards; do not keep it.
+    Blocks the calling thread. The IPRoute is closed afterwards; do not keep it. Raises OSError when the kernel gives no
+    descriptors.
     """
     result: list[Result] = []
     failure: list[BaseException] = []
 
     def body() -> None:
         try:
+            _check_descriptors()
             # strict: the kernel, not this process, picks what was asked for out of perhaps a million routes
             with IPRoute(strict_check=True) as netlink:
                 result.append(work(netlink))
@@ -44,6 +49,16 @@ def converse(work: Callable[[IPRoute], Result]) -> Result:
     if failure:
         raise failure[0]
     return result[0]
+
+
+def _check_descriptors() -> None:
+    """Raises OSError when there is no room for those of a conversation: an event loop that fails half-made leaves a
+    traceback in the log, whoever catches what it raises."""
+    with contextlib.ExitStack() as taken:
+        taken.enter_context(select.epoll())
+        for end in socket.socketpair():
+            taken.enter_context(end)
+        taken.enter_context(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW))
 
 
 def number_of(error: NetlinkError | OSError) -> int:
