@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from supervisor.network import forwarding
 from supervisor.network.forwarding import Forwarding
+from vpnd.cli import main
 from vpnd.config import paths
 from vpnd.config.live import Live
 from vpnd.config.schema import Config, Network
@@ -141,6 +144,20 @@ def test_the_remedy_that_is_told_is_one(gateway) -> None:
     (line,) = forwarding.obstacles("tn0", (*LAN, "2001:db8:4::/64"), MEMBERS)
     assert line.endswith("iptables -I FORWARD -i tn0 -j ACCEPT; iptables -I FORWARD -o tn0 -j ACCEPT")
     assert "2001:db8" not in line, "Docker's is of IPv4"
+
+
+def test_doctor_says_so_before_a_node_runs(
+    gateway, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "vpnd.toml"
+    config.write_text('[network]\ninterface = "tn0"\nadvertise = ["192.168.4.0/24"]\n')
+    tmp_path.chmod(0o700)
+    for rules, verdict in ((DOCKER.format(""), "fault"), (DOCKER.format(BOTH), "fine")):
+        gateway(rules)
+        main(["doctor", "--json", "--state-dir", str(tmp_path)])
+        found = [row for row in json.loads(capsys.readouterr().out) if row["name"] == "firewall"]
+        assert [row["verdict"] for row in found][:1] == [verdict]
+        assert verdict == "fine" or "FORWARD" in found[0]["says"] + found[0]["remedy"]
 
 
 def test_without_nft_nothing_is_known(gateway, monkeypatch: pytest.MonkeyPatch) -> None:
