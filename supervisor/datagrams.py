@@ -103,7 +103,9 @@ class DatagramPort:
             if at.family == socket.AF_INET6:
                 bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
                 bound.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_PROBE)
+                bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVTCLASS, 1)
             bound.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_PROBE)
+            bound.setsockopt(socket.IPPROTO_IP, socket.IP_RECVTOS, 1)
             # Before it is bound: all that share a port have one owner.
             user = pwd.getpwnam(self._live.config.process.user)
             os.fchown(bound.fileno(), user.pw_uid, user.pw_gid)

@@ -192,6 +192,7 @@ class ShardCounters(msgspec.Struct, frozen=True, kw_only=True):
     datagrams_sent: Annotated[int, told("Sent beside sessions, probes too.", "datagrams")] = 0
     datagrams_unsent: Annotated[int, told("Of those: this machine's kernel refused them.", "datagrams")] = 0
     datagrams_received: Annotated[int, told("Received beside sessions, probes too.", "datagrams")] = 0
+    datagrams_marked: Annotated[int, told("Of those: with a mark of congestion (ECN).", "datagrams")] = 0
     datagrams_missed: Annotated[
         int,
         told(

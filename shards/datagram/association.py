@@ -16,6 +16,7 @@ from shards.datagram.path import Address, Path, Probe
 from shards.datagram.sealing import Batch, Opener, Sealer
 from vpnd.config.live import Live
 from vpnd.errors import BadPacket, RemoteProtocolError
+from vpnd.packet import ecn
 from vpnd.packet.offload.slices import OFFSET_MASK, Joiner
 from vpnd.packet.record import LENGTH
 from vpnd.session import Established
@@ -31,6 +32,7 @@ class Plain:
         self.view = memoryview(bytearray(size))
         self.joiner = Joiner()
         self.joins: Association | None = None  # whose slices are in the joiner
+        self.marked = False  # of congestion: all of them, or none
 
     def finish(self) -> None:
         """Deliver what is joined. Raises what `deliver` raises."""
@@ -104,15 +106,23 @@ class Association:
     # --- in
 
     def receive_untrusted(
-        self, view: memoryview, start: int, end: int, segment: int, address: Address, now_s: float
+        self,
+        view: memoryview,
+        start: int,
+        end: int,
+        segment: int,
+        address: Address,
+        marked: bool,
+        now_s: float,
     ) -> None:
         """Take the datagrams in view[start:end], each of `segment` bytes but for a smaller last one, from `address`.
+        `marked`: their way is congested (vpnd/packet/ecn.py).
 
         What came is delivered when this returns, but for a superpacket whose next slice may be in the next call: see
         Plain.finish. Raises RemoteProtocolError: the peer, which has the keys, does not keep to the protocol.
         """
         plain, joiner = self._plain.view, self._plain.joiner
-        if self._plain.joins is not self:
+        if self._plain.joins is not self or self._plain.marked != marked:
             self._plain.finish()
         opener, path = self.opener, self.path
         open_untrusted = opener.open_untrusted
@@ -133,19 +143,24 @@ class Association:
             body = plain[into : into + size]
             if kind == _SLICED:
                 if into:
-                    self.deliver(plain[:into])
+                    self._deliver_untrusted(plain[:into], marked)
                     into = 0
-                self._take_slice_untrusted(counter, body)
+                self._take_slice_untrusted(counter, body, marked)
             elif kind == spec.PROBED:
                 self._take_probe_untrusted(body, address, now_s)
             else:
                 raise RemoteProtocolError(f"a datagram of kind {kind}")
         if into:
-            self.deliver(plain[:into])
+            self._deliver_untrusted(plain[:into], marked)
         if opener.top > top and address != path.address:
             path.heard(address, now_s)
 
-    def _take_slice_untrusted(self, counter: int, body: memoryview) -> None:
+    def _deliver_untrusted(self, records: memoryview, marked: bool) -> None:
+        if marked:
+            ecn.mark_records_untrusted(records)
+        self.deliver(records)
+
+    def _take_slice_untrusted(self, counter: int, body: memoryview, marked: bool) -> None:
         joiner = self._plain.joiner
         offset = _word_from(body)[0] & OFFSET_MASK
         try:
@@ -153,8 +168,10 @@ class Association:
                 joiner.append_untrusted(body)
             else:
                 self._plain.finish()
+                if marked:
+                    ecn.mark_records_untrusted(body)
                 joiner.begin_untrusted(counter, offset, body)
-                self._plain.joins = self
+                self._plain.joins, self._plain.marked = self, marked
         except BadPacket as bad:
             self._bad(bad.reason)
 

@@ -13,8 +13,9 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from shards.datagram import spec
 from vpnd import session
+from vpnd.packet import ecn
 from vpnd.packet.offload import slices
-from vpnd.packet.record import LENGTH, LENGTH_BYTES
+from vpnd.packet.record import LENGTH, LENGTH_BYTES, PACKET_OFFSET
 
 _HEADER_BYTES = spec.HEADER_BYTES
 _TAG_BYTES = spec.TAG_BYTES
@@ -23,6 +24,7 @@ _EPOCH_BITS = spec.EPOCH_BITS
 _WINDOW = spec.WINDOW
 _MAX_BATCH_BYTES = spec.MAX_BATCH_BYTES
 _SLICE = slices.SLICE
+_ECN_PLACE, _ECN_EITHER, _ecn_of = ecn.PLACE, ecn.EITHER, ecn.bits_of
 _header_into, _header_from = spec.HEADER.pack_into, spec.HEADER.unpack_from
 _length_into, _length_from = LENGTH.pack_into, LENGTH.unpack_from
 
@@ -69,16 +71,22 @@ class Epochs:
 class Batch:
     """Sealed datagrams for one address, one behind the other, until the socket has taken them. One for a shard.
 
-    `runs`: (begin, end, size of each) of datagrams of equal size, the last of them perhaps smaller: one system call.
+    `runs`: (begin, end, size of each, ECN bits) of datagrams of equal size, the last of them perhaps smaller: one
+    system call. `ecn`: of what is added from now on, see `carry`.
     """
 
-    __slots__ = ("_begin", "_limit", "_size", "bytes", "runs", "tail", "view")
+    __slots__ = ("_begin", "_limit", "_size", "bytes", "ecn", "runs", "tail", "view")
 
     def __init__(self, size: int) -> None:
         self.bytes = size
         self.view = memoryview(bytearray(size))
-        self.runs: list[tuple[int, int, int]] = []
-        self.tail = self._begin = self._size = self._limit = 0
+        self.runs: list[tuple[int, int, int, int]] = []
+        self.tail = self._begin = self._size = self._limit = self.ecn = 0
+
+    def carry(self, bits: int) -> None:
+        """What is added from now on has these ECN bits on its way."""
+        self.end_run()
+        self.ecn = bits
 
     def add(self, size: int) -> None:
         """A datagram of `size` bytes was written at `tail`."""
@@ -94,13 +102,13 @@ class Batch:
     def end_run(self) -> None:
         """What was added goes out in a call of its own."""
         if self.tail > self._begin and self._size:
-            self.runs.append((self._begin, self.tail, self._size))
+            self.runs.append((self._begin, self.tail, self._size, self.ecn))
         self._begin, self._size, self._limit = self.tail, 0, 0
 
     def clear(self) -> None:
         """All is out, or is not to go out."""
         self.runs.clear()
-        self.tail = self._begin = self._size = self._limit = 0
+        self.tail = self._begin = self._size = self._limit = self.ecn = 0
 
 
 class Sealer:
@@ -139,11 +147,17 @@ class Sealer:
         """Seal the records of ring[start:end] in bodies of at most `room` bytes: (how far it got, records).
 
         It stops before a record that does not fit and cannot be sliced, and before one for which the batch has no room.
-        `ring` is writable; what was sealed is no longer what it was.
+        `ring` is writable; what was sealed is no longer what it was. A datagram has the ECN bits of its first record;
+        where that may be marked, so may all that are with it.
         """
         seal = self.seal
         position, records = start, 0
         while position < end:
+            bits = 0
+            if ring[position + _ECN_PLACE] & _ECN_EITHER:
+                bits = _ecn_of(ring, position + PACKET_OFFSET)
+            if bits != batch.ecn:
+                batch.carry(bits)
             free = batch.bytes - batch.tail
             size = LENGTH_BYTES + _length_from(ring, position)[0]
             if size > room:
@@ -162,6 +176,8 @@ class Sealer:
             while stop < end:
                 following = stop + LENGTH_BYTES + _length_from(ring, stop)[0]
                 if following - position > room or following - position + _OVERHEAD > free:
+                    break
+                if bits and _ecn_of(ring, stop + PACKET_OFFSET) != bits:
                     break
                 stop = following
                 records += 1

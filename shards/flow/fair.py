@@ -4,7 +4,7 @@ Flow queuing with controlled delay, after RFC 8290 (FQ-CoDel) and RFC 8289 (CoDe
 buckets. Every waiting flow has its turn (deficit round robin, session.quantum_bytes a round), flows that have
 just begun to wait before those that have waited through a round: a small flow passes a bulk one. In each flow
 the oldest packet's waiting time is held near session.delay_target by dropping from the front, which makes a
-TCP sender slow down early.
+TCP sender slow down early; or by marking, where the sender heeds that (ECN).
 
     new ──▶ first turn ──▶ old ──▶ turn ──▶ old … ──▶ empty: out
 
@@ -25,6 +25,7 @@ from math import sqrt
 from shards.counters import Dropping
 from shards.flow.flows import Backlog, Chunk, Flow, FlowTable, Sink
 from vpnd.config.live import Live
+from vpnd.packet import ecn
 from vpnd.packet.flow import key_of
 from vpnd.packet.record import LENGTH, LENGTH_BYTES, PACKET_OFFSET, VNET_BYTES
 
@@ -217,19 +218,29 @@ class FairQueue:
             return
         if backlog.dropping:
             while backlog.dropping and now_s >= backlog.drop_s:
-                self._drop(flow, backlog, "queue_delay")
+                marked = self._mark_or_drop(flow, backlog)
                 backlog.count += 1
-                if self._late(backlog, now_s):
+                if marked or self._late(backlog, now_s):
                     backlog.drop_s += interval_s / sqrt(backlog.count)
                 else:
                     backlog.dropping = False
+                if marked:
+                    break
         elif now_s >= backlog.above_s:
-            self._drop(flow, backlog, "queue_delay")
+            self._mark_or_drop(flow, backlog)
             backlog.dropping = True
             # Dropping that ended a moment ago goes on near the pace it had: the RFC's memory of the last run.
             recent = now_s - backlog.drop_s < _MEMORY_INTERVALS * interval_s
             backlog.count = max(1, backlog.count - 2) if recent and backlog.count > 2 else 1
             backlog.drop_s = now_s + interval_s / sqrt(backlog.count)
+
+    def _mark_or_drop(self, flow: Flow, backlog: Backlog) -> bool:
+        """The oldest packet tells its sender of the queue. Whether it does so by a mark."""
+        chunk = backlog.chunks[0]
+        if ecn.mark_untrusted(chunk.buffer, chunk.start + PACKET_OFFSET):
+            return True
+        self._drop(flow, backlog, "queue_delay")
+        return False
 
     def _late(self, backlog: Backlog, now_s: float) -> bool:
         """Whether the oldest packet waits above the target; notes since when that is so."""

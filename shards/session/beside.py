@@ -228,10 +228,17 @@ class DatagramLane(Generic[Carrier]):
     # --- in: stage 5
 
     def take(
-        self, view: memoryview, start: int, end: int, segment: int, address: Address, now_s: float
+        self,
+        view: memoryview,
+        start: int,
+        end: int,
+        segment: int,
+        address: Address,
+        marked: bool,
+        now_s: float,
     ) -> None:
         try:
-            self.association.receive_untrusted(view, start, end, segment, address, now_s)
+            self.association.receive_untrusted(view, start, end, segment, address, marked, now_s)
         except RemoteProtocolError as error:
             self.carrier.fail(error)
 

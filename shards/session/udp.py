@@ -19,11 +19,13 @@ from shards.datagram.association import Association, Plain
 from shards.datagram.path import Address, Probe
 from shards.datagram.sealing import Batch
 from vpnd.config.live import Live
+from vpnd.packet import ecn
 from vpnd.packet.record import MAX_RECORD_BYTES
 
 #: Linux, include/uapi/linux/udp.h.
 _UDP_SEGMENT, _UDP_GRO = 103, 104
-_ANCILLARY_BYTES = socket.CMSG_SPACE(4)
+#: With a read come the size of what was merged, and the ECN bits, for which the supervisor asked.
+_ANCILLARY_BYTES = 2 * socket.CMSG_SPACE(4)
 #: A read gives one datagram, or several merged to at most this; so many reads before other work.
 _READ_BYTES = 1 << 16
 _READS = 4
@@ -40,7 +42,14 @@ class Taker(Protocol):
     association: Association
 
     def take(
-        self, view: memoryview, start: int, end: int, segment: int, address: Address, now_s: float
+        self,
+        view: memoryview,
+        start: int,
+        end: int,
+        segment: int,
+        address: Address,
+        marked: bool,
+        now_s: float,
     ) -> None:
         """See Association.receive_untrusted; it raises nothing."""
 
@@ -163,13 +172,17 @@ class DatagramSocket:
             if not count:
                 self._counts.datagrams_unknown += 1
                 continue
-            segment = count
+            segment, marked = count, False
             for level, kind, data in ancillary:
                 if kind == _UDP_GRO and level == socket.IPPROTO_UDP:
                     segment = int.from_bytes(data[:4], sys.byteorder)
+                else:
+                    marked = int.from_bytes(data, sys.byteorder) & ecn.MARKED == ecn.MARKED
+            if marked:
+                self._counts.datagrams_marked += -(-count // segment)
             for taker, start, end in self._sorted(count, segment):
                 takers[taker] = None
-                taker.take(self._buffer, start, end, segment, address, now_s)
+                taker.take(self._buffer, start, end, segment, address, marked, now_s)
         self.plain.finish()
         for taker in takers:
             taker.taken(now_s)
@@ -223,9 +236,9 @@ class DatagramSocket:
         address = taker.association.path.address
         batch.end_run()
         runs = batch.runs
-        for place, (begin, end, size) in enumerate(runs):
+        for place, (begin, end, size, bits) in enumerate(runs):
             try:
-                self._send(batch.view[begin:end], size, address)
+                self._send(batch.view[begin:end], size, address, bits)
             except BlockingIOError:
                 del runs[:place]
                 self.full = True
@@ -237,11 +250,12 @@ class DatagramSocket:
                     taker.refused(size)
         batch.clear()
 
-    def _send(self, view: memoryview, size: int, address: Address) -> None:
+    def _send(self, view: memoryview, size: int, address: Address, bits: int) -> None:
+        ancillary = (with_ecn(address, bits),) if bits else ()
         if len(view) > size and self._segments:
-            segment = size.to_bytes(2, sys.byteorder)
+            segment = (socket.IPPROTO_UDP, _UDP_SEGMENT, size.to_bytes(2, sys.byteorder))
             try:
-                self._sock.sendmsg((view,), ((socket.IPPROTO_UDP, _UDP_SEGMENT, segment),), 0, address)
+                self._sock.sendmsg((view,), (segment, *ancillary), 0, address)
                 return
             except OSError as error:
                 # Before Linux 4.18, and before 6.11 on devices without checksum offload.
@@ -249,7 +263,11 @@ class DatagramSocket:
                     raise
                 self._segments = error.errno == errno.EINVAL
         for start in range(0, len(view), size):
-            self._sock.sendto(view[start : start + size], address)
+            part = view[start : start + size]
+            if ancillary:
+                self._sock.sendmsg((part,), ancillary, 0, address)
+            else:
+                self._sock.sendto(part, address)
 
     def send_probes(self, association: Association) -> None:
         """Send what its path has to ask and to answer. One that cannot be sent is as one that is lost."""
@@ -274,3 +292,11 @@ class DatagramSocket:
             if self.full:
                 return
             taker.socket_free()
+
+
+def with_ecn(address: Address, bits: int) -> tuple[int, int, bytes]:
+    """What to send with a datagram so that it has these bits; IPv4 of a socket for both versions has IPv4's."""
+    host = address[0]
+    if ":" in host and not host.startswith("::ffff:"):
+        return socket.IPPROTO_IPV6, socket.IPV6_TCLASS, bits.to_bytes(4, sys.byteorder)
+    return socket.IPPROTO_IP, socket.IP_TOS, bits.to_bytes(4, sys.byteorder)

@@ -37,7 +37,7 @@ def datagrams(batch: Batch) -> list[bytes]:
     batch.end_run()
     found = [
         bytes(batch.view[at : min(at + size, end)])
-        for begin, end, size in batch.runs
+        for begin, end, size, _ in batch.runs
         for at in range(begin, end, size)
     ]
     batch.clear()
@@ -77,14 +77,16 @@ class End:
         assert (reached, count) == (SCRATCH + len(span), len(records))
         return datagrams(self.batch)
 
-    def take(self, several: list[bytes], address: Address, now_s: float = 0.0) -> None:
+    def take(
+        self, several: list[bytes], address: Address, now_s: float = 0.0, *, marked: bool = False
+    ) -> None:
         """Datagrams as they come from a socket, those of equal size together."""
         for _, group in itertools.groupby(several, key=len):
             whole = list(group)
             for at in range(0, len(whole), MERGED):
                 merged = b"".join(whole[at : at + MERGED])
                 view = memoryview(merged)
-                self.association.receive_untrusted(view, 0, len(view), len(whole[0]), address, now_s)
+                self.association.receive_untrusted(view, 0, len(view), len(whole[0]), address, marked, now_s)
         self.plain.finish()
 
     def probes(self) -> list[tuple[Address, bytes]]:

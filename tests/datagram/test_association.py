@@ -61,12 +61,41 @@ def test_datagrams_of_one_size_go_out_together_and_others_apart() -> None:
     for size in [100] * 70 + [60, 100, 200]:
         batch.add(size)
     batch.end_run()
-    sizes = [(end - begin, size) for begin, end, size in batch.runs]
+    sizes = [(end - begin, size) for begin, end, size, _ in batch.runs]
     assert sizes == [(6400, 100), (660, 100), (100, 100), (200, 200)]
     for _ in range(60):
         batch.add(1472)
     batch.end_run()
-    assert all(end - begin <= spec.MAX_BATCH_BYTES for begin, end, _ in batch.runs)
+    assert all(end - begin <= spec.MAX_BATCH_BYTES for begin, end, *_ in batch.runs)
+
+
+@pytest.mark.parametrize("addresses", [V4, V6])
+def test_what_heeds_marks_of_congestion_goes_so_that_it_can_be_marked(addresses: tuple[str, str]) -> None:
+    """What does not may have such with it, but not the other way round."""
+    a, b = pair()
+    order = (2, 2, 1, 0, 2, 3)
+    records = [record(vnet(udp(addresses, bytes(500), tos=bits))) for bits in order]
+    ring = memoryview(bytearray(64) + bytearray(b"".join(records)) + bytearray(64))
+    end = len(ring) - 64
+    assert a.association.seal(a.batch, ring, 64, end) == (end, len(records))
+    a.batch.end_run()
+    assert [bits for *_, bits in a.batch.runs] == [2, 1, 0, 3]
+    for begin, stop, size, bits in a.batch.runs:
+        b.association.receive_untrusted(a.batch.view, begin, stop, size, HERE, bits > 0, 0.0)
+    assert b.records == [record(vnet(udp(addresses, bytes(500), tos=bits))) for bits in (3, 3, 3, 0, 2, 3)]
+
+
+@pytest.mark.parametrize("addresses", [V4, V6])
+def test_a_marked_slice_marks_its_part_of_a_superpacket_and_no_other(addresses: tuple[str, str]) -> None:
+    a, b = pair()
+    sent = a.seal([record(vnet(udp(addresses, bytes(9 * 500), tos=2), gso_size=500))])
+    assert len(sent) == 5
+    for at, each in enumerate(sent):
+        b.take([each], HERE, marked=at == 2)
+    shift = 0 if addresses == V4 else 4
+    seen = [packet[1] >> shift & 3 for packet in packets(b.records)]
+    assert seen == [2] * 4 + [3] * 2 + [2] * 3
+    assert not b.bad
 
 
 def test_what_does_not_fit_is_left_to_the_caller() -> None:

@@ -9,6 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from queue_harness import LEAST_RECORD, QUEUE_BYTES, Fair, live, numbers
 
+from vpnd.packet import ecn
+from vpnd.packet.record import PACKET_OFFSET
+
 BULK, SMALL = 1, 2
 KIB = 1024
 
@@ -136,6 +139,29 @@ def test_dropping_gets_faster_at_the_pace_of_the_specification():
     """RFC 8289: the n-th drop follows the one before it after interval / sqrt(n)."""
     at_s = standing_queue(0.5, 1.0, target_s=0.005, interval_s=0.1)
     waits = [later - earlier for earlier, later in zip(at_s, at_s[1:], strict=False)]
+    assert len(waits) > 10
+    for count, wait_s in enumerate(waits[:10], 1):
+        assert wait_s == pytest.approx(0.1 / count**0.5, abs=0.0021)
+
+
+def test_packets_whose_senders_heed_marks_are_marked_at_that_pace_and_not_dropped():
+    fair = Fair(live(delay_target=0.005, delay_interval=0.1, quantum_bytes=KIB, queue_bytes=1 << 24))
+    for _ in range(2000):
+        fair.put(BULK, size=1000)
+    backlog = fair.flow(BULK).backlog
+    assert backlog is not None
+    for waiting in backlog.chunks:
+        waiting.buffer[waiting.start + PACKET_OFFSET + 1] = 2
+    marked: list[float] = []
+    for step in range(1000):
+        now_s = step / 1000
+        for waiting in backlog.chunks:
+            waiting.since_s = now_s - 0.5
+        flow, chunk = fair.queue.first(now_s), backlog.chunks[0]
+        marked += [now_s] * (ecn.bits_of(chunk.buffer, chunk.start + PACKET_OFFSET) == ecn.MARKED)
+        fair.queue.sent(flow, now_s)
+    assert not fair.dropped()
+    waits = [later - earlier for earlier, later in zip(marked, marked[1:], strict=False)]
     assert len(waits) > 10
     for count, wait_s in enumerate(waits[:10], 1):
         assert wait_s == pytest.approx(0.1 / count**0.5, abs=0.0021)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import pwd
+import select
 import socket
+import sys
 from collections.abc import Iterator
 
 import pytest
 
+from shards.session.udp import with_ecn
 from supervisor.datagrams import BY_FIRST_BYTE, SO_ATTACH_REUSEPORT_CBPF, DatagramPort
 from vpnd.api import messages
 from vpnd.config.live import Live
@@ -111,3 +114,21 @@ def test_streams_alone_need_no_port_and_one_that_is_taken_is_none() -> None:
         other.bind(("127.0.0.1", 0))
         each = port((f"/ip4/127.0.0.1/tcp/{other.getsockname()[1]}",))
         assert not each.open() and not Shards(each, 1).sockets
+
+
+@pytest.mark.parametrize("host", ["::ffff:127.0.0.1", "::1"])
+def test_marks_of_congestion_go_and_come_with_datagrams_of_both_versions(host: str) -> None:
+    ports = [port(("/ip6/::/tcp/0",)) for _ in range(2)]
+    try:
+        assert all(each.open() for each in ports)
+        here, there = (Shards(each, 1) for each in ports)
+        address = (host, there.port, 0, 0)
+        with here.sockets[0] as sender, there.sockets[0] as receiver:
+            for bits in range(4):
+                sender.sendmsg((b"\0abc",), (with_ecn(address, bits),), 0, address)
+                assert select.select([receiver], [], [], 5)[0]
+                _, ((_, _, data),), _, _ = receiver.recvmsg(100, 100)
+                assert int.from_bytes(data, sys.byteorder) & 3 == bits
+    finally:
+        for each in ports:
+            each.close()
