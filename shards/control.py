@@ -37,6 +37,9 @@ class ControlPort:
     def session_wanted(self, peer_id: str, sessions: int, urgent: bool) -> None:
         self.tell(messages.SessionWanted(peer_id=peer_id, sessions=sessions, urgent=urgent))
 
+    def sessions_doubted(self, peer_id: str) -> None:
+        self.tell(messages.SessionsDoubted(peer_id=peer_id))
+
     def segments_stuck(self, peer_id: str) -> None:
         self.tell(messages.SegmentsStuck(peer_id=peer_id))
 
@@ -98,7 +101,7 @@ class ControlClient:
                 known = peers.get(peer_id)
                 if known is not None:
                     known.set_circuit(state)
-            case messages.PeerDialed(peer_id=peer_id):
+            case messages.SessionsDoubted(peer_id=peer_id):
                 if (known := peers.get(peer_id)) is not None:
                     known.pool.look_after()
             case messages.SessionHandover(session_id=session_id, session=session):

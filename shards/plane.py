@@ -42,6 +42,9 @@ from vpnd.session import SUBNET_NODE, Established
 
 log = logging.getLogger("shard")
 
+#: So often within carrier.stall_timeout sessions are looked at.
+STALL_LOOKS = 4
+
 
 class PlaneEvents(Protocol):
     """What the data plane tells, in the end to control."""
@@ -54,6 +57,9 @@ class PlaneEvents(Protocol):
 
     def session_wanted(self, peer_id: str, sessions: int, urgent: bool) -> None:
         """So many are wanted with the peer from now on."""
+
+    def sessions_doubted(self, peer_id: str) -> None:
+        """A session with the peer seems to carry nothing: those of other shards may not either."""
 
     def segments_stuck(self, peer_id: str) -> None:
         """Large TCP segments seem not to reach the peer: sessions are to be made with small ones."""
@@ -113,6 +119,7 @@ class Plane:
                 live, lambda config: config.worker.cleanup_interval, lambda: self.flows.forget_idle(now())
             ),
             Recurring(live, lambda config: config.multiplexer.auto_scaling_interval, self._scale),
+            Recurring(live, lambda config: config.carrier.stall_timeout / STALL_LOOKS, self._look_for_stalls),
             Recurring(live, lambda config: config.stream_pool.cleanup_interval, self._maintain_pools),
             Recurring(live, lambda config: config.health.warm_interval, self._warm),
         )
@@ -240,6 +247,10 @@ class Plane:
         if not link.closed:
             self._peer_of[link].pool.doubt()
 
+    def link_in_doubt(self, link: Link) -> None:
+        self._peer_of[link].pool.look_after(link)
+        self._events.sessions_doubted(link.peer.peer_id)
+
     def link_recovered(self, link: Link) -> None:
         self._say(link, "recovered", " answers again")
 
@@ -256,8 +267,6 @@ class Plane:
                 self._peer_of[alone] = peer
                 peer.pool.carriers.append(alone)
                 beside.adopt(alone)
-                if beside.stalled:
-                    peer.pool.look_after()  # the others go the same way
             else:
                 beside.end()
         peer.carrier_closed(link)
@@ -287,6 +296,11 @@ class Plane:
         for peer in self.peers:
             if peer.pool.carriers:
                 peer.multiplexer.rebalance(now_s)
+
+    def _look_for_stalls(self) -> None:
+        for link in self.links.values():
+            if link.beside is not None:
+                link.beside.look_for_stall()
 
     def _maintain_pools(self) -> None:
         now_s = self.now()

@@ -108,10 +108,11 @@ class StreamPool:
             self.look_after()
         self.carriers.append(carrier)
 
-    def look_after(self) -> None:
-        """Sessions may have ended unnoticed: probe them."""
+    def look_after(self, doubtful: Carrier | None = None) -> None:
+        """Sessions may have ended unnoticed, as one of them seems to have: probe the others."""
         for carrier in self.carriers:
-            carrier.check_alive()
+            if carrier is not doubtful:
+                carrier.check_alive()
 
     def lane_ready(self, lane: Lane) -> None:
         """A stream is open. Sessions that were only waiting for their replacement are left."""

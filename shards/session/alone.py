@@ -34,7 +34,7 @@ class Alone:
     alone = doubted = True
     initiator = left = peer_left = leaving = suspect = usable = False
     rank = NEAR  # no better way takes its place: any session does
-    opening = 0
+    opening = packets_sent = 0
     lanes: tuple[()] = ()
 
     def __init__(
@@ -64,8 +64,11 @@ class Alone:
         if not self.closed:
             self._events.datagrams_changed(self)
 
-    def ended_there(self) -> None:
-        """As here."""
+    def hold(self, held: bool) -> None:
+        """There are no streams."""
+
+    def outlive(self, why: str) -> None:
+        """The session has ended."""
 
     def age_s(self) -> float:
         """Of the session that it was beside, too."""

@@ -23,7 +23,7 @@ from shards.flow.fair import FairQueue
 from shards.flow.flows import STAY, Chunk, Flow, Sink
 from shards.inbound import Reassembly, received
 from shards.session.courtesy import Courtesy
-from shards.session.health import StallWatch
+from shards.session.health import Stall, StallWatch
 from shards.session.surroundings import Fit, Remote, Surroundings
 from shards.session.transport import TcpState, Transport
 from shards.session.udp import DatagramSocket
@@ -34,6 +34,8 @@ from vpnd.packet.flow import key_of
 from vpnd.packet.record import LENGTH, PACKET_OFFSET, VNET_BYTES, segments
 from vpnd.session import Established
 
+#: So often within carrier.stall_timeout a session in doubt is looked at.
+_LOOKS = 10
 #: What an Opener counts.
 _COUNTS = ("received", "missed", "late", "replayed", "forged")
 
@@ -48,6 +50,7 @@ class Session(Protocol):
     """The session that a lane of datagrams is beside: its link."""
 
     peer: Remote
+    packets_sent: int
 
     @property
     def lanes(self) -> Sequence[StreamLane]: ...
@@ -58,8 +61,11 @@ class Session(Protocol):
     def datagrams_changed(self) -> None:
         """See DatagramLane.usable: it has changed. Never within a batch."""
 
-    def ended_there(self) -> None:
-        """The peer has ended the session, and its datagrams live on."""
+    def hold(self, held: bool) -> None:
+        """Seal nothing more in streams for now, or go on."""
+
+    def outlive(self, why: str) -> None:
+        """The session is to end, and its datagrams live on."""
 
 
 Carrier = TypeVar("Carrier", bound=Session)
@@ -69,6 +75,7 @@ class DatagramLane(Generic[Carrier]):
     """A Lane of datagrams. Owner: its link, which is its `carrier`. Order is not kept, and what is lost is lost.
 
     `usable`: flows that would rather lose a packet than wait for it may be pinned here. `fit`: see StreamLane.
+    `instead`: datagrams reach the peer, and nothing that is sent in the session is acknowledged.
     """
 
     ours = True
@@ -89,7 +96,7 @@ class DatagramLane(Generic[Carrier]):
         self.carrier = carrier
         self.flows: set[Flow] = set()
         self.movable_before_s = STAY
-        self.closed = self.leaving = self.holding = self.usable = False
+        self.closed = self.leaving = self.holding = self.usable = self.instead = False
         self.packets_sent = self.segments_sent = self.bytes_sent = 0
         self.reassembly = Reassembly(carrier.peer.budget, carrier.peer.drops)
         self.queue = FairQueue(common.live, carrier.peer.drops)
@@ -103,6 +110,10 @@ class DatagramLane(Generic[Carrier]):
         self._too_large: list[Flow] = []  # flows that are to be on a stream when the batch is over
         self._sent = 0  # datagrams in the shard's counts already
         self._paced: asyncio.TimerHandle | None = None
+        self._transport: Transport | None = None  # the session's, once it was looked at
+        self._again: asyncio.TimerHandle | None = None  # when it is looked at again
+        self._doubted = False  # something happened that it may not have survived
+        self._seen_packets = 0  # sent in streams, by `look_for_stall`
         self._counted = dict.fromkeys(_COUNTS, 0)  # of the association, in the shard's counts already
         addresses = tuple(dict.fromkeys(socket.address(*host) for host in hosts if socket.reaches(host[0])))
         self.association = Association(
@@ -282,8 +293,10 @@ class DatagramLane(Generic[Carrier]):
                 setattr(counts, name_of_all, getattr(counts, name_of_all) + count - counted[name])
                 counted[name] = count
         if self.association.peer_alone:
-            self.carrier.ended_there()
+            self.carrier.outlive("the peer has ended it, datagrams beside it go on")
         self._look()
+        if self.stalled and not self.instead:
+            self._on_again()
 
     def refused(self, size: int) -> None:
         self._path.refused(size)
@@ -322,22 +335,59 @@ class DatagramLane(Generic[Carrier]):
 
     # --- the streams
 
-    def look(self, tcp: TcpState | None, transport: Transport, in_streams: int, more: bool) -> bool:
+    def look(self, tcp: TcpState | None, transport: Transport, in_streams: int, more: bool) -> None:
         """From time to time, at the session's connection, so that neither of the two gets all of the way; `tcp` None:
-        nothing was sent in it. `in_streams`: bytes sent in streams so far; `more`: others wait. Whether it carries
-        nothing, though datagrams reach the peer."""
-        now_s, path = self._now(), self._path
-        path.pace.beside = tcp.rate if tcp is not None and more else None
+        nothing was sent in it. `in_streams`: bytes sent in streams so far; `more`: others wait."""
+        self._transport = transport
+        self._path.pace.beside = tcp.rate if tcp is not None and more else None
         if tcp is not None:
             self._give_way(tcp, transport, in_streams)
+
+    def look_for_stall(self) -> None:
+        """More often: whether the session carries anything."""
+        sent, transport = self.carrier.packets_sent, self._transport
+        busy, self._seen_packets = sent != self._seen_packets, sent
+        # Else there is nothing that could not be acknowledged, and there may be thousands of them.
+        busy = busy or self._stall.in_flight or self._doubted
+        self._look_for_stall(transport.tcp_state() if busy and transport is not None else None)
+
+    def doubt(self) -> None:
+        """Something happened that sessions do not always survive, and there is a ping under way in this one: end it as
+        soon as it carries nothing."""
+        self.hurry()
+        self._doubted = True
+        self._look_again()
+
+    def _look_for_stall(self, tcp: TcpState | None) -> None:
+        """End a session that has carried nothing for too long while datagrams reach the peer. In doubt look again soon;
+        when the peer has answered in datagrams, nothing more is sealed in streams until then."""
+        now_s = self._now()
         stall = self._stall.look(tcp, now_s)
-        if stall is None:
-            return False
-        if stall.noticed_s == now_s:
-            self.hurry()
-        answered = path.alive and path.since_s < stall.since_s and path.confirmed_s >= stall.noticed_s
-        least_s = max(self._live.config.carrier.stall_timeout, 4 * (path.rtt_s or 0.0))
-        return answered and now_s - stall.since_s >= least_s
+        self._doubted = self._doubted and self._stall.since_s != now_s
+        if stall is not None and stall.noticed_s == now_s:
+            self._ask()
+        instead = stall is not None and self._answers_since(stall)
+        if instead != self.instead:
+            self.instead = instead
+            self.carrier.hold(instead)
+        least_s = max(self._live.config.carrier.stall_timeout, 4 * (self._path.rtt_s or 0.0))
+        if stall is not None and instead and (self._doubted or now_s - stall.since_s >= least_s):
+            self.carrier.outlive("it carries nothing, datagrams beside it do")
+        elif instead or self._doubted:
+            self._look_again()
+
+    def _answers_since(self, stall: Stall) -> bool:
+        path = self._path
+        return path.alive and path.since_s < stall.since_s and path.confirmed_s >= stall.noticed_s
+
+    def _look_again(self) -> None:
+        if self._again is not None:
+            self._again.cancel()
+        self._again = self._loop.call_later(self._live.config.carrier.stall_timeout / _LOOKS, self._on_again)
+
+    def _on_again(self) -> None:
+        if self._transport is not None:
+            self._look_for_stall(self._transport.tcp_state())
 
     def _give_way(self, tcp: TcpState, transport: Transport, in_streams: int) -> None:
         streams, here = in_streams - self._seen_in_streams, self.bytes_sent - self._seen_here
@@ -352,6 +402,7 @@ class DatagramLane(Generic[Carrier]):
 
     def session_ends(self, lasts: bool) -> None:
         """See Link.close: then the lane lives on, if it has lived, and may get another carrier."""
+        self._transport = None
         if not lasts or not self._path.alive:
             self.end()
             return
@@ -362,6 +413,10 @@ class DatagramLane(Generic[Carrier]):
         """From now on it is beside `carrier`, and the peer is told. After `session_ends`."""
         self.carrier = carrier
         self.association.alone = True
+        self._ask()
+
+    def _ask(self) -> None:
+        """Probe at once."""
         self.hurry()
         self._path.next_s = self._now()
         self._look()
@@ -417,7 +472,7 @@ class DatagramLane(Generic[Carrier]):
         """The session has ended. What is submitted until its flows have found another place goes back."""
         self.closed = self.leaving = self.holding = True
         self.usable = False
-        for timer in (self._timer, self._paced):
+        for timer in (self._timer, self._paced, self._again):
             if timer is not None:
                 timer.cancel()
         self._socket.leave(self._ours)

@@ -208,18 +208,20 @@ class Stall(NamedTuple):
 
 class StallWatch:
     """Whether anything of what a session sends is acknowledged: `look` from time to time. `stall`: what the last look
-    found. Owner: the lane of datagrams beside it."""
+    found; `in_flight`: something was not yet; `since_s`: nothing since then. Owner: the lane of datagrams beside it."""
 
     def __init__(self, now_s: float) -> None:
         self.stall: Stall | None = None
+        self.in_flight = False
         self._acknowledged = 0
-        self._since_s = now_s
+        self.since_s = now_s
 
     def look(self, tcp: TcpState | None, now_s: float) -> Stall | None:
         """`tcp` None: nothing was sent."""
+        self.in_flight = tcp is not None and tcp.unacknowledged > 0
         if tcp is None or not tcp.unacknowledged or tcp.acknowledged_bytes != self._acknowledged:
             self._acknowledged = tcp.acknowledged_bytes if tcp is not None else self._acknowledged
-            self._since_s, self.stall = now_s, None
+            self.since_s, self.stall = now_s, None
         elif self.stall is None and tcp.retransmissions >= _REPEATED:
-            self.stall = Stall(self._since_s, now_s)
+            self.stall = Stall(self.since_s, now_s)
         return self.stall

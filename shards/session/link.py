@@ -62,6 +62,9 @@ class LinkEvents(Protocol):
     def link_stuck(self, link: Link) -> None:
         """Its large TCP segments, or the peer's, seem not to arrive."""
 
+    def link_in_doubt(self, link: Link) -> None:
+        """It seems to carry nothing, while datagrams beside it reach the peer."""
+
     def link_recovered(self, link: Link) -> None:
         """It was suspect, and something was heard."""
 
@@ -80,19 +83,9 @@ class StreamLane:
     """
 
     __slots__ = (
-        "active_s",
-        "carrier",
-        "closed",
-        "fit",
-        "flows",
-        "holding",
-        "leaving",
-        "movable_before_s",
-        "packets_sent",
-        "reassembly",
-        "seen_packets",
-        "stream",
-    )
+        "active_s", "carrier", "closed", "fit", "flows", "holding", "leaving", "movable_before_s", "packets_sent",
+        "reassembly", "seen_packets", "stream",
+    )  # fmt: skip
 
     def __init__(self, link: Link, stream: Stream, fit: Fit | None, now_s: float) -> None:
         self.carrier, self.stream, self.fit = link, stream, fit
@@ -169,7 +162,7 @@ class Link:
         # what was too much for a turn: the engine gives nothing before it is done
         self._undelivered: Data | None = None
         self._behind = False  # there is more than the peer may use of one turn
-        self._full = False  # the transport takes no more for now, or, once closed, for ever
+        self._full = self._holds = False  # it takes no more for now, or, closed, for ever; is to get no more
         self._unchecked, self._most_unsent = 0, common.live.config.session.not_sent_lowat_bytes
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due_s = 0.0
@@ -252,7 +245,7 @@ class Link:
             self.transport.wait_writable(functools.partial(self._run, self._on_writable))
 
     def _on_writable(self) -> None:
-        self._full = False
+        self._full = self._holds
         self.flush()
         self._send_queue()
 
@@ -491,7 +484,7 @@ class Link:
     def check_alive(self) -> None:
         self.health.hurry()
         if self.beside is not None:
-            self.beside.hurry()
+            self.beside.doubt()
 
     def look_for_stuck(self) -> None:
         """Something on the way may drop what is larger than its MTU, or all of TCP, and nobody hears of it."""
@@ -507,8 +500,19 @@ class Link:
             self._in_flight = tcp.unacknowledged > 0
             if self._segments.look(tcp, self.health.health.suspect, self.now()):
                 self._events.link_stuck(self)
-        if self.beside is not None and self.beside.look(tcp, self.transport, self.bytes_sent, self._full):
-            self.close("it carries nothing, datagrams beside it do", lasts=True)
+        if self.beside is not None:
+            self.beside.look(tcp, self.transport, self.bytes_sent, self._full)
+
+    def hold(self, held: bool) -> None:
+        """What is sealed now might be lost; what waits goes in datagrams when the session ends."""
+        self._holds = self._full = held
+        if held:
+            self._events.link_in_doubt(self)
+        else:
+            self._on_writable()
+
+    def outlive(self, why: str) -> None:
+        self.close(why, lasts=True)
 
     def close(self, reason: str, *, failed: bool = True, polite: bool = False, lasts: bool = False) -> None:
         # `lasts`: it is not the peer that has ended it, so its datagrams may still reach it.
@@ -556,10 +560,10 @@ class Link:
         return len(self._opening)
 
     def load(self) -> int:
+        if self.closed:
+            return 0
         waiting = self.queue.bytes + (self.beside.queue.bytes if self.beside is not None else 0)
-        return (
-            0 if self.closed else waiting + len(self._session.data_to_send()) + self.transport.outstanding()
-        )
+        return waiting + len(self._session.data_to_send()) + self.transport.outstanding()
 
     def queued(self) -> int:
         return self.queue.packets + (self.beside.queue.packets if self.beside is not None else 0)
@@ -571,9 +575,6 @@ class Link:
     def datagrams_changed(self) -> None:
         if not self.closed:
             self._events.datagrams_changed(self)
-
-    def ended_there(self) -> None:
-        self.close("the peer has ended it, datagrams beside it go on", lasts=True)
 
     def least_delay_s(self) -> float | None:
         direct = (self.packets_sent - self._seen_sent) - (self._waited - self._seen_waited)

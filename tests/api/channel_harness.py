@@ -66,7 +66,7 @@ MESSAGES: list[Message] = [
     messages.PeerKnown(peer_id="p", name="b", prefixes=("10.0.0.2/32",)),
     messages.PeerForgotten(peer_id="p"),
     messages.PeerCircuit(peer_id="p", state="open"),
-    messages.PeerDialed(peer_id="p"),
+    messages.SessionsDoubted(peer_id="p"),
     messages.PeersComplete(),
     messages.SessionHandover(session_id=1 << 47, session=SESSION),
     messages.SessionsHeld(sessions=(reports.HeldSession(1, "p", True),)),
@@ -105,7 +105,7 @@ class Pair:
                 self.pass_on(before)
 
     def pass_on(self, kind: type[Message]) -> None:
-        (way,) = (way for way in kind.rule.ways if set(way) == self.ends.keys())
+        way = next(way for way in kind.rule.ways if set(way) == self.ends.keys())
         self.prepare(way, kind)
         self.send(way, SAMPLES[kind])
         received = self.ends[way.receiver].receive()

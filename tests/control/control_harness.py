@@ -146,7 +146,7 @@ class FakeShard:
         self.peers: list[messages.PeerKnown] = []
         self.circuits: dict[str, str] = {}
         #: peers that were said to have made a session, which another shard got
-        self.dialed: list[str] = []
+        self.doubted: list[str] = []
         self._silent = silent
         self.attach()
 
@@ -179,9 +179,9 @@ class FakeShard:
     def _next(self, patience_s: float = PATIENCE_S) -> tuple[messages.Message, list[int]]:
         while True:
             message, descriptors = receive_any(self.channel, patience_s)
-            if not isinstance(message, messages.PeerDialed):
+            if not isinstance(message, messages.SessionsDoubted):
                 return message, descriptors
-            self.dialed.append(message.peer_id)
+            self.doubted.append(message.peer_id)
 
     def want(self, peer_id: str, sessions: int = 1, *, urgent: bool = True) -> None:
         self.channel.send(messages.SessionWanted(peer_id=peer_id, sessions=sessions, urgent=urgent))
@@ -208,9 +208,9 @@ class FakeShard:
         until_s = time.monotonic() + seconds
         while select.select([self.channel.fileno()], [], [], max(0.0, until_s - time.monotonic()))[0]:
             message, _ = receive_any(self.channel)
-            if not isinstance(message, messages.PeerDialed):
+            if not isinstance(message, messages.SessionsDoubted):
                 return False
-            self.dialed.append(message.peer_id)
+            self.doubted.append(message.peer_id)
         return True
 
 

@@ -93,8 +93,11 @@ def test_every_shard_of_both_nodes_gets_a_session(two: Two) -> None:
     for shard in a_shards + b_shards:
         assert shard.quiet(0.1)
     # Who has sessions already hears of those that the peer makes for others, and looks after its own.
-    assert [shard.dialed for shard in a_shards] == [[], [two.b_identity.peer_id]]
-    assert [shard.dialed for shard in b_shards] == [[two.a_identity.peer_id], [], []]
+    assert [shard.doubted for shard in a_shards] == [[], [two.b_identity.peer_id]]
+    assert [shard.doubted for shard in b_shards] == [[two.a_identity.peer_id], [], []]
+    # And of those that fail elsewhere.
+    a_shards[1].down(a_sessions[1])
+    assert a_shards[0].quiet(0.5) and a_shards[0].doubted == [two.b_identity.peer_id]
 
 
 def test_a_lost_session_is_replaced_at_once_a_hundred_times_without_a_trace(two: Two) -> None:

@@ -129,6 +129,9 @@ class Node:
         """See shards.plane.PlaneEvents: no contract here gives addresses away."""
         raise AssertionError(address)
 
+    def sessions_doubted(self, peer_id: str) -> None:
+        """There is no other shard."""
+
     def segments_stuck(self, peer_id: str) -> None:
         """See shards.plane.PlaneEvents: the made-up network takes segments of any size."""
         raise AssertionError(peer_id)

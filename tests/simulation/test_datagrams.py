@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from shards.plane import STALL_LOOKS
 from simulation.packets import ORDERED_FROM
 from simulation.stage import Stage, stage
 
@@ -172,7 +173,49 @@ def test_a_session_that_carries_nothing_is_ended_in_time(stall_s: float) -> None
         while on.links():
             on.send(TCP)
             on.run(0.02)
-        assert stall_s <= on.now_s - begun_s <= stall_s + 0.5
+        assert stall_s <= on.now_s - begun_s <= stall_s * (1 + 1 / STALL_LOOKS) + 0.1
+
+
+def test_a_session_in_doubt_that_carries_nothing_is_ended_at_once() -> None:
+    """Another one with the peer has been found so, or the peer has dialed."""
+    with datagrams(carrier={"stall_timeout": 2.0}, delay_s=0.01) as on:
+        on.run(1.0)
+        on.links()[0].peer.pool.look_after()
+        on.run(1.0)
+        assert len(on.links()) == 1 and not on.a.plane.alone(), "it answers"
+        on.block_tcp()
+        on.run(0.5)
+        on.links()[0].peer.pool.look_after()
+        on.run(0.45)
+        assert not on.links() and len(on.a.plane.alone()) == 1
+
+
+def test_what_is_sent_while_a_session_is_in_doubt_is_not_lost_with_it() -> None:
+    """Else a flow of TCP whose packet was sent again meanwhile would wait twice as long for the next time."""
+    with datagrams(carrier={"stall_timeout": 1.0}, delay_s=0.01) as on:
+        on.block_tcp()
+        on.send(TCP)
+        on.until(lambda: on.links()[0].beside.instead, 0.6)
+        for _ in range(20):
+            on.send(TCP)
+            on.run(0.02)
+        first = on.world._numbers["a", "b", TCP] - 20
+        on.until(lambda: not on.links(), 1.0)
+        on.run(0.05)
+        assert set(range(first, first + 20)) <= on.world._arrived["a", "b", TCP]
+
+
+def test_a_session_in_doubt_that_goes_on_sends_what_has_waited() -> None:
+    with datagrams(carrier={"stall_timeout": 1.0}, delay_s=0.01) as on:
+        (link,) = on.links()
+        on.block_tcp()
+        on.send(TCP)
+        on.until(lambda: link.beside.instead, 0.6)
+        on.send(TCP, count=5)
+        on.run(0.1)
+        on.block_tcp(False)
+        on.run(0.5)
+        assert came(on, TCP) == (6, 0) and link in on.links() and not link.beside.instead
 
 
 @pytest.mark.parametrize(("least_rtt", "stall_s"), [(0.0, 0.5), (1.0, 0.3)])

@@ -396,20 +396,21 @@ class PeerForgotten(Message, frozen=True):
     peer_id: str
 
 
-class PeerDialed(Message, frozen=True):
-    """The peer dialed, and another shard got the session. The peer may have lost those it had: probe them."""
-
-    rule = Rule((CONTROL_TO_SHARD,), after=(PeersComplete,))
-
-    peer_id: str
-
-
 class SessionsHeld(Message, frozen=True):
     """Every session the shard has, for a new control."""
 
     rule = Rule((SHARD_TO_CONTROL,), first=True)
 
     sessions: tuple[reports.HeldSession, ...]
+
+
+class SessionsDoubted(Message, frozen=True):
+    """To a shard: the peer dialed, and another shard got the session, so it may have lost those it had; or one with it
+    has failed in another shard, or is in doubt there. Probe those there are. From a shard: one is in doubt."""
+
+    rule = Rule((CONTROL_TO_SHARD, SHARD_TO_CONTROL), after=(SessionsHeld,))
+
+    peer_id: str
 
 
 class SessionHandover(Message, frozen=True):

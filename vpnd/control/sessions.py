@@ -223,8 +223,12 @@ class Sessions:
                         self._planner.session_added(held.peer_id)
                     else:
                         self._planner.session_down(held, reason, failed, now_s)
+                        if failed:
+                            self._doubt(held.peer_id, link.index)
             case messages.SessionWanted(peer_id=peer_id, sessions=sessions, urgent=urgent):
                 self._planner.wanted(peer_id, link.index, sessions, urgent, now_s)
+            case messages.SessionsDoubted(peer_id=peer_id):
+                self._doubt(peer_id, link.index)
             case messages.SegmentsStuck(peer_id=peer_id):
                 self._segments.stuck(peer_id, self._name(peer_id))
             case messages.OwnerWanted(address=address) if self._owning is not None:
@@ -265,9 +269,13 @@ class Sessions:
         if shard is not None and self._hand_over(detached, shard):
             self._page.add("sessions_accepted")
             self._dialer.found(peer_id, shard)
-            self._tell([messages.PeerDialed(peer_id=peer_id)], self._book.others(peer_id, shard))
+            self._doubt(peer_id, shard)
         else:
             self._page.add("refused_no_shard")
+
+    def _doubt(self, peer_id: str, shard: int) -> None:
+        """What a shard has learned is news to the others."""
+        self._tell([messages.SessionsDoubted(peer_id=peer_id)], self._book.others(peer_id, shard))
 
     def keeps_up(self, shard: int) -> bool:
         link = self._links.get(shard)
