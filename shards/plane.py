@@ -96,6 +96,7 @@ class Plane:
         self.choice = Choice(live)
         #: where datagrams come and go; None: everything goes over streams
         self.datagrams: DatagramSocket | None = None
+        self._told_outside = 0  # its port there, as peers know it
         self._token = functools.partial(random.randrange, 1, MAX_TOKEN)
         self._peer_of: dict[Link | Alone, Peer] = {}
         self.tell_unreachable = Unreachable(live, write, now, counts).tell
@@ -198,13 +199,16 @@ class Plane:
         theirs: Beside,
         fit: Fit | None,
     ) -> DatagramLane[Link | Alone]:
-        """The lane of datagrams beside a session whose peer takes them."""
+        """The lane of datagrams beside a session whose peer takes them; if there is one, it hears where the peer is."""
         host, port = link.transport.remote()
         # Where the peer says, and where it listens for sessions, which a router may have given another number.
         ports = (
             (theirs.port, theirs.outside, port) if established.initiator else (theirs.port, theirs.outside)
         )
         hosts = [(host, each) for each in ports if host and each]
+        if link.beside is not None:
+            link.beside.learn(hosts)
+            return link.beside
         return DatagramLane(
             link, established, ours.receiver, theirs, hosts, fit, socket, self._common, self._token
         )
@@ -289,8 +293,18 @@ class Plane:
 
     # --- from time to time
 
+    def _tell_outside(self, socket: DatagramSocket) -> None:
+        """A NAT's port for this node has become known: peers that have been told another one, and do not hear from it
+        in datagrams, get it with one more stream."""
+        now_s, self._told_outside = self.now(), socket.outside
+        for link in self.links.values():
+            if link.beside is not None and link.beside.silent_s(now_s) and not link.leaving:
+                link.open_lane(Beside(link.beside.receiver, socket.port, socket.outside))
+
     def _scale(self) -> None:
         now_s = self.now()
+        if self.datagrams is not None and self.datagrams.outside != self._told_outside:
+            self._tell_outside(self.datagrams)
         for link in self.links.values():
             link.look_for_stuck()
         for peer in self.peers:

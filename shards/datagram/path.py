@@ -34,6 +34,8 @@ _WEIGHT = 0.125
 #: A probe without padding; and probes that are sent in one turn, or wait for their answers, whatever a peer does.
 _SMALL_BYTES = spec.OVERHEAD_BYTES + spec.PROBE_BYTES
 _MOST_AT_ONCE = 64
+#: Places of a peer that are remembered, however many it names.
+_MOST_CANDIDATES = 8
 
 
 class Probe(NamedTuple):
@@ -127,6 +129,14 @@ class Path:
         if self._rounds:
             self._search(now_s)
         self.next_s = min(now_s + carrier.probe_interval, self._fails_s)
+
+    def consider(self, addresses: tuple[Address, ...], now_s: float) -> None:
+        """While it is silent, try these addresses first."""
+        new = [address for address in addresses if address not in self._candidates]
+        if new and not self.alive:
+            self._candidates = [*new, *self._candidates][:_MOST_CANDIDATES]
+            self.address = self._candidates[0]
+            self.hurry(now_s)
 
     def hurry(self, now_s: float) -> None:
         """Something begins to go over it, or happened to the machine: do not wait as for an idle or silent one."""

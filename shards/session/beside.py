@@ -75,7 +75,8 @@ class DatagramLane(Generic[Carrier]):
     """A Lane of datagrams. Owner: its link, which is its `carrier`. Order is not kept, and what is lost is lost.
 
     `usable`: flows that would rather lose a packet than wait for it may be pinned here. `fit`: see StreamLane.
-    `instead`: datagrams reach the peer, and nothing that is sent in the session is acknowledged.
+    `instead`: datagrams reach the peer, and nothing that is sent in the session is acknowledged. `receiver`: the id
+    that the peer was told.
     """
 
     ours = True
@@ -92,7 +93,7 @@ class DatagramLane(Generic[Carrier]):
         common: Surroundings,
         draw: Callable[[], int],
     ) -> None:
-        """`ours`: the receiver id that the peer was told. `hosts`: where the peer may be."""
+        """`ours`: see `receiver`. `hosts`: where the peer may be."""
         self.carrier = carrier
         self.flows: set[Flow] = set()
         self.movable_before_s = STAY
@@ -100,7 +101,7 @@ class DatagramLane(Generic[Carrier]):
         self.packets_sent = self.segments_sent = self.bytes_sent = 0
         self.reassembly = Reassembly(carrier.peer.budget, carrier.peer.drops)
         self.queue = FairQueue(common.live, carrier.peer.drops)
-        self._fit, self._socket, self._ours = fit, socket, ours
+        self._fit, self._socket, self.receiver = fit, socket, ours
         self._now, self._counts, self._inbound = common.now, common.counts, common.inbound
         self._outbound, self._live = common.outbound, common.live
         self._loop = asyncio.get_running_loop()
@@ -115,9 +116,8 @@ class DatagramLane(Generic[Carrier]):
         self._doubted = False  # something happened that it may not have survived
         self._seen_packets = 0  # sent in streams, by `look_for_stall`
         self._counted = dict.fromkeys(_COUNTS, 0)  # of the association, in the shard's counts already
-        addresses = tuple(dict.fromkeys(socket.address(*host) for host in hosts if socket.reaches(host[0])))
         self.association = Association(
-            common.live, established, theirs.receiver, addresses, socket.plain,
+            common.live, established, theirs.receiver, self._addresses(hosts), socket.plain,
             self._deliver, carrier.peer.drops.plain, draw, common.now(),
         )  # fmt: skip
         self._path = self.association.path
@@ -125,6 +125,15 @@ class DatagramLane(Generic[Carrier]):
         self._seen_in_streams = self._seen_here = 0  # bytes sent, by `give_way`
         socket.enter(ours, self)
         self._arm()
+
+    def _addresses(self, hosts: Sequence[tuple[str, int]]) -> tuple[Address, ...]:
+        socket = self._socket
+        return tuple(dict.fromkeys(socket.address(*host) for host in hosts if socket.reaches(host[0])))
+
+    def learn(self, hosts: Sequence[tuple[str, int]]) -> None:
+        """Where the peer may be, as it says now."""
+        self._path.consider(self._addresses(hosts), self._now())
+        self._look()
 
     # --- out: stage 4
 
@@ -475,4 +484,4 @@ class DatagramLane(Generic[Carrier]):
         for timer in (self._timer, self._paced, self._again):
             if timer is not None:
                 timer.cancel()
-        self._socket.leave(self._ours)
+        self._socket.leave(self.receiver)

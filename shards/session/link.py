@@ -333,7 +333,7 @@ class Link:
                 fit = None if fits else functools.partial(fit_span, capabilities=hello)
                 lane = self._add_lane(stream, fit)
                 stream.context = lane.reassembly
-                if beside.receiver and self._make_beside is not None and self.beside is None:
+                if beside.receiver and self._make_beside is not None:
                     self.beside = self._make_beside(self, beside, fit)
             case WindowOpened():
                 self.queue.unblock()
@@ -380,9 +380,9 @@ class Link:
         self._ended = self._ended.plus(received(reassembly))
         reassembly.take()
 
-    def open_lane(self) -> bool:
+    def open_lane(self, beside: Beside | None = None) -> bool:
         try:
-            stream = self._session.open_stream(self.now())
+            stream = self._session.open_stream(self.now(), beside)
         except LocalProtocolError:
             return False
         self._opening.add(stream)

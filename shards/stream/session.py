@@ -58,6 +58,7 @@ class Session:
     ) -> None:
         """`hello` and `beside` are told to the peer on every stream that has a HELLO. LocalProtocolError: `established`
         cannot be the state of a session."""
+        self._hello = hello
         cipher, leftover = established.cipher, established.leftover
         send_nonce, receive_nonce = established.send_nonce, established.receive_nonce
         self._sealer = Sealer(
@@ -209,11 +210,13 @@ class Session:
 
     # --- packets out
 
-    def open_stream(self, now_s: float) -> Stream:
-        """Start a stream; StreamReady or StreamClosed follows.
+    def open_stream(self, now_s: float, beside: Beside | None = None) -> Stream:
+        """Start a stream; StreamReady or StreamClosed follows. `beside`: told to the peer from now on.
 
         LocalProtocolError: the session is dead or the peer going away, or max_streams of ours are open.
         """
+        if beside is not None:
+            self._table.protocol = packet_protocol(self._hello, beside)
         return self._table.open(now_s)
 
     def send(self, stream: Stream, ring: memoryview, start: int, end: int) -> bool:

@@ -37,7 +37,7 @@ class StreamTable:
         self.streams: dict[int, Stream] = {}
         self.now_s = now_s
         self._sealer = sealer
-        self._protocol = protocol
+        self.protocol = protocol
         self._settings = settings
         self._window = settings.window_bytes
         self._raise_by = settings.window_bytes - spec.INITIAL_WINDOW_BYTES
@@ -258,7 +258,7 @@ class StreamTable:
 
     def _skip(self, stream_id: int) -> None:
         left_out = range(self._highest_theirs + spec.ID_STEP, stream_id, spec.ID_STEP)
-        if not self._protocol.ordered and len(left_out) + len(self._skipped) <= self._settings.max_streams:
+        if not self.protocol.ordered and len(left_out) + len(self._skipped) <= self._settings.max_streams:
             self._skipped.update(left_out)
 
     def negotiate_untrusted(self, stream: Stream, payload: memoryview) -> int:
@@ -317,7 +317,7 @@ class StreamTable:
     # --- within
 
     def _add(self, stream_id: int, *, ours: bool, now_s: float) -> tuple[Stream, Negotiation]:
-        negotiation = Negotiation(opener=ours, protocol=self._protocol)
+        negotiation = Negotiation(opener=ours, protocol=self.protocol)
         stream = Stream(stream_id, ours=ours, receive_window=self._window, negotiation=negotiation)
         self.streams[stream_id] = stream
         self._deadlines[stream] = (now_s + self._settings.negotiate_timeout, CloseReason.NEGOTIATE_TIMEOUT)

@@ -10,6 +10,7 @@ from packet.builder import V4, record, udp, vnet
 from datagram.pair import HERE, THERE, Net
 from shards.datagram import spec
 from shards.datagram.pace import Pace
+from shards.datagram.path import Path
 from vpnd.config.live import Live
 from vpnd.config.schema import Carrier, Config
 
@@ -22,6 +23,18 @@ def up(seed: int = 1, **more: object) -> Net:
     net.run(3.0)
     assert all(end.path.alive for end in net.ends)
     return net
+
+
+def test_a_silent_path_tries_first_what_the_peer_has_said_last_and_remembers_little() -> None:
+    path = Path(Live(Config()), (("192.0.2.2", 4001),), lambda: 1, 0.0)
+    for port in range(5000, 5050):
+        path.consider((("192.0.2.2", port), ("192.0.2.2", 4001)), 0.0)
+        assert path.address == ("192.0.2.2", port)
+    tried = set()
+    for _ in range(100):
+        path.step(path.next_s, used=False)
+        tried.add(path.address)
+    assert len(tried) == 8
 
 
 def test_both_find_each_other_and_measure_the_way() -> None:

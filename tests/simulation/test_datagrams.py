@@ -273,6 +273,19 @@ def test_a_peer_that_is_forgotten_gets_no_datagrams_either() -> None:
         assert not usable(on.b)
 
 
+def test_a_port_outside_that_becomes_known_late_is_told_in_the_sessions_there_are() -> None:
+    with datagrams(alive=False) as on:
+        for node in (on.a, on.b):
+            node.udp.blocked = True
+        on.run(1.0)
+        (theirs,) = on.links(on.b)
+        on.a.plane.datagrams.outside = 40_001
+        on.run(1.0)
+        assert (on.a.place, 40_001) in theirs.beside._path._candidates and len(on.links()[0].lanes) == 2
+        on.run(1.0)
+        assert len(on.links()[0].lanes) == 2, "it is told once"
+
+
 def test_after_a_move_datagrams_go_on_before_there_is_a_session() -> None:
     with datagrams(delay_s=0.01) as on:
         on.send(UDP)
