@@ -153,7 +153,6 @@ def test_an_authority_whose_clock_was_ahead_keeps_its_sessions_when_it_is_set(no
         a.pump(6 * GOSSIP_S)  # it looks at its clock, and signs
     eventually(lambda: healthy(a, b), HEALED_S)
     assert not a.forgotten and not b.forgotten
-    assert a.sessions == {b.peer_id: 1}
 
 
 def test_a_founder_whose_clock_was_a_day_ahead_and_those_it_let_in(nodes, clocks) -> None:
