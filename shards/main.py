@@ -145,7 +145,15 @@ class Shard:
     def _open_datagrams(self, sock: socket.socket, number: int, port: int) -> None:
         plane = self._plane
         plane.datagrams = DatagramSocket(
-            sock, number, port, plane.live, plane.counts, plane.now, self._counters.store_batch, plane.draw
+            sock,
+            number,
+            port,
+            plane.live,
+            plane.counts,
+            plane.now,
+            self._counters.store_batch,
+            plane.draw,
+            plane.rest.between_turns,
         )
 
     def _drain(self) -> None:

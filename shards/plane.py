@@ -23,6 +23,7 @@ from shards.outbound import Outbound
 from shards.peer.choice import Choice
 from shards.peer.pool import lanes_of
 from shards.peer.table import Peer, PeerTable
+from shards.rest import Rest
 from shards.session.alone import Alone
 from shards.session.bare import BareLink
 from shards.session.beside import DatagramLane
@@ -94,6 +95,7 @@ class Plane:
         self._loop = asyncio.get_running_loop()
         self.links: dict[int, Link] = {}
         self.choice = Choice(live)
+        self.rest = Rest(live, now)
         #: where datagrams come and go; None: everything goes over streams
         self.datagrams: DatagramSocket | None = None
         self._told_outside = 0  # its port there, as peers know it

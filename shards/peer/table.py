@@ -15,6 +15,7 @@ from shards.peer.carrier import Carrier, Lane
 from shards.peer.choice import Choice
 from shards.peer.multiplexer import Multiplexer
 from shards.peer.pool import PoolHost, StreamPool, lanes_of
+from shards.rest import Rest
 from vpnd.api.reports import PeerTraffic
 from vpnd.config.live import Live
 from vpnd.metrics import Drops, Times
@@ -27,6 +28,7 @@ class PeerHost(PoolHost, Protocol):
     """What peers need of their shard."""
 
     choice: Choice
+    rest: Rest
 
     def draw(self, below: int) -> int:
         """A random number."""
@@ -64,7 +66,7 @@ class Peer:
         self.peer_id, self.name = peer_id, name
         self.prefixes: tuple[str, ...] = ()
         self.sources = Sources()
-        self.budget = Budget(live, host.now)
+        self.budget = Budget(live, host.now, host.rest.between_turns)
         self.rtts = Times()
         self.circuit = CLOSED
         self.drops = drops = PeerDrops(host.counts.drops)

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Generic, Protocol, TypeVar
 
+from shards.budget import Budget
 from shards.counters import Traffic, sent
 from shards.datagram.association import Association
 from shards.datagram.path import Address
@@ -107,7 +108,9 @@ class DatagramLane(Generic[Carrier]):
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due_s = 0.0
-        self._rest: deque[bytes] = deque()  # what came, was opened, and waits for the next turn
+        # what waits for the peer's next turn: opened, and as it came
+        self._rest: deque[bytes] = deque()
+        self._unopened: deque[tuple[bytes, int, Address, bool]] = deque()
         self._too_large: list[Flow] = []  # flows that are to be on a stream when the batch is over
         self._sent = 0  # datagrams in the shard's counts already
         self._paced: asyncio.TimerHandle | None = None
@@ -256,11 +259,35 @@ class DatagramLane(Generic[Carrier]):
         address: Address,
         marked: bool,
         now_s: float,
+    ) -> bool:
+        """See udp.Taker."""
+        budget = self.budget
+        budget.begin_datagrams(self._socket.turns)
+        if budget.datagrams_left > 0 and not self.behind:
+            self._open(view, start, end, segment, address, marked, now_s)
+            return True
+        if not self.closed and budget.keep_datagrams(end - start):
+            self._unopened.append((bytes(view[start:end]), segment, address, marked))
+        return False
+
+    def _open(
+        self,
+        view: memoryview,
+        start: int,
+        end: int,
+        segment: int,
+        address: Address,
+        marked: bool,
+        now_s: float,
     ) -> None:
+        """A datagram costs as much as a record, and more if it has more of them."""
+        budget = self.budget
+        most = budget.datagrams_left - -(-(end - start) // segment)
         try:
             self.association.receive_untrusted(view, start, end, segment, address, marked, now_s)
         except RemoteProtocolError as error:
             self.carrier.fail(error)
+        budget.datagrams_left = min(budget.datagrams_left, most)
 
     def _deliver(self, records: memoryview) -> None:
         """Stage 6 for what was opened, as far as the turn goes. An impossible record ends the session, as it does in a
@@ -268,10 +295,12 @@ class DatagramLane(Generic[Carrier]):
         if self._rest:
             self._rest.append(bytes(records))
             return
-        socket, sources = self._socket, self.carrier.peer.sources
+        budget, sources = self.budget, self.carrier.peer.sources
         try:
-            reached, count = self._inbound.deliver_untrusted(sources, self.reassembly, records, socket.left)
-            socket.left -= count
+            reached, count = self._inbound.deliver_untrusted(
+                sources, self.reassembly, records, budget.datagrams_left
+            )
+            budget.datagrams_left -= count
             if reached < len(records):
                 self._rest.append(bytes(records[reached:]))
             if self.reassembly.partial:
@@ -281,15 +310,26 @@ class DatagramLane(Generic[Carrier]):
             self.carrier.fail(error)
 
     @property
+    def budget(self) -> Budget:
+        """See udp.Taker."""
+        return self.carrier.peer.budget
+
+    @property
     def behind(self) -> bool:
         """See udp.Taker."""
-        return bool(self._rest) and not self.closed
+        return bool(self._rest or self._unopened) and not self.closed
 
-    def go_on(self) -> None:
+    def go_on(self, now_s: float) -> None:
         """See udp.Taker."""
+        budget = self.budget
+        budget.begin_datagrams(self._socket.turns)
         rest, self._rest = self._rest, deque()
         for records in rest:
             self._deliver(memoryview(records))
+        while self._unopened and not self._rest and budget.datagrams_left > 0:
+            data, segment, address, marked = self._unopened.popleft()
+            budget.waiting_bytes -= len(data)
+            self._open(memoryview(data), 0, len(data), segment, address, marked, now_s)
 
     def taken(self, now_s: float) -> None:
         if self.closed:
@@ -485,3 +525,5 @@ class DatagramLane(Generic[Carrier]):
             if timer is not None:
                 timer.cancel()
         self._socket.leave(self.receiver)
+        self.budget.waiting_bytes -= sum(len(data) for data, *_ in self._unopened)
+        self._unopened.clear()

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
+from shards.budget import Budget
 from shards.counters import Counts
 from shards.datagram import spec
 from shards.datagram.association import Association, Plain
@@ -26,9 +27,10 @@ from vpnd.packet.record import MAX_RECORD_BYTES
 _UDP_SEGMENT, _UDP_GRO = 103, 104
 #: With a read come the size of what was merged, and the ECN bits, for which the supervisor asked.
 _ANCILLARY_BYTES = 2 * socket.CMSG_SPACE(4)
-#: A read gives one datagram, or several merged to at most this; so many reads before other work.
+#: A read gives one datagram, or several merged to at most this; so many reads before other work, and with those of
+#: which nothing is taken, which cost little.
 _READ_BYTES = 1 << 16
-_READS = 4
+_READS, _MOST_READS = 4, 12
 #: Of a batch, what a span of records takes at most when it is sealed, in datagrams of the smallest size.
 _SPAN_BYTES = MAX_RECORD_BYTES * 5 // 4
 _BATCH_BYTES = 3 * _SPAN_BYTES
@@ -37,9 +39,12 @@ _NOBODY = 0
 
 
 class Taker(Protocol):
-    """Who has an association with this socket."""
+    """Who has an association with this socket. `budget`: its peer's."""
 
     association: Association
+
+    @property
+    def budget(self) -> Budget: ...
 
     def take(
         self,
@@ -50,14 +55,15 @@ class Taker(Protocol):
         address: Address,
         marked: bool,
         now_s: float,
-    ) -> None:
-        """See Association.receive_untrusted; it raises nothing."""
+    ) -> bool:
+        """See Association.receive_untrusted; it raises nothing. False: the peer has had its turn, so they wait for the
+        next one, or there were too many."""
 
     @property
     def behind(self) -> bool:
         """Whether more came than its turn was long."""
 
-    def go_on(self) -> None:
+    def go_on(self, now_s: float) -> None:
         """Another turn has begun: take what was too much for the last one."""
 
     def taken(self, now_s: float) -> None:
@@ -73,7 +79,7 @@ class Taker(Protocol):
 class DatagramSocket:
     """Owner: the shard. `sock` is bound and non-blocking; `number` is its place among those of the port, `port` what
     peers are told; `outside`: what a NAT has made of that, 0 until it is known. `full`: nothing may be sealed for now.
-    `left`: records that may still be taken in this turn."""
+    `turns`: how many there were. `between_turns` is called when there is more: see Rest."""
 
     def __init__(
         self,
@@ -85,21 +91,24 @@ class DatagramSocket:
         now: Callable[[], float],
         batch_done: Callable[[], None],
         draw: Callable[[int], int],
+        between_turns: Callable[[], None],
     ) -> None:
         self.port, self.outside = port, 0
         self.batch = Batch(_BATCH_BYTES)
         self.plain = Plain(_READ_BYTES + MAX_RECORD_BYTES)
         self.full = False
-        self.left = 0
+        self.turns = 0
         self._again: asyncio.Handle | None = None
         self._sock, self._number, self._live, self._counts = sock, number, live, counts
-        self._now, self._batch_done, self._draw = now, batch_done, draw
+        self._now, self._batch_done, self._draw, self._between_turns = now, batch_done, draw, between_turns
         self._loop = asyncio.get_running_loop()
         self._takers: dict[int, Taker] = {}
         self._buffer = memoryview(bytearray(_READ_BYTES))
         self._probes = Batch(_READ_BYTES)
         self._batch_of: Taker | None = None
-        self._behind: list[Taker] = []  # nothing is read before they have caught up
+        self._behind: list[Taker] = []
+        self._last: Budget | None = None  # of the peer that was heard last
+        self._several_until_s = 0.0  # so long more than one is taken to send
         self._segments = True
         try:
             sock.setsockopt(socket.IPPROTO_UDP, _UDP_GRO, 1)
@@ -154,18 +163,23 @@ class DatagramSocket:
             self._turn()
 
     def _turn(self) -> None:
+        """Each peer has the part of it that its sessions have of one; what more came of it waits, or is lost. Where
+        others send too it is in their way in the kernel as well, and read nevertheless."""
         now_s, recv, buffer = self._now(), self._sock.recvmsg_into, [self._buffer]
         takers: dict[Taker, None] = {}
-        # No more in a turn than a peer's sessions may have: what else a read gave comes first in the next one.
-        self.left = self._live.config.session.turn_records
+        self.turns += 1
+        alone = now_s >= self._several_until_s
         for taker in self._behind:
-            taker.go_on()
-        for _ in range(_READS):
-            if self.left <= 0:
+            takers[taker] = None
+            taker.go_on(now_s)
+        more, taken = True, 0
+        for _ in range(_MOST_READS):
+            if taken == _READS:
                 break
             try:
                 count, ancillary, _, address = recv(buffer, _ANCILLARY_BYTES)
             except BlockingIOError:
+                more = False
                 break
             except OSError:  # told of an earlier datagram of ours, not of what comes
                 continue
@@ -180,19 +194,29 @@ class DatagramSocket:
                     marked = int.from_bytes(data, sys.byteorder) & ecn.MARKED == ecn.MARKED
             if marked:
                 self._counts.datagrams_marked += -(-count // segment)
+            any_taken = any_waits = False
             for taker, start, end in self._sorted(count, segment):
                 takers[taker] = None
-                taker.take(self._buffer, start, end, segment, address, marked, now_s)
+                took = taker.take(self._buffer, start, end, segment, address, marked, now_s)
+                any_taken |= took
+                any_waits |= not took
+            taken += any_taken
+            if alone and any_waits:
+                break
         self.plain.finish()
         for taker in takers:
             taker.taken(now_s)
+            if taker.budget is not self._last:
+                self._last, self._several_until_s = taker.budget, now_s + self._live.config.carrier.keepalive
             # Who sees our own port is on our side of a NAT.
             if taker.association.seen_port not in (0, self.port):
                 self.outside = taker.association.seen_port
-        self._behind = [taker for taker in dict.fromkeys((*self._behind, *takers)) if taker.behind]
+        self._behind = [taker for taker in takers if taker.behind]
         if self._behind:
             self._again = self._loop.call_soon(self._turn)
         self._batch_done()
+        if more:
+            self._between_turns()
 
     def _sorted(self, count: int, segment: int) -> Iterator[tuple[Taker, int, int]]:
         """What was read, as runs of datagrams for one taker each."""

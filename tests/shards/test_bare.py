@@ -31,7 +31,7 @@ def frame(packet: bytes) -> bytes:
 
 
 async def make_budget() -> Budget:
-    return Budget(Live(Config()), time.monotonic)
+    return Budget(Live(Config()), time.monotonic, lambda: None)
 
 
 class Arrivals:

@@ -35,7 +35,7 @@ class Busy:
 def test_sessions_of_a_peer_take_turns_within_one_budget(records: int) -> None:
     loop = VirtualLoop()
     with loop.running():
-        budget = Budget(live(turn_records=records), loop.time)
+        budget = Budget(live(turn_records=records), loop.time, lambda: None)
         busy = [Busy(budget, loop) for _ in range(3)]
         for each in busy:
             each.go()
@@ -51,7 +51,7 @@ def test_sessions_of_a_peer_take_turns_within_one_budget(records: int) -> None:
 def test_a_turn_is_over_after_its_interval(interval_s: float) -> None:
     loop = VirtualLoop()
     with loop.running():
-        budget = Budget(live(turn_interval=interval_s), loop.time)
+        budget = Budget(live(turn_interval=interval_s), loop.time, lambda: None)
         full = budget.turn(loop.now_s)
         budget.left = 1
         loop.now_s += interval_s * 0.9
@@ -65,7 +65,7 @@ def test_a_turn_is_over_after_its_interval(interval_s: float) -> None:
 def test_unfinished_packets_of_a_peer_are_bounded_over_all_its_streams(most: int) -> None:
     loop, written = VirtualLoop(), []
     with loop.running():
-        budget = Budget(live(partial_bytes=most), loop.time)
+        budget = Budget(live(partial_bytes=most), loop.time, lambda: None)
     inbound = Inbound(written.append, set_of(["10.86.0.2/32"]), Counts())
     sources = set_of(["10.86.0.1/32"])
     part = memoryview(RECORD)[:900]
@@ -92,7 +92,7 @@ def test_unfinished_packets_of_a_peer_are_bounded_over_all_its_streams(most: int
 def test_records_are_taken_a_few_at_a_time_wherever_they_are_cut(most: int, cut: int) -> None:
     loop, written = VirtualLoop(), []
     with loop.running():
-        budget = Budget(live(), loop.time)
+        budget = Budget(live(), loop.time, lambda: None)
     inbound = Inbound(lambda view: written.append(bytes(view)), set_of(["10.86.0.2/32"]), Counts())
     sources, reassembly = set_of(["10.86.0.1/32"]), Reassembly(budget, Counts().drops)
     data = memoryview(RECORD * 7)

@@ -66,6 +66,7 @@ class Node:
                 world.loop.time,
                 self._batch_done,
                 world.random.randrange,  # type: ignore[arg-type]
+                self.plane.rest.between_turns,
             )
         self.planner.shard_ready(SHARD, world.loop.now_s)
         self.plane.start()

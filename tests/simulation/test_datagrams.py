@@ -153,6 +153,31 @@ def test_a_turn_takes_no_more_of_them_than_of_a_peers_sessions(records: int, mos
         assert most / 2 < max(taken) <= most
 
 
+def test_what_waits_of_one_peer_is_in_nobodys_way_and_is_bounded() -> None:
+    """What another sends behind it comes in the same turn; and what is too much is lost before it is opened."""
+    turn, most = 16, 1 << 17
+    session = {"turn_records": turn, "receive_buffer_bytes": most}
+    with datagrams(names="abc", session=session) as on:
+        b, c, arrived = on.b, on.world.nodes["c"], on.world._arrived
+        on.run(1.0)
+        budget = next(peer.budget for peer in b.plane.peers if peer.name == "c")
+        seen: list[tuple[int, int]] = []
+        waiting: list[int] = []
+
+        def batch_done() -> None:
+            seen.append((len(arrived["a", "b", UDP]), len(arrived["c", "b", UDP])))
+            waiting.append(budget.waiting_bytes)
+
+        b.plane.datagrams._batch_done = batch_done
+        for _ in range(4):
+            on.world.send(c, b, UDP, 1000, 36)
+        on.send(UDP)
+        on.run(0.1)
+        assert min(of_c for of_a, of_c in seen if of_a) <= 4 * turn
+        assert seen[-1][1] < 4000 and most / 2 < max(waiting) <= most
+        assert budget.waiting_bytes == 0, "what was kept has been taken"
+
+
 def test_a_flood_of_datagrams_asks_for_no_more_sessions() -> None:
     with datagrams(multiplexer={"min_sessions": 1, "max_sessions": 3, "busy_bytes": 1 << 16}) as on:
         for port, sessions in ((UDP, 1), (TCP, 2)):

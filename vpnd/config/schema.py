@@ -306,22 +306,16 @@ class Session(Table, frozen=True):
     ack_delay_max: float = duration(0.005, 0.001, 0.2,
         "TCP_DELACK_MAX_US (Linux 6.15): longest delay of an acknowledgement.")
     max_streams: int = number(64, 1, 65536, "streams", "Streams one peer may open in a session.")
-    turn_records: int = number(
-        128, 16, 1 << 20, "records", "Packets and frames taken from one peer's sessions before others have their turn."
-    )
-    turn_interval: float = duration(
-        0.001, 0.0001, 1.0, "Interval after which a peer may use turn_records again, even if nobody waits for a turn."
-    )
-    control_rate: int = number(
-        200, 1, 1 << 20, "frames a second",
-        "Control frames a peer may send in a session, besides one for each 128 KB sent to it; more end the session.",
-    )
-    control_burst: int = number(
-        2048, 256, 1 << 20, "frames", "Control frames a peer may send at once in a session; more end the session."
-    )
-    partial_bytes: int = size(
-        1 << 22, 1 << 17, 1 << 30, "Unfinished packets of one peer in each shard; more end the session they come in."
-    )
+    turn_records: int = number(128, 16, 1 << 20, "records",
+        "Packets and frames taken from one peer's sessions before others have their turn.")
+    turn_interval: float = duration(0.001, 0.0001, 1.0,
+        "Interval after which a peer may use turn_records again, even if nobody waits for a turn.")
+    control_rate: int = number(200, 1, 1 << 20, "frames a second",
+        "Control frames a peer may send in a session, besides one for each 128 KB sent to it; more end the session.")
+    control_burst: int = number(2048, 256, 1 << 20, "frames",
+        "Control frames a peer may send at once in a session; more end the session.")
+    partial_bytes: int = size(1 << 22, 1 << 17, 1 << 30,
+        "Unfinished packets of one peer in each shard; more end the session they come in.")
     negotiate_timeout: float = duration(10.0, 0.1, 300.0, "Deadline of opening a stream.")
     close_timeout: float = duration(10.0, 0.1, 300.0, "Deadline for a peer to close its side of a stream.")
     quantum_bytes: int = size(1 << 16, 1 << 10, 1 << 20,
@@ -502,6 +496,10 @@ class Process(Table, frozen=True):
     realtime_packets: int = number(20_000, 0, 10_000_000, "packets/s",
         "Packet rate above which the supervisor gives up real-time priority.")
     realtime_window: float = duration(0.02, 0.001, 10.0, "Time over which that rate is measured.")
+    realtime_share: float = share(0.88, 0.1, 1.0,
+        "Share of its CPU's time that a shard takes at real-time priority while floods keep it busy; above 0.95 Linux "
+        "may stop it for 50 ms at a time.")
+    realtime_slice: float = duration(0.005, 0.001, 1.0, "Time it may take beyond that share; and how often it looks.")
     ready_timeout: float = duration(20.0, 0.5, 600.0, "Deadline for a child to become ready.")
     stop_timeout: float = duration(3.0, 0.1, 600.0, "Deadline for a child to stop; then it is killed.")
     watchdog: float = duration(10.0, 0.0, 3600.0,
