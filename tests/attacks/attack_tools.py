@@ -34,7 +34,7 @@ from lab import (
     wait_connected,
 )
 from lab.node import P2P_PORT
-from lab.processes import waited_seconds
+from lab.processes import ran_and_waited
 from lab.stranger import NOISE, Payload, Plain, Secured, honest
 from libp2p.utils.varint import encode_uvarint
 
@@ -48,6 +48,8 @@ SLOWER_MS = 2.0
 #: Who is not let in for so long is kept out.
 KEPT_OUT_S = 10.0
 PING_INTERVAL_S = 0.01
+#: How often it is looked how long processes have waited.
+LOOK_S = 0.02
 FRAME_BYTES = 1 << 14
 FIRST_WORD = b"\x13/multistream/1.0.0\n"
 
@@ -69,13 +71,13 @@ def arena(nodes: int = 3, **settings: dict[str, Any]) -> Iterator[list[Node]]:
 
 
 class During:
-    """Round trips of honest members before an attack and beside it. `waited_ms`: how long processes on their way had to
-    wait for a CPU meanwhile."""
+    """Round trips of honest members before an attack and beside it. Of the processes on their way meanwhile,
+    `waited_ms`: the longest that they had to wait for a CPU at once; `share`: of a CPU, that the busiest had."""
 
     def __init__(self, before: Ping) -> None:
         self.before = before
         self.beside: Ping | None = None
-        self.waited_ms = 0.0
+        self.waited_ms = self.share = 0.0
 
 
 @contextlib.contextmanager
@@ -85,14 +87,24 @@ def beside(source: Node, target: Node, seconds: float = ATTACK_S, address: str =
     `address`: of the target, where its configuration does not tell it.
     """
     lab, count, address = source.lab, int(seconds / PING_INTERVAL_S), address or target.virtual_ip
-    during = During(ping(lab, source.namespace, address, count, PING_INTERVAL_S))
+    during = During(ping(lab, source.namespace, address, count, PING_INTERVAL_S, urgent=True))
 
     pids = [pid for node in (source, target) for pid in carriers(node)]
 
+    def watch(over: threading.Event) -> None:
+        begun_s, first = time.monotonic(), [ran_and_waited(pid) for pid in pids]
+        last = first
+        while not over.wait(LOOK_S):
+            now = [ran_and_waited(pid) for pid in pids]
+            longest_s = max(later[1] - before[1] for later, before in zip(now, last, strict=True))
+            during.waited_ms = max(during.waited_ms, longest_s * 1000)
+            last = now
+        most_s = max(later[0] - before[0] for later, before in zip(last, first, strict=True))
+        during.share = most_s / (time.monotonic() - begun_s)
+
     def run() -> None:
-        waited_s = waited_seconds(pids)
-        during.beside = ping(lab, source.namespace, address, count, PING_INTERVAL_S)
-        during.waited_ms = (waited_seconds(pids) - waited_s) * 1000
+        with meanwhile(watch):
+            during.beside = ping(lab, source.namespace, address, count, PING_INTERVAL_S, urgent=True)
 
     thread = threading.Thread(target=run)
     thread.start()
@@ -112,7 +124,8 @@ def assert_unharmed(during: During) -> None:
     """What every attack leaves to honest members: all their packets, in time."""
     before, beside = during.before, during.beside
     assert beside is not None
-    print(f"{beside} beside the attack, {before} without; {during.waited_ms:.0f} ms of waiting for a CPU")
+    print(f"{beside} beside the attack, {before} without")
+    print(f"waited {during.waited_ms:.1f} ms at most for a CPU, and had {during.share:.0%} of one")
     assert beside.loss == 0, f"lost {beside.loss:.1%}"
     assert beside.avg_ms <= before.avg_ms + SLOWER_MS
 

@@ -52,15 +52,13 @@ def cpu_seconds(roots: Iterable[int]) -> float:
     return seconds
 
 
-def waited_seconds(pids: Iterable[int]) -> float:
-    """How long these processes' first threads were ready to run and had no CPU, since they started, in seconds."""
-    waited_ns = 0
-    for pid in pids:
-        try:
-            waited_ns += int(Path(f"/proc/{pid}/schedstat").read_text().split()[1])
-        except OSError:
-            continue
-    return waited_ns / 1e9
+def ran_and_waited(pid: int) -> tuple[float, float]:
+    """How long a process's first thread had a CPU since it started, and was ready to run and had none, in seconds."""
+    try:
+        ran_ns, waited_ns, _ = map(int, Path(f"/proc/{pid}/schedstat").read_text().split())
+    except OSError:
+        return 0.0, 0.0
+    return ran_ns / 1e9, waited_ns / 1e9
 
 
 def pss_bytes(roots: Iterable[int]) -> int:
