@@ -178,17 +178,42 @@ def test_a_member_calls_so_often_and_a_stranger_not_at_all() -> None:
     in_trio(calls)
 
 
-def test_of_two_calls_at_once_that_of_the_smaller_peer_id_stands() -> None:
-    def glare(nursery: trio.Nursery) -> None:
-        smaller, larger = sorted(OTHERS[:2])
-        for own, other, refused in ((smaller, larger, messages.ABSENT), (larger, smaller, "")):
-            here = traversal(Config(), Registry(other), Nobody(), nursery, own)
-            scope = trio.CancelScope()
-            here._calling[other] = {scope}
-            assert here._follows(Call(TOKEN, other)) == refused
-            assert scope.cancel_called == (not refused)
+@pytest.mark.parametrize(
+    ("smaller", "brought", "followed"),
+    [(True, True, False), (True, False, True), (False, True, True)],
+    ids=["ours stands", "ours could not be brought", "theirs stands"],
+)
+def test_of_two_calls_at_once_that_of_the_smaller_peer_id_stands_if_it_comes_about(
+    smaller: bool, brought: bool, followed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, other = sorted(OTHERS[:2], reverse=not smaller)
+    came: list[Call] = []
+    said: list[messages.Message] = []
 
-    in_trio(glare)
+    async def say(stream: Any, message: messages.Message) -> None:
+        said.append(message)
+
+    async def come(relay: Member, call: Call) -> None:
+        came.append(call)
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            here = traversal(Config(), Registry(other), Nobody(), nursery, own)
+            monkeypatch.setattr(here, "_come", come)
+            calling = traversal_module._Calling()
+            here._calling[other] = {calling}
+            call, (relay,) = Call(TOKEN, other), Registry(other).members()
+            nursery.start_soon(here._answer, None, relay, call)
+            await trio.testing.wait_all_tasks_blocked()
+            assert calling.scope.cancel_called == bool(came) == (not smaller)
+            calling.end(answered=brought)
+            await trio.testing.wait_all_tasks_blocked()
+            assert came == ([call] if followed else [])
+            assert said == ([] if followed else [messages.Gone(TOKEN, messages.ABSENT)])
+            assert here._follows(call) == ""
+
+    monkeypatch.setattr(traversal_module, "say", say)
+    trio.run(main)
 
 
 # --- the relay's side

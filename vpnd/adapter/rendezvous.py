@@ -75,10 +75,10 @@ class _Leg:
 
 
 class _Waiting:
-    """A caller whose callee has been called. `leg`: the callee's; `gone`: why there will be none."""
+    """A caller whose callee has been called, over `stream`. `leg`: the callee's; `gone`: why there will be none."""
 
-    def __init__(self, caller: str, callee: str) -> None:
-        self.caller, self.callee = caller, callee
+    def __init__(self, caller: str, callee: str, stream: Any) -> None:
+        self.caller, self.callee, self.stream = caller, callee, stream
         self.leg: _Leg | None = None
         self.gone = ""
         self.answered = trio.Event()
@@ -113,15 +113,23 @@ class Rendezvous:
         if refused:
             await stream.close()
             return
+        self._let_go(self._streams.get(peer_id))
         self._streams[peer_id] = stream
         try:
             self._note(peer_id, hello)
             while True:
                 self._note(peer_id, await hear_untrusted(stream, Gone, Hello))
         finally:
+            self._let_go(stream)
             if self._streams.get(peer_id) is stream:
                 del self._streams[peer_id]
                 self._hosts.discard(peer_id)
+
+    def _let_go(self, stream: Any) -> None:
+        """Nobody comes who was called over it: their callers need not wait, and can be called themselves."""
+        for waiting in self._waiting.values():
+            if waiting.stream is stream:
+                waiting.answered.set()
 
     def _note(self, peer_id: str, said: messages.Message) -> None:
         if isinstance(said, Hello):
@@ -169,7 +177,7 @@ class Rendezvous:
             refused = messages.NOT_MEMBER
         if refused:
             return refused, None
-        waiting = self._waiting[request.token] = _Waiting(caller, request.to)
+        waiting = self._waiting[request.token] = _Waiting(caller, request.to, stream)
         try:
             with trio.move_on_after(live.nat.meet_timeout):
                 await say(stream, Call(request.token, caller, request.mode))

@@ -6,7 +6,7 @@
                tried (`vpnd.adapter.punch`); what comes first is handed over, and what is better later
     called     as for a meeting, from the other end: the session comes as inbound ones do
 
-Of two that call each other at once, the call of the smaller peer id stands.
+Of two that call each other at once, the call of the smaller peer id stands, if a relay brings it to the other.
 """
 
 from __future__ import annotations
@@ -64,6 +64,23 @@ class _Relay:
         self.member, self.stream, self.you = member, stream, you
 
 
+class _Calling:
+    """A meeting of our own that no relay has answered yet."""
+
+    def __init__(self) -> None:
+        self.scope = trio.CancelScope()
+        self._over, self._answered = trio.Event(), False
+
+    def end(self, *, answered: bool) -> None:
+        self._answered = answered
+        self._over.set()
+
+    async def comes_about(self) -> bool:
+        """Wait until it is known."""
+        await self._over.wait()
+        return self._answered
+
+
 class Traversal:
     """Owner: control's loop; `run` once, with what it starts in `nursery`. `without()`: the networks that lead into the
     VPN."""
@@ -91,8 +108,7 @@ class Traversal:
         self._calls = Rate(self._now_s)
         self._mapping = messages.UNKNOWN
         self._by_chance = False  # one such try at a time
-        #: meetings of our own that no relay has answered yet, by whom they are with
-        self._calling: dict[str, set[trio.CancelScope]] = {}
+        self._calling: dict[str, set[_Calling]] = {}  # by whom they are with
         self._changed = trio.Event()
 
     def relays(self) -> tuple[Member, ...]:
@@ -114,13 +130,13 @@ class Traversal:
     def guests_changed(self) -> None:
         """Strangers have been invited: the relays of this node let them call it."""
         for relay in self._relays.values():
-            self._nursery.start_soon(self._say_hello, relay)
+            self._nursery.start_soon(self._tell, relay.stream, relay.member, self._hello())
 
-    async def _say_hello(self, relay: _Relay) -> None:
+    async def _tell(self, stream: Any, relay: Member, message: messages.AnyMessage) -> None:
         try:
-            await say(relay.stream, self._hello())
+            await say(stream, message)
         except Exception as error:  # of libp2p, in great variety: the stream is over, and its reader knows
-            log.debug("the relay %s is gone: %r", relay.member.name, error)
+            log.debug("the relay %s is gone: %r", relay.name, error)
 
     def _hello(self) -> Hello:
         return Hello(self.mapping, self._takes_guests(NOBODY))
@@ -224,7 +240,7 @@ class Traversal:
                 self._count("calls_refused")
                 await say(stream, Gone(call.token, refused))
             else:
-                self._nursery.start_soon(self._come, member, call)
+                self._nursery.start_soon(self._answer, stream, member, call)
 
     def _follows(self, call: Call) -> str:
         """Empty, or why the call is not followed."""
@@ -235,13 +251,19 @@ class Traversal:
             caller = GUESTS
         if not self._calls.allows(caller, self._live.config.nat.max_calls):
             return messages.TOO_OFTEN
-        calling = self._calling.get(call.caller)
-        if calling and call.mode == BOTH:
-            if self._own_id < call.caller:
-                return messages.ABSENT
-            for scope in calling:
-                scope.cancel()
         return ""
+
+    async def _answer(self, stream: Any, relay: Member, call: Call) -> None:
+        """Follow a call, or say that a call of ours stands. One that cannot be brought to the caller does not: a member
+        that has just started calls before it can be called."""
+        for calling in tuple(self._calling.get(call.caller, ())) if call.mode == BOTH else ():
+            if self._own_id > call.caller:
+                calling.scope.cancel()
+            elif await calling.comes_about():
+                self._count("calls_refused")
+                await self._tell(stream, relay, Gone(call.token, messages.ABSENT))
+                return
+        await self._come(relay, call)
 
     # --- meetings
 
@@ -290,21 +312,24 @@ class Traversal:
             if relay.peer_id == member.peer_id:
                 continue
             request = self._request(secrets.token_bytes(TOKEN_BYTES), member.peer_id, mode)
-            with trio.CancelScope() as scope:
-                calling = self._calling.setdefault(member.peer_id, set())
-                calling.add(scope)
+            calling, leg = _Calling(), None
+            with calling.scope:
+                under_way = self._calling.setdefault(member.peer_id, set())
+                under_way.add(calling)
                 try:
-                    return await self._at(relay, request), relay.peer_id
+                    leg = await self._at(relay, request)
+                    return leg, relay.peer_id
                 except DialError as error:
                     if isinstance(error, MeetingRefused):
                         answered = True
                         self._count("meetings_refused")
                     errors.append(f"{relay.name}: {error}")
                 finally:
-                    calling.discard(scope)
-                    if not calling:
+                    calling.end(answered=leg is not None)
+                    under_way.discard(calling)
+                    if not under_way:
                         self._calling.pop(member.peer_id, None)
-            if scope.cancelled_caught:
+            if calling.scope.cancelled_caught:
                 raise CalledMeanwhile(f"{member.name} calls at the same moment")
         raise (DialError if answered else NoRelay)("; ".join(errors) or "no relay is known")
 
