@@ -7,6 +7,7 @@ with these capabilities and let systemd judge the rest.
 
 from __future__ import annotations
 
+import compileall
 import os
 import shlex
 import shutil
@@ -29,6 +30,7 @@ NAME = "vpnd.service"
 UNIT_FILE = Path("/etc/systemd/system", NAME)
 #: There while systemd runs the machine (sd_booted(3)).
 BOOTED = Path("/run/systemd/system")
+TREE = Path(__file__).resolve().parents[2]
 #: Where ProtectHome=yes lets nobody read.
 HOMES = (Path("/home"), Path("/root"), Path("/run/user"))
 
@@ -135,6 +137,7 @@ def install(
     if privileges.existing(OWN_USER) != OWN_USER:
         raise MachineError(f"the user {OWN_USER} could not be made; make it: useradd --system {OWN_USER}")
     _write(text(place.absolute(), this_vpnd()))
+    compile_tree(TREE)
     _systemctl("daemon-reload")
     _systemctl("enable", *(["--now"] if now else []), NAME)
     then = "it runs" if now else f"start it: systemctl start {NAME}"
@@ -187,6 +190,14 @@ def this_vpnd() -> list[str]:
     script = Path(sys.executable).with_name("vpnd")
     # -P: the working directory is no place for modules
     return [str(script)] if os.access(script, os.X_OK) else [sys.executable, "-P", "-m", "vpnd"]
+
+
+def compile_tree(tree: Path) -> None:
+    """Byte code for a clone of the source: the service cannot write it, and would compile everything at each start,
+    which is half of what that takes. Packages have theirs."""
+    if (tree / "pyproject.toml").exists():
+        for name in ("shards", "supervisor", "vpnd"):
+            compileall.compile_dir(tree / name, quiet=2)
 
 
 def _needs_root() -> None:
