@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from lab import Node, check_logs, wait_until
+from lab import Node, check_logs, wait_until, within
 from lab.joining import invite, join, machine
 from lab.nat import NatLab
 from lab.network import DEVICE, run_command
@@ -17,8 +17,9 @@ from test_nat import RTT_MS
 pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.long("takes minutes"), pytest.mark.timeout(900)]
 
 HIDDEN, RELAYS = 20, 2
-#: The promise is 15 s where each node has a machine; here all of them start on the CPUs there are.
-MESH_S = 240.0
+#: From when the last one is ready: they start on the CPUs of one machine, some at once.
+MESH_S = 15.0
+READY_S, AT_ONCE = 60.0, 4
 SETTLED_S, WATCHED_S = 45.0, 30.0
 #: Of a node, both ways together, and of one CPU.
 IDLE_BYTES_S, IDLE_SHARE = 1024, 0.01
@@ -45,19 +46,22 @@ def test_twenty_hidden_members_and_two_relays() -> None:
         hidden = nodes[RELAYS:]
         tokens = [invite(nodes[0]) for _ in hidden]
         begun_s = time.monotonic()
-        for node, token in zip(hidden, tokens, strict=True):
-            node.start("--join", token)
-        for node in hidden:
-            node.wait_ready(MESH_S)
+        for first in range(0, HIDDEN, AT_ONCE):
+            some = slice(first, first + AT_ONCE)
+            for node, token in zip(hidden[some], tokens[some], strict=True):
+                node.start("--join", token)
+            for node in hidden[some]:
+                node.wait_ready(READY_S)
         ready_s = time.monotonic() - begun_s
         wait_until(
-            lambda: all(len(reached(node)) == len(nodes) - 1 for node in hidden), MESH_S, "all reach all"
+            lambda: all(len(reached(node)) == len(nodes) - 1 for node in hidden), READY_S, "all reach all"
         )
-        mesh_s = time.monotonic() - begun_s
+        mesh_s = time.monotonic() - begun_s - ready_s
         kinds = [path.partition(" ")[0] for node in hidden for path in reached(node)]
         print(
-            f"all ready after {ready_s:.1f} s, full mesh after {mesh_s:.1f} s; {kinds.count('relayed')} relayed"
+            f"all ready after {ready_s:.1f} s, full mesh {mesh_s:.1f} s later; {kinds.count('relayed')} relayed"
         )
+        assert mesh_s <= within(MESH_S)
 
         time.sleep(SETTLED_S)
         before = [(moved_bytes(node), cpu_seconds(node.pids())) for node in hidden]
