@@ -151,7 +151,7 @@ def datagram(data: bytes) -> None:
     body = (data + bytes(4))[: 1 << 16]
     sender.association._sealer.seal(sender.batch, body)
     sender.association._sealer.seal(sender.batch, body)
-    receiver.take(datagrams(sender.batch), HERE)
+    receiver.take(datagrams(sender.batch), HERE, marked=len(data) % 2 == 0)
 
 
 def slices(data: bytes) -> None:
@@ -488,7 +488,10 @@ ENTRIES = {
             "shards.datagram.association.receive_untrusted",
             "shards.datagram.association._take_slice_untrusted",
             "shards.datagram.association._take_probe_untrusted",
+            "shards.datagram.association._deliver_untrusted",
             "shards.datagram.sealing.open_untrusted",
+            "vpnd.packet.ecn.mark_records_untrusted",
+            "vpnd.packet.ecn.mark_untrusted",
         ),
     ),
     "slices of a superpacket": Entry(
