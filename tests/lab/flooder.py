@@ -153,7 +153,7 @@ class Datagrams:
             batch = self.batch
             seal(self.sealer, batch)
             batch.end_run()
-            for begin, end, size in batch.runs:
+            for begin, end, size, _ in batch.runs:
                 ancillary = (socket.IPPROTO_UDP, UDP_SEGMENT, struct.pack("H", size))
                 self._socket.sendmsg((batch.view[begin:end],), (ancillary,))
             batch.clear()
