@@ -76,6 +76,7 @@ def test_a_link_that_swallows_everything_is_noticed_and_used_again_when_it_works
         settled(b)
 
 
+@pytest.mark.alone
 def test_a_link_that_is_silent_for_a_moment_costs_no_session() -> None:
     with running_nodes() as (a, b):
         before = a.ask()["control"]["counters"]["dials"]
