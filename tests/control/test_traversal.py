@@ -63,12 +63,13 @@ class Nobody:
     """A host that reaches nobody; whom it tried when is kept."""
 
     ends: Any = None
+    listening: tuple[str, ...] = ("/ip4/192.168.211.1/tcp/4001",)
 
     def __init__(self) -> None:
         self.asked: list[tuple[float, str]] = []
 
     def listen_addresses(self) -> tuple[str, ...]:
-        return ("/ip4/192.168.211.1/tcp/4001",)
+        return self.listening
 
     async def open_stream(self, addresses: Any, peer_id: str, protocol: str) -> Any:
         self.asked.append((trio.current_time(), peer_id))
@@ -106,6 +107,34 @@ def test_where_a_peer_could_be_seen_from_here(
     network = ipaddress.ip_network("192.168.211.0/24")
     monkeypatch.setattr(traversal_module, "local_networks", lambda: [network])
     assert traversal(Config(), Registry(), Nobody(), None).may_answer(address) == may  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("own", "peers", "relay", "at_once"),
+    [
+        ("192.168.211.1", ["203.0.113.2"], False, True),
+        ("192.168.211.1", ["203.0.113.2", "192.168.212.2"], False, True),
+        ("192.168.211.1", ["203.0.113.2", "192.168.211.2"], False, False),  # they are in one network
+        ("203.0.113.1", ["203.0.113.2"], True, False),  # both can be dialed
+        ("203.0.113.1", ["192.168.212.2"], False, False),  # only this node can be
+        ("203.0.113.1", ["192.168.212.2"], True, True),
+        ("192.168.211.1", ["192.168.212.2"], True, True),
+    ],
+)
+def test_who_cannot_dial_this_node_is_not_waited_for(
+    own: str, peers: list[str], relay: bool, at_once: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = ipaddress.ip_network("192.168.211.0/24")
+    monkeypatch.setattr(traversal_module, "local_networks", lambda: [network])
+    host = Nobody()
+    host.listening = (f"/ip4/{own}/tcp/4001",)
+    addresses = tuple(f"/ip4/{ip}/tcp/4001" for ip in peers)
+    relays = (PEERS[2],) if relay else ()
+    member = Member(peer_id=PEERS[1], name="m", prefixes=(), addresses=addresses, relays=relays)
+    registry = Registry(PEERS[2])
+    monkeypatch.setattr(registry, "find", {PEERS[2]: registry.members()[0], PEERS[1]: member}.get)
+    here = traversal(Config(), registry, host, None)  # type: ignore[arg-type]
+    assert here.dials_at_once(member) == at_once
 
 
 def asked(nat: Nat, registry: Registry, seconds: float) -> list[tuple[float, str]]:

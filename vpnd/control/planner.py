@@ -5,7 +5,7 @@ otherwise. The rules:
 
     turn        the node with the smaller peer id dials at once, the other after p2p.dial_stagger: usually the
                 session has arrived by then. A peer that has to be met is called at once by both: of two such calls
-                one stands
+                one stands. A peer that cannot dial this node is not waited for
     pace        never two dials for the same shard and peer within retry.initial_interval, nor two at once
     backoff     a failed dial, or a session that ended before packets flowed, makes the peer wait; a session
                 in which packets flow forgets that. A peer that backs off is dialed for one shard at a time
@@ -48,11 +48,11 @@ class Planner:
         live: Live,
         uniform: Uniform,
         can_meet: Callable[[str], bool] = lambda peer_id: False,
-        has_to_meet: Callable[[Member], bool] = lambda member: False,
+        dials_at_once: Callable[[Member], bool] = lambda member: False,
     ) -> None:
-        """`can_meet`: whether a peer could be met at a relay, without an address of its own. `has_to_meet`: whether
-        there is no other way."""
-        self._can_meet, self._has_to_meet = can_meet, has_to_meet
+        """`can_meet`: whether a peer could be met at a relay, without an address of its own. `dials_at_once`: whether
+        it is not to be waited for."""
+        self._can_meet, self._dials_at_once = can_meet, dials_at_once
         self._own_id = own_id
         self._book = book
         self._live = live
@@ -323,7 +323,7 @@ class Planner:
         if (
             self._own_id > peer.member.peer_id
             and self._wanted(peer, shard)
-            and not self._has_to_meet(peer.member)
+            and not self._dials_at_once(peer.member)
         ):
             wait_s = self._live.config.p2p.dial_stagger
         peer.turn_s[shard] = max(peer.turn_s.get(shard, -NEVER), now_s + wait_s)

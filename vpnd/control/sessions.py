@@ -64,7 +64,7 @@ class Sessions:
             self._live,
             uniform,
             traversal.can_meet,
-            traversal.has_to_meet,
+            traversal.dials_at_once,
         )
         self._links: dict[int, ShardLink] = {}  # by index of the shard
         self._segments = Segments(self._live, self._now_s)

@@ -272,9 +272,15 @@ class Traversal:
         member = self._registry.find(peer_id)
         return any(relay != peer_id for relay in self._relays) or bool(member and self._relays_of(member))
 
-    def has_to_meet(self, member: Member) -> bool:
-        """Whether that is the only way there may be."""
-        return self.can_meet(member.peer_id) and not any(map(self.may_answer, member.addresses))
+    def dials_at_once(self, member: Member) -> bool:
+        """Whether there is no point in waiting for the member to dial this node: a relay is the only way there may be,
+        or all addresses of this node mean nothing where the member is."""
+        answering = [*filter(self.may_answer, member.addresses)]
+        if not answering:
+            return self.can_meet(member.peer_id)
+        return not any(map(paths.is_local, answering)) and all(
+            map(paths.is_local, self._host.listen_addresses())
+        )
 
     def _relays_of(self, member: Member) -> list[Member]:
         """Members that can call that one, by its own word."""
