@@ -26,7 +26,6 @@ from vpnd.packet.record import (
     MIN_PACKET_BYTES,
     PACKET_OFFSET,
     VNET_BYTES,
-    segments_of,
 )
 
 _LEAST = VNET_BYTES + MIN_PACKET_BYTES
@@ -93,7 +92,7 @@ class Inbound:
         drops = reassembly.drops
         allowed = sources.find
         begun = position
-        packets = good = good_bytes = more = 0
+        packets = good = good_bytes = segments = 0
         while position + LENGTH_BYTES <= end and packets < most:
             (count,) = length_at(view, position)
             if not _LEAST <= count <= _MOST:
@@ -105,12 +104,12 @@ class Inbound:
             position = following
             packets += 1
             try:
-                version, source, destination = inspect(view, start, count)
+                version, source, destination, whole = inspect(view, start, count)
             except BadPacket as bad:
                 drops.plain(bad.reason)
+                segments += 1
                 continue
-            if view[start + 1]:  # a superpacket
-                more += segments_of(view, start - LENGTH_BYTES, following) - 1
+            segments += whole
             if not allowed(version, source) and not self._of_router_untrusted(
                 sources, destination, view[start + VNET_BYTES : following]
             ):
@@ -129,11 +128,11 @@ class Inbound:
         size = position - begun - packets * PACKET_OFFSET
         counts.packets_received += packets
         counts.bytes_received += size
-        counts.segments_received += packets + more
+        counts.segments_received += segments
         counts.packets_to_tun += good
         counts.bytes_to_tun += good_bytes - good * VNET_BYTES
         reassembly.packets += packets
-        reassembly.segments += packets + more
+        reassembly.segments += segments
         reassembly.bytes += size
         if position < end and packets < most:
             reassembly.keep(view[position:end])

@@ -298,8 +298,9 @@ class Link:
         next_event, deliver, sources = session.next_event, self._inbound.deliver_untrusted, self.peer.sources
         self.heard_s = now_s = self.now()
         session.budget = budget.turn(now_s)
-        event: Event | None
-        while (event := self._undelivered or next_event(now_s)) is not None:
+        event: Event | None = self._undelivered or next_event(now_s)
+        self._undelivered = None
+        while event is not None:
             if type(event) is Data:
                 stream, view = event.stream, event.view
                 reached, records = deliver(sources, stream.context, view, session.budget)
@@ -308,11 +309,11 @@ class Link:
                 if reached < len(view):
                     self._undelivered = Data(stream, view[reached:])
                     break
-                self._undelivered = None
             else:
                 self._on_event(event)
                 if self.closed:
                     return
+            event = next_event(now_s)
         budget.left = session.budget
         if session.budget <= 0 and not self._behind:
             self._behind = True

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from packet.builder import V4, V6, ip, tcp, udp, vnet
 from vpnd.errors import BadPacket
 from vpnd.packet.offload import inspect_untrusted
-from vpnd.packet.record import GSO_ECN, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, VNET, VNET_BYTES
+from vpnd.packet.record import GSO_ECN, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, LENGTH, VNET, VNET_BYTES, segments
 
 #: Fragmentation offload of UDP, deprecated in Linux.
 DEPRECATED_GSO_UDP = 3
@@ -181,11 +181,18 @@ def cases(*tables):
     )
 
 
+def on_a_link(data: bytes) -> int:
+    """How many packets a record is there, by the count that is made of what is sent."""
+    record = LENGTH.pack(len(data)) + data
+    return segments(memoryview(record), 0, len(record))
+
+
 @pytest.mark.parametrize("data", [data for _, data in GOOD], ids=[sentence for sentence, _ in GOOD])
 @pytest.mark.parametrize("offset", [0, 5])
 def test_accepted(data: bytes, offset: int) -> None:
     buffer = memoryview(b"\xee" * offset + data + b"\xee" * 3)
-    version, source, destination = inspect_untrusted(buffer, offset, len(data))
+    version, source, destination, whole = inspect_untrusted(buffer, offset, len(data))
+    assert whole == on_a_link(data)
     assert version == data[VNET_BYTES] >> 4
     packet = data[VNET_BYTES:]
     addresses = packet[12:20] if version == 4 else packet[8:40]
@@ -213,13 +220,14 @@ def test_anything_else_is_a_bad_packet(base: bytes, changes: list[tuple[int, int
         if place < len(data):
             data[place] = value
     try:
-        version, source, destination = inspect_untrusted(memoryview(data), 0, len(data))
+        version, source, destination, whole = inspect_untrusted(memoryview(data), 0, len(data))
     except BadPacket as error:
         assert error.reason in ("malformed_remote", "bad_offload_header")
     else:
         bits = 32 if version == 4 else 128
         assert 0 <= source < 1 << bits
         assert 0 <= destination < 1 << bits
+        assert whole == on_a_link(data)
         flags, gso_type, header, _, start, place = VNET.unpack_from(data)
         assert header <= len(data) - VNET_BYTES
         assert not gso_type or flags == 1

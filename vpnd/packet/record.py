@@ -48,6 +48,8 @@ _UDP_BYTES = 8
 #: In a record.
 _GSO_TYPE_AT = LENGTH_BYTES + 1
 _length_from = LENGTH.unpack_from
+#: Of a record's virtio_net_hdr what says how it is to be cut: gso_size and csum_start.
+_cut_from = struct.Struct("<8xHH").unpack_from
 #: In a TCP header, the byte whose upper half is its length in units of four bytes.
 _TCP_LENGTH_AT = 12
 
@@ -77,18 +79,15 @@ def segments(buffer: memoryview, start: int, end: int) -> int:
 
     Superpackets are as the kernel makes them, or checked (vpnd.packet.offload).
     """
-    count, length_at = 0, _length_from
+    count, length_at, cut_at = 0, _length_from, _cut_from
     while start < end:
         following = start + LENGTH_BYTES + length_at(buffer, start)[0]
-        # GSO_NONE is 0
-        count += segments_of(buffer, start, following) if buffer[start + _GSO_TYPE_AT] else 1
+        if kind := buffer[start + _GSO_TYPE_AT]:  # GSO_NONE is 0
+            size, csum_start = cut_at(buffer, start)
+            header = start + PACKET_OFFSET + csum_start
+            header += _UDP_BYTES if kind == GSO_UDP_L4 else (buffer[header + _TCP_LENGTH_AT] >> 4) * 4
+            count -= (header - following) // (size or 1)
+        else:
+            count += 1
         start = following
     return count
-
-
-def segments_of(buffer: memoryview, start: int, end: int) -> int:
-    """The same of one superpacket, the record buffer[start:end]."""
-    _, kind, _, size, csum_start, _ = VNET.unpack_from(buffer, start + LENGTH_BYTES)
-    header = start + PACKET_OFFSET + csum_start
-    header += _UDP_BYTES if kind == GSO_UDP_L4 else (buffer[header + _TCP_LENGTH_AT] >> 4) * 4
-    return max(1, -(-(end - header) // max(1, size)))

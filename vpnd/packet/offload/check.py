@@ -71,8 +71,9 @@ _AROUND = {UDP: UDP_BYTES, GRE: GRE_BYTES, IPIP: 0, IPV6_IN_IP: 0}
 _INNER = {TCP_CHECKSUM: (TCP, TCP_BYTES), UDP_CHECKSUM: (UDP, UDP_BYTES)}
 
 
-def inspect_untrusted(buffer: memoryview, offset: int, length: int) -> tuple[int, int, int]:
-    """Check a record from a peer; return its (IP version, source address, destination address), as numbers.
+def inspect_untrusted(buffer: memoryview, offset: int, length: int) -> tuple[int, int, int, int]:
+    """Check a record from a peer; return its (IP version, source address, destination address), as numbers, and how
+    many packets it is on a link: each segment of a superpacket is one.
 
     buffer[offset : offset + length] is virtio_net_hdr and IP packet, a record without its length field; it
     must lie within `buffer`. Raises BadPacket, "malformed_remote" when IP version, header or length are
@@ -85,39 +86,37 @@ def inspect_untrusted(buffer: memoryview, offset: int, length: int) -> tuple[int
         if total != length - VNET_BYTES:
             raise BadPacket("malformed_remote")
         if head == 0 and tail == 0:
-            return 4, source, destination
+            return 4, source, destination, 1
         if head == _CSUM_AT_20 and not fragment & IPV4_FRAGMENT_MASK:
             if tail == _OFFSET_UDP and protocol == UDP and length >= _UDP4_LEAST:
-                return 4, source, destination
+                return 4, source, destination, 1
             if tail == _OFFSET_TCP and protocol == TCP and length >= _TCP4_LEAST:
-                return 4, source, destination
-        _check_offload(buffer, offset, length - VNET_BYTES)
-        return 4, source, destination
+                return 4, source, destination, 1
+        return 4, source, destination, _check_offload(buffer, offset, length - VNET_BYTES)
     if first >> 4 == 4:
         if total != length - VNET_BYTES or not IPV4_BYTES <= (first & 0x0F) * 4 <= total:
             raise BadPacket("malformed_remote")
-        if head or tail:
-            _check_offload(buffer, offset, total)
-        return 4, source, destination
+        segments = _check_offload(buffer, offset, total) if head or tail else 1
+        return 4, source, destination, segments
     if first >> 4 != 6 or length < _IPV6_LEAST:
         raise BadPacket("malformed_remote")
     head, tail, _, payload, *halves = _IPV6.unpack_from(buffer, offset)
     if payload + IPV6_BYTES != length - VNET_BYTES:
         raise BadPacket("malformed_remote")
-    if head or tail:
-        _check_offload(buffer, offset, length - VNET_BYTES)
-    return 6, halves[0] << 64 | halves[1], halves[2] << 64 | halves[3]
+    segments = _check_offload(buffer, offset, length - VNET_BYTES) if head or tail else 1
+    return 6, halves[0] << 64 | halves[1], halves[2] << 64 | halves[3], segments
 
 
-def _check_offload(buffer: memoryview, offset: int, size: int) -> None:
-    """The virtio_net_hdr at `offset` against the packet behind it: `size` bytes, sound as far as IP goes."""
+def _check_offload(buffer: memoryview, offset: int, size: int) -> int:
+    """The virtio_net_hdr at `offset` against the packet behind it: `size` bytes, sound as far as IP goes. How many
+    segments it is."""
     flags, gso_type, header_bytes, gso_size, csum_start, csum_offset = VNET.unpack_from(buffer, offset)
     if flags == FLAG_DATA_VALID:
         # "I have verified it": of a packet that is complete as it is, even a fragment. Nothing may come with
         # it.
         if gso_type or header_bytes or gso_size or csum_start or csum_offset:
             raise BadPacket("bad_offload_header")
-        return
+        return 1
     # Linux fills in the checksums of what it cuts from the one that is left to fill in, so a superpacket
     # needs it.
     if flags != FLAG_NEEDS_CSUM or header_bytes > size:
@@ -126,7 +125,7 @@ def _check_offload(buffer: memoryview, offset: int, size: int) -> None:
     start, protocol = transport(buffer, packet, size)
     if csum_start != start and protocol in _AROUND and not (gso_type or header_bytes or gso_size):
         _check_inner(buffer, packet, size, start + _AROUND[protocol], csum_start, csum_offset)
-        return
+        return 1
     if protocol == FRAGMENT or csum_start != start:
         raise BadPacket("bad_offload_header")
     if protocol == TCP:
@@ -137,7 +136,7 @@ def _check_offload(buffer: memoryview, offset: int, size: int) -> None:
     if gso_type == GSO_NONE:
         if header_bytes or gso_size:
             raise BadPacket("bad_offload_header")
-        return
+        return 1
     if gso_size > size:
         raise BadPacket("bad_offload_header")
     if gso_type == GSO_UDP_L4:
@@ -148,11 +147,13 @@ def _check_offload(buffer: memoryview, offset: int, size: int) -> None:
         )
     elif gso_type & ~GSO_ECN == (GSO_TCPV4 if buffer[packet] >> 4 == 4 else GSO_TCPV6):
         header = (buffer[packet + start + TCP_DATA_OFFSET] >> 4) * 4 if protocol == TCP else 0
-        good = header >= TCP_BYTES and start + header < size and gso_size >= TCP_MIN_GSO_SIZE
+        payload = size - start - header
+        good = header >= TCP_BYTES and payload > 0 and gso_size >= TCP_MIN_GSO_SIZE
     else:
         good = False
     if not good:
         raise BadPacket("bad_offload_header")
+    return -(-payload // gso_size)
 
 
 def _check_inner(
