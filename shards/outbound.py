@@ -38,6 +38,8 @@ class Outbound:
         self._steps: list[Callable[[], None]] = []
         self._chunks: list[Chunk] = []
         self._unsettled = False
+        #: called once, before the next packets are sent
+        self.before_next: Callable[[], None] | None = None
 
     def run(self, consumer: Consumer) -> bool:
         """Everything in the ring, at most a batch. True when there may be more."""
@@ -93,6 +95,9 @@ class Outbound:
     def _send(self, buffer: memoryview, start: int, stop: int, end: int) -> tuple[int, int]:
         """The records that begin in buffer[start:stop], none of which may go beyond `end`: where they end,
         how many."""
+        if self.before_next is not None:
+            before, self.before_next = self.before_next, None
+            before()
         length_at = LENGTH.unpack_from
         find, reopen = self.flows.flows.get, self.flows.open
         now_s = self._now()

@@ -117,12 +117,16 @@ class Plane:
         self._common = Surroundings(live, self.outbound, self.inbound, counts, hello, now, batch_done)
         self._seldom = Seldom(log, live, now)
         self._ended = False
+        self._quiet = False  # the last look for stalls found nothing on its way
+        self._stalls = Recurring(
+            live, lambda config: config.carrier.stall_timeout / STALL_LOOKS, self._look_for_stalls
+        )
         self._recurring = (
+            self._stalls,
             Recurring(
                 live, lambda config: config.worker.cleanup_interval, lambda: self.flows.forget_idle(now())
             ),
             Recurring(live, lambda config: config.multiplexer.auto_scaling_interval, self._scale),
-            Recurring(live, lambda config: config.carrier.stall_timeout / STALL_LOOKS, self._look_for_stalls),
             Recurring(live, lambda config: config.stream_pool.cleanup_interval, self._maintain_pools),
             Recurring(live, lambda config: config.health.warm_interval, self._warm),
         )
@@ -314,9 +318,13 @@ class Plane:
                 peer.multiplexer.rebalance(now_s)
 
     def _look_for_stalls(self) -> None:
-        for link in self.links.values():
-            if link.beside is not None:
-                link.beside.look_for_stall()
+        """Again and again while anything is on its way; the next packet begins it anew, with a look before it."""
+        looks = [link.beside.look_for_stall() for link in self.links.values() if link.beside is not None]
+        before, self._quiet = self._quiet, not any(looks)
+        if before and self._quiet:
+            self._quiet = False
+            self._stalls.close()
+            self.outbound.before_next = self._stalls.start
 
     def _maintain_pools(self) -> None:
         now_s = self.now()

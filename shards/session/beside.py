@@ -392,19 +392,22 @@ class DatagramLane(Generic[Carrier]):
         if tcp is not None:
             self._give_way(tcp, transport, in_streams)
 
-    def look_for_stall(self) -> None:
-        """More often: whether the session carries anything."""
+    def look_for_stall(self) -> bool:
+        """More often: whether the session carries anything. False: there is nothing that it should carry."""
         sent, transport = self.carrier.packets_sent, self._transport
         busy, self._seen_packets = sent != self._seen_packets, sent
         # Else there is nothing that could not be acknowledged, and there may be thousands of them.
         busy = busy or self._stall.in_flight or self._doubted
         self._look_for_stall(transport.tcp_state() if busy and transport is not None else None)
+        return busy
 
     def doubt(self) -> None:
         """Something happened that sessions do not always survive, and there is a ping under way in this one: end it as
         soon as it carries nothing."""
         self.hurry()
         self._doubted = True
+        if not self._stall.in_flight:  # nobody may have looked for long
+            self._stall.look(None, self._now())
         self._look_again()
 
     def _look_for_stall(self, tcp: TcpState | None) -> None:

@@ -31,7 +31,7 @@ from shards.session.beside import DatagramLane
 from shards.session.health import HealthTimer, Proof, SegmentWatch, Verdict
 from shards.session.surroundings import Delivery, Fit, Remote, Surroundings
 from shards.session.transport import Transport
-from shards.stream.events import Data, Event, GoneAway, Pong, StreamClosed, StreamReady, WindowOpened
+from shards.stream.events import Data, GoneAway, Pong, StreamClosed, StreamReady, WindowOpened
 from shards.stream.negotiate import Beside
 from shards.stream.session import Session
 from shards.stream.yamux import Stream
@@ -294,12 +294,11 @@ class Link:
             self.health.check()
 
     def _take_events(self) -> None:
-        session, budget = self._session, self.peer.budget
-        next_event, deliver, sources = session.next_event, self._inbound.deliver_untrusted, self.peer.sources
+        session, budget, sources = self._session, self.peer.budget, self.peer.sources
+        next_event, deliver = session.next_event, self._inbound.deliver_untrusted
         self.heard_s = now_s = self.now()
         session.budget = budget.turn(now_s)
-        event: Event | None = self._undelivered or next_event(now_s)
-        self._undelivered = None
+        event, self._undelivered = self._undelivered or next_event(now_s), None
         while event is not None:
             if type(event) is Data:
                 stream, view = event.stream, event.view

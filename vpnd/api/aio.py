@@ -35,7 +35,7 @@ def end_at_bug(end: Callable[[str], object]) -> None:
 
 class Recurring:
     """Does `work` once at `start` and then after every interval, in seconds, that `interval_s` finds in the
-    configuration in force, until `close`. Owner: the loop it is made on."""
+    configuration in force, until `close`, which `work` may call, too. Owner: the loop it is made on."""
 
     def __init__(self, live: Live, interval_s: Callable[[Config], float], work: Callable[[], object]) -> None:
         self._live, self._interval_s, self._work = live, interval_s, work
@@ -45,8 +45,8 @@ class Recurring:
         live.watch(interval_s, self._retime)
 
     def start(self) -> None:
-        self._work()
         self._wait_until(self._loop.time() + self._interval_s(self._live.config))
+        self._work()
 
     def close(self) -> None:
         if self._timer is not None:
