@@ -235,6 +235,10 @@ _CONTROL = {
     "refused_session_limit": Metric("Sessions refused: p2p.max_sessions_per_peer.", "sessions"),
     "refused_connection_limit": Metric("Connections refused: p2p.max_connections_per_peer.", "connections"),
     "refused_handshake_limit": Metric("Connections refused: p2p.max_inbound_handshakes.", "connections"),
+    "refused_handshake_rate": Metric("Handshakes refused: p2p.max_handshakes_per_peer.", "handshakes"),
+    "refused_connect_rate": Metric(
+        "Connections refused: p2p.max_connects_per_source, or of all.", "connections"
+    ),
     "refused_no_shard": Metric("Sessions refused: no shard was up.", "sessions"),
     "refused_guest_limit": Metric("Strangers sent away: membership.max_guests.", "connections"),
     "handshake_failures": Metric("Handshakes that failed.", "handshakes"),

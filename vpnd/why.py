@@ -392,6 +392,10 @@ def _membership(facts: Facts, peer: Peer | None, name: str) -> Step:
             "set the one that is wrong (date -u on both; systemd-timesyncd or chrony): memberships end by it"
         )
         return _losing("membership", {}, says, remedy, **{"clock ahead by s": round(ahead_s)})
+    if peer is not None and peer.refused:
+        says = f"{name} comes too often (p2p.max_handshakes_per_peer)"
+        remedy = f"on {name}: vpnd status and its log say what makes it connect again and again"
+        return _losing("membership", {}, says, remedy, **{"handshakes refused": peer.refused})
     if network is not None:
         says = f"this node is a member of {network.name}" + (f", so is {name}" if peer is not None else "")
         return Step(name="membership", says=says, counters={"expires in s": round(network.expires_s)})

@@ -13,10 +13,13 @@ import contextlib
 import itertools
 import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -194,6 +197,31 @@ def connect_flood(source: Namespace, node: Node, rate_hz: int, open_at_once: int
 
     with meanwhile(run):
         yield
+
+
+def closed_at_once(node: Node) -> int:
+    """Connections that a node would not have, or not any longer."""
+    return counter(node, "refused_connect_rate") + counter(node, "refused_handshake_limit")
+
+
+def never_accepted(node: Node) -> int:
+    """Connections that the kernel has dropped where the node is, because it did not accept those before."""
+    text = Path(f"/proc/{node.ask()['control']['pid']}/net/netstat").read_text()
+    names, values = (line.split() for line in text.splitlines() if line.startswith("TcpExt:"))
+    return int(dict(zip(names, values, strict=True))["ListenDrops"])
+
+
+@contextlib.contextmanager
+def busy() -> Iterator[None]:
+    """The CPUs have something else to do as well."""
+    command = (sys.executable, "-c", "while True: pass")
+    programs = [subprocess.Popen(command) for _ in range(os.cpu_count() or 1)]
+    try:
+        yield
+    finally:
+        for program in programs:
+            program.kill()
+            program.wait()
 
 
 class Far(socket.socket):

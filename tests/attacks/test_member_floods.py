@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from attack_tools import ATTACK_S, LONG, During, assert_unharmed, beside, dialed
+from attack_tools import ATTACK_S, LONG, During, arena, assert_unharmed, beside, come_in, counter, dialed
 from lab import Lab, Node, mesh_of_nodes, wait_until
 from lab.flooder import BARE, DATAGRAMS, RECONNECTING, TINY, Member
 from lab.node import ROOT
@@ -21,6 +21,7 @@ from simulation.packets import number_of, record
 from stream.pair import FLOODS, OPENING
 
 from shards.stream import spec, yamux
+from vpnd import identity
 from vpnd.session import SUBNET_NODE
 
 pytestmark = [pytest.mark.root, pytest.mark.alone]
@@ -147,6 +148,31 @@ def test_sessions_that_begin_and_end_without_pause_cost_packets_nothing(nodes: l
     for what in ("opened", "closed"):
         assert after[f"sessions_{what}"] - before[f"sessions_{what}"] >= begun - 1
     assert_not_held_up(during)
+
+
+#: Handshakes of a member within a minute; how long an honest one may take beside one that goes beyond.
+MOST_HANDSHAKES, SOON_S = 16, 1.0
+
+
+@pytest.mark.setting("p2p.max_handshakes_per_peer")
+def test_a_member_that_connects_without_end_is_refused_counted_and_named() -> None:
+    limits = {"max_handshakes_per_peer": MOST_HANDSHAKES, "max_sessions_per_peer": MOST_HANDSHAKES}
+    with arena(3, p2p=limits) as (a, b, m):
+        m.stop()
+        accepted, began_s = counter(b, "sessions_accepted"), time.monotonic()
+        with beside(a, b, ATTACK_S + START_S) as during:
+            flood([a, b, m], RECONNECTING)
+            key = identity.read_private(a.state_dir / "identity.pem")
+            assert come_in(a.namespace, b, key) < SOON_S
+        assert counter(b, "sessions_accepted") - accepted <= MOST_HANDSHAKES
+        refused = counter(b, "refused_handshake_rate")
+        assert 1 <= refused <= time.monotonic() - began_s + 2, "then its source gets in once a second"
+        assert counter(b, "refused_connect_rate") > refused
+        peers = {peer["peer_id"]: peer["refused"] for peer in b.ask()["peers"]}
+        assert peers == {a.peer_id(): 0, m.peer_id(): refused}
+        assert f"comes too often, {refused} handshake" in b.vpnd("status").stdout
+        assert b.log_file.read_text().count(f"more than {MOST_HANDSHAKES} handshakes a minute") == 1
+        assert_unharmed(during)
 
 
 def test_beginnings_of_packets_cost_the_member_its_session_and_are_forgotten(nodes: list[Node]) -> None:

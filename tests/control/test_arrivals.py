@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from vpnd.adapter.arrivals import Arrival, Places, Progress, source_of
+from vpnd.adapter.arrivals import MINUTE_S, SECOND_S, Arrival, Pace, Places, Progress, Rate, source_of
+from vpnd.config.live import Live
+from vpnd.config.schema import P2P, Config
 
 PLACES, RESERVED, FRESH_S = 8, 2, 10.0
 
@@ -108,3 +110,54 @@ def test_where_members_came_from_is_not_remembered_for_ever() -> None:
     for number in range(PLACES + 1):
         world.places.member_from(f"198.51.100.{number}")
     assert len(world.places._came_from) == PLACES
+
+
+class Second:
+    """Who is let in within one, and the next."""
+
+    def __init__(self, members: tuple[str, ...] = (), **p2p: int) -> None:
+        self.now_s = 0.0
+        self.pace = Pace(Live(Config(p2p=P2P(**p2p))), lambda source: source in members, lambda: self.now_s)
+
+    def admitted(self, source: str, tries: int) -> int:
+        return sum(self.pace.admits(source) for _ in range(tries))
+
+
+@pytest.mark.setting("p2p.max_connects_per_source")
+def test_one_source_gets_in_so_often_a_second_and_the_others_notice_nothing() -> None:
+    second = Second(max_connects_per_source=5)
+    assert second.admitted("192.0.2.66", 100) == 5
+    assert second.admitted("192.0.2.1", 1) == 1
+    second.now_s += SECOND_S
+    assert second.admitted("192.0.2.66", 100) == 5
+
+
+@pytest.mark.setting("p2p.max_connects")
+def test_a_flood_from_everywhere_keeps_no_member_out() -> None:
+    second = Second(("198.51.100.1",), max_connects_per_source=5, max_connects=20)
+    assert sum(second.admitted(f"192.0.2.{number}", 1) for number in range(100)) == 20
+    assert second.admitted("198.51.100.1", 9) == 5
+    assert second.admitted("203.0.113.1", 1) == 0
+
+
+@pytest.mark.setting("p2p.max_handshakes_per_peer")
+def test_where_a_member_came_too_often_one_gets_in_as_often_as_it_may_for_a_minute() -> None:
+    second = Second(max_handshakes_per_peer=120)
+    second.pace.slow_down("192.0.2.66")
+    for _ in range(60):
+        assert second.admitted("192.0.2.66", 50) == 2
+        assert second.admitted("192.0.2.1", 50) == 50
+        second.now_s += SECOND_S
+    assert second.admitted("192.0.2.66", 50) == 50
+
+
+def test_what_was_refused_is_told_until_a_minute_is_over() -> None:
+    now_s = 0.0
+    rate = Rate(lambda: now_s)
+    assert [rate.allows("m", 2) for _ in range(5)] == [True, True, False, False, False]
+    assert rate.allows("n", 2)
+    assert (rate.refused("m"), rate.refused("n")) == (3, 0)
+    now_s = MINUTE_S + 1
+    assert rate.refused("m") == 0
+    assert rate.allows("m", 2)
+    assert rate.refused("m") == 0

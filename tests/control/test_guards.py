@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import math
+import socket
 from collections.abc import AsyncIterator
 
 import msgspec
 import pytest
 import trio
+import trio.testing
 from control_nodes import Node, eventually, offered, options, running
 from libp2p.abc import INetStream
 from libp2p.host.basic_host import BasicHost
@@ -18,6 +20,7 @@ from libp2p.rcmgr.manager import ResourceManager
 from libp2p.utils import encode_delim
 
 from vpnd.adapter import dial, guards, host, noise, transport
+from vpnd.adapter.arrivals import Arrival, source_of
 from vpnd.adapter.dial import DialError
 
 PROTOCOL = "/test/1"
@@ -348,5 +351,53 @@ def test_a_stream_of_the_library_that_says_nothing_is_ended_in_time() -> None:
             with trio.fail_after(2.0), contextlib.suppress(StreamReset, StreamEOF):
                 while await stream.read(1):
                     pass
+
+    trio.run(main)
+
+
+@pytest.mark.parametrize(("listen", "ip"), [("/ip4/127.0.0.1/tcp/0", "127.0.0.1"), ("/ip6/::1/tcp/0", "::1")])
+def test_all_that_wait_come_in_at_once_and_what_is_too_much_never_does(
+    listen: str, ip: str, monkeypatch: Monkey
+) -> None:
+    """The loop has one turn, and the kernel a queue."""
+    most, came = 20, list[str]()
+
+    async def handle(gate: guards.InboundGate, arrival: Arrival, *_: object) -> None:
+        came.append(arrival.source)
+        await trio.sleep_forever()
+
+    monkeypatch.setattr(guards.InboundGate, "handle", handle)
+
+    async def main() -> None:
+        node = Node(listen=listen, max_connects_per_source=most)
+        async with running(node):
+            with contextlib.ExitStack() as flood:
+                for _ in range(100):  # no checkpoint: all of them wait when the loop has its turn
+                    flood.enter_context(socket.create_connection((ip, node.port)))
+                await trio.testing.wait_all_tasks_blocked(0.1)
+                assert came == [source_of(ip)] * most
+                assert node.counts["refused_connect_rate"] == 100 - most
+
+    trio.run(main)
+
+
+@pytest.mark.setting("p2p.max_handshakes_per_peer")
+def test_a_member_that_connects_without_end_is_refused_and_others_are_not() -> None:
+    most = 8
+
+    async def main() -> None:
+        often, other = Node(), Node()
+        node = Node(max_handshakes_per_peer=most, max_sessions_per_peer=most)
+        async with running(often, other, node):
+            for _ in range(most):
+                (await often.host.dial(node.address, node.peer_id)).close()
+            with pytest.raises(DialError):
+                await often.host.dial(node.address, node.peer_id)
+            assert len(node.taken) == most
+            assert node.counts["refused_handshake_rate"] == 1
+            assert node.host.coming.refused(often.peer_id) == 1
+            assert node.counts["handshake_failures"] == node.counts["refused_unknown_peer"] == 0
+            await trio.sleep(1.0)  # its source, which is the other's here, gets in once a second
+            (await other.host.dial(node.address, node.peer_id)).close()
 
     trio.run(main)

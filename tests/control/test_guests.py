@@ -20,9 +20,10 @@ from vpnd.config.schema import Membership
 MAX_REQUEST = 64
 
 
-def desk(**membership: object) -> Node:
+def desk(max_connects_per_source: int = 250, **membership: object) -> Node:
     """A node without members that answers everybody with what they said, backwards."""
-    node = Node(members=set(), membership=Membership(**membership), handshake_timeout=60.0)
+    p2p = {"handshake_timeout": 60.0, "max_connects_per_source": max_connects_per_source}
+    node = Node(members=set(), membership=Membership(**membership), **p2p)
     node.host.desk.open(
         *(
             Question(one, lambda peer_id, data: data[::-1], lambda peer_id: True, MAX_REQUEST)
@@ -158,7 +159,10 @@ def test_silent_guests_keep_nobody_from_asking(settings: dict[str, float], count
 
 def test_a_flood_of_half_open_connections_keeps_nobody_from_asking() -> None:
     async def main() -> None:
-        stranger, node = Node(), desk()
+        stranger, node = (
+            Node(),
+            desk(max_connects_per_source=1000),
+        )  # who asks comes from where the flood does
         async with running(stranger, node):
             flood = [await trio.open_tcp_stream("127.0.0.1", node.port) for _ in range(500)]
             for stream in flood[:100]:  # and some that begin to speak

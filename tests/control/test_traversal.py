@@ -15,13 +15,14 @@ import trio
 import trio.testing
 
 from vpnd import peerid
+from vpnd.adapter.arrivals import Rate
 from vpnd.adapter.dial import DialError
 from vpnd.config.live import Live
 from vpnd.config.schema import Config, Nat, Relay
 from vpnd.control import relaying as relaying_module
 from vpnd.control import traversal as traversal_module
 from vpnd.control.common import Common
-from vpnd.control.relaying import Rate, Relaying
+from vpnd.control.relaying import Relaying
 from vpnd.control.traversal import Traversal
 from vpnd.discovery.registry import Member
 from vpnd.endpoint import parse

@@ -9,14 +9,17 @@ places without being counted, so a flood from anywhere else does not get at them
 from __future__ import annotations
 
 import ipaddress
+from collections import deque
 from collections.abc import Callable, Iterable
 from enum import IntEnum
 
 from libp2p.network.connection.raw_connection import RawConnection
 
 from vpnd.adapter.addresses import literal
+from vpnd.config.live import Live
 
 IPV6_SOURCE_BITS = 64
+SECOND_S, MINUTE_S = 1.0, 60.0
 
 
 class Progress(IntEnum):
@@ -103,10 +106,13 @@ class Places:
         if len(self._came_from) > self._most:
             del self._came_from[next(iter(self._came_from))]
 
+    def knows(self, source: str) -> bool:
+        """Whether members are there, or came from there."""
+        return source in self._came_from or source in self._known()
+
     def _least(self) -> Arrival:
-        known = self._known()
         weights = {
-            source: len(held) - (self._reserved if source in known or source in self._came_from else 0)
+            source: len(held) - (self._reserved if self.knows(source) else 0)
             for source, held in self._by_source.items()
         }
         most = max(weights.values())
@@ -121,3 +127,72 @@ class Places:
             )
             self._listed_until_s = now_s + self._fresh_s
         return self._listed
+
+
+class Pace:
+    """How many connections come in within a second: of one source, and of all together where no member is known to be.
+
+    That is for what is made of a connection before it is known who it is, and less than a flood has. `knows`: see
+    Places. Owner: the swarm's trio loop.
+    """
+
+    def __init__(self, live: Live, knows: Callable[[str], bool], now_s: Callable[[], float]) -> None:
+        self._live, self._knows, self._now_s = live, knows, now_s
+        self._until_s = float("-inf")
+        self._came: dict[str, int] = {}  # by source, in this second
+        self._of_strangers = 0
+        self._slow: dict[str, float] = {}  # sources, until when
+
+    def admits(self, source: str) -> bool:
+        """Whether one more may come in; it is counted then."""
+        p2p, now_s = self._live.config.p2p, self._now_s()
+        if now_s >= self._until_s:
+            self._until_s = now_s + SECOND_S
+            self._came.clear()
+            self._of_strangers = 0
+            self._slow = {each: until_s for each, until_s in self._slow.items() if now_s < until_s}
+        came = self._came.get(source, 0)
+        most = p2p.max_connects_per_source
+        if source in self._slow:
+            most = min(most, max(1, int(p2p.max_handshakes_per_peer * SECOND_S / MINUTE_S)))
+        if came >= most:
+            return False
+        if not self._knows(source):
+            if self._of_strangers >= p2p.max_connects:
+                return False
+            self._of_strangers += 1
+        self._came[source] = came + 1
+        return True
+
+    def slow_down(self, source: str) -> None:
+        """A member there comes too often: for a minute it gets in as often as a member may, and no more."""
+        self._slow[source] = self._now_s() + MINUTE_S
+
+
+class Rate:
+    """At most `most` a minute of each member. Forgets who has not come for a minute."""
+
+    def __init__(self, now_s: Callable[[], float]) -> None:
+        self._now_s = now_s
+        self._times: dict[str, deque[float]] = {}
+        self._refused: dict[str, int] = {}
+
+    def allows(self, peer_id: str, most: int) -> bool:
+        """Whether one more may be; it is counted then."""
+        since_s = self._now_s() - MINUTE_S
+        for known in [known for known, times in self._times.items() if times[-1] < since_s]:
+            del self._times[known]
+            self._refused.pop(known, None)
+        times = self._times.setdefault(peer_id, deque())
+        while times and times[0] < since_s:
+            times.popleft()
+        if len(times) >= most:
+            self._refused[peer_id] = self._refused.get(peer_id, 0) + 1
+            return False
+        times.append(self._now_s())
+        return True
+
+    def refused(self, peer_id: str) -> int:
+        """How often it was refused since it last kept still for a minute."""
+        times = self._times.get(peer_id)
+        return self._refused.get(peer_id, 0) if times and times[-1] >= self._now_s() - MINUTE_S else 0

@@ -13,9 +13,9 @@ from typing import Any
 import trio
 from libp2p.abc import INotifee
 
-from vpnd.adapter.arrivals import Arrival, Places
+from vpnd.adapter.arrivals import Arrival, Pace, Places
 from vpnd.adapter.dial import caused_by
-from vpnd.adapter.noise import UnknownPeer
+from vpnd.adapter.noise import TooOften, UnknownPeer
 from vpnd.adapter.transport import close_now
 from vpnd.logs import Seldom
 
@@ -30,7 +30,8 @@ class HandedOver(Exception):
 class InboundGate:
     """Accepts connections for a swarm: bounded handshakes, released slots, bounded connections per peer.
 
-    `places`: whose handshakes go on when more are under way than may be. Counts under names of vpnd.metrics.
+    `places`: whose handshakes go on when more are under way than may be. `pace` is told from where a member comes too
+    often. Counts under names of vpnd.metrics.
     Owner: the swarm's trio loop.
     """
 
@@ -39,12 +40,13 @@ class InboundGate:
         swarm: Any,
         *,
         places: Places,
+        pace: Pace,
         max_connections_per_peer: int,
         count: Count,
         seldom: Seldom,
     ) -> None:
         self._swarm = swarm
-        self._places = places
+        self._places, self._pace = places, pace
         self._max_per_peer = max_connections_per_peer
         self._count = count
         self._seldom = seldom
@@ -54,8 +56,9 @@ class InboundGate:
         self._swarm._do_handle_inbound_connection = self.handle
 
     async def handle(self, stream: Any, maddr: Any, failure_event: Any) -> None:
-        """The life of one accepted connection. Returns when it has ended or has been handed over."""
-        raw = Arrival(stream)
+        """The life of one connection: an Arrival at the door, or a stream that comes of a meeting. Returns when it has
+        ended or has been handed over."""
+        raw = stream if isinstance(stream, Arrival) else Arrival(stream)
         gone = self._places.enter(raw)
         if gone is not None:
             self._count("refused_handshake_limit")
@@ -68,7 +71,10 @@ class InboundGate:
             return
         except Exception as error:
             close_now(raw)
-            if not caused_by(error, (UnknownPeer,)):
+            if caused_by(error, (TooOften,)):
+                if raw is stream:  # otherwise it is a relay that is there
+                    self._pace.slow_down(raw.source)
+            elif not caused_by(error, (UnknownPeer,)):
                 self._count("handshake_failures")
             return
         finally:

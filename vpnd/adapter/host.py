@@ -10,7 +10,7 @@ What stock libp2p 0.8 would do, and what keeps it from that here (each has a tes
     not notice a vanished peer                          transport.WatchfulTcp
     run on without a bound address, or share a port     binding.probe and binding.check
     announce 0.0.0.0                                    addresses.expand_wildcards
-    let 128 connections wait to be accepted             Host._lengthen_backlog
+    accept one connection in a turn, of 128 that wait   door.Door
     leak a slot per refused connection                  a resource manager without limits; they are in guards
     dial whomever it hears of                           the auto-connector is stopped
     decode any kind of key, of anybody                  noise.MembersOnlyNoise, noise.ed25519_only
@@ -48,7 +48,7 @@ from multiaddr import Multiaddr
 from vpnd import why
 from vpnd.adapter import binding
 from vpnd.adapter.addresses import Endpoint, expand_wildcards, literal, parse_endpoint
-from vpnd.adapter.arrivals import Places
+from vpnd.adapter.arrivals import Pace, Places, Rate
 from vpnd.adapter.dial import (
     DialError,
     NotAdmitted,
@@ -60,6 +60,7 @@ from vpnd.adapter.dial import (
     either,
     first,
 )
+from vpnd.adapter.door import OpenTcp
 from vpnd.adapter.framing import measure
 from vpnd.adapter.guards import Count, HandedOver, InboundGate, Notifee, StreamHandler, contained
 from vpnd.adapter.guests import ENROL, QUESTIONS, Asking, Desk
@@ -88,8 +89,6 @@ TakeSession = Callable[[Detached], None]
 
 #: "No limit" where libp2p insists on a number: its own bookkeeping of refusals leaks, ours does not.
 UNLIMITED = 10**9
-#: Connections that may wait to be accepted, for each that may be shaking hands.
-BACKLOG_SHARE = 4
 
 
 class Host:
@@ -139,6 +138,8 @@ class Host:
             now_s=trio.current_time,
         )
         self._handshakes = places(p2p.max_inbound_handshakes)
+        self._pace = Pace(live, self._handshakes.knows, trio.current_time)
+        self.coming = Rate(trio.current_time)  # members' handshakes
         self.desk = Desk(
             is_member,
             self._refused,
@@ -149,11 +150,11 @@ class Host:
         # Segments that pass everywhere for what carries little, or came about by detours: what a middle with a smaller
         # MTU drops in silence is lost for good.
         watched = config.session.user_timeout, p2p.keepalive_interval, self._permits
-        self._small_tcp = WatchfulTcp(*watched, config.session.small_segment)
+        self._small_tcp = OpenTcp(live, self._permits, self._admits)
         self._tcp = WatchfulTcp(*watched)
         self.libp2p: Any = new_host(
             key_pair=keys,
-            sec_opt={NOISE: MembersOnlyNoise(keys, self.desk.lets_in, self._refused)},
+            sec_opt={NOISE: MembersOnlyNoise(keys, self.desk.lets_in, self._refused, self._too_often)},
             # Yamux first: an ordinary dial proposes in this order.
             muxer_opt={TProtocol(YAMUX): Yamux, **self._other_muxers()},
             transports=[self._small_tcp],
@@ -174,6 +175,7 @@ class Host:
         InboundGate(
             self.swarm,
             places=self._handshakes,
+            pace=self._pace,
             max_connections_per_peer=p2p.max_connections_per_peer,
             count=count,
             seldom=seldom,
@@ -253,7 +255,6 @@ class Host:
                 try:
                     inodes = {os.fstat(each.fileno()).st_ino for each in self._listening()}
                     binding.check(self._requested, self._bound(), inodes)
-                    self._lengthen_backlog()
                 except VpndError as error:
                     refused = error
                 else:
@@ -424,12 +425,7 @@ class Host:
         return sorted(bound, key=lambda endpoint: (order.get(endpoint.ip, len(order)), endpoint.port))
 
     def _listening(self) -> list[Any]:
-        return [each.socket for group in self.swarm.listeners.values() for each in group.listeners]
-
-    def _lengthen_backlog(self) -> None:
-        """The kernel drops what finds the queue full, of members and of a flood alike; libp2p asks for 128."""
-        for each in self._listening():
-            each.listen(BACKLOG_SHARE * self._live.config.p2p.max_inbound_handshakes)
+        return [each for door in self.swarm.listeners.values() for each in door.sockets]
 
     def _dialable(self, bound: Sequence[Endpoint]) -> tuple[str, ...]:
         own = (each.multiaddr() for each in self._own(bound))
@@ -467,6 +463,24 @@ class Host:
     def _refused(self, peer_id: str) -> None:
         self._count("refused_unknown_peer")
         self._seldom.warn("unknown peer", f"refused {peer_id}: it is not a peer of this node")
+
+    def _admits(self, source: str) -> bool:
+        """Whether one more connection may come in from there, as which it is counted then."""
+        if self._pace.admits(source):
+            return True
+        self._count("refused_connect_rate")
+        self._seldom.warn("connects", f"too many connections a second: closed one from {source}")
+        return False
+
+    def _too_often(self, peer_id: str) -> bool:
+        most = self._live.config.p2p.max_handshakes_per_peer
+        if not self._is_member(peer_id) or self.coming.allows(peer_id, most):
+            return False
+        self._count("refused_handshake_rate")
+        self._seldom.warn(
+            "handshake rate", f"refused {peer_id}: more than {most} handshakes a minute", peer_id
+        )
+        return True
 
     def _other_muxers(self) -> dict[TProtocol, Any]:
         """For each cipher, and for questions, what libp2p calls when its muxer id is chosen."""

@@ -55,6 +55,10 @@ class UnknownPeer(HandshakeFailure):
     """The other side proved who it is, and it is not a member."""
 
 
+class TooOften(HandshakeFailure):
+    """The other side is a member, and comes more often than it may."""
+
+
 class BadHandshake(HandshakeFailure):
     """What came is no Noise handshake of a node with an ed25519 key."""
 
@@ -73,16 +77,24 @@ class MembersOnlyNoise(ISecureTransport):
     and nothing has been allocated for the peer.
     """
 
-    def __init__(self, keys: KeyPair, lets_in: Callable[[str], bool], refused: Callable[[str], None]) -> None:
-        """`refused` is told the peer id of everybody turned away."""
+    def __init__(
+        self,
+        keys: KeyPair,
+        lets_in: Callable[[str], bool],
+        refused: Callable[[str], None],
+        too_often: Callable[[str], bool],
+    ) -> None:
+        """`refused` is told the peer id of everybody turned away; `too_often` of everybody else, and says whether that
+        one comes too often."""
         self._keys = keys
         self._own = ID.from_pubkey(keys.public_key)
         self._static = create_x25519().private_key.to_bytes()
         self._lets_in = lets_in
         self._refused = refused
+        self._too_often = too_often
 
     async def secure_inbound(self, conn: IRawConnection) -> ISecureConn:
-        """See ISecureTransport. Raises UnknownPeer, the connection closed; BadHandshake."""
+        """See ISecureTransport. Raises UnknownPeer, TooOften, the connection closed; BadHandshake."""
         _came_to(conn, Progress.AGREED)
         session = await self._shake_hands_untrusted(conn, None)
         peer_id = str(session.get_remote_peer())
@@ -90,6 +102,9 @@ class MembersOnlyNoise(ISecureTransport):
             self._refused(peer_id)
             await session.close()
             raise UnknownPeer(f"{peer_id} is not a member")
+        if self._too_often(peer_id):
+            await session.close()
+            raise TooOften(f"{peer_id} comes too often")
         _came_to(conn, Progress.PROVEN)
         return session
 

@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import trio
 from libp2p.io.trio import TrioTCPStream
 
-from vpnd.adapter.transport import WatchfulTcp, limit_segments
+from vpnd.adapter.transport import WatchfulTcp, limit_segments, share_port
 from vpnd.endpoint import Endpoint
 from vpnd.nat.paths import Path
 
@@ -64,9 +64,9 @@ class FreshTcp(WatchfulTcp):
     async def _bind(self, sock: trio.socket.SocketType) -> None:
         # A fresh port is reusable only when it is bound: the kernel would choose one that another leg has.
         if self.source_port:
-            _share_port(sock)
+            share_port(sock)
         await sock.bind(("", self.source_port))
-        _share_port(sock)
+        share_port(sock)
 
 
 async def punch(
@@ -150,18 +150,13 @@ def reserve(local: Endpoint, segment: int) -> trio.socket.SocketType:
     sock = socket.socket(local.family, socket.SOCK_STREAM)
     try:
         if local.port:
-            _share_port(sock)
+            share_port(sock)
         limit_segments(sock, segment)
         sock.bind((str(local.ip), local.port))
     except BaseException:
         sock.close()
         raise
     return trio.socket.from_stdlib_socket(sock)
-
-
-def _share_port(sock: socket.socket | trio.socket.SocketType) -> None:
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
 
 
 def _stdlib(sock: trio.socket.SocketType) -> socket.socket:

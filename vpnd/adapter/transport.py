@@ -10,11 +10,10 @@ from typing import Any
 
 import trio
 from libp2p.abc import IRawConnection
-from libp2p.custom_types import THandler
 from libp2p.io.trio import TrioTCPStream
 from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.transport.exceptions import OpenConnectionError
-from libp2p.transport.tcp.tcp import TCP, TCPListener
+from libp2p.transport.tcp.tcp import TCP
 from multiaddr import Multiaddr
 
 from vpnd.config import multiaddrs
@@ -64,14 +63,6 @@ class WatchfulTcp(TCP):
     async def _bind(self, sock: trio.socket.SocketType) -> None:
         """Before a socket connects."""
 
-    def create_listener(self, handler_function: THandler) -> TCPListener:
-
-        async def handler(stream: Any) -> None:
-            self.watch(stream.stream)
-            await handler_function(stream)
-
-        return super().create_listener(handler)
-
     def watch(self, stream: Any) -> None:
         """Set the options on a trio.SocketStream."""
         stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -88,6 +79,12 @@ def limit_segments(sock: socket.socket | trio.socket.SocketType, segment: int) -
     """No TCP segment of a connection yet to be made is longer, either way; 0: as the kernel finds it."""
     if segment:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, segment)
+
+
+def share_port(sock: socket.socket | trio.socket.SocketType) -> None:
+    """Others of ours may bind its port too, to connect from there."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
 
 
 def socket_of(raw: Any) -> Any:

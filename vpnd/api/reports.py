@@ -71,6 +71,14 @@ class PeerReport(msgspec.Struct, frozen=True, kw_only=True):
     dials: Annotated[int, told("Dials since the start of control.", "dials"), COUNT] = 0
     dial_failures: Annotated[int, told("Those that failed.", "dials"), COUNT] = 0
     circuit: Annotated[str, told("Its circuit breaker: closed, open, half_open or unknown.")] = "closed"
+    refused: Annotated[
+        int,
+        told(
+            "Of its handshakes, refused by p2p.max_handshakes_per_peer since it last stopped for a minute.",
+            "handshakes",
+        ),
+        COUNT,
+    ] = 0
     circuit_opened: Annotated[int, told("Times the circuit opened.", "times"), COUNT] = 0
     virtual_ips: Annotated[tuple[str, ...], told("Its addresses in the VPN.")] = ()
     routes: Annotated[tuple[str, ...], told("Networks behind it that it announces.")] = ()

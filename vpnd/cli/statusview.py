@@ -199,6 +199,11 @@ def _troubles(peers: Sequence[Peer]) -> str:
         for peer in peers
         if peer.suspect
     ]
+    lines += [
+        wrapped(f"{text(peer.name)}: comes too often, {many(peer.refused, 'handshake')} refused")
+        for peer in peers
+        if peer.refused
+    ]
     return "\n".join([*lines, *ownership(peers)])
 
 

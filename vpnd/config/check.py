@@ -192,6 +192,8 @@ def _orders(config: Config, report: Report) -> None:
         ("network", "change_settle", "change_settle_max"),
         ("retry", "initial_interval", "max_interval"),
         ("process", "restart_initial", "restart_max"),
+        ("p2p", "max_connects_per_source", "max_connects"),
+        ("p2p", "max_sessions_per_peer", "max_handshakes_per_peer"),
     ):
         value = getattr(getattr(config, table), least)
         if value > getattr(getattr(config, table), most):

@@ -158,6 +158,12 @@ class P2P(Table, frozen=True):
     handshake_timeout: float = duration(10.0, 0.1, 300.0, "Deadline of an inbound handshake.", restart=True)
     max_inbound_handshakes: int = number(256, 1, 100_000, "connections",
         "Concurrent inbound handshakes; beyond that one is closed, of the source with most of them.", restart=True)
+    max_connects_per_source: int = number(250, 1, 100_000, "connections",
+        "Connections within a second that one source (an IPv4 address, an IPv6 /64) gets in; more are closed at once.")
+    max_connects: int = number(1000, 1, 1_000_000, "connections",
+        "The same for all sources together where no member is known to be.")
+    max_handshakes_per_peer: int = number(1000, 1, 1_000_000, "handshakes",
+        "Handshakes within a minute of one member; more are refused, and its source gets in no oftener then.")
     max_connections_per_peer: int = number(8, 1, 4096, "connections",
         "libp2p connections of one peer with this node; data sessions do not count.", restart=True)
     max_streams_per_connection: int = number(1024, 16, 1_000_000, "streams",
@@ -179,10 +185,8 @@ class P2P(Table, frozen=True):
 class Nat(Table, frozen=True):
     """Reaching members that cannot be dialed, and being reached by them."""
 
-    enabled: bool = switch(
-        True, "Meet members that cannot be dialed at a relay, and be called there by others.", essential=True,
-        restart=True
-    )
+    enabled: bool = switch(True,
+        "Meet members that cannot be dialed at a relay, and be called there by others.", essential=True, restart=True)
     relays: int = number(2, 1, 3, "relays",
         "Relays a node stays connected to, so that members that cannot dial it can call it there.")
     relay_retry: float = duration(30.0, 0.1, 86400.0, "Wait before a member that was no relay is asked again.")
@@ -195,31 +199,24 @@ class Nat(Table, frozen=True):
         "that fills the routers' tables for some minutes.", essential=True)
     birthday_ports: int = number(256, 8, 1024, "ports", "Ports that are open at once for that, on either side.")
     birthday_rate: int = number(500, 1, 10_000, "ports", "Ports opened or guessed within a second.")
-    upgrade_interval: float = duration(
-        30.0, 0.1, 86400.0,
-        "Wait before a relayed peer is tried directly again; it doubles with each failure."
-    )
+    upgrade_interval: float = duration(30.0, 0.1, 86400.0,
+        "Wait before a relayed peer is tried directly again; it doubles with each failure.")
     upgrade_max_interval: float = duration(1800.0, 0.1, 604800.0, "Upper limit of that wait.")
-    map_ports: bool = switch(
-        True, "Ask the router for a port that leads to p2p.listen, by PCP, NAT-PMP or UPnP.", essential=True
-    )
-    map_lifetime: float = duration(
-        1800.0, 120.0, 86400.0, "For how long a port is asked of the router; it is renewed at half of that."
-    )
+    map_ports: bool = switch(True,
+        "Ask the router for a port that leads to p2p.listen, by PCP, NAT-PMP or UPnP.", essential=True)
+    map_lifetime: float = duration(1800.0, 120.0, 86400.0,
+        "For how long a port is asked of the router; it is renewed at half of that.")
     map_check: float = duration(60.0, 1.0, 86400.0, "Interval of asking for it again by PCP or NAT-PMP.")
     map_retry: float = duration(600.0, 1.0, 86400.0, "Wait before a router that gave no port is asked again.")
     map_timeout: float = duration(2.0, 0.1, 30.0, "Deadline of finding a router by UPnP, and of giving a port back.")
-    reach_delay: float = duration(
-        3.0, 0.0, 600.0, "Wait after the start, or a change, before members are asked whether they can dial this node."
-    )
+    reach_delay: float = duration(3.0, 0.0, 600.0,
+        "Wait after the start, or a change, before members are asked whether they can dial this node.")
     reach_interval: float = duration(600.0, 1.0, 86400.0,
         "Interval of asking two members whether they can dial this node.")
-    max_reach_questions: int = number(
-        30, 1, 100_000, "questions", "Times within a minute that one member is dialed back because it asks."
-    )
-    max_calls: int = number(
-        120, 1, 100_000, "calls", "Calls of one peer that are followed within a minute; others are refused."
-    )
+    max_reach_questions: int = number(30, 1, 100_000, "questions",
+        "Times within a minute that one member is dialed back because it asks.")
+    max_calls: int = number(120, 1, 100_000, "calls",
+        "Calls of one peer that are followed within a minute; others are refused.")
 
 
 class Relay(Table, frozen=True):
@@ -230,16 +227,13 @@ class Relay(Table, frozen=True):
     max_sessions: int = number(256, 1, 100_000, "sessions", "Sessions relayed at once.")
     max_sessions_per_member: int = number(64, 1, 100_000, "sessions", "Sessions of one member relayed at once.")
     max_meets: int = number(240, 1, 1_000_000, "meetings", "Meetings one member may ask for within a minute.")
-    bytes_per_s: int = size(
-        0, 0, 1 << 40, "Bytes a second of one session in one direction; 0: no limit.", essential=True
-    )
-    total_bytes_per_s: int = size(
-        0, 0, 1 << 40, "Bytes a second of all sessions together, shared equally; 0: no limit.", essential=True
-    )
+    bytes_per_s: int = size(0, 0, 1 << 40,
+        "Bytes a second of one session in one direction; 0: no limit.", essential=True)
+    total_bytes_per_s: int = size(0, 0, 1 << 40,
+        "Bytes a second of all sessions together, shared equally; 0: no limit.", essential=True)
     idle_timeout: float = duration(120.0, 1.0, 86400.0, "Silence after which a relayed session is ended.")
-    report_interval: float = duration(
-        1.0, 0.05, 60.0, "Interval of counting relayed bytes and of looking for silent sessions."
-    )
+    report_interval: float = duration(1.0, 0.05, 60.0,
+        "Interval of counting relayed bytes and of looking for silent sessions.")
 
 
 class Retry(Table, frozen=True):

@@ -181,7 +181,7 @@ class Control:
                 self._nursery.start_soon(self._carry_out, message)
 
     def _tell_status(self, serial: int) -> None:
-        peers, owning = self._sessions.report(), self._owning
+        peers, owning = self._sessions.report(self._host.coming.refused), self._owning
         status = messages.ControlStatus(
             serial=serial,
             listen=self._host.listen_addresses(),

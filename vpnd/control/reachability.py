@@ -22,13 +22,13 @@ from typing import Any
 import msgspec
 import trio
 
+from vpnd.adapter.arrivals import Rate
 from vpnd.adapter.dial import DialError
 from vpnd.adapter.host import Host
 from vpnd.adapter.reach import Observed
 from vpnd.adapter.router import UPNP, NoPort, PortMap, Router, default_router, hear_announcements
 from vpnd.api.reports import ReachReport
 from vpnd.control.common import Common
-from vpnd.control.relaying import Rate
 from vpnd.control.traversal import Traversal
 from vpnd.discovery.registry import Member, PeerRegistry
 from vpnd.endpoint import Endpoint

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import ipaddress
 import logging
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
 
 import psutil
 import trio
 
+from vpnd.adapter.arrivals import Rate
 from vpnd.adapter.rendezvous import Rendezvous
 from vpnd.api import messages
 from vpnd.api.channel import Channel, ChannelClosed
@@ -24,32 +25,10 @@ from vpnd.errors import ProtocolViolation
 from vpnd.metrics import CounterPage
 from vpnd.nat.messages import FULL, NOT_MEMBER, NOT_SERVING, TOO_OFTEN
 
-MINUTE_S = 60.0
 #: What is no member counts under.
 GUESTS = ""
 
 log = logging.getLogger(__name__)
-
-
-class Rate:
-    """At most `most` a minute of each member. Forgets who has not come for a minute."""
-
-    def __init__(self, now_s: Callable[[], float]) -> None:
-        self._now_s = now_s
-        self._times: dict[str, deque[float]] = {}
-
-    def allows(self, peer_id: str, most: int) -> bool:
-        """Whether one more may be; it is counted then."""
-        since_s = self._now_s() - MINUTE_S
-        for known in [known for known, times in self._times.items() if times[-1] < since_s]:
-            del self._times[known]
-        times = self._times.setdefault(peer_id, deque())
-        while times and times[0] < since_s:
-            times.popleft()
-        if len(times) >= most:
-            return False
-        times.append(self._now_s())
-        return True
 
 
 class Relaying:

@@ -9,6 +9,7 @@ import logging
 import secrets
 import socket
 from collections import defaultdict
+from collections.abc import Callable
 
 import trio
 from msgspec.structs import replace
@@ -89,12 +90,16 @@ class Sessions:
             nursery.start_soon(self._segments.run, host, self)
             await self._dialer.run(host, self)
 
-    def report(self) -> tuple[PeerReport, ...]:
+    def report(self, refused: Callable[[str], int]) -> tuple[PeerReport, ...]:
+        """`refused`: how many handshakes of a peer were."""
         paths: defaultdict[str, list[str]] = defaultdict(list)
         for held in self._book.sessions():
             paths[held.peer_id].append(self._path(held))
         reports = self._planner.report(self._now_s())
-        return tuple(replace(report, paths=tuple(paths[report.peer_id])) for report in reports)
+        return tuple(
+            replace(report, paths=tuple(paths[report.peer_id]), refused=refused(report.peer_id))
+            for report in reports
+        )
 
     def _path(self, held: Held) -> str:
         """How a session reaches its peer; for one that is relayed, what comes next."""

@@ -22,6 +22,7 @@ from typing import Any
 
 import trio
 
+from vpnd.adapter.arrivals import Rate
 from vpnd.adapter.birthday import Chances, guess, open_many
 from vpnd.adapter.dial import DialError, Patience
 from vpnd.adapter.framing import hear_untrusted, say
@@ -31,7 +32,7 @@ from vpnd.adapter.meeting import Leg, MeetingRefused
 from vpnd.adapter.punch import Use, punch
 from vpnd.config import multiaddrs
 from vpnd.control.common import Common
-from vpnd.control.relaying import GUESTS, Rate, local_networks
+from vpnd.control.relaying import GUESTS, local_networks
 from vpnd.discovery.registry import Member, PeerRegistry
 from vpnd.endpoint import Endpoint, of_socket_address
 from vpnd.endpoint import parse as parse_endpoint
