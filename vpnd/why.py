@@ -380,7 +380,8 @@ def _membership(facts: Facts, peer: Peer | None, name: str) -> Step:
         own = facts.after.node.peer_id
         remedy = (
             f"on {name}: does a [[peers]] entry have this node's peer id ({own}, vpnd id), or are both in one "
-            f"network (vpnd members)? Is the membership of one over, or a clock wrong (date -u)?"
+            f"network (vpnd members)? Is the membership of one over, or a clock wrong (date -u)? Does vpnd status say "
+            f"there that this node comes too often?"
         )
         says = f"{name} proves who it is, and closes: it does not know this node, or has removed it"
         return _stops("membership", says, remedy, refused_unknown_peer=refused)

@@ -16,7 +16,7 @@ from vpnd.config.schema import Config
 from vpnd.config.schema import Status as Settings
 from vpnd.errors import ConfigError, VpndError
 from vpnd.status import NetworkPart, NodePart, Peer, Status
-from vpnd.why import UNKNOWN, Asked, Told, Walk
+from vpnd.why import LOSES, UNKNOWN, Asked, Told, Walk
 
 PEER = Peer(name="b", peer_id="B", virtual_ip="127.0.0.1", virtual_ips=("127.0.0.1",), state="connected")
 
@@ -137,3 +137,17 @@ def test_who_is_out_of_its_network_is_told_so_whatever_else(state: str) -> None:
     node.walking = Walking(node.live, node.fleet, node.pump, out)
     walk = node.walk(who="b")
     assert walk.cause == "membership" and "home" in walk.blamed().says and walk.blamed().remedy
+
+
+def test_a_peer_that_comes_too_often_is_named() -> None:
+    node = Node()
+    status = node.status
+
+    async def flooded(patience_s: float) -> Status:
+        peers = (msgspec.structs.replace(PEER, refused=5),)
+        return msgspec.structs.replace(await status(patience_s), peers=peers)
+
+    node.walking = Walking(node.live, node.fleet, node.pump, flooded)
+    step = next(step for step in node.walk(who="b").steps if step.name == "membership")
+    assert step.verdict == LOSES and step.counters == {"handshakes refused": 5}
+    assert "b comes too often" in step.says

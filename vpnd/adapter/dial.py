@@ -307,7 +307,10 @@ async def secured(
 
 #: How py-libp2p begins to say that the other side answered, and agreed to none of what it was offered.
 ALL_REFUSED = "protocols not supported"
-_NOT_ADMITTED = "closed after the handshake: does the other node list this one as a peer, and run vpnd?"
+_NOT_ADMITTED = (
+    "closed after the handshake: does the other node list this one as a peer, run vpnd, and not say in its status "
+    "that this one comes too often?"
+)
 
 
 def caused_by(error: BaseException | None, kinds: tuple[type[BaseException], ...]) -> bool:
