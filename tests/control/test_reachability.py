@@ -137,6 +137,7 @@ class Place:
         self.asked: list[tuple[float, str, int]] = []
         self.dead: set[str] = set()
         self.extra: tuple[Endpoint, ...] = ()
+        self.own: tuple[Endpoint, ...] = ()
 
     def ports(self) -> tuple[int, ...]:
         return (4001,)
@@ -145,7 +146,7 @@ class Place:
         self.extra = tuple(endpoints)
 
     def listen_addresses(self) -> tuple[str, ...]:
-        return tuple(endpoint.multiaddr() for endpoint in self.extra)
+        return tuple(endpoint.multiaddr() for endpoint in (*self.own, *self.extra))
 
     async def where_seen(self, address: str, peer_id: str, port: int, source_port: int = 0) -> Observed:
         if peer_id in self.dead:
@@ -178,6 +179,7 @@ class GivingRouter:
 
 class Meetings:
     mapping = messages.UNKNOWN
+    found: tuple[RelayAt, ...] = ()
 
     def keep_for_guests(self, wanted: bool) -> None:
         self.for_guests = wanted
@@ -192,7 +194,7 @@ class Meetings:
         return ()
 
     def relays_at(self) -> tuple[RelayAt, ...]:
-        return ()
+        return self.found
 
 
 class Members:
@@ -275,6 +277,22 @@ def test_one_that_does_not_answer_is_replaced_and_nobody_is_not_no() -> None:
     assert Played(Place(), "a", "b").report.reachable == NO
     nobody = Played(Place())
     assert nobody.report.reachable == UNKNOWN and nobody.said == 0
+
+
+@pytest.mark.parametrize(
+    ("own", "comes", "at_first", "then"),
+    [(str(INSIDE), False, 1, 1), (str(INSIDE), True, 1, 0), (OUTSIDE, False, 0, 1), (OUTSIDE, True, 0, 0)],
+)
+def test_relays_are_told_at_once_where_all_addresses_are_of_a_local_network(
+    own: str, comes: bool, at_first: int, then: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody elsewhere can dial them, and who calls meanwhile would not be reached."""
+    monkeypatch.setattr(Meetings, "found", (RelayAt("/ip4/192.0.2.1/tcp/4001", "a"),))
+    place, told = Place(*[4001] * comes), []
+    place.own = (Endpoint(ipaddress.ip_address(own), 4001),)
+    for seconds in (1.0, 10.0):
+        Played(place, "a", "b", seconds=seconds, then=lambda played: told.append(played.here.called_over()))
+    assert [*map(len, told)] == [at_first, then]
 
 
 @pytest.mark.parametrize(

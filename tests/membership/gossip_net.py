@@ -27,6 +27,7 @@ class Net:
         self.push_bytes = push_bytes
         self.interval_ms = 5000
         self.request_ms = 2000
+        self.presence_ms = 1000
         self.now_ms = NOW
         self.directories = {node: directory(parse_once) for node in nodes}
         self.gossips = {node: self.gossip(node) for node in self.directories}
@@ -41,7 +42,7 @@ class Net:
             interval_ms=self.interval_ms,
             push_bytes=self.push_bytes,
             request_ms=self.request_ms,
-            presence_ms=1000,
+            presence_ms=self.presence_ms,
             choose=self.dice.choice,
         )
 
@@ -63,11 +64,14 @@ class Net:
             for _ in range(len(self.way)):
                 self.deliver(*self.way.popleft())
 
+    def tick(self, node: str) -> None:
+        self._send(node, self.gossips[node].tick(self.now_ms))
+
     def round(self) -> None:
         """One interval: every node compares with one neighbour."""
         self.now_ms += self.interval_ms
-        for node, gossip in self.gossips.items():
-            self._send(node, gossip.tick(self.now_ms))
+        for node in self.gossips:
+            self.tick(node)
         self.run()
 
     def equal(self) -> bool:

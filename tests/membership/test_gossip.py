@@ -91,6 +91,30 @@ def test_a_member_that_moves_all_the_time_is_not_passed_on_all_the_time():
     assert net.equal(), "the comparison carries what was not pushed"
 
 
+def test_what_a_member_says_soon_after_is_passed_on_when_its_time_has_come():
+    """The last of it, once, and before the next comparison."""
+    net = Net("abc")
+    net.connect("a", "b")
+    net.connect("b", "c")
+    net.publish("a", membership("x"))
+    net.round()
+    for step in range(3):
+        net.publish("a", presence("x", NOW + step))
+    net.run()
+    assert not net.equal()
+    gossip = net.gossips["a"]
+    due_ms = gossip.next_timer_ms()
+    assert net.now_ms < due_ms <= net.now_ms + net.presence_ms
+    net.now_ms = due_ms - 1
+    assert not gossip.tick(net.now_ms).send
+    net.now_ms = due_ms
+    for name in "ab":
+        net.tick(name)
+        net.run()
+    assert net.equal()
+    assert gossip.next_timer_ms() > due_ms
+
+
 def test_a_refused_statement_is_not_asked_for_again():
     net = Net("ab")
     net.directories["b"] = directory(max_members=1)

@@ -282,8 +282,12 @@ class Reachability:
     # --- who is called
 
     def called_over(self) -> tuple[RelayAt, ...]:
-        """The relays of a node that is known to be one that cannot be dialed."""
-        return self._traversal.relays_at() if self._reachable is False else ()
+        """The relays of a node that is known to be one that cannot be dialed; until anything is known, of one whose
+        addresses mean nothing elsewhere."""
+        hidden = self._reachable is False
+        if self._reachable is None:
+            hidden = all(map(paths.is_local, self._host.listen_addresses()))
+        return self._traversal.relays_at() if hidden else ()
 
     def relays_at(self) -> tuple[RelayAt, ...]:
         """Where a node that cannot dial this one may call it; none where it can."""

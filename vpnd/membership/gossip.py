@@ -80,6 +80,9 @@ class Gossip:
         self._asked: dict[bytes, int] = {}  # entry -> until when its answer is waited for
         self._declined: set[bytes] = set()  # entries that were refused for good
         self._pushed_ms: dict[bytes, int] = {}  # slot of a presence -> when it was pushed on
+        self._held: dict[
+            bytes, int
+        ] = {}  # slot of a presence that came too soon after -> when it is pushed on
         self._next_ms = 0
 
     def connected(self, neighbour: str, now_ms: int, *, dialed: bool) -> Outcome:
@@ -106,6 +109,11 @@ class Gossip:
     def tick(self, now_ms: int) -> Outcome:
         """To be called when `next_timer_ms` has come: lets members expire, compares with a random neighbour."""
         outcome = Outcome(changes=self._directory.advance(now_ms))
+        due = [slot for slot, at_ms in self._held.items() if at_ms <= now_ms]
+        held = [self._directory.index.get(slot) for slot in due]
+        for slot in due:
+            del self._held[slot]
+        self._push([one for one in held if one is not None and self._may_push(one, now_ms)], None, outcome)
         if now_ms >= self._next_ms:
             self._next_ms = now_ms + self._interval_ms
             self._asked = {name: until_ms for name, until_ms in self._asked.items() if until_ms > now_ms}
@@ -122,6 +130,7 @@ class Gossip:
         outcome = Outcome(changes=self._directory.judge_anew(now_ms))
         self._asked.clear()
         self._pushed_ms.clear()
+        self._held.clear()
         self._next_ms = now_ms
         outcome.send += self._compare(self._neighbours, now_ms).send
         return outcome
@@ -129,7 +138,7 @@ class Gossip:
     def next_timer_ms(self) -> int:
         """When `tick` is due."""
         expiry_ms = self._directory.next_expiry_ms()
-        return self._next_ms if expiry_ms is None else min(self._next_ms, expiry_ms)
+        return min([self._next_ms, *self._held.values(), *([] if expiry_ms is None else [expiry_ms])])
 
     def receive_untrusted(self, neighbour: str, data: bytes, now_ms: int) -> Outcome:
         """A message of a neighbour. Raises MembershipRefused only, after which the neighbour is best left.
@@ -275,11 +284,15 @@ class Gossip:
         self._send(sender, state, newer, outcome)
 
     def _may_push(self, statement: Statement, now_ms: int) -> bool:
-        """A member that says where it is all the time keeps nobody but its neighbours busy."""
+        """A member that says where it is all the time keeps nobody but its neighbours busy. What it says last is pushed
+        on when its time has come."""
         if statement.kind is not Kind.PRESENCE:
             return True
-        if now_ms < self._pushed_ms.get(statement.slot, -self._presence_ms) + self._presence_ms:
+        due_ms = self._pushed_ms.get(statement.slot, -self._presence_ms) + self._presence_ms
+        if now_ms < due_ms:
+            self._held[statement.slot] = due_ms
             return False
+        self._held.pop(statement.slot, None)
         self._pushed_ms[statement.slot] = now_ms
         return True
 
