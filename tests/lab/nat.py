@@ -31,6 +31,11 @@ LISTENING = 4001
 OUTSIDE = 20000
 
 
+def _outside(gateway: int) -> str:
+    """Its address on the Internet: those from 10 to 99 are of public machines."""
+    return f"203.0.113.{gateway if gateway < 10 else 90 + gateway}"
+
+
 class NatLab(Lab):
     """`public`: how many public machines (r, s, …). `hidden`: how many behind each gateway. `nodes`: the public ones,
     those behind gateway 1, those behind gateway 2 … `rtt_ms` 0: a bridge in the place of the delay line, which is as
@@ -49,7 +54,7 @@ class NatLab(Lab):
             for place, label in zip(range(public), "rstuvw", strict=False)
         ]
         self.gateways = [
-            Namespace(f"lab-{self.token}-g{place}", f"g{place}", f"203.0.113.{place}")
+            Namespace(f"lab-{self.token}-g{place}", f"g{place}", _outside(place))
             for place in range(1, len(hidden) + 1)
         ]
         self.behind = [
@@ -215,7 +220,7 @@ def _rules(gateway: int, kind: str, hosts: list[str], reset: bool) -> str:
             back = ", ".join(f"{port + shift} : {port}" for port in ports)
             outward.append(
                 f"oifname wan ip saddr {host} meta l4proto tcp "
-                f"snat to 203.0.113.{gateway} : tcp sport map {{ {there} }}"
+                f"snat to {_outside(gateway)} : tcp sport map {{ {there} }}"
             )
             if kind == "cone":
                 inward.append(
