@@ -313,6 +313,7 @@ class Plane:
             self._tell_outside(self.datagrams)
         for link in self.links.values():
             link.look_for_stuck()
+            link.health.look()
         for peer in self.peers:
             if peer.pool.carriers:
                 peer.multiplexer.rebalance(now_s)

@@ -62,7 +62,7 @@ class Association:
         draw: Callable[[], int],
         now_s: float,
     ) -> None:
-        self.path = Path(live, candidates, draw, now_s)
+        self.path = Path(live, candidates, draw, now_s, second=not established.initiator)
         self.deliver = deliver
         self.opener = Opener(established.cipher, established.receive_key)
         self.used = self.alone = self.peer_alone = False
@@ -187,4 +187,4 @@ class Association:
             self.seen_port = port
             path.answered(address, token, now_s)
         else:
-            path.asked(address, token)
+            path.asked(address, token, now_s)

@@ -5,9 +5,10 @@
 In both, a datagram from another address proposes that address, if its counter is the highest so far; a probe is sent
 there, and its answer moves the path there: the peer has roamed, or its NAT has.
 
-Probes of a path that is alive are as large as its datagrams, so a path that no longer carries those is silent; then it
-is found again by small ones. Sizes are searched for as RFC 8899 says, but all at once: a path that has just come alive,
-or carrier.search_interval later, is sent a probe of each size, and the largest answered one is what it carries.
+Probes of a path that is in use are as large as its datagrams, so a path that no longer carries those is silent; then it
+is found again by small ones. One that nobody uses is kept open by small ones, of which one end sends all, and the other
+answers. Sizes are searched for as RFC 8899 says, but all at once: a path that has just come alive, or
+carrier.search_interval later, is sent a probe of each size, and the largest answered one is what it carries.
 
 Every probe and every answer tells how many datagrams have come, of which the loss towards the peer is made.
 No clock here: times are arguments, in seconds.
@@ -55,6 +56,8 @@ class _Sent(NamedTuple):
 
 class Path:
     """Of one association, which owns it. `candidates`: where the peer may be, tried in turn. `draw()`: a token.
+    `second`:
+    the other end is the one to keep it open while nobody uses it.
 
     `probes`: what is to be sent now; the owner empties it. `since_s`: when it came alive or fell silent. `confirmed_s`:
     when the latest probe that was answered was sent. `size`: the largest datagram that arrives, in bytes of payload.
@@ -63,9 +66,15 @@ class Path:
     """
 
     def __init__(
-        self, live: Live, candidates: tuple[Address, ...], draw: Callable[[], int], now_s: float
+        self,
+        live: Live,
+        candidates: tuple[Address, ...],
+        draw: Callable[[], int],
+        now_s: float,
+        *,
+        second: bool = False,
     ) -> None:
-        self._live, self._draw = live, draw
+        self._live, self._draw, self._second = live, draw, second
         self._candidates = list(candidates)
         self.address: Address | None = candidates[0] if candidates else None
         self.alive = False
@@ -86,6 +95,7 @@ class Path:
         self._told: tuple[int, int] | None = None  # what the loss was made of last: highest, received
         self._told_s = now_s
         self._asked_s = now_s  # when it was probed last
+        self._answered_s = now_s  # when the peer did so last
         self._proposed: Address | None = None
         self._proposed_s = now_s
 
@@ -116,11 +126,14 @@ class Path:
             self.next_s = now_s + self._wait_s
             self._wait_s = min(self._wait_s * 2, carrier.retry_interval)
             return
-        asked_s = self._asked_s + carrier.keepalive
-        if not used and self._fails_s is None and not self._rounds and now_s < min(asked_s, self._search_s):
+        asked_s = (
+            max(self._asked_s, self._answered_s) + carrier.keepalive + carrier.probe_timeout * self._second
+        )
+        kept = not used and self._fails_s is None and not self._rounds and now_s < self._search_s
+        if kept and now_s < asked_s:
             self.next_s = asked_s
             return
-        self._probe(self.address, self.size, now_s)
+        self._probe(self.address, _SMALL_BYTES if kept else self.size, now_s)
         self._asked_s = now_s
         if self._fails_s is None:
             self._fails_s = now_s + carrier.probe_timeout
@@ -185,8 +198,9 @@ class Path:
             self._proposed, self._proposed_s = address, now_s
             self._probe(address, _SMALL_BYTES, now_s)  # whoever is there did not ask for more
 
-    def asked(self, address: Address, token: int) -> None:
+    def asked(self, address: Address, token: int, now_s: float) -> None:
         """A probe has come: it is answered to where it came from, whatever its size was with a small one."""
+        self._answered_s = now_s
         if len(self.probes) < _MOST_AT_ONCE:
             self.probes.append(Probe(address, _SMALL_BYTES, 0, token))
 

@@ -7,6 +7,7 @@
 A probe is a Yamux ping; anything received after it was sent is a sign of life. Probes are sent every
 health.interval, and at once on an occasion (`hurry`), then with health.urgent_timeout. A peer that vanishes
 is suspect within interval + timeout and given up within max_consecutive_failures - 1 timeouts more.
+In a session that sends no packets, health.idle_interval counts, from when anything was heard: of the two ends one asks.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import enum
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from shards.session.transport import TcpState
 from shards.stream.spec import DATA_OVERHEAD_BYTES
@@ -38,11 +39,12 @@ class Verdict(enum.Enum):
 
 class Health:
     """One session's, without a clock. `step` at `next_s`, and when something is heard while it is suspect; times in
-    seconds."""
+    seconds. `idle`: it sends no packets. `second`: the other end is the one to ask then."""
 
-    def __init__(self, live: Live, now_s: float) -> None:
-        self._live = live
+    def __init__(self, live: Live, now_s: float, *, second: bool = False) -> None:
+        self._live, self._second = live, second
         self.failures = 0
+        self.idle = False
         self.next_s = now_s + live.config.health.interval
         self._sent_s: float | None = None
         self._failed_s = 0.0  # when the probe under way has failed
@@ -63,6 +65,15 @@ class Health:
             return Verdict.NOTHING
         return self._probe(now_s, urgent_s)
 
+    def rouse(self, now_s: float, heard_s: float) -> bool:
+        """It sends packets again: whether `next_s` comes earlier now."""
+        due_s = max(now_s, heard_s + self._live.config.health.interval)
+        earlier = self.idle and self._sent_s is None and due_s < self.next_s
+        self.idle = False
+        if earlier:
+            self.next_s = due_s
+        return earlier
+
     def retime(self, now_s: float) -> bool:
         """The interval may be another one: whether `next_s` comes earlier now."""
         due_s = now_s + self._live.config.health.interval
@@ -73,12 +84,15 @@ class Health:
     def step(self, now_s: float, heard_s: float) -> Verdict:
         """What is to be done now; `heard_s`: when something was received last."""
         health = self._live.config.health
+        interval_s = max(health.interval, health.idle_interval) if self.idle else health.interval
         if self._sent_s is None:
+            if self.idle:
+                self.next_s = max(self.next_s, heard_s + interval_s + health.timeout * self._second)
             return self._probe(now_s, health.timeout) if now_s >= self.next_s else Verdict.NOTHING
         if heard_s >= self._sent_s:
             recovered = self.suspect
             self.failures = 0
-            self.next_s = max(now_s, self._sent_s + health.interval)
+            self.next_s = max(now_s, self._sent_s + interval_s)
             self._sent_s = None
             return Verdict.RECOVERED if recovered else Verdict.NOTHING
         if now_s < self._failed_s:
@@ -97,21 +111,23 @@ class Health:
         return Verdict.PROBE
 
 
+class Talk(Protocol):
+    """A session, as its health looks at it. `heard_s`: when something was received last."""
+
+    heard_s: float
+    initiator: bool
+    packets_sent: int
+
+    def now(self) -> float: ...
+
+
 class HealthTimer:
-    """A session's health on the loop. `heard_s()`: when something was received last; `act` does what a verdict asks.
+    """A session's health on the loop. `act` does what a verdict asks. Owner: the link."""
 
-    Owner: the link.
-    """
-
-    def __init__(
-        self,
-        live: Live,
-        now: Callable[[], float],
-        heard_s: Callable[[], float],
-        act: Callable[[Verdict], None],
-    ) -> None:
-        self.health = Health(live, now())
-        self._now, self._heard_s, self._act = now, heard_s, act
+    def __init__(self, live: Live, talk: Talk, act: Callable[[Verdict], None]) -> None:
+        self.health = Health(live, talk.now(), second=not talk.initiator)
+        self._talk, self._act = talk, act
+        self._sent = -1  # packets, at the last step
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._stopped = False
@@ -121,19 +137,27 @@ class HealthTimer:
         if self._timer is not None:
             self._timer.cancel()
         if not self._stopped:
-            self._timer = self._loop.call_later(max(0.0, self.health.next_s - self._now()), self.check)
+            self._timer = self._loop.call_later(max(0.0, self.health.next_s - self._talk.now()), self.check)
 
     def check(self) -> None:
-        self._act(self.health.step(self._now(), self._heard_s()))
+        talk = self._talk
+        self.health.idle, self._sent = talk.packets_sent == self._sent, talk.packets_sent
+        self._act(self.health.step(talk.now(), talk.heard_s))
         self.start()
 
     def hurry(self) -> None:
         if not self._stopped:
-            self._act(self.health.hurry(self._now()))
+            self._act(self.health.hurry(self._talk.now()))
+            self.start()
+
+    def look(self) -> None:
+        """Whether it sends packets again."""
+        talk = self._talk
+        if talk.packets_sent != self._sent and self.health.rouse(talk.now(), talk.heard_s):
             self.start()
 
     def retime(self) -> None:
-        if self.health.retime(self._now()):
+        if self.health.retime(self._talk.now()):
             self.start()
 
     def stop(self) -> None:

@@ -141,9 +141,9 @@ class Link:
         self.beside: DatagramLane[Link | Alone] | None = None
         self.rtt_s: float | None = None
         self.closed = self.left = self.peer_left = self.alone = False
-        self.opened_s = self.heard_s = self.now()
-        self.health = HealthTimer(common.live, self.now, lambda: self.heard_s, self._on_verdict)
         self.packets_sent = self.segments_sent = self.bytes_sent = 0
+        self.opened_s = self.heard_s = self.now()
+        self.health = HealthTimer(common.live, self, self._on_verdict)
         self._waited = 0  # packets that had to wait in the queue, of packets_sent
         self._seen_sent = self._seen_waited = 0  # both when `least_delay_s` was asked last
         self._segments, self._proof, self._prove = SegmentWatch(common.live), Proof(common.live), prove

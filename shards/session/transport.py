@@ -181,6 +181,8 @@ def tune(sock: socket.socket, settings: Settings) -> None:
     """TCP's options for a data session. What the kernel may refuse is as the system has it then: a congestion control
     it does not know, or that is not in net.ipv4.tcp_allowed_congestion_control, and timers before Linux 6.15."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # Sessions have probes of their own, and there may be thousands of them.
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 0)
     sock.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, settings.not_sent_lowat_bytes)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(settings.user_timeout * 1000))
     if settings.congestion_control:

@@ -22,7 +22,7 @@ from lab import (
 pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.alone]
 
 #: The settings the promise is about; all others are the defaults.
-SETTINGS = {"health": {"interval": "2s", "timeout": "1s"}}
+SETTINGS = {"health": {"interval": "2s", "idle_interval": "2s", "timeout": "1s"}}
 NOTICED_S = 4.0
 RESUMED_S = 3.0
 BLACKHOLE_S = 20

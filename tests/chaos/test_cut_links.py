@@ -101,7 +101,7 @@ def test_a_link_that_flaps_costs_packets_and_keeps_nothing() -> None:
 def test_a_node_that_dies_behind_a_wall_leaves_a_half_open_peer_that_is_found_out() -> None:
     """Nothing tells the other node: no FIN, no reset. Its sessions must not wait for ever, and the node that comes
     back is not taken for the one that went."""
-    quick = {"health": {"interval": "1s", "timeout": "500ms"}}
+    quick = {"health": {"interval": "1s", "idle_interval": "1s", "timeout": "500ms"}}
     with running_nodes(3, shards=1, settings=quick) as (a, b, c), unharmed([a, c]):
         with SteadyFlow(a.namespace, b.namespace, b.virtual_ip, rate_hz=200) as flow:
             time.sleep(0.5)
@@ -122,7 +122,10 @@ def test_a_node_that_dies_behind_a_wall_leaves_a_half_open_peer_that_is_found_ou
 
 def test_a_shard_that_hangs_is_a_half_open_peer_and_gets_its_flows_back() -> None:
     """Its kernel acknowledges, nobody reads: only a probe tells. New flows avoid it, the other shard's go on."""
-    quick = {"health": {"interval": "500ms", "timeout": "500ms"}, "process": {"watchdog": "1m"}}
+    quick = {
+        "health": {"interval": "500ms", "idle_interval": "500ms", "timeout": "500ms"},
+        "process": {"watchdog": "1m"},
+    }
     with running_nodes(settings=quick) as nodes, unharmed(nodes):
         a, b = nodes
         hung = shard_pid(b, 0)

@@ -106,7 +106,7 @@ def test_where_a_peer_could_be_seen_from_here(
     address: str, may: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network = ipaddress.ip_network("192.168.211.0/24")
-    monkeypatch.setattr(traversal_module, "local_networks", lambda: [network])
+    monkeypatch.setattr(relaying_module, "local_networks", lambda: [network])
     assert traversal(Config(), Registry(), Nobody(), None).may_answer(address) == may  # type: ignore[arg-type]
 
 
@@ -126,7 +126,7 @@ def test_who_cannot_dial_this_node_is_not_waited_for(
     own: str, peers: list[str], relay: bool, at_once: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network = ipaddress.ip_network("192.168.211.0/24")
-    monkeypatch.setattr(traversal_module, "local_networks", lambda: [network])
+    monkeypatch.setattr(relaying_module, "local_networks", lambda: [network])
     host = Nobody()
     host.listening = (f"/ip4/{own}/tcp/4001",)
     addresses = tuple(f"/ip4/{ip}/tcp/4001" for ip in peers)

@@ -135,7 +135,7 @@ def test_a_path_nobody_uses_is_kept_open_and_costs_little() -> None:
     net.run(10.0)
     before = net.sent
     net.run(40.0)
-    assert 40 <= net.sent - before <= 60, "a probe and its answer each way"
+    assert 18 <= net.sent - before <= 32, "a probe and its answer, by one of the two"
 
 
 @pytest.mark.setting("carrier.retry_interval")
@@ -197,7 +197,7 @@ def test_a_peer_that_is_everywhere_is_not_followed_everywhere() -> None:
 def test_a_peer_cannot_have_more_answers_at_once_than_a_few() -> None:
     path = up().ends[0].path
     for token in range(1000):
-        path.asked(THERE, token + 1)
+        path.asked(THERE, token + 1, 1.0)
     assert len(path.probes) <= 64
 
 

@@ -15,7 +15,7 @@ from vpnd.identity import load_or_create
 pytestmark = pytest.mark.root
 
 SETTINGS = {
-    "health": {"interval": "1s", "timeout": "700ms"},
+    "health": {"interval": "1s", "idle_interval": "1s", "timeout": "700ms"},
     "status": {"why_interval": "300ms", "timeout": "2s"},
     "process": {"watchdog": "0s", "restart_max": "500ms"},
     "circuit_breaker": {"reset_timeout": "60s"},

@@ -34,7 +34,7 @@ pytestmark = [
 ]
 
 SETTINGS = {
-    "health": {"interval": "1s", "timeout": "700ms"},
+    "health": {"interval": "1s", "idle_interval": "1s", "timeout": "700ms"},
     "process": {"watchdog": "0s", "restart_max": "500ms"},
     "worker": {"ring_bytes": "512KiB"},
 }

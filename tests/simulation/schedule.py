@@ -81,6 +81,7 @@ def settings(random: Random) -> Config:
         ),
         health=Health(
             interval=random.choice((0.3, 1.5)),
+            idle_interval=0.9,
             timeout=0.4,
             max_consecutive_failures=random.randint(1, 3),
             urgent_timeout=0.3,

@@ -277,7 +277,9 @@ def test_all_flows_are_in_datagrams_within_a_second_when_tcp_does_not_pass(
 
 
 def test_a_peer_that_is_gone_with_its_datagrams_is_not_kept() -> None:
-    with datagrams(session={"user_timeout": 2.0}, health={"interval": 0.5, "timeout": 0.5}) as on:
+    with datagrams(
+        session={"user_timeout": 2.0}, health={"interval": 0.5, "idle_interval": 0.5, "timeout": 0.5}
+    ) as on:
         on.cut()
         on.until(lambda: not on.links(), 5.0)
         on.until(lambda: not on.a.plane.alone(), 10.0)

@@ -22,6 +22,7 @@ NOTICED = [
     ("a shorter interval", {"interval": 0.5, "timeout": 1.0}, 1.5, 1.0),
     ("a shorter timeout", {"interval": 2.0, "timeout": 0.2}, 2.2, 0.2),
     ("more failures", {"interval": 2.0, "timeout": 0.5, "max_consecutive_failures": 4}, 2.5, 1.5),
+    ("a longer interval of idle sessions", {"interval": 0.5, "idle_interval": 2.0, "timeout": 1.0}, 3.0, 1.0),
 ]
 
 
@@ -30,13 +31,27 @@ NOTICED = [
 )
 def test_a_peer_that_vanishes_is_noticed_within_interval_and_timeout(sentence, health, suspect_s, ended_s):
     for wait_s in (0.0, 0.7, 1.9):
-        with stage(session=PATIENT, health=health) as on:
+        with stage(session=PATIENT, health={"idle_interval": 0.05, **health}) as on:
             on.run(2.5 + wait_s)
             on.cut()
             took_s = on.until(lambda on=on: on.a.plane.counts.health_failures, 10.0)
             assert took_s <= suspect_s + 0.05
             assert on.until(lambda on=on: gone(on), 10.0) == pytest.approx(ended_s, abs=0.02)
             assert on.a.plane.counts.health_deaths == 1
+
+
+@pytest.mark.setting("health.idle_interval")
+def test_an_idle_session_is_asked_seldom_by_one_end_and_at_once_when_it_is_used() -> None:
+    with stage(session=PATIENT, health={"interval": 1.0, "idle_interval": 20.0, "timeout": 1.0}) as on:
+        both = on.a.plane.counts, on.b.plane.counts
+        on.run(30.0)
+        before = sum(each.health_probes for each in both)
+        on.run(200.0)
+        assert 9 <= sum(each.health_probes for each in both) - before <= 11
+        on.cut()
+        on.send()
+        assert on.until(lambda: both[0].health_failures, 10.0) <= 1.0 + 1.0 + 0.25 + 0.05
+        assert on.until(lambda: gone(on), 10.0) <= 1.05
 
 
 @pytest.mark.parametrize("urgent_s", [0.2, 0.8])
@@ -154,7 +169,13 @@ def test_a_session_with_large_segments_is_used_only_when_they_have_arrived(arriv
     ("warm_s", "warm_for_s", "asks"), [(0.2, 300.0, True), (HOUR_S, 300.0, False), (0.2, 0.0, False)]
 )
 def test_sessions_to_recently_used_peers_are_asked_for_again(warm_s, warm_for_s, asks):
-    health = {"interval": 0.3, "timeout": 0.2, "warm_interval": warm_s, "warm_for": warm_for_s}
+    health = {
+        "interval": 0.3,
+        "idle_interval": 0.3,
+        "timeout": 0.2,
+        "warm_interval": warm_s,
+        "warm_for": warm_for_s,
+    }
     with stage(health=health) as on:
         on.send()
         on.run(0.6)

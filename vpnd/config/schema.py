@@ -177,7 +177,7 @@ class P2P(Table, frozen=True):
         "Head start of one address of a peer before the next is tried beside it.")
     stream_timeout: float = duration(30.0, 0.1, 3600.0,
         "Longest life of a protocol stream (identify and others) on a libp2p connection.", restart=True)
-    keepalive_interval: float = duration(3.0, 1.0, 3600.0,
+    keepalive_interval: float = duration(5.0, 1.0, 3600.0,
         "TCP keepalive interval of a silent connection, in whole seconds.", restart=True)
     max_sessions_per_peer: int = number(64, 1, 4096, "sessions", "Data sessions of one peer with this node.")
 
@@ -360,7 +360,7 @@ class Carrier(Table, frozen=True):
         "Time, or four round trips, without an acknowledgement after which a session is ended if datagrams arrive.")
     retry_interval: float = duration(5.0, 0.02, 3600.0,
         "Upper limit of the wait before a peer that does not answer is asked again.")
-    keepalive: float = duration(15.0, 0.1, 3600.0,
+    keepalive: float = duration(25.0, 0.1, 3600.0,
         "Interval of probing datagrams that nobody uses, so that NATs and firewalls between keep the path open.")
     search_interval: float = duration(600.0, 1.0, 86400.0,
         "Interval of searching for a larger datagram that the path carries (path MTU discovery, RFC 8899).")
@@ -409,6 +409,8 @@ class Health(Table, frozen=True):
 
     interval: float = duration(5.0, 0.05, 3600.0,
         "Interval of probing a session; anything received counts as an answer.", essential=True)
+    idle_interval: float = duration(30.0, 0.05, 3600.0,
+        "The same of a session that sends no packets and hears nothing; never below interval.")
     timeout: float = duration(2.0, 0.01, 300.0,
         "Deadline of a probe, and of `vpnd ping`. Below the round-trip time sessions flap.", essential=True)
     max_consecutive_failures: int = number(2, 1, 100, "probes",

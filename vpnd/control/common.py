@@ -43,10 +43,11 @@ class Waits:
         """When the peer may be tried again; long ago for one that has not failed."""
         return self._by_peer[peer_id][1] if peer_id in self._by_peer else 0.0
 
-    def fail(self, peer_id: str) -> None:
-        """It failed: the next wait begins now."""
+    def fail(self, peer_id: str, least_s: float = 0.0) -> None:
+        """It failed: the next wait begins now, and is at least so long."""
+        now_s = trio.current_time()
         backoff = self._by_peer[peer_id][0] if peer_id in self._by_peer else self._common.backoff()
-        self._by_peer[peer_id] = backoff, backoff.fail(trio.current_time())
+        self._by_peer[peer_id] = backoff, max(backoff.fail(now_s), now_s + least_s)
 
     def reset(self, peer_id: str) -> None:
         self._by_peer.pop(peer_id, None)

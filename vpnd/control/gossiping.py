@@ -21,6 +21,7 @@ from vpnd.adapter.framing import read_message_untrusted, write_message
 from vpnd.adapter.host import Host
 from vpnd.config.multiaddrs import parse
 from vpnd.control.common import Common, Waits
+from vpnd.control.relaying import may_answer
 from vpnd.control.state import OwnNetwork
 from vpnd.errors import RemoteProtocolError
 from vpnd.membership.gossip import Outcome
@@ -175,14 +176,13 @@ class Gossiping:
             log.exception("the exchange with the member %s failed unexpectedly", peer_id)
         finally:
             self._dialing.discard(peer_id)
-            self._left(peer_id, link is not None and link.heard)
-
-    def _left(self, peer_id: str, heard: bool) -> None:
-        if heard:
-            self._waits.reset(peer_id)
-        else:
-            self._waits.fail(peer_id)
-        self._woken.set()
+            if link is not None and link.heard:
+                self._waits.reset(peer_id)
+            else:
+                near = any(may_answer(address, host.listen_addresses()) for address in addresses)
+                rest_s = 0.0 if near or not self._links else self._live.config.membership.neighbour_rotation
+                self._waits.fail(peer_id, rest_s)
+            self._woken.set()
 
     async def _converse(self, link: _Link) -> None:
         """A stream, until one side has enough of it."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ipaddress
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import psutil
 import trio
@@ -17,12 +17,14 @@ from vpnd.adapter.arrivals import Rate
 from vpnd.adapter.rendezvous import Rendezvous
 from vpnd.api import messages
 from vpnd.api.channel import Channel, ChannelClosed
+from vpnd.config import multiaddrs
 from vpnd.config.live import Live
 from vpnd.control.channels import TrioChannel
 from vpnd.discovery.registry import PeerRegistry
 from vpnd.endpoint import Endpoint, IPNetwork
 from vpnd.errors import ProtocolViolation
 from vpnd.metrics import CounterPage
+from vpnd.nat import paths
 from vpnd.nat.messages import FULL, NOT_MEMBER, NOT_SERVING, TOO_OFTEN
 
 #: What is no member counts under.
@@ -163,6 +165,18 @@ class Relaying:
     def part(self, number: int) -> None:
         if number in self._pairs:
             self._send(messages.RelayLeave(number=number))
+
+
+def may_answer(address: str, own: Sequence[str]) -> bool:
+    """Whether a multiaddr is likely to be where its owner says, seen from here: a private address of another network is
+    not, nor one of this node (`own`), which bridges to containers have on many machines."""
+    try:
+        ip = ipaddress.ip_address(multiaddrs.parse(address).host)
+    except ValueError:  # a name
+        return True
+    if not paths.is_private(ip):
+        return True
+    return any(ip in network for network in local_networks()) and address not in own
 
 
 def local_networks() -> list[IPNetwork]:

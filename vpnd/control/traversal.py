@@ -30,9 +30,8 @@ from vpnd.adapter.handoff import Detached
 from vpnd.adapter.host import Host
 from vpnd.adapter.meeting import Leg, MeetingRefused
 from vpnd.adapter.punch import Use, punch
-from vpnd.config import multiaddrs
 from vpnd.control.common import Common
-from vpnd.control.relaying import GUESTS, local_networks
+from vpnd.control.relaying import GUESTS, local_networks, may_answer
 from vpnd.discovery.registry import Member, PeerRegistry
 from vpnd.endpoint import Endpoint, of_socket_address
 from vpnd.endpoint import parse as parse_endpoint
@@ -289,18 +288,7 @@ class Traversal:
         return [one for one in known if one is not None and one.addresses and one.peer_id != member.peer_id]
 
     def may_answer(self, address: str) -> bool:
-        """Whether an address is likely to be where its owner says, seen from here: a private address of another network
-        is not, nor one of this node, which bridges to containers have on many machines."""
-        try:
-            ip = ipaddress.ip_address(multiaddrs.parse(address).host)
-        except ValueError:  # a name
-            return True
-        if not paths.is_private(ip):
-            return True
-        return (
-            any(ip in network for network in local_networks())
-            and address not in self._host.listen_addresses()
-        )
+        return may_answer(address, self._host.listen_addresses())
 
     async def meet(self, member: Member, mode: str, deliver: Deliver) -> str:
         """Meet a member at one relay after another until one lets us, and deliver what comes of it: with BOTH a relayed
