@@ -56,8 +56,7 @@ class _Sent(NamedTuple):
 
 class Path:
     """Of one association, which owns it. `candidates`: where the peer may be, tried in turn. `draw()`: a token.
-    `second`:
-    the other end is the one to keep it open while nobody uses it.
+    `second`: the other end is the one to keep it open while nobody uses it.
 
     `probes`: what is to be sent now; the owner empties it. `since_s`: when it came alive or fell silent. `confirmed_s`:
     when the latest probe that was answered was sent. `size`: the largest datagram that arrives, in bytes of payload.

@@ -110,7 +110,7 @@ def test_keys_of_another_cipher_are_not_taken_over_from_what_came_too_early() ->
 
 def test_three_hundred_sessions_leave_nothing_behind() -> None:
     async def main() -> None:
-        a, b = Node(), Node()
+        a, b = Node(), Node(max_connects_per_source=1000)
         async with running(a, b):
             (await a.host.dial(b.address, b.peer_id)).close()
             await trio.sleep(0.05)
