@@ -177,7 +177,7 @@ class P2P(Table, frozen=True):
         "Head start of one address of a peer before the next is tried beside it.")
     stream_timeout: float = duration(30.0, 0.1, 3600.0,
         "Longest life of a protocol stream (identify and others) on a libp2p connection.", restart=True)
-    keepalive_interval: float = duration(5.0, 1.0, 3600.0,
+    keepalive_interval: float = duration(10.0, 1.0, 3600.0,
         "TCP keepalive interval of a silent connection, in whole seconds.", restart=True)
     max_sessions_per_peer: int = number(64, 1, 4096, "sessions", "Data sessions of one peer with this node.")
 
@@ -209,7 +209,7 @@ class Nat(Table, frozen=True):
     map_check: float = duration(60.0, 1.0, 86400.0, "Interval of asking for it again by PCP or NAT-PMP.")
     map_retry: float = duration(600.0, 1.0, 86400.0, "Wait before a router that gave no port is asked again.")
     map_timeout: float = duration(2.0, 0.1, 30.0, "Deadline of finding a router by UPnP, and of giving a port back.")
-    reach_delay: float = duration(3.0, 0.0, 600.0,
+    reach_delay: float = duration(1.5, 0.0, 600.0,
         "Wait after the start, or a change, before members are asked whether they can dial this node.")
     reach_interval: float = duration(600.0, 1.0, 86400.0,
         "Interval of asking two members whether they can dial this node.")
@@ -409,7 +409,7 @@ class Health(Table, frozen=True):
 
     interval: float = duration(5.0, 0.05, 3600.0,
         "Interval of probing a session; anything received counts as an answer.", essential=True)
-    idle_interval: float = duration(30.0, 0.05, 3600.0,
+    idle_interval: float = duration(60.0, 0.05, 3600.0,
         "The same of a session that sends no packets and hears nothing; never below interval.")
     timeout: float = duration(2.0, 0.01, 300.0,
         "Deadline of a probe, and of `vpnd ping`. Below the round-trip time sessions flap.", essential=True)
