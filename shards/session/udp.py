@@ -28,9 +28,9 @@ _UDP_SEGMENT, _UDP_GRO = 103, 104
 #: With a read come the size of what was merged, and the ECN bits, for which the supervisor asked.
 _ANCILLARY_BYTES = 2 * socket.CMSG_SPACE(4)
 #: A read gives one datagram, or several merged to at most this; so many reads before other work, and with those of
-#: which nothing is taken, which cost little.
+#: which nothing is taken: they cost little, and as long as they lie in the kernel, what others sent lies behind them.
 _READ_BYTES = 1 << 16
-_READS, _MOST_READS = 4, 12
+_READS, _MOST_READS = 4, 64
 #: Of a batch, what a span of records takes at most when it is sealed, in datagrams of the smallest size.
 _SPAN_BYTES = MAX_RECORD_BYTES * 5 // 4
 _BATCH_BYTES = 3 * _SPAN_BYTES

@@ -119,9 +119,6 @@ def test_tiny_packets_take_no_more_than_their_turn(nodes: list[Node], kind: str)
     assert_not_held_up(during)
 
 
-@pytest.mark.xfail(
-    reason="not mended yet: all three kinds at once, honest ping 4.7 ms on average and 55 at most"
-)
 @pytest.mark.parametrize("kinds", [[kind] for kind in DATAGRAMS] if LONG else [list(DATAGRAMS)], ids=str)
 def test_a_members_own_datagrams_take_no_more_than_their_turn(nodes: list[Node], kinds: list[str]) -> None:
     """They open, and none of them breaks a rule."""

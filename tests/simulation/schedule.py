@@ -100,6 +100,10 @@ def settings(random: Random) -> Config:
     )
 
 
+#: In a datagram.
+MOST_RECORDS = 20
+
+
 class Run:
     """One run. `faulty`: whether anything bad happens at all; without, nothing may be lost or late."""
 
@@ -198,7 +202,9 @@ class Run:
             assert drops <= allowed, f"{node.name} dropped packets: {drops - allowed}"
         arrived = sum(node.plane.counts.packets_to_tun for node in world.nodes.values())
         dropped = sum(sum(node.plane.counts.drops.values()) for node in world.nodes.values())
-        assert arrived + dropped == world.packets
+        # What is more than a peer's turn and cannot wait is lost unopened: a gap in the numbers of its datagrams.
+        missed = sum(node.plane.counts.datagrams_missed for node in world.nodes.values())
+        assert 0 <= world.packets - arrived - dropped <= missed * MOST_RECORDS
 
     # --- who
 
