@@ -220,10 +220,15 @@ class Plane:
         )
 
     def datagrams_changed(self, carrier: Link | Alone) -> None:
+        peer = self._peer_of[carrier]
         if carrier.beside is not None:
             how = "are used" if carrier.beside.usable else "are not used any more"
             self._say(carrier, "datagrams", f": datagrams beside it {how}")
-        self._peer_of[carrier].datagrams_changed(carrier)
+            if (
+                not carrier.beside.usable
+            ):  # where a NAT's address is another one, neither do sessions, and nobody says so
+                peer.pool.look_after()
+        peer.datagrams_changed(carrier)
 
     def lane_ready(self, lane: StreamLane) -> None:
         link = lane.carrier

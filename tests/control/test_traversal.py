@@ -348,3 +348,88 @@ def test_members_meet_at_a_relay_that_both_have_then_at_one_of_either() -> None:
         return met
 
     assert trio.run(main) == [c, b, d]
+
+
+class AnsweredLeg:
+    """What a relay gives that lets two meet, or says so. `closed`: it has been."""
+
+    def __init__(self) -> None:
+        self.met, self.closed = SimpleNamespace(relayed=True), False
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.mark.setting("nat.relay_stagger", "nat.relay_retry")
+def test_a_relay_that_does_not_answer_holds_up_nobody_and_is_asked_last_for_a_while() -> None:
+    a, b, c, *_ = OTHERS
+    asked: list[tuple[str, float]] = []
+    legs: list[AnsweredLeg] = []
+
+    async def main() -> None:
+        registry = Registry(*OTHERS)
+        async with trio.open_nursery() as nursery:
+            config = Config(nat=Nat(relay_stagger=0.5, relay_retry=20.0))
+            here = traversal(config, registry, Nobody(), nursery)
+            for peer_id in (b, c):
+                here._relays[peer_id] = SimpleNamespace(member=registry.find(peer_id))  # type: ignore[assignment]
+
+            async def at(relay: Member, request: Any) -> Any:
+                asked.append((relay.peer_id, trio.current_time()))
+                if relay.peer_id == b:
+                    await trio.sleep_forever()
+                await trio.sleep(0.1)
+                legs.append(AnsweredLeg())
+                return legs[-1]
+
+            async def conclude(leg: Any, relay_id: str, peer_id: str, deliver: Any) -> str:
+                deliver(SimpleNamespace())
+                return relay_id
+
+            here._at, here._conclude = at, conclude  # type: ignore[method-assign]
+            member = registry.find(a)
+            assert member is not None
+            for wait_s in (0.0, 0.0, 30.0):
+                await trio.sleep(wait_s)
+                begun_s, before = trio.current_time(), len(asked)
+                assert await here.meet(member, messages.BOTH, lambda detached: True) == c
+                times.append(trio.current_time() - begun_s)
+                order.append([peer_id for peer_id, _ in asked[before:]])
+
+    times: list[float] = []
+    order: list[list[str]] = []
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+    assert times == pytest.approx([0.6, 0.1, 0.6])
+    assert order == [[b, c], [c], [b, c]]
+
+
+def test_a_relay_through_which_nothing_comes_is_replaced_by_the_next() -> None:
+    a, b, c, *_ = OTHERS
+    tried: list[str] = []
+
+    async def main() -> str:
+        registry = Registry(*OTHERS)
+        async with trio.open_nursery() as nursery:
+            here = traversal(Config(), registry, Nobody(), nursery)
+            for peer_id in (b, c):
+                here._relays[peer_id] = SimpleNamespace(member=registry.find(peer_id))  # type: ignore[assignment]
+
+            async def at(relay: Member, request: Any) -> Any:
+                return AnsweredLeg()
+
+            async def conclude(leg: Any, relay_id: str, peer_id: str, deliver: Any) -> str:
+                tried.append(relay_id)
+                if relay_id == through:
+                    deliver(SimpleNamespace())
+                return "no hole"
+
+            here._at, here._conclude = at, conclude  # type: ignore[method-assign]
+            member = registry.find(a)
+            assert member is not None
+            return await here.meet(member, messages.BOTH, lambda detached: True)
+
+    through = c
+    assert trio.run(main) == "no hole" and tried == [b, c]
+    tried.clear()
+    through = ""
+    assert trio.run(main) == "no hole" and tried == [b, c]

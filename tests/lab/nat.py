@@ -156,6 +156,14 @@ class NatLab(Lab):
         if self._bridge is None:
             self.ip(each, "route", "add", "default", "dev", "wan", "src", each.address)
 
+    def move(self, gateway: int) -> None:
+        """Gateway 1, 2 … has another address outside, and has forgotten what it had translated. Where there is a bridge
+        in the place of the delay line."""
+        each = self.gateways[gateway - 1]
+        was, to = each.address, f"203.0.113.{200 + gateway}"
+        self.ip(each, "addr", "add", f"{to}/24", "dev", "wan")
+        self.ip(each, "addr", "del", f"{was}/24", "dev", "wan")
+
     def map_ports(self, gateway: int, *, pcp: bool = True, upnp: bool = True) -> None:
         """Gateway 1, 2 … gives ports to those behind it: miniupnpd, by PCP and NAT-PMP, by UPnP. `nat` ends that."""
         name = self.gateways[gateway - 1].name

@@ -3,7 +3,9 @@ back when their routers were away. Long: VPND_LONG_TESTS=1."""
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import statistics
 import time
 
@@ -24,6 +26,8 @@ pytestmark = [
 
 #: From when the router works again.
 BACK_S = 3.0
+#: With a relay that says nothing: noticed, and another one asked.
+SWALLOWED_S = 6.0
 RUNS = 3
 
 
@@ -109,6 +113,31 @@ def test_a_relayed_path_has_half_of_a_direct_one_and_costs_little() -> None:
         check_logs([r, a, b])
 
 
+@pytest.mark.parametrize("place", [1, 2], ids=["a's", "b's"])
+def test_who_is_behind_an_address_that_changes_is_back(place: int) -> None:
+    """Nobody says so: packets go out from the new one, and what answers the old one is lost."""
+    with NatLab(hidden=(1, 1), rtt_ms=0) as lab:
+        r, a, b = (machine(lab, place) for place in range(3))
+        r.start()
+        r.wait_ready()
+        for node in (a, b):
+            join(r, node)
+        begin_behind("masq", a, b)
+        time.sleep(2.0)  # datagrams are found
+        sent = Pings(b, address(a), count=200, interval_s=0.05)
+        time.sleep(2.0)
+        lab.move(place)
+        gap_s = sent.longest_gap_s()
+        print(f"{gap_s:.2f} s without an answer when a NAT's address changed")
+        assert gap_s <= within(BACK_S)
+        wait_until(
+            lambda: paths(b, "a") and paths(b, "a")[0].startswith("direct"),
+            REACHED_S,
+            "as good a path as before",
+        )
+        check_logs([r, a, b])
+
+
 def test_who_lost_the_routers_memory_or_the_only_relay_is_told_or_back() -> None:
     with NatLab(hidden=(1, 1), rtt_ms=RTT_MS) as lab:
         r, a, b = (machine(lab, place, {"nat": {"relay_retry": "1s"}}) for place in range(3))
@@ -137,4 +166,37 @@ def test_who_lost_the_routers_memory_or_the_only_relay_is_told_or_back() -> None
             return bool(remedy.search(b.vpnd("status", check=False).stdout.replace("\n", " ")))
 
         wait_until(told, 6 * REACHED_S, "status says that a relay is missing")
+        check_logs([a, b])
+
+
+def test_a_relay_that_swallows_everything_costs_a_meeting_little() -> None:
+    """It accepts connections, as a process that has stopped does, and says nothing."""
+    with NatLab(public=2, hidden=(1, 1), rtt_ms=RTT_MS) as lab:
+        r, s, a, b = (machine(lab, place) for place in range(4))
+        r.start()
+        r.wait_ready()
+        for node in (s, a, b):
+            join(r, node)
+        begin_behind("fully", a, b)
+        used = r if any("via r" in path for path in paths(b, "a")) else s
+        pids = process_tree(used.pids())
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            begun_s = time.monotonic()
+            wait_for_answer(lab, b.namespace, address(a), 30, probe_wait_s=PROBE_S)
+            time.sleep(1.0)
+            wait_for_answer(lab, b.namespace, address(a), 30, probe_wait_s=PROBE_S)
+            under_way_s = time.monotonic() - begun_s
+            assert b.stop() == 0
+            begun_s = time.monotonic()
+            b.start()
+            b.wait_ready()
+            wait_for_answer(lab, b.namespace, address(a), 30, probe_wait_s=PROBE_S)
+            started_s = time.monotonic() - begun_s
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+        print(f"through the other relay after {under_way_s:.2f} s; from a start on {started_s:.2f} s")
+        assert started_s <= within(SWALLOWED_S) and under_way_s <= within(SWALLOWED_S)
         check_logs([a, b])

@@ -109,6 +109,7 @@ class Traversal:
         self._mapping = messages.UNKNOWN
         self._by_chance = False  # one such try at a time
         self._calling: dict[str, set[_Calling]] = {}  # by whom they are with
+        self._poor: dict[str, float] = {}  # relays that gave nothing, and until when they are asked last
         self._changed = trio.Event()
 
     def relays(self) -> tuple[Member, ...]:
@@ -167,6 +168,7 @@ class Traversal:
     def network_changed(self) -> None:
         """Whoever was no relay may be one from here."""
         self._rests.clear()
+        self._poor.clear()
         self._changed.set()
 
     # --- relays
@@ -295,38 +297,103 @@ class Traversal:
         session and then, if it can be had, a direct one; with PUNCH only that. Returns when there is nothing more to
         come, and why there is no direct one, if not. Raises DialError when no relay lets us, NoRelay when none answers,
         CalledMeanwhile when the member's own call stands."""
-        leg, relay_id = await self._leg(member, mode)
-        self._count("meetings")
-        return await self._conclude(leg, relay_id, member.peer_id, deliver)
+        tried, why = set[str](), ""
+        while True:
+            got = False
 
-    async def _leg(self, member: Member, mode: str) -> tuple[Leg, str]:
-        errors, answered = [], False
+            def take(detached: Detached) -> bool:
+                nonlocal got
+                got = True
+                return deliver(detached)
+
+            try:
+                leg, relay_id = await self._leg(member, mode, tried)
+            except NoRelay:
+                if tried:
+                    return why
+                raise
+            self._count("meetings")
+            promised = leg.met.relayed
+            why = await self._conclude(leg, relay_id, member.peer_id, take)
+            if got or not promised:
+                return why
+            self._gave_nothing(relay_id)
+            tried.add(relay_id)
+
+    async def _leg(self, member: Member, mode: str, tried: set[str]) -> tuple[Leg, str]:
+        """A leg at one of the relays that were not `tried`."""
+        calling, found = _Calling(), None
+        under_way = self._calling.setdefault(member.peer_id, set())
+        under_way.add(calling)
+        try:
+            with calling.scope:
+                found = await self._first_leg(member, mode, tried)
+        finally:
+            calling.end(answered=found is not None)
+            under_way.discard(calling)
+            if not under_way:
+                self._calling.pop(member.peer_id, None)
+        if found is None:
+            raise CalledMeanwhile(f"{member.name} calls at the same moment")
+        return found
+
+    async def _first_leg(self, member: Member, mode: str, tried: set[str]) -> tuple[Leg, str]:
+        """Relays are asked one after the other, the next one beside those that have not answered within
+        nat.relay_stagger; last those that have not answered lately."""
         own, theirs = self.relays(), self._relays_of(member)
         both = [relay for relay in own if relay.peer_id in member.relays]
-        for relay in {each.peer_id: each for each in (*both, *own, *theirs)}.values():
-            if relay.peer_id == member.peer_id:
-                continue
-            request = self._request(secrets.token_bytes(TOKEN_BYTES), member.peer_id, mode)
-            calling, leg = _Calling(), None
-            with calling.scope:
-                under_way = self._calling.setdefault(member.peer_id, set())
-                under_way.add(calling)
-                try:
-                    leg = await self._at(relay, request)
-                    return leg, relay.peer_id
-                except DialError as error:
-                    if isinstance(error, MeetingRefused):
-                        answered = True
-                        self._count("meetings_refused")
-                    errors.append(f"{relay.name}: {error}")
-                finally:
-                    calling.end(answered=leg is not None)
-                    under_way.discard(calling)
-                    if not under_way:
-                        self._calling.pop(member.peer_id, None)
-            if calling.scope.cancelled_caught:
-                raise CalledMeanwhile(f"{member.name} calls at the same moment")
+        relays = {each.peer_id: each for each in (*both, *own, *theirs)}
+        without = (*tried, member.peer_id)
+        relays = {peer_id: each for peer_id, each in relays.items() if peer_id not in without}
+        errors: list[str] = []
+        found: list[tuple[Leg, str]] = []
+        answered = False
+
+        async def ask(relay: Member, over: trio.Event) -> None:
+            nonlocal answered
+            try:
+                request = self._request(secrets.token_bytes(TOKEN_BYTES), member.peer_id, mode)
+                found.append((await self._at(relay, request), relay.peer_id))
+                self._poor.pop(relay.peer_id, None)
+                nursery.cancel_scope.cancel()
+            except DialError as error:
+                if isinstance(error, MeetingRefused):
+                    answered = True
+                    self._count("meetings_refused")
+                else:
+                    self._gave_nothing(relay.peer_id)
+                errors.append(f"{relay.name}: {error}")
+            finally:
+                over.set()
+
+        try:
+            async with trio.open_nursery() as nursery:
+                for relay in sorted(relays.values(), key=self._gives_nothing):
+                    over = trio.Event()
+                    nursery.start_soon(ask, relay, over)
+                    with trio.move_on_after(self._live.config.nat.relay_stagger) as patience:
+                        await over.wait()
+                    if patience.cancelled_caught:
+                        self._gave_nothing(relay.peer_id)
+            unused = found[1:]
+        except BaseException:
+            unused = found
+            raise
+        finally:
+            for leg, _ in unused:
+                leg.close()
+        if found:
+            return found[0]
         raise (DialError if answered else NoRelay)("; ".join(errors) or "no relay is known")
+
+    def _gave_nothing(self, peer_id: str) -> None:
+        """A relay did not answer, or nothing came through it."""
+        now_s = self._now_s()
+        self._poor = {each: until_s for each, until_s in self._poor.items() if until_s > now_s}
+        self._poor[peer_id] = now_s + self._live.config.nat.relay_retry
+
+    def _gives_nothing(self, relay: Member) -> bool:
+        return self._poor.get(relay.peer_id, 0.0) > self._now_s()
 
     def _request(self, token: bytes, peer_id: str, mode: str) -> Meet:
         birthday = self._live.config.nat.birthday
