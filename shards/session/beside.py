@@ -264,11 +264,10 @@ class DatagramLane(Generic[Carrier]):
         budget = self.budget
         budget.begin_datagrams(self._socket.turns)
         if budget.datagrams_left > 0 and not self.behind:
-            self._open(view, start, end, segment, address, marked, now_s)
-            return True
-        if not self.closed and budget.keep_datagrams(end - start):
+            start = self._open(view, start, end, segment, address, marked, now_s)
+        if start < end and not self.closed and budget.keep_datagrams(end - start):
             self._unopened.append((bytes(view[start:end]), segment, address, marked))
-        return False
+        return start == end
 
     def _open(
         self,
@@ -279,15 +278,18 @@ class DatagramLane(Generic[Carrier]):
         address: Address,
         marked: bool,
         now_s: float,
-    ) -> None:
-        """A datagram costs as much as a record, and more if it has more of them."""
+    ) -> int:
+        """As many as there is budget for: where they end. A datagram costs as much as a record, and more if it has more
+        of them."""
         budget = self.budget
+        end = min(end, start + budget.datagrams_left * segment)
         most = budget.datagrams_left - -(-(end - start) // segment)
         try:
             self.association.receive_untrusted(view, start, end, segment, address, marked, now_s)
         except RemoteProtocolError as error:
             self.carrier.fail(error)
         budget.datagrams_left = min(budget.datagrams_left, most)
+        return end
 
     def _deliver(self, records: memoryview) -> None:
         """Stage 6 for what was opened, as far as the turn goes. An impossible record ends the session, as it does in a
@@ -328,8 +330,11 @@ class DatagramLane(Generic[Carrier]):
             self._deliver(memoryview(records))
         while self._unopened and not self._rest and budget.datagrams_left > 0:
             data, segment, address, marked = self._unopened.popleft()
-            budget.waiting_bytes -= len(data)
-            self._open(memoryview(data), 0, len(data), segment, address, marked, now_s)
+            reached = self._open(memoryview(data), 0, len(data), segment, address, marked, now_s)
+            left = data[reached:] if not self.closed else b""
+            budget.waiting_bytes -= len(data) - len(left)
+            if left:
+                self._unopened.appendleft((left, segment, address, marked))
 
     def taken(self, now_s: float) -> None:
         if self.closed:

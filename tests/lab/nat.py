@@ -36,6 +36,11 @@ def _outside(gateway: int) -> str:
     return f"203.0.113.{gateway if gateway < 10 else 90 + gateway}"
 
 
+def _spare(gateway: int) -> str:
+    """Where it is after `move`."""
+    return f"203.0.113.{200 + gateway}"
+
+
 class NatLab(Lab):
     """`public`: how many public machines (r, s, …). `hidden`: how many behind each gateway. `nodes`: the public ones,
     those behind gateway 1, those behind gateway 2 … `rtt_ms` 0: a bridge in the place of the delay line, which is as
@@ -130,7 +135,7 @@ class NatLab(Lab):
             for place, each in enumerate(self.public)
         ]
         ends += [
-            f"{each.name}={each.address}/32,10.{n}.0.0/24,2001:db8:{n}::/64"
+            f"{each.name}={each.address}/32,{_spare(n)}/32,10.{n}.0.0/24,2001:db8:{n}::/64"
             for n, each in enumerate(self.gateways, 1)
         ]
         line = subprocess.Popen(
@@ -157,12 +162,13 @@ class NatLab(Lab):
             self.ip(each, "route", "add", "default", "dev", "wan", "src", each.address)
 
     def move(self, gateway: int) -> None:
-        """Gateway 1, 2 … has another address outside, and has forgotten what it had translated. Where there is a bridge
-        in the place of the delay line."""
+        """Gateway 1, 2 … has another address outside, and has forgotten what it had translated."""
         each = self.gateways[gateway - 1]
-        was, to = each.address, f"203.0.113.{200 + gateway}"
-        self.ip(each, "addr", "add", f"{to}/24", "dev", "wan")
-        self.ip(each, "addr", "del", f"{was}/24", "dev", "wan")
+        self.ip(each, "link", "set", "wan", "down")
+        self.ip(each, "addr", "flush", "dev", "wan", "scope", "global")
+        self.ip(each, "addr", "add", f"{_spare(gateway)}/32", "dev", "wan")
+        self.ip(each, "link", "set", "wan", "up")
+        self.ip(each, "route", "add", "default", "dev", "wan", "src", _spare(gateway))
 
     def map_ports(self, gateway: int, *, pcp: bool = True, upnp: bool = True) -> None:
         """Gateway 1, 2 … gives ports to those behind it: miniupnpd, by PCP and NAT-PMP, by UPnP. `nat` ends that."""

@@ -26,8 +26,8 @@ pytestmark = [
 
 #: From when the router works again.
 BACK_S = 3.0
-#: With a relay that says nothing: noticed, and another one asked.
-SWALLOWED_S = 6.0
+#: A session through a relay that begins to say nothing: noticed, given up, and made anew through another one.
+SWALLOWED_S = 12.0
 RUNS = 3
 
 
@@ -86,7 +86,7 @@ def test_an_upgrade_under_load_costs_no_packet_in_any_shard() -> None:
 
 
 def test_a_relayed_path_has_half_of_a_direct_one_and_costs_little() -> None:
-    with NatLab(hidden=(1, 1), rtt_ms=0) as lab:
+    with NatLab(hidden=(1, 1), rtt_ms=RTT_MS) as lab:
         r, a, b = (machine(lab, place) for place in range(3))
         r.start()
         r.wait_ready()
@@ -116,7 +116,7 @@ def test_a_relayed_path_has_half_of_a_direct_one_and_costs_little() -> None:
 @pytest.mark.parametrize("place", [1, 2], ids=["a's", "b's"])
 def test_who_is_behind_an_address_that_changes_is_back(place: int) -> None:
     """Nobody says so: packets go out from the new one, and what answers the old one is lost."""
-    with NatLab(hidden=(1, 1), rtt_ms=0) as lab:
+    with NatLab(hidden=(1, 1), rtt_ms=RTT_MS) as lab:
         r, a, b = (machine(lab, place) for place in range(3))
         r.start()
         r.wait_ready()
@@ -198,5 +198,5 @@ def test_a_relay_that_swallows_everything_costs_a_meeting_little() -> None:
             for pid in pids:
                 os.kill(pid, signal.SIGCONT)
         print(f"through the other relay after {under_way_s:.2f} s; from a start on {started_s:.2f} s")
-        assert started_s <= within(SWALLOWED_S) and under_way_s <= within(SWALLOWED_S)
+        assert started_s <= within(BACK_S) and under_way_s <= within(SWALLOWED_S)
         check_logs([a, b])

@@ -190,7 +190,7 @@ class Nat(Table, frozen=True):
     relays: int = number(2, 1, 3, "relays",
         "Relays a node stays connected to, so that members that cannot dial it can call it there.")
     relay_retry: float = duration(30.0, 0.1, 86400.0, "Wait before a member that was no relay is asked again.")
-    relay_stagger: float = duration(1.0, 0.01, 60.0,
+    relay_stagger: float = duration(0.6, 0.01, 60.0,
         "Head start of a relay that is asked for a meeting before the next one is asked as well.")
     meet_delay: float = duration(0.3, 0.0, 60.0,
         "Head start of a peer's own addresses before a meeting at a relay is tried beside them.")

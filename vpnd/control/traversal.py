@@ -261,7 +261,11 @@ class Traversal:
         for calling in tuple(self._calling.get(call.caller, ())) if call.mode == BOTH else ():
             if self._own_id > call.caller:
                 calling.scope.cancel()
-            elif await calling.comes_about():
+                continue
+            stands = False
+            with trio.move_on_after(self._live.config.nat.relay_stagger):
+                stands = await calling.comes_about()
+            if stands:
                 self._count("calls_refused")
                 await self._tell(stream, relay, Gone(call.token, messages.ABSENT))
                 return
