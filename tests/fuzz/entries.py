@@ -197,7 +197,9 @@ def session(data: bytes) -> None:
     Peer().say(*(data[at : at + NOISE_BYTES] for at in range(0, len(data), NOISE_BYTES)))
 
 
-SHAKE = noise.MembersOnlyNoise(create_new_key_pair(), lambda peer_id: True, lambda peer_id: None)
+SHAKE = noise.MembersOnlyNoise(
+    create_new_key_pair(), lambda peer_id: True, lambda peer_id: None, lambda peer_id: False
+)
 
 
 def handshake(data: bytes) -> None:
