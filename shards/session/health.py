@@ -65,14 +65,13 @@ class Health:
             return Verdict.NOTHING
         return self._probe(now_s, urgent_s)
 
-    def rouse(self, now_s: float, heard_s: float) -> bool:
-        """It sends packets again: whether `next_s` comes earlier now."""
-        due_s = max(now_s, heard_s + self._live.config.health.interval)
-        earlier = self.idle and self._sent_s is None and due_s < self.next_s
+    def rouse(self, now_s: float) -> bool:
+        """It sends packets again, after a time in which nobody looked: whether a probe is due now."""
+        due = self.idle and self._sent_s is None and now_s < self.next_s
         self.idle = False
-        if earlier:
-            self.next_s = due_s
-        return earlier
+        if due:
+            self.next_s = now_s
+        return due
 
     def retime(self, now_s: float) -> bool:
         """The interval may be another one: whether `next_s` comes earlier now."""
@@ -153,7 +152,7 @@ class HealthTimer:
     def look(self) -> None:
         """Whether it sends packets again."""
         talk = self._talk
-        if talk.packets_sent != self._sent and self.health.rouse(talk.now(), talk.heard_s):
+        if talk.packets_sent != self._sent and self.health.rouse(talk.now()):
             self.start()
 
     def retime(self) -> None:
