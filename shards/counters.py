@@ -45,7 +45,7 @@ class Counts:
         self.health_probes = self.health_failures = self.health_deaths = 0
         self.datagrams_sent = self.datagrams_unsent = self.datagrams_received = self.datagrams_missed = 0
         self.datagrams_late = self.datagrams_replayed = self.datagrams_forged = self.datagrams_unknown = 0
-        self.datagrams_marked = 0
+        self.datagrams_marked = self.datagrams_over = 0
         self.batches = 0
         self.times = {name: Times() for name in SHARD_HISTOGRAMS}
 

@@ -46,4 +46,5 @@ class Rest:
         self._looked_s, self._used_s = now_s, used_s
         pause_s = (self._debt_s - process.realtime_slice) / process.realtime_share
         if pause_s > 0 and self._realtime():
-            self._sleep(pause_s)
+            # After long work without a look there may be much: it is given bit by bit as well.
+            self._sleep(min(pause_s, process.realtime_slice))

@@ -199,6 +199,9 @@ class ShardCounters(msgspec.Struct, frozen=True, kw_only=True):
             "Of peers' datagrams: did not come in their turn. Those that are not late were lost.", "datagrams"
         ),
     ] = 0
+    datagrams_over: Annotated[
+        int, told("Dropped unopened: their peer sends more than its turns take.", "datagrams")
+    ] = 0
     datagrams_late: Annotated[int, told("Of those missed: came after all.", "datagrams")] = 0
     datagrams_replayed: Annotated[
         int, told("Dropped: had come before, or are too old to tell.", "datagrams")

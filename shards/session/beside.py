@@ -265,9 +265,13 @@ class DatagramLane(Generic[Carrier]):
         budget.begin_datagrams(self._socket.turns)
         if budget.datagrams_left > 0 and not self.behind:
             start = self._open(view, start, end, segment, address, marked, now_s)
-        if start < end and not self.closed and budget.keep_datagrams(end - start):
+        if start == end:
+            return True
+        if not self.closed and budget.keep_datagrams(end - start):
             self._unopened.append((bytes(view[start:end]), segment, address, marked))
-        return start == end
+        else:
+            self._counts.datagrams_over += -(-(end - start) // segment)
+        return False
 
     def _open(
         self,

@@ -79,7 +79,7 @@ class Taker(Protocol):
 class DatagramSocket:
     """Owner: the shard. `sock` is bound and non-blocking; `number` is its place among those of the port, `port` what
     peers are told; `outside`: what a NAT has made of that, 0 until it is known. `full`: nothing may be sealed for now.
-    `turns`: how many there were. `between_turns` is called when there is more: see Rest."""
+    `turns`: how many there were. `between_turns` is called when there is more, here or in the kernel: see Rest."""
 
     def __init__(
         self,
@@ -215,7 +215,7 @@ class DatagramSocket:
         if self._behind:
             self._again = self._loop.call_soon(self._turn)
         self._batch_done()
-        if more:
+        if more or self._behind:
             self._between_turns()
 
     def _sorted(self, count: int, segment: int) -> Iterator[tuple[Taker, int, int]]:

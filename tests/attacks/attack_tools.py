@@ -51,8 +51,9 @@ SLOWER_MS = 2.0
 #: Who is not let in for so long is kept out.
 KEPT_OUT_S = 10.0
 PING_INTERVAL_S = 0.01
-#: How often it is looked how long processes have waited.
-LOOK_S = 0.02
+#: How often it is looked how long processes have waited; and over how many looks, what they had of a CPU: within a
+#: second Linux gives others their part, and then nobody seems to have had too much.
+LOOK_S, LOOKS = 0.02, 25
 FRAME_BYTES = 1 << 14
 FIRST_WORD = b"\x13/multistream/1.0.0\n"
 
@@ -75,7 +76,8 @@ def arena(nodes: int = 3, **settings: dict[str, Any]) -> Iterator[list[Node]]:
 
 class During:
     """Round trips of honest members before an attack and beside it. Of the processes on their way meanwhile,
-    `waited_ms`: the longest that they had to wait for a CPU at once; `share`: of a CPU, that the busiest had."""
+    `waited_ms`: the longest that they had to wait for a CPU at once; `share`: of a CPU, that
+    the busiest had for half a second."""
 
     def __init__(self, before: Ping) -> None:
         self.before = before
@@ -95,15 +97,16 @@ def beside(source: Node, target: Node, seconds: float = ATTACK_S, address: str =
     pids = [pid for node in (source, target) for pid in carriers(node)]
 
     def watch(over: threading.Event) -> None:
-        begun_s, first = time.monotonic(), [ran_and_waited(pid) for pid in pids]
-        last = first
+        looks = deque([(time.monotonic(), [ran_and_waited(pid) for pid in pids])], LOOKS)
         while not over.wait(LOOK_S):
-            now = [ran_and_waited(pid) for pid in pids]
+            last, now = looks[-1][1], [ran_and_waited(pid) for pid in pids]
             longest_s = max(later[1] - before[1] for later, before in zip(now, last, strict=True))
             during.waited_ms = max(during.waited_ms, longest_s * 1000)
-            last = now
-        most_s = max(later[0] - before[0] for later, before in zip(last, first, strict=True))
-        during.share = most_s / (time.monotonic() - begun_s)
+            looks.append((time.monotonic(), now))
+            begun_s, first = looks[0]
+            if len(looks) == LOOKS:
+                most_s = max(later[0] - before[0] for later, before in zip(now, first, strict=True))
+                during.share = max(during.share, most_s / (looks[-1][0] - begun_s))
 
     def run() -> None:
         with meanwhile(watch):

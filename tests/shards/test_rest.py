@@ -59,6 +59,15 @@ def test_for_a_while_it_may_take_all(slice_s: float) -> None:
     assert rig.works(2 * slice_s) > 0
 
 
+def test_what_it_took_while_nobody_looked_is_given_bit_by_bit() -> None:
+    rig = Rig()
+    rig.used_s += 2.7
+    rig.now_s += 2.7
+    rig.works(1.0)
+    assert sum(rig.slept) > 0.2
+    assert max(rig.slept) <= SLICE_S
+
+
 def test_one_that_is_idle_at_times_never_rests() -> None:
     assert Rig().works(1.0, idle=0.2) == 0
     assert Rig(realtime=False).works(1.0) == 0, (

@@ -168,7 +168,9 @@ def test_what_waits_of_one_peer_is_in_nobodys_way_and_is_bounded() -> None:
             seen.append((len(arrived["a", "b", UDP]), len(arrived["c", "b", UDP])))
             waiting.append(budget.waiting_bytes)
 
+        asked: list[bool] = []
         b.plane.datagrams._batch_done = batch_done
+        b.plane.datagrams._between_turns = lambda: asked.append(True)
         for _ in range(4):
             on.world.send(c, b, UDP, 1000, 36)
         on.send(UDP)
@@ -176,6 +178,10 @@ def test_what_waits_of_one_peer_is_in_nobodys_way_and_is_bounded() -> None:
         assert min(of_c for of_a, of_c in seen if of_a) <= 4 * turn
         assert seen[-1][1] < 4000 and most / 2 < max(waiting) <= most
         assert budget.waiting_bytes == 0, "what was kept has been taken"
+        assert b.plane.counts.datagrams_over > 0, "and what was not, counted"
+        assert len(asked) >= sum(map(bool, waiting)), (
+            "work that waits here is more to do, with the socket empty too"
+        )
 
 
 def test_a_flood_of_datagrams_asks_for_no_more_sessions() -> None:

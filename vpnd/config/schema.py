@@ -497,7 +497,8 @@ class Process(Table, frozen=True):
     realtime_share: float = share(0.88, 0.1, 1.0,
         "Share of its CPU's time that a shard takes at real-time priority while floods keep it busy; above 0.95 Linux "
         "may stop it for 50 ms at a time.")
-    realtime_slice: float = duration(0.005, 0.001, 1.0, "Time it may take beyond that share; and how often it looks.")
+    realtime_slice: float = duration(0.005, 0.001, 1.0,
+        "Time it may take beyond that share, its longest pause, and how often it looks.")
     ready_timeout: float = duration(20.0, 0.5, 600.0, "Deadline for a child to become ready.")
     stop_timeout: float = duration(3.0, 0.1, 600.0, "Deadline for a child to stop; then it is killed.")
     watchdog: float = duration(10.0, 0.0, 3600.0,
