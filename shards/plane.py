@@ -333,6 +333,8 @@ class Plane:
             self.outbound.before_next = self._stalls.start
 
     def _maintain_pools(self) -> None:
+        for link in self.links.values():
+            link.rest()
         now_s = self.now()
         for peer in self.peers:
             if peer.pool.carriers:

@@ -107,7 +107,7 @@ class Pump:
         self._coalescer = coalescer
         self._read_batch = config.network.read_batch
         self._publish_bytes = config.worker.publish_bytes
-        self._scratch = memoryview(bytearray(MAX_RECORD_BYTES))
+        self._scratch = ring.lazy_buffer(MAX_RECORD_BYTES)
         self.flows = FlowTable(config.worker.max_flows)
         self._live = live
         live.watch(lambda config: config.worker.max_flows, self._limit_flows)

@@ -19,6 +19,7 @@ from vpnd.errors import BadPacket, RemoteProtocolError
 from vpnd.packet import ecn
 from vpnd.packet.offload.slices import OFFSET_MASK, Joiner
 from vpnd.packet.record import LENGTH
+from vpnd.packet.ring import lazy_buffer
 from vpnd.session import Established
 
 _RECORDS, _SLICED = spec.RECORDS, spec.SLICED
@@ -29,7 +30,7 @@ class Plain:
     """Where datagrams are opened and slices joined: one for all associations of a shard, which take turns."""
 
     def __init__(self, size: int) -> None:
-        self.view = memoryview(bytearray(size))
+        self.view = lazy_buffer(size)
         self.joiner = Joiner()
         self.joins: Association | None = None  # whose slices are in the joiner
         self.marked = False  # of congestion: all of them, or none

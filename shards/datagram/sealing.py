@@ -16,6 +16,7 @@ from vpnd import session
 from vpnd.packet import ecn
 from vpnd.packet.offload import slices
 from vpnd.packet.record import LENGTH, LENGTH_BYTES, PACKET_OFFSET
+from vpnd.packet.ring import lazy_buffer
 
 _HEADER_BYTES = spec.HEADER_BYTES
 _TAG_BYTES = spec.TAG_BYTES
@@ -79,7 +80,7 @@ class Batch:
 
     def __init__(self, size: int) -> None:
         self.bytes = size
-        self.view = memoryview(bytearray(size))
+        self.view = lazy_buffer(size)
         self.runs: list[tuple[int, int, int, int]] = []
         self.tail = self._begin = self._size = self._limit = self.ecn = 0
 

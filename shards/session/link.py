@@ -155,8 +155,8 @@ class Link:
         self._outbound, self._counts = common.outbound, common.counts
         self._rtts, self._delays = common.counts.times["rtt"], common.counts.times["queue_delay"]
         self._inbound: Delivery = common.inbound
-        self._hello, self._batch_done = common.hello, common.batch_done
-        self._make_beside = make_beside
+        self._hello, self._batch_done, self._make_beside = common.hello, common.batch_done, make_beside
+        self.rest = session.rest
         self._opening: set[Stream] = set()
         self._barriers: dict[int, tuple[float, Callable[[float], None]]] = {}
         # what was too much for a turn: the engine gives nothing before it is done

@@ -22,6 +22,7 @@ from shards.datagram.sealing import Batch
 from vpnd.config.live import Live
 from vpnd.packet import ecn
 from vpnd.packet.record import MAX_RECORD_BYTES
+from vpnd.packet.ring import lazy_buffer
 
 #: Linux, include/uapi/linux/udp.h.
 _UDP_SEGMENT, _UDP_GRO = 103, 104
@@ -103,7 +104,7 @@ class DatagramSocket:
         self._now, self._batch_done, self._draw, self._between_turns = now, batch_done, draw, between_turns
         self._loop = asyncio.get_running_loop()
         self._takers: dict[int, Taker] = {}
-        self._buffer = memoryview(bytearray(_READ_BYTES))
+        self._buffer = lazy_buffer(_READ_BYTES)
         self._probes = Batch(_READ_BYTES)
         self._batch_of: Taker | None = None
         self._behind: list[Taker] = []

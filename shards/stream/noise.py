@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 from shards.stream import spec
 from vpnd import session
 from vpnd.errors import LocalProtocolError, RemoteProtocolError
+from vpnd.packet.ring import give_back, lazy_buffer
 
 _pack_length = spec.MESSAGE_LENGTH.pack_into
 _unpack_length = spec.MESSAGE_LENGTH.unpack_from
@@ -28,6 +29,8 @@ _NONCE_LIMIT = spec.NONCE_LIMIT
 _MAX_WIRE = spec.MAX_WIRE_BYTES
 _MAX_PAYLOAD = spec.MAX_FRAME_PAYLOAD_BYTES
 _DATA_OVERHEAD = spec.DATA_OVERHEAD_BYTES
+#: Messages between two `rest`s with which a buffer is hardly used: probes, and a ping or two.
+LITTLE = 16
 
 
 _CIPHERS: dict[str, type[ChaCha20Poly1305] | type[AESGCM]] = {
@@ -47,6 +50,24 @@ def _cipher(name: str, key: bytes, nonce: int) -> ChaCha20Poly1305 | AESGCM:
     return _CIPHERS[name](key)
 
 
+class _Use:
+    """How much a buffer is used: messages, by the nonce, which counts them."""
+
+    __slots__ = ("_given_back", "_rested")
+
+    def __init__(self, nonce: int) -> None:
+        #: at the last `ends`, and when that was last true
+        self._rested = self._given_back = nonce
+
+    def ends(self, nonce: int) -> bool:
+        """Whether few messages have come since it was asked last, and many since this was last true."""
+        few = nonce - self._rested <= LITTLE < nonce - self._given_back
+        self._rested = nonce
+        if few:
+            self._given_back = nonce
+        return few
+
+
 class Sealer:
     """Plaintext in, sealed messages for the socket out.
 
@@ -57,13 +78,13 @@ class Sealer:
     """
 
     __slots__ = (
-        "_buffer",
         "_encrypt",
         "_head",
         "_limit",
         "_nonce",
         "_size",
         "_tail",
+        "_use",
         "_view",
         "nonce",
     )
@@ -75,12 +96,12 @@ class Sealer:
         self._encrypt = _cipher(cipher, key, nonce).encrypt_into
         self._nonce = spec.NONCES[cipher].pack
         self.nonce = nonce
-        self._buffer = bytearray(buffer_bytes)
-        self._view = memoryview(self._buffer)
+        self._view = lazy_buffer(buffer_bytes)
         self._size = buffer_bytes
         self._limit = buffer_bytes - reserve_bytes
         self._head = 0
         self._tail = 0
+        self._use = _Use(nonce)
 
     def room(self) -> int:
         """Payload bytes seal_data() has room for now, the overhead of every message taken off."""
@@ -153,6 +174,11 @@ class Sealer:
             # Moving no more than has been sent since the last move: at most one move a byte, ever.
             self._to_front()
 
+    def rest(self) -> None:
+        """Called now and then: without the memory of the buffer while that is empty and hardly used."""
+        if self._use.ends(self.nonce) and not self._tail:
+            give_back(self._view)
+
     def _to_front(self) -> None:
         waiting = self._tail - self._head
         if self._head:
@@ -167,7 +193,7 @@ class Opener:
     `plain` holds the plaintext of the last message opened. Owner: the session; not thread-safe.
     """
 
-    __slots__ = ("_decrypt", "_end", "_nonce", "_size", "_start", "_view", "nonce", "plain")
+    __slots__ = ("_decrypt", "_end", "_nonce", "_size", "_start", "_use", "_view", "nonce", "plain")
 
     def __init__(
         self, key: bytes, nonce: int, buffer_bytes: int, plain_bytes: int, cipher: str = session.CHACHAPOLY
@@ -176,11 +202,12 @@ class Opener:
         self._decrypt = _cipher(cipher, key, nonce).decrypt_into
         self._nonce = spec.NONCES[cipher].pack
         self.nonce = nonce
-        self._view = memoryview(bytearray(buffer_bytes))
+        self._view = lazy_buffer(buffer_bytes)
         self._size = buffer_bytes
         self._start = 0
         self._end = 0
-        self.plain = memoryview(bytearray(max(plain_bytes, spec.MAX_PLAINTEXT_BYTES)))
+        self._use = _Use(nonce)
+        self.plain = lazy_buffer(max(plain_bytes, spec.MAX_PLAINTEXT_BYTES))
 
     def receive_buffer(self) -> memoryview:
         """borrowed: free room behind what was received, until received(); empty only if much is unopened."""
@@ -193,6 +220,11 @@ class Opener:
             self._start = 0
             self._end = waiting
         return self._view[self._end :]
+
+    def rest(self) -> None:
+        """As Sealer's."""
+        if self._use.ends(self.nonce) and self._start == self._end:
+            give_back(self._view)
 
     def received(self, count: int) -> None:
         """`count` bytes were put into receive_buffer(). LocalProtocolError if they cannot have been."""

@@ -96,6 +96,11 @@ class Session:
         self._payload_stream: Stream | None = None
         self._payload_fin = False
 
+    def rest(self) -> None:
+        """Called now and then: without the memory of buffers that are empty and hardly used."""
+        self._sealer.rest()
+        self._opener.rest()
+
     # --- bytes in
 
     def receive_buffer(self) -> memoryview:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 
+import psutil
 import pytest
 from cryptography.hazmat.primitives.poly1305 import Poly1305
 from hypothesis import given
 from hypothesis import strategies as st
 
 from shards.stream import spec
-from shards.stream.noise import Opener, Sealer
+from shards.stream.noise import LITTLE, Opener, Sealer
 from vpnd.errors import LocalProtocolError, RemoteProtocolError
 
 KEY = bytes(range(32))
@@ -223,3 +224,33 @@ def test_a_replayed_message_does_not_open() -> None:
     assert into.open_untrusted() == 4
     with pytest.raises(RemoteProtocolError):
         into.open_untrusted()
+
+
+def resident_bytes() -> int:
+    return int(psutil.Process().memory_info().rss)
+
+
+def test_buffers_take_memory_as_they_are_used_and_give_it_back_at_rest() -> None:
+    size = 1 << 26
+    before = resident_bytes()
+    out, into = sealer(size=size), opener(size=size)
+    assert resident_bytes() - before < size // 8, "nothing is taken before it is used"
+    scratch = memoryview(bytearray(spec.HEADER_BYTES + (1 << 20)))
+    while out.room() > 1 << 20:
+        out.seal_data(1, scratch, spec.HEADER_BYTES, len(scratch))
+    put(into, bytes(out.data_to_send()))
+    out.rest()
+    into.rest()
+    assert resident_bytes() - before > size, "what waits stays"
+    while into.open_untrusted() >= 0:
+        pass
+    out.data_sent(len(out.data_to_send()))
+    for _ in range(2):
+        out.rest()
+        into.rest()
+    assert resident_bytes() - before < size // 2
+    for _ in range(2 * LITTLE):
+        assert out.seal_control(b"it goes on")
+        put(into, bytes(out.data_to_send()))
+        out.data_sent(len(out.data_to_send()))
+        assert bytes(into.plain[: into.open_untrusted()]) == b"it goes on"

@@ -83,6 +83,18 @@ def _make_fence() -> Callable[[], object]:
 fence = _make_fence()
 
 
+def lazy_buffer(size: int) -> memoryview:
+    """Writable memory of this process. Its pages are taken as they are written to, a bytearray's all at once."""
+    return memoryview(mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+
+
+def give_back(made: memoryview) -> None:
+    """What is in a `lazy_buffer` is not needed any more: its pages are the kernel's until they are written to again."""
+    memory = made.obj
+    assert isinstance(memory, mmap.mmap)
+    memory.madvise(mmap.MADV_DONTNEED)
+
+
 class Descriptors:
     """What makes a ring, as descriptors to be passed to the other process: memory, and an eventfd to wake
     the consumer."""

@@ -32,6 +32,7 @@ from vpnd.packet.record import (
     PACKET_OFFSET,
     VNET,
 )
+from vpnd.packet.ring import lazy_buffer
 
 #: Bits of a slice's first word: its upper byte, which no record's length has; the rest is the offset.
 SLICE = 1 << 24
@@ -69,7 +70,7 @@ class Joiner:
     __slots__ = ("_buffer", "_counter", "_end", "_front", "_next", "_offset", "_total", "active")
 
     def __init__(self) -> None:
-        self._buffer = memoryview(bytearray(MAX_RECORD_BYTES))
+        self._buffer = lazy_buffer(MAX_RECORD_BYTES)
         self.active = False
         self._front = self._offset = self._total = self._end = 0
         self._counter = self._next = -1  # of the datagram and the data to come
