@@ -20,8 +20,6 @@ import signal
 from collections.abc import Callable
 from typing import Any, Generic, Protocol, TypeVar
 
-import psutil
-
 from supervisor.interpreter import Process
 from supervisor.nursery import Nursery
 from supervisor.pacing import Priorities
@@ -117,7 +115,6 @@ class Child(Generic[AnySlot]):
         self.restarts = 0
         self.listen: tuple[str, ...] = ()
         self.own: OwnAddresses | None = None
-        self.process: psutil.Process | None = None
         self._begun: Process | None = None
         self._pidfd = -1
         self._channel: LoopChannel | None = None
@@ -193,7 +190,6 @@ class Child(Generic[AnySlot]):
         self._started_s = self._loop.time()
         self._begun, ours = self._nursery.begin(self.slot.module)
         self._gone.clear()
-        self.process = psutil.Process(self._begun.pid)
         self._pidfd = os.pidfd_open(self._begun.pid)
         self._loop.add_reader(self._pidfd, self._exited)
         self._channel = LoopChannel(
@@ -277,7 +273,7 @@ class Child(Generic[AnySlot]):
         self._loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
         self._pidfd = -1
-        self._begun = self.process = None
+        self._begun = None
         self.hung = self.confined = False
         if self._channel is not None:
             self._channel.close()

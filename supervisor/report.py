@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
+import mmap
 import os
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import msgspec
-import psutil
 from msgspec.structs import asdict, replace
 
 from supervisor.children import Child
@@ -60,9 +61,8 @@ class Usage:
     def __init__(self, live: Live, fleet: Fleet) -> None:
         self._live, self._fleet, self._loop = live, fleet, asyncio.get_running_loop()
         self.us = os.getpid()
-        self._us = psutil.Process()
         self._samples: dict[int, tuple[float, dict[str, Any]]] = {}
-        self._round: list[psutil.Process] = []
+        self._round: list[int] = []
         self._pause_s = 0.0
         self._timer = self._loop.call_soon(self._sample)
 
@@ -76,32 +76,37 @@ class Usage:
 
     def _sample(self) -> None:
         if not self._round:
-            processes = (child.process for child in (*self._fleet.children, *self._fleet.others))
-            self._round = [self._us, *(process for process in processes if process is not None)]
-            pids = {process.pid for process in self._round}
-            self._samples = {pid: sample for pid, sample in self._samples.items() if pid in pids}
+            pids = (child.pid for child in (*self._fleet.children, *self._fleet.others))
+            self._round = [self.us, *(pid for pid in pids if pid)]
+            self._samples = {pid: self._samples[pid] for pid in self._round if pid in self._samples}
             self._pause_s = self._live.config.status.sample_interval / len(self._round)
             for slot, _ in self._fleet.present:
                 if slot.port is not None:
                     slot.port.to_shard.rest()
-        process = self._round.pop()
-        try:
-            self._take(process)
-        except (psutil.Error, OSError):
-            pass  # it died this moment, and its pidfd will tell; or this process has no descriptor left just now
+        # one that died this moment, as its pidfd will tell; or this process has no descriptor left just now
+        with contextlib.suppress(OSError):
+            self._take(self._round.pop())
         self._timer = self._loop.call_later(self._pause_s, self._sample)
 
-    def _take(self, process: psutil.Process) -> None:
-        with process.oneshot():
-            times, rss = process.cpu_times(), process.memory_info().rss
-        now_s, cpu_s = self._loop.time(), times.user + times.system
-        before = self._samples.get(process.pid)
+    def _take(self, pid: int) -> None:
+        cpu_s, rss_bytes = _used(pid)
+        now_s = self._loop.time()
+        before = self._samples.get(pid)
         percent = 0.0
         if before is not None and now_s > before[0]:
             percent = 100 * max(0.0, cpu_s - before[1]["cpu_s"]) / (now_s - before[0])
-        self._samples[process.pid] = (
-            now_s, {"cpu_percent": round(percent, 1), "cpu_s": cpu_s, "rss_bytes": rss}
+        self._samples[pid] = (
+            now_s, {"cpu_percent": round(percent, 1), "cpu_s": cpu_s, "rss_bytes": rss_bytes}
         )  # fmt: skip
+
+
+def _used(pid: int) -> tuple[float, int]:
+    """CPU seconds and resident bytes of a process, from /proc/PID/stat; proc(5) counts its fields from 1. Raises
+    OSError."""
+    with open(f"/proc/{pid}/stat", "rb") as file:
+        fields = file.read().rpartition(b")")[2].split()  # from the third on
+    ticks = int(fields[14 - 3]) + int(fields[15 - 3])
+    return ticks / os.sysconf("SC_CLK_TCK"), int(fields[24 - 3]) * mmap.PAGESIZE
 
 
 def shard_row(

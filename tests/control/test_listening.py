@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
-import socket
 import sys
-from collections import namedtuple
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from control_harness import free_port
 from control_nodes import Node, offered, running
 from lab import Lab
 
+from vpnd import interfaces
 from vpnd.adapter import addresses, binding, host
 from vpnd.adapter.addresses import parse_endpoint
 from vpnd.errors import AlreadyRunningError, ConfigError, MachineError
@@ -128,22 +128,13 @@ def test_which_listeners_share_a_connection(ours: str, theirs: str, collide: boo
 
 
 def test_wildcards_become_the_addresses_of_the_machine_without_the_vpns_own(monkeypatch: Monkey) -> None:
-    address = namedtuple("address", "family address")  # what psutil returns
-    monkeypatch.setattr(
-        addresses.psutil,
-        "net_if_addrs",
-        lambda: {
-            "lo": [address(socket.AF_INET, "127.0.0.1"), address(socket.AF_INET6, "::1")],
-            "eth0": [
-                address(socket.AF_INET, "192.0.2.7"),
-                address(socket.AF_INET6, "2001:db8::7"),
-                address(socket.AF_INET6, "fe80::7%eth0"),
-                address(socket.AF_PACKET, "02:00:00:00:00:07"),
-            ],
-            "vpnd0": [address(socket.AF_INET, "10.86.0.1")],
-            "vpnd1": [address(socket.AF_INET, "10.87.0.1")],
-        },
-    )
+    held = (
+        "lo 127.0.0.1/8", "lo ::1/128", "eth0 192.0.2.7/24", "eth0 2001:db8::7/64", "eth0 fe80::7/64",
+        "vpnd0 10.86.0.1/16", "vpnd1 10.87.0.1/16",
+    )  # fmt: skip
+    pairs = [entry.split() for entry in held]
+    found = [interfaces.Held(name, ipaddress.ip_interface(address)) for name, address in pairs]
+    monkeypatch.setattr(interfaces, "addresses", lambda: found)
     bound = [
         parse_endpoint(text) for text in ("/ip4/0.0.0.0/tcp/1", "/ip4/198.51.100.1/tcp/2", "/ip6/::/tcp/3")
     ]

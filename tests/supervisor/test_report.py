@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable
 
 import msgspec
+import psutil
 import pytest
 
 from supervisor import report
@@ -158,3 +159,11 @@ def test_those_who_look_again_and_again_pay_for_one_status_together():
         assert await shared.told(0.01) != first[0] and len(made) == 3
 
     asyncio.run(body())
+
+
+def test_what_a_process_uses_is_what_others_see():
+    process = psutil.Process()
+    cpu_s, rss_bytes = report._used(process.pid)
+    times = process.cpu_times()
+    assert cpu_s == pytest.approx(times.user + times.system, abs=0.05)
+    assert rss_bytes == pytest.approx(process.memory_info().rss, rel=0.05)

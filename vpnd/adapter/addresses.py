@@ -8,9 +8,9 @@ import os
 import socket
 from collections.abc import Iterable, Sequence
 
-import psutil
 import trio
 
+from vpnd import interfaces
 from vpnd.config import multiaddrs
 from vpnd.endpoint import IP, Endpoint
 from vpnd.errors import ConfigError
@@ -98,15 +98,11 @@ def expand_wildcards(
 def _interface_addresses(without: str) -> list[IP]:
     found: list[tuple[int, int, IP]] = []
     uplinks = _uplinks()
-    for name, entries in psutil.net_if_addrs().items():
-        if name == without:
-            continue
-        place = 0 if name in uplinks else 2 if _is_inside(name) else 1
-        for entry in entries:
-            if entry.family in FAMILIES.values():
-                ip = ipaddress.ip_address(entry.address.partition("%")[0])
-                if not ip.is_loopback and not ip.is_link_local:
-                    found.append((place, 0 if ip.is_global else 1 if ip.version == 6 else 2, ip))
+    for name, held in interfaces.addresses():
+        ip = held.ip
+        if name != without and not ip.is_loopback and not ip.is_link_local:
+            place = 0 if name in uplinks else 2 if _is_inside(name) else 1
+            found.append((place, 0 if ip.is_global else 1 if ip.version == 6 else 2, ip))
     # not by the addresses themselves: in the interfaces' order
     return [ip for _, _, ip in sorted(found, key=lambda each: each[:2])]
 

@@ -6,12 +6,11 @@ nobody could dial, would be taken otherwise.
 
 from __future__ import annotations
 
-import ipaddress
 import socket
 import struct
 from typing import NamedTuple, Protocol
 
-import psutil
+from vpnd import interfaces
 
 
 class Own(NamedTuple):
@@ -96,14 +95,11 @@ def _bound(family: socket.AddressFamily, host: str, port: int) -> socket.socket:
 def own_addresses(version: int, without: str) -> set[Own]:
     """The addresses of that IP version that others in a local network could dial, but for those of one interface."""
     found = set()
-    for name, entries in psutil.net_if_addrs().items():
-        if name == without:
-            continue
-        for entry in entries:
-            if entry.family in (socket.AF_INET, socket.AF_INET6):
-                ip = ipaddress.ip_address(entry.address.partition("%")[0])
-                if ip.version == version and not ip.is_loopback and (version == 4 or not ip.is_link_local):
-                    found.add((name, str(ip)))
+    for name, held in interfaces.addresses():
+        ip = held.ip
+        useful = not ip.is_loopback and (version == 4 or not ip.is_link_local)
+        if name != without and ip.version == version and useful:
+            found.add((name, str(ip)))
     return {own for name, address in found if (own := _own(name, address)) is not None}
 
 

@@ -10,9 +10,9 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-import psutil
 import trio
 
+from vpnd import interfaces
 from vpnd.adapter.arrivals import Rate
 from vpnd.adapter.rendezvous import Rendezvous
 from vpnd.api import messages
@@ -181,19 +181,4 @@ def may_answer(address: str, own: Sequence[str]) -> bool:
 
 def local_networks() -> list[IPNetwork]:
     """The networks this machine has an address in."""
-    found = []
-    for entries in psutil.net_if_addrs().values():
-        for entry in entries:
-            try:
-                address = entry.address.partition("%")[0]
-                found.append(ipaddress.ip_interface(f"{address}/{_bits(entry.netmask)}").network)
-            except ValueError:  # a hardware address
-                continue
-    return found
-
-
-def _bits(netmask: str | None) -> int | str:
-    """A prefix length of what psutil gives: 255.255.255.0, or an IPv6 mask."""
-    if netmask is None:
-        raise ValueError("no mask")
-    return netmask if ":" not in netmask else int(ipaddress.IPv6Address(netmask)).bit_count()
+    return [held.address.network for held in interfaces.addresses()]
