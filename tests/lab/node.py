@@ -39,7 +39,8 @@ def module_command() -> list[str]:
 
 @functools.cache
 def _compile(root: Path) -> None:
-    """An installed vpnd has its byte code; without it half of what a node takes to start is compiling."""
+    """An installed vpnd has its byte code, and a clone after its first start, unless the environment keeps Python from
+    writing it; without it half of what a node takes to start is compiling, and it takes more memory."""
     for package in PACKAGES:
         compileall.compile_dir(root / package, quiet=2)
 
@@ -75,7 +76,7 @@ class Node:
             self.env["VPND_PROCESS_REALTIME"] = "false"
         self.process: subprocess.Popen[str] | None = None
         self.state_dir.mkdir(mode=0o700, exist_ok=True)
-        if command is None:
+        if command is None or self.command == script_command(root):
             _compile(root)
 
     @property
