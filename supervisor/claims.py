@@ -14,9 +14,8 @@ import msgspec
 from vpnd.api.messages import RoutesKnown
 from vpnd.api.reports import OwnAddresses
 from vpnd.config.schema import Config
-from vpnd.endpoint import IPNetwork
+from vpnd.endpoint import SHORTEST_SUBNET, IPNetwork
 from vpnd.errors import ConfigError, ProtocolViolation
-from vpnd.membership.network import SHORTEST_SUBNET
 
 #: Of one node, and of all members; honest ones have a few, and some hundred.
 MOST_ADDRESSES, MOST_ROUTES = 64, 8192

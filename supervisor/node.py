@@ -58,10 +58,10 @@ from vpnd.config import changes, fields, load
 from vpnd.config.live import Live
 from vpnd.config.schema import Config
 from vpnd.errors import ConfigError, VpndError
-from vpnd.identity import Identity
 from vpnd.mode import Mode
 from vpnd.packet.offload import UdpCoalescer
 from vpnd.packet.record import Offload
+from vpnd.peerid import Identity
 from vpnd.printable import many
 from vpnd.status import NodePart, Status
 

@@ -23,8 +23,8 @@ from vpnd import logs, privileges
 from vpnd.config import load, reference
 from vpnd.config.schema import Config
 from vpnd.errors import AlreadyRunningError, PrivilegeError, VpndError
-from vpnd.identity import Identity
 from vpnd.mode import Mode, decide, identity_of
+from vpnd.peerid import Identity
 from vpnd.printable import many, printable, wrapped
 from vpnd.status import NOT_IN, Peer, Status, known_as
 

@@ -11,6 +11,9 @@ from vpnd.config.multiaddrs import MAX_PORT
 IP = ipaddress.IPv4Address | ipaddress.IPv6Address
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
+#: Prefix length of the broadest IPv4 range that a network's members may have their addresses of.
+SHORTEST_SUBNET = 8
+
 
 def ip_of(text: str) -> IP | None:
     """The IP address that is written as `text`; None for anything else."""

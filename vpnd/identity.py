@@ -11,23 +11,16 @@ import secrets
 import stat
 from pathlib import Path
 
-import msgspec
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from vpnd import peerid, trust
 from vpnd.errors import ConfigError, PrivilegeError
+from vpnd.peerid import Identity
 
 #: An ed25519 key in PEM has 119 bytes; a file larger than this is something else.
 MAX_FILE_BYTES = 16384
-
-
-class Identity(msgspec.Struct, frozen=True, kw_only=True):
-    """The public half. `public_key` has 32 raw bytes."""
-
-    peer_id: str
-    public_key: bytes
 
 
 def load_or_create(path: Path) -> Identity:

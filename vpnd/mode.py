@@ -12,12 +12,14 @@ import enum
 from vpnd.config import paths
 from vpnd.config.schema import Config
 from vpnd.errors import ConfigError
-from vpnd.identity import Identity, load_or_create
+from vpnd.peerid import Identity
 
 
 def identity_of(config: Config) -> Identity:
     """The identity of the node, made when it is new. Raises what `load_or_create` does, and ConfigError when it is lost
     while there is a network: with another identity the node would be a stranger there."""
+    from vpnd.identity import load_or_create  # cryptography, for which the daemon has no other use
+
     path = paths.identity_file(config)
     if not path.exists() and (paths.network_dir(config) / paths.NETWORK_NAME).exists():
         raise ConfigError(

@@ -23,9 +23,12 @@ import platform
 import signal
 import sys
 
-from vpnd import privileges, seccomp
-from vpnd.api import messages
-from vpnd.api.channel import Channel, await_message, first_message, run_child
+from vpnd import lean
+
+with lean.without(missing=lean.SPARE):
+    from vpnd import privileges, seccomp
+    from vpnd.api import messages
+    from vpnd.api.channel import Channel, await_message, first_message, run_child
 
 #: Linux include/uapi/linux/sched.h
 CLONE_PARENT = 0x8000
@@ -46,7 +49,8 @@ def main() -> None:
 def _main(channel: Channel, parent_pid: int) -> None:
     start, _ = first_message(channel, messages.NurseryStart)
     gc.disable()
-    mains = {name: importlib.import_module(f"{name}.main").main for name in start.modules}
+    with lean.without(*lean.IDLE, missing=lean.SPARE):
+        mains = {name: importlib.import_module(f"{name}.main").main for name in start.modules}
     privileges.drop(start.config.process.user, parent_pid)
     if start.config.process.seccomp:
         seccomp.confine(seccomp.NURSERY)

@@ -16,6 +16,7 @@ Such an id starts with "12D3KooW". Ids of other key types hash the key; vpnd nei
 from __future__ import annotations
 
 import base58
+import msgspec
 
 PUBLIC_KEY_BYTES = 32
 #: No ed25519 peer id is longer than 52 characters; decoding costs the square of the length.
@@ -23,6 +24,13 @@ MAX_TEXT = 64
 #: The beginning of a public key of libp2p that is ed25519's: the protobuf part above.
 KEY_PREFIX = bytes([0x08, 0x01, 0x12, PUBLIC_KEY_BYTES])
 _PREFIX = bytes([0x00, len(KEY_PREFIX) + PUBLIC_KEY_BYTES]) + KEY_PREFIX
+
+
+class Identity(msgspec.Struct, frozen=True, kw_only=True):
+    """Who a node is, but for the private key. `public_key` has 32 raw bytes."""
+
+    peer_id: str
+    public_key: bytes
 
 
 def from_public_key(public_key: bytes) -> str:

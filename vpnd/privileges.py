@@ -16,9 +16,7 @@ import logging
 import os
 import pwd
 import resource
-import shutil
 import signal
-import subprocess
 from pathlib import Path
 
 from vpnd.config.values import OWN_USER
@@ -62,6 +60,9 @@ def existing(user: str) -> str:
     """
     if user != OWN_USER or _is_there(user):
         return user
+    import shutil
+    import subprocess  # both for this alone, and shards that are forked have what is imported above
+
     for program, options in MAKERS.items():
         if found := shutil.which(program, path=SYSTEM_PATH):
             made = subprocess.run(

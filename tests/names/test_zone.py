@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import sys
 
 import dns.edns
 import dns.flags
@@ -287,3 +288,11 @@ def test_a_network_that_is_no_label_is_refused(network: str) -> None:
 def test_an_answer_over_udp_is_as_long_as_set_if_the_resolver_takes_it(most: int, cut: bool) -> None:
     got = ask(make_zone(max_udp_bytes=most), "many.home.vpn.", "A", use_edns=0, payload=4096)
     assert bool(got.flags & dns.flags.TC) == cut
+
+
+def test_no_stranger_has_a_type_imported() -> None:
+    before = set(sys.modules)
+    for rdtype in range(1, 300):
+        record = b"\0" + rdtype.to_bytes(2, "big") + b"\0\1" + bytes(4) + b"\0\2ab"
+        make_zone().answer_untrusted(HEADER.pack(1, 0, 0, 0, 0, 1) + record, tcp=False)
+    assert set(sys.modules) == before

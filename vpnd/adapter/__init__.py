@@ -2,60 +2,81 @@
 
 libp2p is pinned; what is used beyond its documented interface is listed and checked in `shape`. Importing it makes DNS
 resolvers, which fails on a machine whose resolv.conf is missing, empty or not UTF-8, or whose name is longer than a
-label of DNS. Nothing asks them (`addresses` asks the system), so none reads a configuration or the name of
-the machine; so this comes before any import of libp2p. That is imported without the parts vpnd has no use for: they and
-what they need would be a third of control's memory.
+label of DNS. Nothing asks them (`addresses` asks the system), so they are among the parts that libp2p is imported
+without: what vpnd has no use for, and what that needs, would be half of control's memory.
 """
 
-import socket
+import importlib
 import sys
-from typing import Any
+from pathlib import Path
+from types import ModuleType
 
 from vpnd import lean
 
-#: Of libp2p and dnspython.
+#: Of libp2p.
 UNUSED = (
-    "dns.quic",
     "libp2p.bitswap",
+    "libp2p.crypto.rsa",
+    "libp2p.crypto.secp256k1",
     "libp2p.discovery",
     "libp2p.peer.persistent",
     "libp2p.pubsub",
     "libp2p.rcmgr.prometheus_exporter",
     "libp2p.relay",
+    "libp2p.security.pnet",
     "libp2p.security.secio",
     "libp2p.security.tls",
     "libp2p.stream_muxer.mplex",
     "libp2p.transport.quic",
     "libp2p.transport.websocket",
+)
+#: Of what it needs.
+UNUSED_BELOW = (
+    *lean.IDLE,
+    "anyio",
+    "cryptography.hazmat.primitives.serialization.ssh",
+    "cryptography.x509",
+    "dns._features",
+    "google.protobuf.internal.python_message",
+    "google.protobuf.text_format",
+    "importlib.resources",
+    "multiaddr.resolvers",
+    "netaddr.contrib",
+    "netaddr.eui",
+    "netaddr.ip.glob",
+    "netaddr.ip.nmap",
+    "netaddr.ip.rfc1924",
+    "netaddr.ip.sets",
+    "pickle",
     "prometheus_client",
+    "psutil",
+    "trio._dtls",
+    "trio._highlevel_ssl_helpers",
+    "trio._ssl",
 )
 
-with lean.without(*UNUSED):
-    import dns.resolver
-    from multiaddr.resolvers import DNSResolver
+
+def release(package: str) -> str:
+    """Which release of a package is installed. In the place of importlib.metadata's `version`, which brings the reading
+    of archives and of mail."""
+    for folder in sys.path:
+        for file in Path(folder).glob(f"{package}-*.dist-info"):
+            return file.stem.rpartition("-")[2]
+    sys.modules.pop(_METADATA, None)
+    return str(importlib.import_module(_METADATA).version(package))
 
 
-class _Nameless:
-    """The socket module on a machine without a name."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(socket, name)
-
-    def gethostname(self) -> str:
-        """In the place of the machine's name."""
-        return "localhost"
-
-
-def _make_none(resolver: DNSResolver) -> None:
-    """In the place of DNSResolver's __init__."""
-
-
-dns.resolver.socket = _Nameless()  # type: ignore[assignment]
-DNSResolver.__init__ = _make_none
-
-# Of pycryptodome, which uses ctypes without it, as it does from Python 3.12 on: parsing C takes a tenth of the start.
-sys.modules.setdefault("cffi", None)  # type: ignore[arg-type]
-with lean.without(*UNUSED):
+_METADATA = "importlib.metadata"
+if _METADATA not in sys.modules:
+    sys.modules[_METADATA] = ModuleType(_METADATA)
+    vars(sys.modules[_METADATA])["version"] = release
+with lean.without(*UNUSED, *UNUSED_BELOW, missing=("_hashlib",)):
+    import dns.message  # noqa: F401
     import libp2p.kad_dht.kad_dht  # noqa: F401
-if sys.modules["cffi"] is None:
-    del sys.modules["cffi"]
+    from libp2p.network import swarm
+    from libp2p.transport.tcp import tcp
+lean.give_back(*UNUSED_BELOW)
+if vars(sys.modules[_METADATA]).get("version") is release:
+    del sys.modules[_METADATA]
+# Whoever is given a name after all finds that this knows none.
+swarm.DNSResolver = tcp.DNSResolver = object

@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 import httpx
 import trio
+import trio._ssl
 
 from vpnd.config.schema import Registry
 from vpnd.discovery.contract import (
@@ -27,6 +28,8 @@ from vpnd.discovery.contract import (
 
 #: Imported by httpx and below with the first request only.
 LAZY = ("httpcore", "httpcore._backends.auto", "anyio._backends._trio", "encodings.idna", "stringprep")
+# Everybody else's trio is without TLS: see vpnd/adapter.
+trio.SSLStream = trio._ssl.SSLStream  # type: ignore
 
 #: They log whatever they send, and where to: the URL may hold a key.
 TALKATIVE = ("httpx", "httpcore")

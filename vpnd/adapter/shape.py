@@ -12,7 +12,6 @@ where imports are impossible.
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import inspect
 
 from libp2p.host.basic_host import BasicHost
@@ -30,6 +29,7 @@ from libp2p.transport.upgrader import TransportUpgrader
 from multiaddr import Multiaddr
 from noise.connection import Keypair, NoiseConnection
 
+from vpnd.adapter import release
 from vpnd.adapter.noise import NOISE_PROTOCOL
 from vpnd.errors import ChildError
 from vpnd.session import KEY_BYTES
@@ -73,20 +73,22 @@ ATTRIBUTES = (
 
 def check_libp2p() -> None:
     """Raises ChildError, naming what is different, when this is not the libp2p vpnd was built against."""
-    release = importlib.metadata.version("libp2p")
-    if not release.startswith(SUPPORTED_RELEASES):
+    found = release("libp2p")
+    if not found.startswith(SUPPORTED_RELEASES):
         remedy = "install what requirements.lock names (in a clone scripts/vpnd does)"
-        raise ChildError(f"libp2p {release} is installed, vpnd needs {SUPPORTED_RELEASES}x; {remedy}")
+        raise ChildError(f"libp2p {found} is installed, vpnd needs {SUPPORTED_RELEASES}x; {remedy}")
     for function, expected in SIGNATURES:
-        found = tuple(inspect.signature(function).parameters)
-        if found[: len(expected)] != expected:
-            raise ChildError(f"libp2p {release}: {function.__qualname__} takes {found}, expected {expected}")
+        parameters = tuple(inspect.signature(function).parameters)
+        if parameters[: len(expected)] != expected:
+            raise ChildError(
+                f"libp2p {found}: {function.__qualname__} takes {parameters}, expected {expected}"
+            )
     for cls, names in ATTRIBUTES:
         known = _names_used_by(cls)
         missing = [name for name in names if name not in known]
         if missing:
-            raise ChildError(f"libp2p {release}: {cls.__qualname__} has no {', '.join(missing)}")
-    _check_noise_keys(release)
+            raise ChildError(f"libp2p {found}: {cls.__qualname__} has no {', '.join(missing)}")
+    _check_noise_keys(found)
 
 
 def _names_used_by(cls: type) -> set[str]:
@@ -100,7 +102,7 @@ def _names_used_by(cls: type) -> set[str]:
     return names
 
 
-def _check_noise_keys(release: str) -> None:
+def _check_noise_keys(found: str) -> None:
     """One handshake in memory: the cipher states must hold each other's keys, and count messages."""
     ends: list[NoiseConnection] = []
     for set_role in (NoiseConnection.set_as_initiator, NoiseConnection.set_as_responder):
@@ -122,9 +124,9 @@ def _check_noise_keys(release: str) -> None:
             and sending.n == receiving.n == 1
         )
     except (AttributeError, TypeError) as error:
-        raise ChildError(f"libp2p {release}: the Noise cipher state looks different: {error}") from error
+        raise ChildError(f"libp2p {found}: the Noise cipher state looks different: {error}") from error
     if not right:
-        raise ChildError(f"libp2p {release}: the Noise cipher states do not hold each other's keys")
+        raise ChildError(f"libp2p {found}: the Noise cipher states do not hold each other's keys")
 
 
 #: Module, who imports it late.

@@ -7,8 +7,6 @@ other descriptors ends the channel of its sender. `python -m vpnd.api.messages` 
 
 from __future__ import annotations
 
-import inspect
-
 from vpnd.api import reports
 from vpnd.api.forking import Fork as Fork
 from vpnd.api.forking import Forked as Forked
@@ -566,6 +564,8 @@ def _when(rule: Rule) -> str:
 
 def _meaning(kind: type[Message]) -> str:
     """The first paragraph of what its class says."""
+    import inspect
+
     return " ".join((inspect.getdoc(kind) or "").partition("\n\n")[0].split())
 
 

@@ -90,12 +90,12 @@ def start(
     token = launch.read_token(join, "--join") if join else ""
 
     launch.make_state_dir(loaded.config)
-    peer_id = identity_of(loaded.config).peer_id
+    identity = identity_of(loaded.config)
     in_network = decide(loaded.config, joining=bool(token)).in_network
     host_name = socket.gethostname().partition(".")[0]
-    config = load.complete(loaded.config, peer_id, host_name, loaded.origins, in_network=in_network)
+    config = load.complete(loaded.config, identity.peer_id, host_name, loaded.origins, in_network=in_network)
     if not detach:
-        daemon.become(place, overrides, token)
+        daemon.become(place, overrides, token, identity)
     launch.detached(config, loaded.places, overrides, token)
 
 

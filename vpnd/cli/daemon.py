@@ -21,43 +21,63 @@ from vpnd import lean
 from vpnd.config import load
 from vpnd.config.schema import Config
 from vpnd.logs import Output
-from vpnd.mode import decide, identity_of
+from vpnd.mode import decide
+from vpnd.peerid import Identity
 
 if TYPE_CHECKING:
     from vpnd.cli.command import Where
 
 #: Of pyroute2, of which the supervisor needs addresses, routes and rules.
 UNUSED = (
+    *lean.IDLE,
+    "ctypes.util",
+    "multiprocessing",
     "pyroute2.conntrack",
     "pyroute2.devlink",
     "pyroute2.ethtool",
+    "pyroute2.iproute.ipmock",
     "pyroute2.ipdb",
     "pyroute2.ipset",
     "pyroute2.ipvs",
     "pyroute2.iwutil",
     "pyroute2.ndb",
+    "pyroute2.nslink",
     "pyroute2.plan9",
+    "pyroute2.statsd",
     "pyroute2.wiset",
     "pyroute2.netlink.connector",
     "pyroute2.netlink.devlink",
     "pyroute2.netlink.diag",
     "pyroute2.netlink.event",
     "pyroute2.netlink.generic",
+    "pyroute2.netlink.ipq",
     "pyroute2.netlink.nfnetlink",
     "pyroute2.netlink.nl80211",
+    "pyroute2.netlink.rtnl.br_vlan",
+    "pyroute2.netlink.rtnl.ifinfmsg.plugins",
+    "pyroute2.netlink.rtnl.ifstatsmsg",
+    "pyroute2.netlink.rtnl.iw_event",
+    "pyroute2.netlink.rtnl.ndmsg",
+    "pyroute2.netlink.rtnl.ndtmsg",
+    "pyroute2.netlink.rtnl.nsidmsg",
+    "pyroute2.netlink.rtnl.nsinfmsg",
+    "pyroute2.netlink.rtnl.probe_msg",
+    "pyroute2.netlink.rtnl.tcmsg",
     "pyroute2.netlink.taskstats",
+    "pyroute2.netlink.uevent",
     "unittest",
 )
 
 
 class Given(msgspec.Struct, frozen=True):
-    """What the command was given. `token`: a descriptor that a token to join with can be read from, or -1. `early`: see
-    supervisor/interpreter.py."""
+    """What the command was given, and whose identity it found: control refuses to be another. `token`: a descriptor
+    that a token to join with can be read from, or -1. `early`: see supervisor/interpreter.py."""
 
     config_file: str | None
     state_dir: str | None
     overrides: dict[str, str | int | None]
     token: int
+    identity: Identity
     early: dict[str, tuple[int, int]]
 
     def read(self) -> load.Loaded:
@@ -70,14 +90,14 @@ class Given(msgspec.Struct, frozen=True):
         )
 
 
-def become(place: Where, overrides: dict[str, str | int | None], token: str) -> NoReturn:
+def become(place: Where, overrides: dict[str, str | int | None], token: str, identity: Identity) -> NoReturn:
     """Be the daemon from now on, in this process."""
     token_fd = -1
     if token:  # not an argument, which everybody on the machine can read
         token_fd = os.memfd_create("vpnd-token", 0)
         os.write(token_fd, token.encode())
     config_file, state_dir = (str(path) if path is not None else None for path in place)
-    given = Given(config_file, state_dir, overrides, token_fd, interpreter.hand_over())
+    given = Given(config_file, state_dir, overrides, token_fd, identity, interpreter.hand_over())
     sys.stdout.flush()
     words = [sys.executable, "-P", "-m", "vpnd.cli.supervise", msgspec.json.encode(given).decode()]
     source = str(Path(__file__).resolve().parents[2])
@@ -95,12 +115,13 @@ def run(words: list[str]) -> int:
             file.seek(0)
             token = file.read().decode()
     found = given.read()
-    identity = identity_of(found.config)
     host_name = socket.gethostname().partition(".")[0]
     in_network = decide(found.config, joining=bool(token)).in_network
 
     def complete(found: load.Loaded) -> Config:
-        return load.complete(found.config, identity.peer_id, host_name, found.origins, in_network=in_network)
+        return load.complete(
+            found.config, given.identity.peer_id, host_name, found.origins, in_network=in_network
+        )
 
     config = complete(found)
     if os.geteuid() == 0:
@@ -108,9 +129,9 @@ def run(words: list[str]) -> int:
         if config.process.fork_timeout:
             interpreter.begin_early("vpnd.nursery")
     gc.disable()  # nothing of what is imported goes again
-    with lean.without(*UNUSED):
+    with lean.without(*UNUSED, missing=lean.SPARE):
         from supervisor.service import run_foreground
     gc.freeze()
     gc.enable()
     announce = Output(sys.stdout.fileno()).tell
-    return run_foreground(config, identity, token, announce, lambda: complete(given.read()))
+    return run_foreground(config, given.identity, token, announce, lambda: complete(given.read()))

@@ -6,7 +6,6 @@ judged, also where a higher one replaces it. Nothing on the machine is touched b
 
 from __future__ import annotations
 
-import difflib
 import json
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
@@ -175,6 +174,8 @@ def _field_of(path: str) -> Field | None:
 
 def suggestion(word: str, known: Iterable[str], close: float = _CLOSE) -> str:
     """The known word nearest to `word`, or ""."""
+    import difflib  # which a daemon seldom needs
+
     return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=close)), "")
 
 

@@ -4,6 +4,9 @@ import gc
 
 if __name__ == "__main__":
     gc.disable()  # nothing of what is imported goes again: looking for it is a tenth of the start
-    from vpnd.control.main import main
+    from vpnd import lean
+
+    with lean.without():
+        from vpnd.control.main import main
 
     main()

@@ -16,7 +16,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from vpnd.endpoint import IPNetwork, ip_of
+from vpnd.endpoint import SHORTEST_SUBNET, IPNetwork, ip_of
 from vpnd.membership.refusal import MembershipRefused
 from vpnd.membership.statements import NETWORK_ID_BYTES, Key, Label, is_label
 
@@ -29,7 +29,6 @@ ULA_GLOBAL_ID_BYTES = 5
 ULA_SUBNET = 0
 #: A subnet has room for a few members at least, and its addresses can be counted through.
 LONGEST_SUBNET = 30
-SHORTEST_SUBNET = 8
 
 _DOMAIN = f"vpnd network {VERSION}\0".encode()
 

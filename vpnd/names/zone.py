@@ -53,8 +53,11 @@ META_TYPES = range(128, 256)
 _IN = dns.rdataclass.IN
 _TRANSFERS = frozenset({dns.rdatatype.AXFR, dns.rdatatype.IXFR})
 
-# A type met for the first time would be imported then, on a stranger's word and after root was given up.
-dns.rdata.load_all_types()
+# A type met for the first time would be imported then, on a stranger's word and after root was given up: what is not
+# among these stays the bytes it is.
+for _type in ("A", "AAAA", "NS", "OPT", "PTR", "SOA", "SRV", "TSIG", "TXT"):
+    dns.rdata.get_rdata_class(_IN, dns.rdatatype.from_text(_type))
+dns.rdata._dynamic_load_allowed = False
 
 
 class _Found(NamedTuple):
