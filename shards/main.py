@@ -80,7 +80,7 @@ class Shard:
             supervisor, self._on_supervisor, lambda error: self._end(f"supervisor: {error}")
         )
         self._loop.add_reader(wake, self._on_wake)
-        self._loop.call_soon(self._on_wake)
+        self._loop.call_soon(self._take_records)
         self._plane.start()
         live.watch(lambda config: config.log.level, lambda: logs.set_level(live.config.log.level))
         Recurring(live, lambda config: config.metrics.interval, self._store_all).start()
@@ -100,12 +100,19 @@ class Shard:
     # --- ring
 
     def _on_wake(self) -> None:
-        """The ring to this shard has records."""
+        """The ring to this shard has records, and is not empty before the signal is cleared: none comes before the
+        next `sleep`, so the packets go first."""
         more = self._plane.outbound.run(self._consumer)
+        ring.drain(self._consumer.wake_fd)
+        self._go_on(more)
+
+    def _take_records(self) -> None:
+        self._go_on(self._plane.outbound.run(self._consumer))
+
+    def _go_on(self, more: bool) -> None:
         self._counters.store_batch()
-        ring.drain(self._consumer.wake_fd)  # no signal comes before the next `sleep`, so the packets go first
         if more or not self._consumer.sleep():
-            self._loop.call_soon(self._on_wake)
+            self._loop.call_soon(self._take_records)
 
     # --- supervisor
 

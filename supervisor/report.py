@@ -54,8 +54,9 @@ _STALE: dict[str, Any] = {
 class Usage:
     """CPU and memory of all processes, sampled by one timer, so that all who ask get the same. Owner: supervisor loop.
 
-    Every process once in status.sample_interval, one at a time: the pump never pauses for all of them. `us`: our pid.
-    As often, rings that have been busy give back their memory.
+    All processes one after the other every status.sample_interval, each in a turn of its own: the pump never pauses for
+    all of them, and an idle node wakes up once. `us`: our pid. As often, rings that have been busy give back their
+    memory.
     """
 
     def __init__(self, live: Live, fleet: Fleet) -> None:
@@ -63,8 +64,7 @@ class Usage:
         self.us = os.getpid()
         self._samples: dict[int, tuple[float, dict[str, Any]]] = {}
         self._round: list[int] = []
-        self._pause_s = 0.0
-        self._timer = self._loop.call_soon(self._sample)
+        self._timer: asyncio.Handle = self._loop.call_soon(self._sample)
 
     def of(self, pid: int) -> dict[str, Any]:
         """cpu_percent, cpu_s and rss_bytes of a process, as status has them; nothing before its first sample."""
@@ -79,14 +79,16 @@ class Usage:
             pids = (child.pid for child in (*self._fleet.children, *self._fleet.others))
             self._round = [self.us, *(pid for pid in pids if pid)]
             self._samples = {pid: self._samples[pid] for pid in self._round if pid in self._samples}
-            self._pause_s = self._live.config.status.sample_interval / len(self._round)
             for slot, _ in self._fleet.present:
                 if slot.port is not None:
                     slot.port.to_shard.rest()
         # one that died this moment, as its pidfd will tell; or this process has no descriptor left just now
         with contextlib.suppress(OSError):
             self._take(self._round.pop())
-        self._timer = self._loop.call_later(self._pause_s, self._sample)
+        if self._round:
+            self._timer = self._loop.call_soon(self._sample)
+        else:
+            self._timer = self._loop.call_later(self._live.config.status.sample_interval, self._sample)
 
     def _take(self, pid: int) -> None:
         cpu_s, rss_bytes = _used(pid)

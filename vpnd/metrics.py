@@ -104,7 +104,7 @@ class Drops(dict[str, int]):
     def span(self, reason: str, buffer: memoryview, start: int, end: int, records: int) -> None:
         """So many records, those of buffer[start:end]."""
         self[reason] += records
-        self.packets[reason] += segments(buffer, start, end)
+        self.packets[reason] += segments(buffer, start, end, records)
 
     def plain(self, reason: str, records: int = 1) -> None:
         """Records of which no more is known."""

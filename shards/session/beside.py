@@ -155,7 +155,7 @@ class DatagramLane(Generic[Carrier]):
         if not association.used:
             association.use(self._now())
             self._arm()
-        whole = segments(buffer, start, end)
+        whole = segments(buffer, start, end, packets)
         if self._fit is not None:
             # What is cut for the peer may be as large as its device takes.
             if not association.fits(self._live.config.network.mtu + PACKET_OFFSET):
@@ -169,7 +169,7 @@ class DatagramLane(Generic[Carrier]):
             self._count(packets - unfit, whole - unfit, size)
             return
         reached, records = association.seal(self._socket.batch, buffer, start, end)
-        self._count(records, whole - segments(buffer, reached, end), reached - start)
+        self._count(records, whole - segments(buffer, reached, end, packets - records), reached - start)
         if reached < end:
             self._pass_on(buffer, reached, end, packets - records)
 

@@ -197,7 +197,7 @@ class Link:
 
     def _seal(self, lane: StreamLane, buffer: memoryview, start: int, end: int, packets: int) -> bool:
         session, stream = self._session, lane.stream
-        size, whole = end - start - packets * PACKET_OFFSET, segments(buffer, start, end)
+        size, whole = end - start - packets * PACKET_OFFSET, segments(buffer, start, end, packets)
         unfit = 0
         if lane.fit is not None:  # here, and not before it waits: a record that was cut counts as one
             buffer, start, end, unfit = lane.fit(buffer, start, end)

@@ -26,7 +26,6 @@ _HEADER_BYTES = spec.HEADER_BYTES
 _TAG_BYTES = spec.TAG_BYTES
 _LENGTH_BYTES = spec.MESSAGE_LENGTH_BYTES
 _NONCE_LIMIT = spec.NONCE_LIMIT
-_MAX_WIRE = spec.MAX_WIRE_BYTES
 _MAX_PAYLOAD = spec.MAX_FRAME_PAYLOAD_BYTES
 _DATA_OVERHEAD = spec.DATA_OVERHEAD_BYTES
 #: Messages between two `rest`s with which a buffer is hardly used: probes, and a ping or two.
@@ -103,24 +102,18 @@ class Sealer:
         self._tail = 0
         self._use = _Use(nonce)
 
-    def room(self) -> int:
-        """Payload bytes seal_data() has room for now, the overhead of every message taken off."""
-        free = self._limit - self._tail
-        if free <= _DATA_OVERHEAD:  # below zero when control frames have gone into the reserve
-            return 0
-        room = free // _MAX_WIRE * _MAX_PAYLOAD
-        free = free % _MAX_WIRE - _DATA_OVERHEAD
-        return room + free if free > 0 else room
+    def seal_data(self, stream_id: int, ring: memoryview, start: int, end: int) -> bool:
+        """Seal ring[start:end] as plain data frames, one to a message; False, and nothing done, without room for all.
 
-    def seal_data(self, stream_id: int, ring: memoryview, start: int, end: int) -> None:
-        """Seal ring[start:end] as plain data frames, one to a message.
-
-        The caller has checked end - start <= room() and start >= HEADER_BYTES. Each frame's header is written
-        into the twelve bytes in front of its payload: scratch for the first, bytes already sealed for the
-        others. Raises RemoteProtocolError when the nonces are used up.
+        The caller has checked start >= HEADER_BYTES. Each frame's header is written into the twelve bytes in front of
+        its payload: scratch for the first, bytes already sealed for the others. Raises RemoteProtocolError when the
+        nonces are used up.
         """
         view = self._view
         tail = self._tail
+        messages = -(-(end - start) // _MAX_PAYLOAD)
+        if end - start + messages * _DATA_OVERHEAD > self._limit - tail:
+            return False
         encrypt, pack_nonce = self._encrypt, self._nonce
         nonce = self.nonce
         while start < end:
@@ -138,6 +131,7 @@ class Sealer:
             self.nonce = nonce = nonce + 1
             self._tail = tail
             start = stop
+        return True
 
     def seal_control(self, frames: bytes) -> bool:
         """Seal small frames as one message, also into the reserve; False, and nothing done, without room.

@@ -80,6 +80,10 @@ class Session:
             settings=settings,
             now_s=now_s,
         )
+        #: consumed(stream, count): `count` payload bytes of Data events are done with, the peer may send as many again.
+        #: A window update goes out once half the window is consumed. May come late and in any portions; does nothing on
+        #: a closed stream. LocalProtocolError: so much was never received.
+        self.consumed = self._table.consumed
         self._events = self._table.events
         self._streams = self._table.streams
         #: messages and frames next_event() may still take before it returns None with more to come; the caller's to set
@@ -233,24 +237,17 @@ class Session:
         for the caller when this returns True, and no longer what it was.
         """
         size = end - start
-        if stream.state is not _READY or size > stream.send_window or size > self._sealer.room():
+        if stream.state is not _READY or size > stream.send_window:
             return False
         try:
-            self._sealer.seal_data(stream.id, ring, start, end)
+            if not self._sealer.seal_data(stream.id, ring, start, end):
+                return False
         except RemoteProtocolError as error:
             self._fail(error)
             raise
         stream.send_window -= size
         self._table.bytes_sent += size
         return True
-
-    def consumed(self, stream: Stream, count: int) -> None:
-        """`count` payload bytes of Data events are done with: the peer may send as many again.
-
-        A window update goes out once half the window is consumed. May come late and in any portions; does
-        nothing on a closed stream. LocalProtocolError: so much was never received.
-        """
-        self._table.consumed(stream, count)
 
     def ping(self, now_s: float) -> int:
         """Ask for a Pong, which will have the value returned here.

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from packet.builder import V4, V6, ip, tcp, udp, vnet
 from vpnd.errors import BadPacket
 from vpnd.packet.offload import inspect_untrusted
+from vpnd.packet.offload.check import _check_offload
 from vpnd.packet.record import GSO_ECN, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, LENGTH, VNET, VNET_BYTES, segments
 
 #: Fragmentation offload of UDP, deprecated in Linux.
@@ -184,7 +185,7 @@ def cases(*tables):
 def on_a_link(data: bytes) -> int:
     """How many packets a record is there, by the count that is made of what is sent."""
     record = LENGTH.pack(len(data)) + data
-    return segments(memoryview(record), 0, len(record))
+    return segments(memoryview(record), 0, len(record), 1)
 
 
 @pytest.mark.parametrize("data", [data for _, data in GOOD], ids=[sentence for sentence, _ in GOOD])
@@ -228,6 +229,10 @@ def test_anything_else_is_a_bad_packet(base: bytes, changes: list[tuple[int, int
         assert 0 <= source < 1 << bits
         assert 0 <= destination < 1 << bits
         assert whole == on_a_link(data)
+        if any(data[:VNET_BYTES]):
+            assert _check_offload(memoryview(data), 0, len(data) - VNET_BYTES) == whole, (
+                "no short cut says else"
+            )
         flags, gso_type, header, _, start, place = VNET.unpack_from(data)
         assert header <= len(data) - VNET_BYTES
         assert not gso_type or flags == 1

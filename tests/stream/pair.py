@@ -97,9 +97,15 @@ def send(session: Session, stream: Stream, payload: bytes) -> bool:
     return session.send(stream, memoryview(ring), 12, len(ring))
 
 
+def room(sealer: Sealer) -> int:
+    """Payload bytes seal_data() has room for now, the overhead of every message taken off."""
+    messages, rest = divmod(max(0, sealer._limit - sealer._tail), spec.MAX_WIRE_BYTES)
+    return messages * spec.MAX_FRAME_PAYLOAD_BYTES + max(0, rest - spec.DATA_OVERHEAD_BYTES)
+
+
 def sendable(session: Session, stream: Stream) -> int:
     """Payload bytes send() takes now."""
-    return min(session._sealer.room(), stream.send_window) if stream.state is StreamState.READY else 0
+    return min(room(session._sealer), stream.send_window) if stream.state is StreamState.READY else 0
 
 
 def reset(session: Session, stream: Stream) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from shards.stream import spec
 from shards.stream.noise import LITTLE, Opener, Sealer
+from stream.pair import room
 from vpnd.errors import LocalProtocolError, RemoteProtocolError
 
 KEY = bytes(range(32))
@@ -95,14 +96,15 @@ def test_the_reserved_nonce_is_never_used() -> None:
 
 @given(st.integers(0, SIZE))
 def test_room_is_exact(first: int) -> None:
-    """What room() says fits, header, tag and length of every message included; one byte more does not."""
+    """All that fits is sealed, header, tag and length of every message included; with one byte more, nothing is."""
     out = sealer()
-    ring = memoryview(bytearray(12 + SIZE))
-    first = min(first, out.room())
-    out.seal_data(1, ring, 12, 12 + first)
-    room = out.room()
-    out.seal_data(1, ring, 12, 12 + room)
-    assert out.room() == 0
+    ring = memoryview(bytearray(13 + SIZE))
+    first = min(first, room(out))
+    assert out.seal_data(1, ring, 12, 12 + first)
+    most, before = room(out), len(out.data_to_send())
+    assert not out.seal_data(1, ring, 12, 12 + most + 1) and len(out.data_to_send()) == before
+    assert out.seal_data(1, ring, 12, 12 + most)
+    assert room(out) == 0
     # A further byte would need a message of its own.
     assert 0 <= SIZE - RESERVE - len(out.data_to_send()) <= spec.DATA_OVERHEAD_BYTES
 
@@ -127,11 +129,11 @@ def test_a_span_over_many_messages_overwrites_only_its_scratch_and_itself() -> N
 def test_control_frames_find_the_reserve_and_then_no_room() -> None:
     out = sealer()
     ring = memoryview(bytearray(12 + SIZE))
-    out.seal_data(1, ring, 12, 12 + out.room())
+    out.seal_data(1, ring, 12, 12 + room(out))
     answers = 0
     while out.seal_control(bytes(12)):
         answers += 1
-        assert out.room() == 0
+        assert room(out) == 0
     assert answers >= RESERVE // 30
     assert len(out.data_to_send()) <= SIZE
     nonce = out.nonce
@@ -140,18 +142,18 @@ def test_control_frames_find_the_reserve_and_then_no_room() -> None:
 
 def test_all_sent_is_all_room() -> None:
     out = sealer()
-    room = out.room()
+    all_of_it = room(out)
     ring = memoryview(bytearray(12 + 1000))
     for _ in range(3):
         out.seal_data(1, ring, 12, 1012)
         out.data_sent(len(out.data_to_send()))
-        assert out.room() == room
+        assert room(out) == all_of_it
 
 
 def test_control_frames_use_room_in_front_when_the_back_is_full() -> None:
     out = sealer()
     ring = memoryview(bytearray(12 + SIZE))
-    out.seal_data(1, ring, 12, 12 + out.room())
+    out.seal_data(1, ring, 12, 12 + room(out))
     while out.seal_control(bytes(12)):
         pass
     out.data_sent(100)
@@ -167,7 +169,7 @@ def test_bytes_leave_in_order_whatever_the_socket_takes(steps: list[tuple[int, i
     wire = b""
     lengths = []
     for size, taken in steps:
-        size = min(size, out.room())
+        size = min(size, room(out))
         out.seal_data(1, ring, 12, 12 + size)
         lengths.append(size)
         part = bytes(out.data_to_send()[:taken])
@@ -180,8 +182,8 @@ def test_bytes_leave_in_order_whatever_the_socket_takes(steps: list[tuple[int, i
     into = opener(size=1 << 17)
     total = 0
     while wire:
-        room = into.receive_buffer()
-        part, wire = wire[: len(room)], wire[len(room) :]
+        free = into.receive_buffer()
+        part, wire = wire[: len(free)], wire[len(free) :]
         put(into, part)
         while (size := into.open_untrusted()) >= 0:
             total += size - 12

@@ -529,7 +529,7 @@ class Metrics(Table, frozen=True):
 
     listen: str = text("", "host_port",
         "host:port of the endpoint; empty: none. Keep it on loopback.", essential=True, restart=True)
-    interval: float = duration(0.25, 0.01, 60.0,
+    interval: float = duration(1.0, 0.01, 60.0,
         "Interval at which a shard stores counts that do not change with every batch.")
     per_peer: bool = switch(True, "Export series for each peer; off: for the node and its shards only.")
     peer_histograms: int = number(100, 0, 1500, "peers",

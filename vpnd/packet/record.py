@@ -45,11 +45,9 @@ GSO_TCPV6 = 4
 GSO_UDP_L4 = 5
 GSO_ECN = 0x80  # a bit beside GSO_TCPV4 and GSO_TCPV6
 _UDP_BYTES = 8
-#: In a record.
-_GSO_TYPE_AT = LENGTH_BYTES + 1
 _length_from = LENGTH.unpack_from
-#: Of a record's virtio_net_hdr what says how it is to be cut: gso_size and csum_start.
-_cut_from = struct.Struct("<8xHH").unpack_from
+#: Of a record's virtio_net_hdr what says how it is to be cut: gso_type, gso_size and csum_start.
+_cut_from = struct.Struct("<5xB2xHH").unpack_from
 #: In a TCP header, the byte whose upper half is its length in units of four bytes.
 _TCP_LENGTH_AT = 12
 
@@ -74,20 +72,20 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     mtu: int
 
 
-def segments(buffer: memoryview, start: int, end: int) -> int:
-    """How many packets the whole records in buffer[start:end] are on a link: each segment of a superpacket is one.
+def segments(buffer: memoryview, start: int, end: int, records: int) -> int:
+    """How many packets the `records` whole records in buffer[start:end] are on a link: each segment of a superpacket is
+    one.
 
     Superpackets are as the kernel makes them, or checked (vpnd.packet.offload).
     """
-    count, length_at, cut_at = 0, _length_from, _cut_from
+    count = records
     while start < end:
-        following = start + LENGTH_BYTES + length_at(buffer, start)[0]
-        if kind := buffer[start + _GSO_TYPE_AT]:  # GSO_NONE is 0
-            size, csum_start = cut_at(buffer, start)
+        # Nearly always there is one.
+        following = end if records == 1 else start + LENGTH_BYTES + _length_from(buffer, start)[0]
+        kind, size, csum_start = _cut_from(buffer, start)
+        if kind:  # GSO_NONE is 0
             header = start + PACKET_OFFSET + csum_start
             header += _UDP_BYTES if kind == GSO_UDP_L4 else (buffer[header + _TCP_LENGTH_AT] >> 4) * 4
-            count -= (header - following) // (size or 1)
-        else:
-            count += 1
+            count -= (header - following) // (size or 1) + 1
         start = following
     return count

@@ -8,7 +8,7 @@ stricter than Linux (virtio_net_hdr_to_skb), so what passes here is never refuse
 Of packets within packets (VXLAN, Geneve, GRE, IP in IP) Linux leaves the innermost checksum to fill in, having cut up
 superpackets and finished the outer checksums before.
 
-Plain packets, and those with just a checksum to fill in, are nearly all there are: they leave early.
+Plain packets, those with just a checksum to fill in, and TCP's superpackets are nearly all there are: they leave early.
 """
 
 from __future__ import annotations
@@ -63,6 +63,10 @@ _TCP4_LEAST = VNET_BYTES + IPV4_BYTES + TCP_BYTES
 _CSUM_AT_20, _ = struct.unpack(">QH", VNET.pack(FLAG_NEEDS_CSUM, 0, 0, 0, IPV4_BYTES, 0))
 _, _OFFSET_UDP = struct.unpack(">QH", VNET.pack(0, 0, 0, 0, 0, UDP_CHECKSUM))
 _, _OFFSET_TCP = struct.unpack(">QH", VNET.pack(0, 0, 0, 0, 0, TCP_CHECKSUM))
+# What it gives for TCP's superpackets there, less their sizes.
+_TCP4_SUPER, _ = struct.unpack(">QH", VNET.pack(FLAG_NEEDS_CSUM, GSO_TCPV4, 0, 0, IPV4_BYTES, 0))
+_BUT_SIZES, _ = struct.unpack(">QH", VNET.pack(0xFF, 0xFF, 0, 0, 0xFFFF, 0))
+_TCP_LENGTH_AT = VNET_BYTES + IPV4_BYTES + TCP_DATA_OFFSET
 
 
 #: By protocol of the outer packet: bytes between its IP header and the inner one, at least.
@@ -92,6 +96,16 @@ def inspect_untrusted(buffer: memoryview, offset: int, length: int) -> tuple[int
                 return 4, source, destination, 1
             if tail == _OFFSET_TCP and protocol == TCP and length >= _TCP4_LEAST:
                 return 4, source, destination, 1
+        if head & _BUT_SIZES == _TCP4_SUPER and tail == _OFFSET_TCP and length >= _TCP4_LEAST:
+            header = (buffer[offset + _TCP_LENGTH_AT] >> 4) * 4
+            payload = total - IPV4_BYTES - header
+            # Little-endian within a number that is not.
+            header_bytes = head >> 40 & 0xFF | head >> 24 & 0xFF00
+            gso_size = head >> 24 & 0xFF | head >> 8 & 0xFF00
+            whole = protocol == TCP and not fragment & IPV4_FRAGMENT_MASK
+            sizes_fit = header_bytes <= total and TCP_MIN_GSO_SIZE <= gso_size <= total
+            if whole and sizes_fit and header >= TCP_BYTES and payload > 0:
+                return 4, source, destination, -(-payload // gso_size)
         return 4, source, destination, _check_offload(buffer, offset, length - VNET_BYTES)
     if first >> 4 == 4:
         if total != length - VNET_BYTES or not IPV4_BYTES <= (first & 0x0F) * 4 <= total:
