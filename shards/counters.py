@@ -7,6 +7,7 @@ asked for.
 
 from __future__ import annotations
 
+import struct
 from typing import NamedTuple, Protocol
 
 from vpnd.metrics import DROP_REASONS, GAUGES, SHARD_COUNTERS, SHARD_HISTOGRAMS, CounterPage, Drops, Times
@@ -23,18 +24,19 @@ BATCH = (
     "bytes_received",
 )
 assert SHARD_COUNTERS[: len(BATCH)] == BATCH
+_store = struct.Struct(f"{len(BATCH)}Q").pack_into
 
 
 class Counts:
-    """Counts of this process, each under its name in SHARD_COUNTERS; `drops`: by reason; `times`:
-    histograms.
+    """Counts of this process, each under its name in SHARD_COUNTERS; `drops`: by reason; `times`: histograms;
+    `refused`, `refused_bytes`: received, and not written into the TUN.
 
     One for a shard; whoever counts something adds to it. Owner: shard loop.
     """
 
     def __init__(self) -> None:
         self.drops = Drops()
-        self.packets_from_tun = self.bytes_from_tun = self.packets_to_tun = self.bytes_to_tun = 0
+        self.packets_from_tun = self.bytes_from_tun = self.refused = self.refused_bytes = 0
         self.packets_sent = self.bytes_sent = self.packets_received = self.bytes_received = 0
         self.segments_sent = self.segments_received = 0
         self.flows_created = self.flows_reaped = self.flows_moved = 0
@@ -48,6 +50,11 @@ class Counts:
         self.datagrams_marked = self.datagrams_over = 0
         self.batches = 0
         self.times = {name: Times() for name in SHARD_HISTOGRAMS}
+
+    @property
+    def packets_to_tun(self) -> int:
+        """Written into the TUN device."""
+        return self.packets_received - self.refused
 
 
 class Dropping(Protocol):
@@ -119,22 +126,28 @@ class Counters:
 
     def store_batch(self) -> None:
         """Store what changes with every batch of packets."""
-        values, base, counts = self._values, self._base, self._counts
-        values[0] = base[0] + counts.packets_from_tun
-        values[1] = base[1] + counts.bytes_from_tun
-        values[2] = base[2] + counts.packets_to_tun
-        values[3] = base[3] + counts.bytes_to_tun
-        values[4] = base[4] + counts.packets_sent
-        values[5] = base[5] + counts.bytes_sent
-        values[6] = base[6] + counts.packets_received
-        values[7] = base[7] + counts.bytes_received
+        base, counts = self._base, self._counts
+        packets, size = counts.packets_received, counts.bytes_received
+        _store(
+            self._values,
+            0,
+            base[0] + counts.packets_from_tun,
+            base[1] + counts.bytes_from_tun,
+            base[2] + packets - counts.refused,
+            base[3] + size - counts.refused_bytes,
+            base[4] + counts.packets_sent,
+            base[5] + counts.bytes_sent,
+            base[6] + packets,
+            base[7] + size,
+        )
 
     def store_all(self, **gauges: int) -> None:
         """Store all counts, and the `gauges` as they are now."""
+        self.store_batch()
         values, base, index = self._values, self._base, self._index
         for name, count in (vars(self._counts) | gauges).items():
-            if name not in ("drops", "times"):
-                offset = index[name]
+            offset = index.get(name)
+            if offset is not None:
                 values[offset] = base[offset] + count
         drops = self._counts.drops
         times = (count for each in self._counts.times.values() for count in each.counts)

@@ -28,6 +28,7 @@ from vpnd.packet.record import (
     VNET_BYTES,
 )
 
+_length_at = LENGTH.unpack_from
 _LEAST = VNET_BYTES + MIN_PACKET_BYTES
 _MOST = MAX_RECORD_BYTES - LENGTH_BYTES
 
@@ -87,14 +88,11 @@ class Inbound:
         position = 0
         if reassembly.partial:
             position = self._complete_untrusted(sources, reassembly, view)
-        length_at, write, inspect = LENGTH.unpack_from, self._write, inspect_untrusted
-        counts, local = self._counts, self.local.find
-        drops = reassembly.drops
-        allowed = sources.find
+        write, local, allowed = self._write, self.local.find, sources.find
         begun = position
-        packets = good = good_bytes = segments = 0
+        packets = refused = refused_bytes = segments = 0
         while position + LENGTH_BYTES <= end and packets < most:
-            (count,) = length_at(view, position)
+            (count,) = _length_at(view, position)
             if not _LEAST <= count <= _MOST:
                 raise RemoteProtocolError(f"a record of {count} bytes")
             start = position + LENGTH_BYTES
@@ -104,33 +102,33 @@ class Inbound:
             position = following
             packets += 1
             try:
-                version, source, destination, whole = inspect(view, start, count)
+                version, source, destination, whole = inspect_untrusted(view, start, count)
+                segments += whole
+                if not allowed(version, source) and not self._of_router_untrusted(
+                    sources, destination, view[start + VNET_BYTES : following]
+                ):
+                    reason = "source_not_allowed"
+                elif not local(version, destination):
+                    reason = "destination_not_ours"
+                else:
+                    write(view[start:following])
+                    continue
+                reassembly.drops.span(reason, view, start - LENGTH_BYTES, following, 1)
             except BadPacket as bad:
-                drops.plain(bad.reason)
                 segments += 1
-                continue
-            segments += whole
-            if not allowed(version, source) and not self._of_router_untrusted(
-                sources, destination, view[start + VNET_BYTES : following]
-            ):
-                drops.span("source_not_allowed", view, start - LENGTH_BYTES, following, 1)
-                continue
-            if not local(version, destination):
-                drops.span("destination_not_ours", view, start - LENGTH_BYTES, following, 1)
-                continue
-            try:
-                write(view[start:following])
+                reassembly.drops.plain(bad.reason)
             except OSError:  # the device is going down, or an offload this kernel does not know
-                drops.span("tun_write_failed", view, start - LENGTH_BYTES, following, 1)
-                continue
-            good += 1
-            good_bytes += count
+                reassembly.drops.span("tun_write_failed", view, start - LENGTH_BYTES, following, 1)
+            refused += 1
+            refused_bytes += count - VNET_BYTES
         size = position - begun - packets * PACKET_OFFSET
+        counts = self._counts
         counts.packets_received += packets
         counts.bytes_received += size
         counts.segments_received += segments
-        counts.packets_to_tun += good
-        counts.bytes_to_tun += good_bytes - good * VNET_BYTES
+        if refused:
+            counts.refused += refused
+            counts.refused_bytes += refused_bytes
         reassembly.packets += packets
         reassembly.segments += segments
         reassembly.bytes += size

@@ -13,6 +13,7 @@ messages only if it must.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 
 from shards.counters import Counts
@@ -38,8 +39,8 @@ class Outbound:
         self._steps: list[Callable[[], None]] = []
         self._chunks: list[Chunk] = []
         self._unsettled = False
-        #: called once, before the next packets are sent
-        self.before_next: Callable[[], None] | None = None
+        #: `when_due` is called before packets are sent, once it is `due_s`; it sets another time
+        self.due_s, self.when_due = math.inf, lambda: None
 
     def run(self, consumer: Consumer) -> bool:
         """Everything in the ring, at most a batch. True when there may be more."""
@@ -51,9 +52,10 @@ class Outbound:
         stop = min(end, start + self._batch_bytes)
         position, packets = self._send(consumer.buffer, start, stop, end)
         consumer.release(position - start)
-        self._counts.batches += 1
-        self._counts.packets_from_tun += packets
-        self._counts.bytes_from_tun += position - start - packets * PACKET_OFFSET
+        counts = self._counts
+        counts.batches += 1
+        counts.packets_from_tun += packets
+        counts.bytes_from_tun += position - start - packets * PACKET_OFFSET
         if self._unsettled:
             self.settle()
         return position < end
@@ -95,12 +97,11 @@ class Outbound:
     def _send(self, buffer: memoryview, start: int, stop: int, end: int) -> tuple[int, int]:
         """The records that begin in buffer[start:stop], none of which may go beyond `end`: where they end,
         how many."""
-        if self.before_next is not None:
-            before, self.before_next = self.before_next, None
-            before()
+        now_s = self._now()
+        if now_s >= self.due_s:
+            self.when_due()
         length_at = LENGTH.unpack_from
         find, reopen = self.flows.flows.get, self.flows.open
-        now_s = self._now()
         position = span = start
         sink: Sink | None = None
         last: Flow | None = None

@@ -135,8 +135,7 @@ class Link:
         """`path`: how it reaches the peer. `make_beside`: of what the peer says of datagrams and what fits it, if this
         node takes any. `prove`: see that large segments arrive before packets are sent."""
         self.session_id, self.initiator, self.peer, self.path = session_id, initiator, peer, path
-        self.now = common.now
-        self.queue = FairQueue(common.live, peer.drops)
+        self.now, self.queue = common.now, FairQueue(common.live, peer.drops)
         self.lanes: list[StreamLane] = []
         self.beside: DatagramLane[Link | Alone] | None = None
         self.rtt_s: float | None = None
@@ -159,8 +158,9 @@ class Link:
         self.rest = session.rest
         self._opening: set[Stream] = set()
         self._barriers: dict[int, tuple[float, Callable[[float], None]]] = {}
-        # what was too much for a turn: the engine gives nothing before it is done
-        self._undelivered: Data | None = None
+        self._undelivered: Data | None = (
+            None  # too much for a turn: the engine gives nothing before it is done
+        )
         self._behind = False  # there is more than the peer may use of one turn
         self._full = self._holds = False  # it takes no more for now, or, closed, for ever; is to get no more
         self._unchecked, self._most_unsent = 0, common.live.config.session.not_sent_lowat_bytes
@@ -197,8 +197,8 @@ class Link:
 
     def _seal(self, lane: StreamLane, buffer: memoryview, start: int, end: int, packets: int) -> bool:
         session, stream = self._session, lane.stream
-        size, whole = end - start - packets * PACKET_OFFSET, segments(buffer, start, end, packets)
-        unfit = 0
+        size = end - start - packets * PACKET_OFFSET
+        whole, unfit = segments(buffer, start, end, packets), 0
         if lane.fit is not None:  # here, and not before it waits: a record that was cut counts as one
             buffer, start, end, unfit = lane.fit(buffer, start, end)
         if not session.send(stream, buffer, start, end):
@@ -222,12 +222,12 @@ class Link:
         """Write what is sealed; the rest when the transport takes more."""
         if self.closed:
             return
-        session = self._session
         try:
-            while view := session.data_to_send():
+            view: memoryview | None = self._session.data_to_send()
+            while view:
                 count = self.transport.send(view)
-                session.data_sent(count)
                 self._unchecked += count
+                view = self._session.data_sent(count)
         except BlockingIOError:
             self._wait_writable()
         except OSError as error:
@@ -290,7 +290,7 @@ class Link:
             return
         session.received(count)
         self._take_events()
-        if self.suspect and not self.closed:
+        if self.health.health.failures and not self.closed:
             self.health.check()
 
     def _take_events(self) -> None:
@@ -306,7 +306,8 @@ class Link:
                 session.budget -= records
                 session.consumed(stream, reached)
                 if reached < len(view):
-                    self._undelivered = Data(stream, view[reached:])
+                    self._undelivered = Data(stream, view[reached:], event.last)
+                if event.last or self._undelivered is not None:
                     break
             else:
                 self._on_event(event)
@@ -318,8 +319,10 @@ class Link:
             self._behind = True
             budget.wait(functools.partial(self._run, self._go_on))
         self._batch_done()
-        self.flush()
-        self._arm(now_s)
+        if session.data_to_send():
+            self.flush()
+        if session.timed or self._timer is not None:
+            self._arm(now_s)
 
     def _go_on(self) -> None:
         self._behind = False

@@ -48,11 +48,12 @@ class Data(msgspec.Struct, frozen=True, gc=False):
     """Payload, in order, cut anywhere.
 
     borrowed: `view` is valid until the next next_event() or received(). The bytes stay charged to the
-    receive window until consumed() is called for them.
+    receive window until consumed() is called for them. `last`: there is no event behind it, and nothing received.
     """
 
     stream: Stream
     view: memoryview
+    last: bool = False
 
 
 class StreamClosed(msgspec.Struct, frozen=True, gc=False):

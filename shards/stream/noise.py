@@ -156,17 +156,20 @@ class Sealer:
         """borrowed: valid until data_sent() or until something is sealed."""
         return self._view[self._head : self._tail]
 
-    def data_sent(self, count: int) -> None:
-        """The first `count` bytes of data_to_send() are out. LocalProtocolError if there were not so many."""
+    def data_sent(self, count: int) -> memoryview | None:
+        """The first `count` bytes of data_to_send() are out; what it gives now, None for nothing. LocalProtocolError if
+        there were not so many."""
         head = self._head + count
         if count < 0 or head > self._tail:
             raise LocalProtocolError("more was sent than there was to send")
         self._head = head
         if head == self._tail:
             self._head = self._tail = 0
-        elif self._limit - self._tail < spec.MAX_WIRE_BYTES and head >= self._tail - head:
+            return None
+        if self._limit - self._tail < spec.MAX_WIRE_BYTES and head >= self._tail - head:
             # Moving no more than has been sent since the last move: at most one move a byte, ever.
             self._to_front()
+        return self.data_to_send()
 
     def rest(self) -> None:
         """Called now and then: without the memory of the buffer while that is empty and hardly used."""
@@ -184,10 +187,11 @@ class Sealer:
 class Opener:
     """Bytes of the socket in, plaintext of one message at a time out.
 
-    `plain` holds the plaintext of the last message opened. Owner: the session; not thread-safe.
+    `plain` holds the plaintext of the last message opened; `more`: bytes received behind it. Owner: the session; not
+    thread-safe.
     """
 
-    __slots__ = ("_decrypt", "_end", "_nonce", "_size", "_start", "_use", "_view", "nonce", "plain")
+    __slots__ = ("_decrypt", "_end", "_nonce", "_size", "_start", "_use", "_view", "more", "nonce", "plain")
 
     def __init__(
         self, key: bytes, nonce: int, buffer_bytes: int, plain_bytes: int, cipher: str = session.CHACHAPOLY
@@ -201,6 +205,7 @@ class Opener:
         self._start = 0
         self._end = 0
         self._use = _Use(nonce)
+        self.more = 0
         self.plain = lazy_buffer(max(plain_bytes, spec.MAX_PLAINTEXT_BYTES))
 
     def receive_buffer(self) -> memoryview:
@@ -253,4 +258,5 @@ class Opener:
             raise RemoteProtocolError("a message does not authenticate") from None
         self.nonce = nonce + 1
         self._start = end
+        self.more = self._end - end
         return int(sealed)

@@ -84,6 +84,8 @@ class Session:
         #: A window update goes out once half the window is consumed. May come late and in any portions; does nothing on
         #: a closed stream. LocalProtocolError: so much was never received.
         self.consumed = self._table.consumed
+        #: whether next_timer_s() has anything to say
+        self.timed = self._table.deadlines
         self._events = self._table.events
         self._streams = self._table.streams
         #: messages and frames next_event() may still take before it returns None with more to come; the caller's to set
@@ -119,8 +121,8 @@ class Session:
         self._opener.received(count)
 
     def next_event(self, now_s: float) -> Event | None:
-        """The next event; None when more bytes are needed, or `budget` is used up. Call until None after every
-        received(), and do not receive more before it was None with some of the budget left.
+        """The next event; None when more bytes are needed, or `budget` is used up. Call until None, or a Data that is
+        `last`, after every received(), and do not receive more before that with some of the budget left.
 
         Ends the life of the last Data event's view, and of data_to_send()'s: answers may be sealed.
         Raises RemoteProtocolError: the session is dead.
@@ -155,7 +157,7 @@ class Session:
                         if stream is not None and stream.state is _READY and length <= stream.receive_window:
                             stream.receive_window -= length
                             self._position = self._limit = limit
-                            return Data(stream, self._plain[_HEADER_BYTES:limit])
+                            return Data(stream, self._plain[_HEADER_BYTES:limit], not self._opener.more)
                 elif self._limit == spec.MAX_PLAINTEXT_BYTES:
                     self._table.credit += 1  # it may be the end of a span that filled the message before
                 self._position = 0
@@ -280,13 +282,17 @@ class Session:
         """
         return self._sealer.data_to_send()
 
-    def data_sent(self, count: int) -> None:
-        """The first `count` bytes of data_to_send() are out; send() may have room again.
+    def data_sent(self, count: int) -> memoryview | None:
+        """The first `count` bytes of data_to_send() are out, and send() may have room again: what data_to_send() gives
+        now, None for nothing.
 
         LocalProtocolError: there were not so many.
         """
-        self._sealer.data_sent(count)
-        self._table.room_made()
+        left, table = self._sealer.data_sent(count), self._table
+        if table.postponed or table.owing:
+            table.room_made()
+            left = self._sealer.data_to_send()
+        return left
 
     # --- time
 

@@ -51,9 +51,9 @@ class StreamTable:
         self._skipped: set[int] = set()
         self._count_ours = 0
         self._count_theirs = 0
-        self._deadlines: dict[Stream, tuple[float, CloseReason]] = {}
-        self._postponed: deque[bytes] = deque()
-        self._owing: dict[Stream, None] = {}
+        self.deadlines: dict[Stream, tuple[float, CloseReason]] = {}
+        self.postponed: deque[bytes] = deque()
+        self.owing: dict[Stream, None] = {}
         self._ping_value = 0
         #: Unanswered pings of ours, oldest first: value → when it was asked for.
         self._pings: dict[int, float] = {}
@@ -93,7 +93,7 @@ class StreamTable:
             self.reset(stream)
         elif stream.state is StreamState.READY:
             stream.move(StreamEvent.LOCAL_FIN)
-            self._deadlines[stream] = (self.now_s + self._settings.close_timeout, CloseReason.CLOSE_TIMEOUT)
+            self.deadlines[stream] = (self.now_s + self._settings.close_timeout, CloseReason.CLOSE_TIMEOUT)
             self._ask(yamux.window_update(stream.id, 0, spec.FLAG_FIN))
 
     def reset(self, stream: Stream, reason: CloseReason = CloseReason.RESET) -> None:
@@ -129,10 +129,10 @@ class StreamTable:
 
     def room_made(self) -> None:
         """The send buffer has room again: send what waited for it."""
-        while self._postponed and self._sealer.seal_control(self._postponed[0]):
-            self._postponed.popleft()
-        if self._owing:
-            owing, self._owing = self._owing, {}
+        while self.postponed and self._sealer.seal_control(self.postponed[0]):
+            self.postponed.popleft()
+        if self.owing:
+            owing, self.owing = self.owing, {}
             for stream in owing:
                 if stream.state is not StreamState.CLOSED:
                     self._give_back(stream)
@@ -141,14 +141,14 @@ class StreamTable:
 
     def next_timer_s(self) -> float | None:
         """When the first stream is late; None if none is under way."""
-        if not self._deadlines:
+        if not self.deadlines:
             return None
-        return min(deadline for deadline, _ in self._deadlines.values())
+        return min(deadline for deadline, _ in self.deadlines.values())
 
     def expire(self, now_s: float) -> None:
         """Reset the streams that are late."""
         self.now_s = now_s
-        for stream, (deadline, reason) in list(self._deadlines.items()):
+        for stream, (deadline, reason) in list(self.deadlines.items()):
             if deadline <= now_s:
                 self.reset(stream, reason)
 
@@ -280,7 +280,7 @@ class StreamTable:
             assert negotiation.hello is not None
             stream.move(StreamEvent.AGREED)
             stream.negotiation = None
-            del self._deadlines[stream]
+            del self.deadlines[stream]
             self.events.append(StreamReady(stream, negotiation.hello, negotiation.beside))
         elif outcome is not Outcome.UNDER_WAY:
             self._answer(yamux.window_update(stream.id, 0, spec.FLAG_FIN))
@@ -308,9 +308,9 @@ class StreamTable:
             stream.negotiation = None
         self.streams.clear()
         self.events.clear()
-        self._deadlines.clear()
-        self._postponed.clear()
-        self._owing.clear()
+        self.deadlines.clear()
+        self.postponed.clear()
+        self.owing.clear()
         if self._sealer.nonce < spec.NONCE_LIMIT:
             self._sealer.seal_control(yamux.go_away(spec.GO_AWAY_PROTOCOL_ERROR))
 
@@ -320,7 +320,7 @@ class StreamTable:
         negotiation = Negotiation(opener=ours, protocol=self.protocol)
         stream = Stream(stream_id, ours=ours, receive_window=self._window, negotiation=negotiation)
         self.streams[stream_id] = stream
-        self._deadlines[stream] = (now_s + self._settings.negotiate_timeout, CloseReason.NEGOTIATE_TIMEOUT)
+        self.deadlines[stream] = (now_s + self._settings.negotiate_timeout, CloseReason.NEGOTIATE_TIMEOUT)
         if ours:
             self._count_ours += 1
         else:
@@ -331,8 +331,8 @@ class StreamTable:
         stream.move(event)
         stream.negotiation = None
         del self.streams[stream.id]
-        self._deadlines.pop(stream, None)
-        self._owing.pop(stream, None)
+        self.deadlines.pop(stream, None)
+        self.owing.pop(stream, None)
         if stream.ours:
             self._count_ours -= 1
         else:
@@ -341,15 +341,15 @@ class StreamTable:
 
     def _give_back(self, stream: Stream) -> None:
         if not self._sealer.seal_control(yamux.window_update(stream.id, stream.owed)):
-            self._owing[stream] = None
+            self.owing[stream] = None
             return
         stream.receive_window += stream.owed
         stream.owed = 0
 
     def _ask(self, frames: bytes) -> None:
         # In order, even where a small one would find room: a RST must not overtake its SYN.
-        if self._postponed or not self._sealer.seal_control(frames):
-            self._postponed.append(frames)
+        if self.postponed or not self._sealer.seal_control(frames):
+            self.postponed.append(frames)
 
     def _answer(self, frame: bytes) -> None:
         # May overtake what is postponed: no answer is about a stream that waits there for its SYN.
