@@ -43,10 +43,10 @@ from vpnd.session import SUBNET_NODE, Established
 
 log = logging.getLogger("shard")
 
-#: So often within carrier.stall_timeout sessions are looked at when packets are sent; after half as long again where
-#: none is, for that takes a wake-up of its own.
+#: So often within carrier.stall_timeout sessions are looked at; somewhat sooner where packets are sent, for that takes no
+#: wake-up of its own.
 STALL_LOOKS = 4
-_WITHOUT_PACKETS = 1.5
+_SOONER = 0.7
 
 
 class PlaneEvents(Protocol):
@@ -121,9 +121,7 @@ class Plane:
         self._ended = False
         self._quiet = False  # the last look for stalls found nothing on its way
         self._stalls = Recurring(
-            live,
-            lambda config: config.carrier.stall_timeout / STALL_LOOKS * _WITHOUT_PACKETS,
-            self._look_for_stalls,
+            live, lambda config: config.carrier.stall_timeout / STALL_LOOKS, self._look_for_stalls
         )
         self.outbound.when_due = self._stalls.start
         self._recurring = (
@@ -330,7 +328,7 @@ class Plane:
 
     def _look_for_stalls(self) -> None:
         """Again and again while anything is on its way; then before the next packet."""
-        self.outbound.due_s = self.now() + self.live.config.carrier.stall_timeout / STALL_LOOKS
+        self.outbound.due_s = self.now() + self.live.config.carrier.stall_timeout / STALL_LOOKS * _SOONER
         looks = [link.beside.look_for_stall() for link in self.links.values() if link.beside is not None]
         before, self._quiet = self._quiet, not any(looks)
         if before and self._quiet:

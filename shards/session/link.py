@@ -158,9 +158,7 @@ class Link:
         self.rest = session.rest
         self._opening: set[Stream] = set()
         self._barriers: dict[int, tuple[float, Callable[[float], None]]] = {}
-        self._undelivered: Data | None = (
-            None  # too much for a turn: the engine gives nothing before it is done
-        )
+        self._undelivered: Data | None = None  # too much for a turn; the engine waits for it
         self._behind = False  # there is more than the peer may use of one turn
         self._full = self._holds = False  # it takes no more for now, or, closed, for ever; is to get no more
         self._unchecked, self._most_unsent = 0, common.live.config.session.not_sent_lowat_bytes
