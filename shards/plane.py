@@ -43,8 +43,8 @@ from vpnd.session import SUBNET_NODE, Established
 
 log = logging.getLogger("shard")
 
-#: So often within carrier.stall_timeout sessions are looked at; somewhat sooner where packets are sent, for that takes no
-#: wake-up of its own.
+#: So often within carrier.stall_timeout sessions are looked at; somewhat sooner where packets are sent, for that takes
+#: no wake-up of its own.
 STALL_LOOKS = 4
 _SOONER = 0.7
 

@@ -149,13 +149,12 @@ class Link:
         self._small_bytes = common.live.config.session.small_segment
         self._seen_by_look, self._in_flight = 0, False  # of `look_for_stuck`
         self._ended = Traffic()  # received on lanes that are gone
-        self._loop = asyncio.get_running_loop()
-        self.transport, self._session, self._events = transport, session, events
+        self.transport, self._events, self._loop = transport, events, asyncio.get_running_loop()
+        self._session, self.rest = session, session.rest
         self._outbound, self._counts = common.outbound, common.counts
         self._rtts, self._delays = common.counts.times["rtt"], common.counts.times["queue_delay"]
         self._inbound: Delivery = common.inbound
         self._hello, self._batch_done, self._make_beside = common.hello, common.batch_done, make_beside
-        self.rest = session.rest
         self._opening: set[Stream] = set()
         self._barriers: dict[int, tuple[float, Callable[[float], None]]] = {}
         self._undelivered: Data | None = None  # too much for a turn; the engine waits for it
@@ -536,7 +535,7 @@ class Link:
 
     def _tell_closed(self, reason: str, failed: bool) -> None:
         # Its buffers, a megabyte, go now: the garbage collector does not know how large a link is.
-        del self._session
+        del self._session, self.rest
         self._undelivered = None
         for lane in self.lanes:
             lane.reassembly.take()
