@@ -11,6 +11,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import dis
+import gc
 import importlib.machinery
 import sys
 from collections.abc import Iterator, MutableSequence, Sequence
@@ -120,6 +121,14 @@ def give_back(*names: str) -> None:
             del sys.modules[name]
             above, _, own = name.rpartition(".")
             vars(sys.modules.get(above, module)).pop(own, None)
+
+
+def settle() -> None:
+    """Everything is imported, for which the collector was disabled: forget which files there are, of which importing
+    keeps a list, and have no collection look at what stays for ever."""
+    sys.path_importer_cache.clear()
+    gc.freeze()
+    gc.enable()
 
 
 def _undocumented(code: CodeType) -> CodeType:

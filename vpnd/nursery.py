@@ -54,9 +54,12 @@ def _main(channel: Channel, parent_pid: int) -> None:
     privileges.drop(start.config.process.user, parent_pid)
     if start.config.process.seccomp:
         seccomp.confine(seccomp.NURSERY)
+        seccomp.prepare(seccomp.SHARD, seccomp.RELAY)
+    arguments = _arguments()
+    if hasattr(sys, "_clear_type_cache"):  # it counts references to names that only imports asked for
+        sys._clear_type_cache()
     gc.collect()
-    gc.freeze()  # no collection writes to the memory that all share
-    gc.enable()
+    lean.settle()  # no collection writes to the memory that all share
     channel.send(messages.Ready())
     while True:
         message, descriptors = await_message(channel)
@@ -69,7 +72,7 @@ def _main(channel: Channel, parent_pid: int) -> None:
         else:
             if pid == 0:
                 channel.close()
-                _look_like(message.module, child_fd)
+                _look_like(message.module, child_fd, *arguments)
                 mains[message.module]()
             channel.send(messages.Forked(pid=pid, error=""))
         os.close(child_fd)
@@ -95,12 +98,17 @@ def fork_sibling() -> int:
     return pid
 
 
-def _look_like(module: str, channel_fd: int) -> None:
-    """Seem to be `python -m MODULE CHANNEL_FD`, in a session of its own."""
-    os.setsid()
-    sys.argv = [module, str(channel_fd)]
+def _arguments() -> tuple[int, int]:
+    """Where the arguments begin and end that are shown of this process, and of those it forks."""
     with open("/proc/self/stat", "rb") as file:
         start, end = map(int, file.read().rpartition(b")")[2].split()[ARGUMENTS])
+    return start, end
+
+
+def _look_like(module: str, channel_fd: int, start: int, end: int) -> None:
+    """Seem to be `python -m MODULE CHANNEL_FD`, in a session of its own; these are shown between `start` and `end`."""
+    os.setsid()
+    sys.argv = [module, str(channel_fd)]
     line = b"\0".join(map(str.encode, [sys.executable, "-P", "-m", *sys.argv])) + b"\0"
     ctypes.memset(start, 0, end - start)
     ctypes.memmove(start, line, min(len(line), end - start - 1))

@@ -50,6 +50,8 @@ MAKERS = {
 log = logging.getLogger(__name__)
 
 _libc = ctypes.CDLL(None, use_errno=True)
+#: whom this process, or the one that it was forked from, has become
+_become: str | None = None
 
 
 def existing(user: str) -> str:
@@ -98,7 +100,13 @@ def drop(user: str, parent_pid: int) -> None:
     credentials per thread, and this changes the calling thread's and those Python starts later.
     Raises PrivilegeError when the user is unknown, is root, or any right is left; ChildError when the parent
     has died meanwhile. After an error the process must exit: it may have lost part of its rights.
+
+    Forked from a process that has done so, only its life is to be bound: the rest is inherited, and cannot be had back.
     """
+    global _become
+    if _become == user:
+        _bind_to(parent_pid)
+        return
     was_root = os.geteuid() == 0
     if was_root:
         entry = entry_of(user)
@@ -120,9 +128,7 @@ def drop(user: str, parent_pid: int) -> None:
     _prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)
     _clear_capabilities()
     # After the change of user: that change clears the signal.
-    _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent_pid:  # died before the line above took effect: no signal will come
-        raise ChildError("the supervisor died while this process was starting")
+    _bind_to(parent_pid)
     _prctl(PR_SET_NO_NEW_PRIVS, 1)
     # Keys lie in this process's memory: no core file, no ptrace or /proc/PID/mem by the same user.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -131,6 +137,13 @@ def drop(user: str, parent_pid: int) -> None:
     left = rights_left(was_root)
     if left:
         raise PrivilegeError(f"rights are left after giving them up: {', '.join(left)}")
+    _become = user
+
+
+def _bind_to(parent_pid: int) -> None:
+    _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_pid:  # died before the line above took effect: no signal will come
+        raise ChildError("the supervisor died while this process was starting")
 
 
 def rights_left(was_root: bool) -> list[str]:

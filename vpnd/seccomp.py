@@ -19,10 +19,12 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import functools
 import os
 import platform
 import socket
 import struct
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -122,6 +124,10 @@ NURSERY = Role(files=True, forks=True)
 RELAY = SHARD = Role()
 
 
+#: Stands for the process's own until that is known: no process has it, and nothing else in a filter is like it.
+_SOME_PID = 0x5EC0_4B1D
+
+
 def why_not() -> str:
     """Why this machine cannot do it, as a user is told; empty when it can."""
     machine = MACHINES.get(platform.machine())
@@ -144,8 +150,14 @@ def confine(role: Role) -> None:
         return
     with contextlib.suppress(OSError):
         ctypes.CDLL("libgcc_s.so.1")  # glibc loads it when the first thread is ended from outside
-    machine = MACHINES[platform.machine()]
-    _install(machine, program(machine, role, os.getpid()))
+    _install(_code(role).replace(_word(_SOME_PID), _word(os.getpid())))
+
+
+def prepare(*roles: Role) -> None:
+    """Make what `confine` needs for them, which children share that are forked from this process."""
+    if not why_not():
+        for role in roles:
+            _code(role)
 
 
 def keep_modes(shared: Sequence[int]) -> None:
@@ -154,15 +166,28 @@ def keep_modes(shared: Sequence[int]) -> None:
     """
     if why_not():
         return
-    machine = MACHINES[platform.machine()]
-    _install(machine, modes_program(machine, shared))
+    _install(_packed(modes_program(MACHINES[platform.machine()], shared)))
 
 
-def _install(machine: Machine, instructions: Sequence[Instruction]) -> None:
-    code = b"".join(INSTRUCTION.pack(*each) for each in instructions)
+@functools.cache
+def _code(role: Role) -> bytes:
+    """The filter of a role, for _SOME_PID."""
+    return _packed(program(MACHINES[platform.machine()], role, _SOME_PID))
+
+
+def _packed(instructions: Sequence[Instruction]) -> bytes:
+    return b"".join(INSTRUCTION.pack(*each) for each in instructions)
+
+
+def _word(number: int) -> bytes:
+    return number.to_bytes(4, sys.byteorder)
+
+
+def _install(code: bytes) -> None:
     buffer = ctypes.create_string_buffer(code, len(code))
     # struct sock_fprog: unsigned short len; struct sock_filter *filter
     fprog = struct.pack("HP", len(code) // INSTRUCTION.size, ctypes.addressof(buffer))
+    machine = MACHINES[platform.machine()]
     result = _libc.syscall(machine.seccomp, SET_MODE_FILTER, FLAG_TSYNC | FLAG_SPEC_ALLOW, fprog)
     if result != 0:
         raise PrivilegeError(

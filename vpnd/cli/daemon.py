@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 #: Of pyroute2, of which the supervisor needs addresses, routes and rules.
 UNUSED = (
     *lean.IDLE,
+    "asyncio.sslproto",
     "ctypes.util",
     "multiprocessing",
     "pyroute2.conntrack",
@@ -102,7 +103,7 @@ def become(place: Where, overrides: dict[str, str | int | None], token: str, ide
     words = [sys.executable, "-P", "-m", "vpnd.cli.supervise", msgspec.json.encode(given).decode()]
     source = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))
-    os.execve(sys.executable, words, {**os.environ, "PYTHONPATH": path})
+    os.execve(sys.executable, words, {**interpreter.FRUGAL, **os.environ, "PYTHONPATH": path})
 
 
 def run(words: list[str]) -> int:
@@ -131,7 +132,6 @@ def run(words: list[str]) -> int:
     gc.disable()  # nothing of what is imported goes again
     with lean.without(*UNUSED, missing=lean.SPARE):
         from supervisor.service import run_foreground
-    gc.freeze()
-    gc.enable()
+    lean.settle()
     announce = Output(sys.stdout.fileno()).tell
     return run_foreground(config, given.identity, token, announce, lambda: complete(given.read()))

@@ -22,7 +22,6 @@ imported from then on: the files of vpnd may be readable by root alone.
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 from typing import TYPE_CHECKING
@@ -30,7 +29,7 @@ from typing import TYPE_CHECKING
 import trio
 from libp2p.crypto.keys import KeyPair
 
-from vpnd import logs, privileges, seccomp
+from vpnd import lean, logs, privileges, seccomp
 from vpnd.adapter.host import Host
 from vpnd.adapter.logs import tame_libp2p
 from vpnd.adapter.noise import peer_id_of, read_key_pair, signing_key
@@ -67,8 +66,7 @@ def main() -> None:
 
 def _main(channel: Channel, parent_pid: int) -> None:
     preload()
-    gc.freeze()
-    gc.enable()
+    lean.settle()
     start, descriptors = first_message(channel, messages.ControlStart)
     tame_libp2p(logs.configure(start.config.log, "control"))
     check_libp2p()
