@@ -132,6 +132,7 @@ class Plane:
             Recurring(live, lambda config: config.multiplexer.auto_scaling_interval, self._scale),
             Recurring(live, lambda config: config.stream_pool.cleanup_interval, self._maintain_pools),
             Recurring(live, lambda config: config.health.warm_interval, self._warm),
+            Recurring(live, lambda config: config.status.sample_interval, self._rest),
         )
         live.watch(lambda config: config.health.interval, self._retime_health)
 
@@ -335,9 +336,11 @@ class Plane:
             self._quiet = False
             self._stalls.close()
 
-    def _maintain_pools(self) -> None:
+    def _rest(self) -> None:
         for link in self.links.values():
             link.rest()
+
+    def _maintain_pools(self) -> None:
         now_s = self.now()
         for peer in self.peers:
             if peer.pool.carriers:

@@ -21,6 +21,8 @@ from vpnd.api import ends
 
 #: Where the packages lie: the children import from the same place, whatever the working directory is.
 PACKAGES = str(Path(__file__).resolve().parent.parent)
+#: glibc would keep memory apart for each thread, of which only one runs at a time.
+FRUGAL = {"MALLOC_ARENA_MAX": "1"}
 
 
 class Process(Protocol):
@@ -113,6 +115,6 @@ def _spawn(module: str) -> Interpreter:
             pass_fds=(theirs.fileno(),),
             start_new_session=True,  # Ctrl-C is for the supervisor, which then stops its children in order
             cwd="/",
-            env={**os.environ, "PYTHONPATH": PACKAGES},
+            env={**FRUGAL, **os.environ, "PYTHONPATH": PACKAGES},
         )
     return Interpreter(process, ours)

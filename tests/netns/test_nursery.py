@@ -13,7 +13,7 @@ from lab.processes import command_line
 
 SHARDS = 4
 #: With a session to each other's; see docs/performance.md for what it is made of.
-MOST_BYTES = 145_000_000
+MOST_BYTES = 106_000_000
 BACK_S = 10.0
 
 

@@ -34,6 +34,7 @@ UNUSED = (
 UNUSED_BELOW = (
     *lean.IDLE,
     "anyio",
+    "calendar",
     "cryptography.hazmat.primitives.serialization.ssh",
     "cryptography.x509",
     "dns._features",
