@@ -123,7 +123,7 @@ class Plane:
         self._stalls = Recurring(
             live, lambda config: config.carrier.stall_timeout / STALL_LOOKS, self._look_for_stalls
         )
-        self.outbound.when_due = self._stalls.start
+        self.outbound.when_due = self._look_before_sending
         self._recurring = (
             self._stalls,
             Recurring(
@@ -327,13 +327,16 @@ class Plane:
             if peer.pool.carriers:
                 peer.multiplexer.rebalance(now_s)
 
+    def _look_before_sending(self) -> None:
+        self._quiet = False  # what is sent now is on its way, and to be looked after
+        self._stalls.start()
+
     def _look_for_stalls(self) -> None:
         """Again and again while anything is on its way; then before the next packet."""
         self.outbound.due_s = self.now() + self.live.config.carrier.stall_timeout / STALL_LOOKS * _SOONER
         looks = [link.beside.look_for_stall() for link in self.links.values() if link.beside is not None]
         before, self._quiet = self._quiet, not any(looks)
         if before and self._quiet:
-            self._quiet = False
             self._stalls.close()
 
     def _rest(self) -> None:
