@@ -68,16 +68,16 @@ class Forwarding:
         self.advertised: tuple[str, ...] = ()
         self.members: tuple[str, ...] = ()
         self._judged: tuple[tuple[str, ...], ...] = ()
-        self._next_s = 0.0
+        self._looked_s = 0.0
         self._problems: list[str] = []
 
     def look(self) -> list[str]:
         """A line for each chain that is in the way. Blocks for some milliseconds."""
         asked = self.advertised, self.members
-        if asked != self._judged or time.monotonic() >= self._next_s:
-            network = self._live.config.network
+        network, now_s = self._live.config.network, time.monotonic()
+        if asked != self._judged or now_s >= self._looked_s + network.reconcile_interval:
             self._problems = obstacles(network.interface, *asked)
-            self._judged, self._next_s = asked, time.monotonic() + network.reconcile_interval
+            self._judged, self._looked_s = asked, now_s
         return self._problems
 
 
