@@ -45,9 +45,13 @@ FIRST_S = min(60.0, SECONDS / 3)
 MOST_LOST, MOST_LATE = 0.6, 0.005
 #: What is never a packet's end, whatever breaks between nodes that trust each other.
 NEVER = {
-    "malformed_local", "no_route", "too_big", "malformed_remote", "bad_offload_header", "source_not_allowed",
+    "malformed_local", "no_route", "malformed_remote", "bad_offload_header", "source_not_allowed",
     "destination_not_ours", "peer_forgotten",
 }  # fmt: skip
+if (
+    CARRIER == "streams"
+):  # datagrams that have outlived their session take what fits a path that is found anew
+    NEVER.add("too_big")
 SETTINGS = {
     "health": {"interval": "2s", "timeout": "1s"},
     "carrier": {"choice": CARRIER, "least_rtt": "0ms"},
