@@ -167,6 +167,14 @@ class Pump:
             reads += 1
             length = count - VNET_BYTES
             bytes_read += length
+            if previous >= 0 and in_ring and port is not None and coalescer is not None:
+                # What continues the datagram before it is of the same flow, and is not looked up.
+                grown = coalescer.merge(buffer, previous, offset, count)
+                if grown:
+                    port.to_shard.commit(grown)
+                    port.bytes_in += grown
+                    self.merged += 1
+                    continue
             key = key_of(buffer, offset + PACKET_OFFSET, length)
             index = find(key)
             if index is None:
@@ -176,13 +184,6 @@ class Pump:
                     continue
             if in_ring and port is not None and index == port.index:
                 producer = port.to_shard
-                if previous >= 0 and coalescer is not None:
-                    grown = coalescer.merge(buffer, previous, offset, count)
-                    if grown:
-                        producer.commit(grown)
-                        port.bytes_in += grown
-                        self.merged += 1
-                        continue
                 LENGTH.pack_into(buffer, offset, count)
             else:
                 port = self._ports[index]
