@@ -17,7 +17,7 @@ import subprocess
 from collections.abc import Iterator
 
 import pytest
-from lab import Lab, Node, check_logs, ping, wait_until
+from lab import Lab, LabError, Node, check_logs, ping, wait_until
 from lab.joining import address, all_reach_all, invite, machine
 from lab.network import Namespace, run_command
 from lab.sockets import socket_in
@@ -85,7 +85,10 @@ def own_user() -> str:
 def answers(node: Node, target: str) -> bool:
     if not way_to(node, target):
         return False
-    return ping(node.lab, node.namespace, target, count=2, interval_s=0.1).loss == 0
+    try:
+        return ping(node.lab, node.namespace, target, count=2, interval_s=0.1).loss == 0
+    except LabError:  # the way has gone meanwhile
+        return False
 
 
 def filter_of(node: Node) -> str:
