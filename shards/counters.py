@@ -127,18 +127,17 @@ class Counters:
     def store_batch(self) -> None:
         """Store what changes with every batch of packets."""
         base, counts = self._base, self._counts
-        packets, size = counts.packets_received, counts.bytes_received
         _store(
             self._values,
             0,
             base[0] + counts.packets_from_tun,
             base[1] + counts.bytes_from_tun,
-            base[2] + packets - counts.refused,
-            base[3] + size - counts.refused_bytes,
+            base[2] + counts.packets_to_tun,
+            base[3] + counts.bytes_received - counts.refused_bytes,
             base[4] + counts.packets_sent,
             base[5] + counts.bytes_sent,
-            base[6] + packets,
-            base[7] + size,
+            base[6] + counts.packets_received,
+            base[7] + counts.bytes_received,
         )
 
     def store_all(self, **gauges: int) -> None:
