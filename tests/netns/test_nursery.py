@@ -45,8 +45,17 @@ def killed(node: Node, pid: int) -> int:
 
 
 def is_forked(pid: int) -> bool:
-    """Whether it shares memory of its own with others: an interpreter shares files alone."""
-    return any(line.startswith("Shared_Dirty:") and int(line.split()[1]) > 2000 for line in _rollup(pid))
+    """Whether it shares memory of its own with others: an interpreter shares files alone, of which pages count as dirty
+    too while they are not written yet, as after an installation."""
+    shared_kb, of_file = 0, False
+    with open(f"/proc/{pid}/smaps") as file:
+        for line in file:
+            first, *rest = line.split()
+            if not first.endswith(":"):
+                of_file = rest[3] != "0"
+            elif first == "Shared_Dirty:" and not of_file:
+                shared_kb += int(rest[0])
+    return shared_kb > 2000
 
 
 def _rollup(pid: int) -> list[str]:
