@@ -10,7 +10,7 @@ from shards.plane import Plane
 from shards.session.link import Link
 from shards.session.transport import SocketTransport
 from vpnd.api import messages
-from vpnd.api.aio import LoopChannel
+from vpnd.api.aio import Descriptors, LoopChannel
 from vpnd.api.channel import Channel
 from vpnd.api.reports import HeldSession
 from vpnd.session import Established
@@ -55,8 +55,8 @@ class ControlPort:
 class ControlClient:
     """What control tells. Owner: the shard."""
 
-    def __init__(self, port: ControlPort, plane: Plane) -> None:
-        self._port, self._plane = port, plane
+    def __init__(self, port: ControlPort, plane: Plane, descriptors: Descriptors) -> None:
+        self._port, self._plane, self._descriptors = port, plane, descriptors
         #: peer ids told on this channel so far; None once all are told
         self._told: set[str] | None = None
 
@@ -109,7 +109,7 @@ class ControlClient:
 
     def _take(self, session_id: int, session: Established, sock: socket.socket) -> None:
         sock.setblocking(False)
-        transport = SocketTransport(sock, self._plane.live.config.session)
+        transport = SocketTransport(sock, self._plane.live.config.session, self._descriptors)
         if self._plane.take(session_id, session, transport):
             return
         transport.close(discard=False)

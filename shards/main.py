@@ -37,7 +37,7 @@ from shards.plane import Plane
 from shards.session.udp import DatagramSocket
 from vpnd import logs, privileges, seccomp
 from vpnd.api import messages, parts
-from vpnd.api.aio import LoopChannel, Recurring, end_at_bug
+from vpnd.api.aio import Descriptors, LoopChannel, Recurring, end_at_bug
 from vpnd.api.channel import Channel, first_message, run_child
 from vpnd.config.live import Live
 from vpnd.discovery.registry import PeerRegistry
@@ -70,7 +70,8 @@ class Shard:
         self._plane = Plane(
             live, start.own, hello, write, port, counts, self._counters.store_batch, monotonic, SystemRandom()
         )
-        self._control = ControlClient(port, self._plane)
+        self._descriptors = Descriptors()
+        self._control = ControlClient(port, self._plane, self._descriptors)
         # Until control has told who the peers are, their packets wait instead of having no route.
         for member in PeerRegistry(config.peers).members():
             self._plane.peers.know(member.peer_id, member.name, member.prefixes)
@@ -153,6 +154,7 @@ class Shard:
         plane = self._plane
         plane.datagrams = DatagramSocket(
             sock,
+            self._descriptors,
             number,
             port,
             plane.live,

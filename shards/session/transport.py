@@ -6,7 +6,6 @@ options, cannot be reset, and tells only how much its other end has not read yet
 
 from __future__ import annotations
 
-import asyncio
 import fcntl
 import logging
 import socket
@@ -15,6 +14,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
+from vpnd.api.aio import Descriptors
 from vpnd.config.schema import Session as Settings
 
 log = logging.getLogger(__name__)
@@ -94,13 +94,13 @@ class Transport(Protocol):
 
 
 class SocketTransport:
-    """A stream socket, non-blocking and ours, on the running loop."""
+    """A stream socket, non-blocking and ours."""
 
-    def __init__(self, sock: socket.socket, settings: Settings) -> None:
+    def __init__(self, sock: socket.socket, settings: Settings, descriptors: Descriptors) -> None:
         # Nothing between link and kernel.
         self.recv_into: Callable[[memoryview], int] = sock.recv_into
         self.send: Callable[[Any], int] = sock.send
-        self._sock, self._loop = sock, asyncio.get_running_loop()
+        self._sock, self._fd, self._descriptors = sock, sock.fileno(), descriptors
         self._writable: Callable[[], None] | None = None
         self._tcp = sock.family in (socket.AF_INET, socket.AF_INET6)
         self._unsent_request = _SIOCOUTQNSD if self._tcp else _SIOCOUTQ
@@ -112,15 +112,15 @@ class SocketTransport:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, settings.not_sent_lowat_bytes * 2)
 
     def watch(self, readable: Callable[[], None]) -> None:
-        self._loop.add_reader(self._sock, readable)
+        self._descriptors.add_reader(self._fd, readable)
 
     def wait_writable(self, writable: Callable[[], None]) -> None:
         self._writable = writable
-        self._loop.add_writer(self._sock, self._on_writable)
+        self._descriptors.add_writer(self._fd, self._on_writable)
 
     def _on_writable(self) -> None:
         writable, self._writable = self._writable, None
-        self._loop.remove_writer(self._sock)
+        self._descriptors.remove_writer(self._fd)
         if writable is not None:
             writable()
 
@@ -167,9 +167,9 @@ class SocketTransport:
             return None
 
     def close(self, *, discard: bool) -> None:
-        self._loop.remove_reader(self._sock)
+        self._descriptors.remove_reader(self._fd)
         if self._writable is not None:
-            self._loop.remove_writer(self._sock)
+            self._descriptors.remove_writer(self._fd)
         if discard:
             # TCP: reset. What is not sent yet would go on being sent for as long as TCP_USER_TIMEOUT, and arrive
             # behind what went over another session by then.

@@ -19,6 +19,7 @@ from shards.datagram import spec
 from shards.datagram.association import Association, Plain
 from shards.datagram.path import Address, Probe
 from shards.datagram.sealing import Batch
+from vpnd.api.aio import Descriptors
 from vpnd.config.live import Live
 from vpnd.packet import ecn
 from vpnd.packet.record import MAX_RECORD_BYTES
@@ -85,6 +86,7 @@ class DatagramSocket:
     def __init__(
         self,
         sock: socket.socket,
+        descriptors: Descriptors,
         number: int,
         port: int,
         live: Live,
@@ -102,7 +104,7 @@ class DatagramSocket:
         self._again: asyncio.Handle | None = None
         self._sock, self._number, self._live, self._counts = sock, number, live, counts
         self._now, self._batch_done, self._draw, self._between_turns = now, batch_done, draw, between_turns
-        self._loop = asyncio.get_running_loop()
+        self._loop, self._descriptors = asyncio.get_running_loop(), descriptors
         self._takers: dict[int, Taker] = {}
         self._buffer = lazy_buffer(_READ_BYTES)
         self._probes = Batch(_READ_BYTES)
@@ -115,13 +117,13 @@ class DatagramSocket:
             sock.setsockopt(socket.IPPROTO_UDP, _UDP_GRO, 1)
         except OSError:
             pass  # before Linux 5.0: one datagram a read
-        self._loop.add_reader(sock, self._read)
+        descriptors.add_reader(sock.fileno(), self._read)
 
     def close(self) -> None:
         if self._again is not None:
             self._again.cancel()
-        self._loop.remove_reader(self._sock)
-        self._loop.remove_writer(self._sock)
+        self._descriptors.remove_reader(self._sock.fileno())
+        self._descriptors.remove_writer(self._sock.fileno())
         self._sock.close()
 
     # --- associations
@@ -183,6 +185,7 @@ class DatagramSocket:
                 more = False
                 break
             except OSError:  # told of an earlier datagram of ours, not of what comes
+                self._descriptors.again(self._sock.fileno())
                 continue
             if not count:
                 self._counts.datagrams_unknown += 1
@@ -267,7 +270,7 @@ class DatagramSocket:
             except BlockingIOError:
                 del runs[:place]
                 self.full = True
-                self._loop.add_writer(self._sock, self._on_writable)
+                self._descriptors.add_writer(self._sock.fileno(), self._on_writable)
                 return
             except OSError as error:
                 self._counts.datagrams_unsent += -(-(end - begin) // size)
@@ -310,7 +313,7 @@ class DatagramSocket:
         self._probes.clear()
 
     def _on_writable(self) -> None:
-        self._loop.remove_writer(self._sock)
+        self._descriptors.remove_writer(self._sock.fileno())
         self.full = False
         self.flush()
         for taker in list(self._takers.values()):

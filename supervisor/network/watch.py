@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import functools
 import logging
 import socket
 import time
@@ -23,6 +24,7 @@ from collections.abc import Callable
 from supervisor.network import events
 from supervisor.network.filter import table_name
 from supervisor.network.killswitch import place
+from vpnd.api.aio import Descriptors
 from vpnd.config.live import Live
 from vpnd.errors import MachineError
 
@@ -95,7 +97,7 @@ class Watch:
         self._live = live
         self._changed, self._ours = changed, ours
         self._own_nftables = table_name(own_device).encode() + b"\0"
-        self._loop = asyncio.get_running_loop()
+        self._loop, self._descriptors = asyncio.get_running_loop(), Descriptors()
         self._gatherer = Gatherer()
         self._lost = False
         self._suspend = SuspendClock(*_clocks())
@@ -107,11 +109,13 @@ class Watch:
             raise MachineError(f"the kernel tells nothing of network changes: {error.strerror}") from error
         own_table = place(live.config).table
         self._state = events.NetworkState(own, own_table, self._socket.getsockname()[0], _name_of)
-        self._loop.add_reader(self._socket.fileno(), self._readable)
+        self._descriptors.add_reader(self._socket.fileno(), self._readable)
         self._nftables: socket.socket | None = None
         with contextlib.suppress(OSError):  # a kernel without nftables has nothing to tell
             self._nftables = _netlink(NETLINK_NETFILTER, events.NFT_GROUPS)
-            self._loop.add_reader(self._nftables.fileno(), self._nftables_readable, self._nftables)
+            self._descriptors.add_reader(
+                self._nftables.fileno(), functools.partial(self._nftables_readable, self._nftables)
+            )
         self._gathering: asyncio.TimerHandle | None = None
         self._checking = self._check_later()
         live.watch(lambda config: config.network.suspend_check, self._retime)
@@ -128,14 +132,15 @@ class Watch:
         """Stop watching. Idempotent."""
         if self._socket.fileno() < 0:
             return
-        self._loop.remove_reader(self._socket.fileno())
+        self._descriptors.remove_reader(self._socket.fileno())
         self._socket.close()
         if self._nftables is not None:
-            self._loop.remove_reader(self._nftables.fileno())
+            self._descriptors.remove_reader(self._nftables.fileno())
             self._nftables.close()
         self._checking.cancel()
         if self._gathering is not None:
             self._gathering.cancel()
+        self._descriptors.close()
 
     def addresses(self) -> tuple[str, ...]:
         """All local addresses but loopback's and our own device's."""
@@ -154,8 +159,9 @@ class Watch:
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
                     log.error("network changes are no longer seen: %s", error.strerror)
-                    self._loop.remove_reader(self._socket.fileno())
+                    self._descriptors.remove_reader(self._socket.fileno())
                     return
+                self._descriptors.again(self._socket.fileno())
                 # More happened than the socket has room for, and it has none for an answer until it is empty.
                 self._lost = True
                 self._state.forget()
@@ -178,6 +184,7 @@ class Watch:
             except BlockingIOError:
                 return
             except OSError:  # more than there is room for
+                self._descriptors.again(nftables.fileno())
                 told = True
             if told:
                 self._ours("nftables rules changed")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import signal
 import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -101,6 +103,24 @@ def test_bytes_go_both_ways_whole_and_are_counted_and_an_end_goes_through() -> N
         ended = hear(process.channel, messages.RelayPairEnded)
         assert ended == messages.RelayPairEnded(number=1, reason="both ends have closed")
         b.close()
+
+
+def test_a_reset_right_behind_what_is_said_ends_the_pair() -> None:
+    with relay(Relay()) as process:
+        hear(process.channel, messages.RelayHeld)
+        for number in range(1, 6):
+            a, b = joined(process, number)
+            b.sendall(b"hello")
+            assert read(a, 5) == b"hello"
+            os.kill(process.process.pid, signal.SIGSTOP)  # both come to it at once
+            time.sleep(0.05)
+            a.sendall(b"the last word")
+            a.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            a.close()
+            os.kill(process.process.pid, signal.SIGCONT)
+            ended = hear(process.channel, messages.RelayPairEnded)
+            assert isinstance(ended, messages.RelayPairEnded) and ended.number == number
+            b.close()
 
 
 def test_one_that_reads_nothing_holds_up_nobody_else() -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import select
 from collections.abc import Callable
 from time import monotonic
 from typing import Any
@@ -162,3 +163,80 @@ class LoopChannel:
         if self._writing:
             self._loop.remove_writer(self._fd)
         self._channel.close()
+
+
+class Descriptors:
+    """Watches descriptors on the running loop, as asyncio's `add_reader` promises: until it is told not to, also after
+    errors. A descriptor is closed after nobody watches it any more.
+
+    libuv gives a descriptor up at its first event with EPOLLERR (`uv_poll_start`), and uvloop calls once more who
+    watches it, and never again. What they leave unread then they never hear of: a connection's reset behind its last
+    data, or what changes after a netlink socket had too many messages. So errors are heard from an epoll of their own,
+    which costs nothing where there are none.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._readers: dict[int, Callable[[], object]] = {}
+        self._writers: dict[int, Callable[[], object]] = {}
+        self._errors = select.epoll()
+        self._loop.add_reader(self._errors.fileno(), self._failed)
+
+    def close(self) -> None:
+        self._loop.remove_reader(self._errors.fileno())
+        self._errors.close()
+
+    def add_reader(self, fd: int, readable: Callable[[], object]) -> None:
+        self._known(fd)
+        self._readers[fd] = readable
+        self._loop.add_reader(fd, readable)
+
+    def remove_reader(self, fd: int) -> None:
+        """Idempotent."""
+        self._loop.remove_reader(fd)
+        if self._readers.pop(fd, None) is not None:
+            self._forget(fd)
+
+    def add_writer(self, fd: int, writable: Callable[[], object]) -> None:
+        self._known(fd)
+        self._writers[fd] = writable
+        self._loop.add_writer(fd, writable)
+
+    def remove_writer(self, fd: int) -> None:
+        """Idempotent."""
+        self._loop.remove_writer(fd)
+        if self._writers.pop(fd, None) is not None:
+            self._forget(fd)
+
+    def again(self, fd: int) -> None:
+        """An error of `fd` was received that is not its end. It is gone by that, and nothing else would tell of it."""
+        self._loop.call_soon(self._arm, fd)
+
+    def _known(self, fd: int) -> None:
+        if fd not in self._readers and fd not in self._writers:
+            self._errors.register(fd, 0)  # EPOLLERR and EPOLLHUP are told always
+
+    def _forget(self, fd: int) -> None:
+        if fd not in self._readers and fd not in self._writers:
+            self._errors.unregister(fd)
+
+    def _failed(self) -> None:
+        for fd, _ in self._errors.poll(0):
+            # Called from here: where this comes before the loop's own event, arming takes that away.
+            for watching in (self._readers, self._writers):
+                call = watching.get(fd)
+                if call is not None:
+                    call()
+            self._arm(fd)
+
+    def _arm(self, fd: int) -> None:
+        """Have the loop watch it anew, as far as anybody still does."""
+        loop, readable, writable = self._loop, self._readers.get(fd), self._writers.get(fd)
+        if readable is not None:
+            loop.remove_reader(fd)
+        if writable is not None:
+            loop.remove_writer(fd)
+        if readable is not None:
+            loop.add_reader(fd, readable)
+        if writable is not None:
+            loop.add_writer(fd, writable)

@@ -24,7 +24,7 @@ import uvloop
 
 from vpnd import logs, privileges, seccomp
 from vpnd.api import messages
-from vpnd.api.aio import LoopChannel, Recurring, end_at_bug
+from vpnd.api.aio import Descriptors, LoopChannel, Recurring, end_at_bug
 from vpnd.api.channel import Channel, first_message, run_child
 from vpnd.config.live import Live
 from vpnd.config.schema import Config
@@ -43,7 +43,7 @@ class Relay:
 
     def __init__(self, config: Config, page: CounterPage) -> None:
         self._live = live = Live(config)
-        self._loop = asyncio.get_running_loop()
+        self._loop, self._descriptors = asyncio.get_running_loop(), Descriptors()
         limits = config.relay
         self._shaper = Shaper(limits.bytes_per_s, limits.total_bytes_per_s, PART, monotonic())
         live.watch(lambda config: config.relay, self._other_limits)
@@ -108,7 +108,7 @@ class Relay:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 # What waits here waits in front of whatever comes behind it, a ping say.
                 sock.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, session.not_sent_lowat_bytes)
-            self._pairs[number] = Pair(self._loop, self, message, first, second, self._pair_ended)
+            self._pairs[number] = Pair(self._descriptors, self, message, first, second, self._pair_ended)
         except OSError as error:  # no descriptors left for pipes, or a socket that has ended
             for sock in (first, second):
                 sock.close()

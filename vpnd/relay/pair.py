@@ -10,7 +10,6 @@ A pair ends when both directions have, when a socket fails, or when nothing has 
 
 from __future__ import annotations
 
-import asyncio
 import fcntl
 import os
 import socket
@@ -19,6 +18,7 @@ from time import monotonic
 from typing import Protocol
 
 from vpnd.api import messages
+from vpnd.api.aio import Descriptors
 
 #: An unprivileged user gets 16 MiB of pipes in all (fs.pipe-user-pages-soft), and pipes of 8 KiB beyond: 128 pairs of
 #: this size in each direction do with the half of it.
@@ -45,13 +45,14 @@ class Direction:
 
     def __init__(
         self,
-        loop: asyncio.AbstractEventLoop,
+        descriptors: Descriptors,
         turns: Turns,
         source: socket.socket,
         target: socket.socket,
         ended: Callable[[str], None],
     ) -> None:
-        self._loop, self._turns, self._source, self._target, self._ended = loop, turns, source, target, ended
+        self._descriptors, self._turns, self._ended = descriptors, turns, ended
+        self._source, self._target = source, target
         self._out, self._in = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             self._room = fcntl.fcntl(self._in, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
@@ -67,15 +68,15 @@ class Direction:
         if read != self._reading:
             self._reading = read
             if read:
-                self._loop.add_reader(self._source, self._ready)
+                self._descriptors.add_reader(self._source.fileno(), self._ready)
             else:
-                self._loop.remove_reader(self._source)
+                self._descriptors.remove_reader(self._source.fileno())
         if write != self._writing:
             self._writing = write
             if write:
-                self._loop.add_writer(self._target, self._ready)
+                self._descriptors.add_writer(self._target.fileno(), self._ready)
             else:
-                self._loop.remove_writer(self._target)
+                self._descriptors.remove_writer(self._target.fileno())
 
     def _ready(self) -> None:
         allowed = self._turns.may_move(self)
@@ -153,7 +154,7 @@ class Pair:
 
     def __init__(
         self,
-        loop: asyncio.AbstractEventLoop,
+        descriptors: Descriptors,
         turns: Turns,
         about: messages.RelayPair,
         first: socket.socket,
@@ -166,7 +167,7 @@ class Pair:
         self._open = 2
         self._seen_bytes, self.active_s = 0, monotonic()
         self._directions = tuple(
-            Direction(loop, turns, source, target, self._direction_ended)
+            Direction(descriptors, turns, source, target, self._direction_ended)
             for source, target in ((first, second), (second, first))
         )
 
