@@ -437,7 +437,15 @@ class Traversal:
         """Make what sessions can be made after Met; why there is no direct one, if not. `deliver`: of who called; the
         other end's are inbound ones."""
         settings = self._live.config.nat
-        relaying = trio.CancelScope()
+        relaying, direct = trio.CancelScope(), False
+
+        def first() -> bool:
+            """Whether there is no direct session yet. From now on there is one."""
+            nonlocal direct
+            if not direct:
+                self._count("punches_won")
+            was, direct = direct, True
+            return not was
 
         async def relayed() -> None:
             sock, path = leg.take(relay_id)
@@ -446,8 +454,11 @@ class Traversal:
                 return
             with relaying:
                 detached = await self._initiated(sock, path, peer_id)
-                if detached is not None:
+                # Cancelling does not reach what is there already.
+                if detached is not None and not direct:
                     deliver(detached)
+                elif detached is not None:
+                    detached.close()
 
         async def use(sock: socket.socket) -> bool:
             address = of_socket_address(sock.getpeername())
@@ -456,14 +467,16 @@ class Traversal:
             if deliver is None:
                 won = await self._host.ends.respond(sock, path, peer_id)
                 if won:
-                    self._count("punches_won")
+                    first()
                 return won
             detached = await self._initiated(sock, path, peer_id)
             if detached is None:
                 return False
             relaying.cancel()  # if it is not there yet, it need not come any more
-            self._count("punches_won")
-            deliver(detached)
+            if first():
+                deliver(detached)
+            else:  # two connections came about
+                detached.close()
             return True
 
         you, peer = parse_endpoint(leg.met.you), parse_endpoint(leg.met.peer)
