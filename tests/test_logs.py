@@ -33,8 +33,26 @@ def test_a_message_is_one_line_of_what_can_be_printed() -> None:
     finally:
         logging.getLogger().removeHandler(handler)
         logging.getLogger().setLevel(level)
+        for package in logs.OWN_PACKAGES:
+            logging.getLogger(package).setLevel(logging.NOTSET)
     assert stream.getvalue().endswith("a peer said x\\u000a2026 info forged\\u001b[2J\n")
     assert stream.getvalue().count("\n") == 1
+
+
+@pytest.mark.parametrize("level", ["debug", "info", "warning", "error"])
+def test_the_level_is_of_our_own_lines_and_libraries_tell_no_more_than_warnings(level: str) -> None:
+    names = ("", "pyroute2.netlink", *logs.OWN_PACKAGES)
+    before = {name: logging.getLogger(name).level for name in names}
+    try:
+        logs.set_level(level)
+        least = logging.getLevelNamesMapping()[level.upper()]
+        for name in logs.OWN_PACKAGES:
+            assert logging.getLogger(f"{name}.module").getEffectiveLevel() == least
+        for name in ("", "pyroute2.netlink.core", "asyncio"):
+            assert logging.getLogger(name).getEffectiveLevel() == max(least, logging.WARNING)
+    finally:
+        for name, number in before.items():
+            logging.getLogger(name).setLevel(number)
 
 
 SCRIPT = """
@@ -43,7 +61,7 @@ from vpnd import logs
 from vpnd.config.schema import Log
 from vpnd.errors import MachineError
 logs.configure(Log(format=sys.argv[1]), "shard 2")
-logging.getLogger().info("session %s with b is up", "1f")
+logging.getLogger("vpnd").info("session %s with b is up", "1f")
 try:
     raise ValueError("x\\ny")
 except ValueError:

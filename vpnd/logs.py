@@ -169,9 +169,15 @@ def _formatter(form: str, process: str, *, journal: bool) -> logging.Formatter:
 
 
 def set_level(level: str) -> None:
-    """Another level from now on: debug, info, warning or error."""
-    logging.getLogger().setLevel(level.upper())
+    """Another level from now on: debug, info, warning or error. Libraries' own insides are told at none of them."""
+    number = logging.getLevelNamesMapping()[level.upper()]
+    logging.getLogger().setLevel(max(number, logging.WARNING))
+    for package in OWN_PACKAGES:
+        logging.getLogger(package).setLevel(number)
 
+
+#: Whose loggers follow the level; the last one is of a module that is run.
+OWN_PACKAGES = ("vpnd", "shards", "supervisor", "__main__")
 
 #: Kinds and peers of which it is known when a line was written last; beyond, peers of one kind are told together.
 MOST_REMEMBERED = 1024

@@ -32,7 +32,7 @@ from vpnd.metrics import CounterPage, heartbeat_s
 from vpnd.relay.pair import PART, Direction, Pair
 from vpnd.relay.shaper import Shaper
 
-log = logging.getLogger("relay")
+log = logging.getLogger(__name__)
 
 #: Linux' TCP_NOTSENT_LOWAT (include/uapi/linux/tcp.h); the socket module has no name for it.
 TCP_NOTSENT_LOWAT = 25
