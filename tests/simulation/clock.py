@@ -84,6 +84,9 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         was, fd.writer = fd.writer, None
         return was is not None
 
+    def again(self, fd: Any) -> None:
+        """See Descriptors: here a socket is its own number, and is watched until it is not."""
+
     def look(self, watched: Watched) -> None:
         """Something about the socket may have changed: whoever waits for it is called in the next turn."""
         if not watched.scheduled and self._ready(watched):

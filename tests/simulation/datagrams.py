@@ -37,6 +37,9 @@ class FakeUdp(Watched):
     def setsockopt(self, level: int, option: int, value: int) -> None:
         assert (level, option, value) == (socket.IPPROTO_UDP, UDP_GRO, 1)
 
+    def fileno(self) -> FakeUdp:
+        return self
+
     def close(self) -> None:
         self.closed = True
 

@@ -59,6 +59,7 @@ class Node:
             self.udp = FakeUdp(world.network, name, place)
             self.plane.datagrams = DatagramSocket(
                 self.udp,
+                world.loop,  # type: ignore[arg-type]
                 0,
                 4001,
                 self.live,
