@@ -95,7 +95,7 @@ def test_a_link_that_flaps_costs_packets_and_keeps_nothing() -> None:
         assert again_s < within(BACK_S)
         # What a session had on its way when it fell silent comes after all if it recovers, by when its flows have
         # gone on elsewhere: once for each time, at most.
-        assert flow.late <= suspected
+        assert flow.late_stretches <= suspected
 
 
 def test_a_node_that_dies_behind_a_wall_leaves_a_half_open_peer_that_is_found_out() -> None:

@@ -110,6 +110,23 @@ class SteadyFlow(Background):
         """Datagrams that came behind one sent after them."""
         return sum(after < before for before, after in zip(self.numbers, self.numbers[1:], strict=False))
 
+    @property
+    def late_stretches(self) -> int:
+        """How often some that were sent one after the other came behind one sent after them."""
+        highest, late = -1, set[int]()
+        for number in self.numbers:
+            if number < highest:
+                late.add(number)
+            highest = max(highest, number)
+        lost = set(range(self.sent)) - set(self.numbers)  # one that is lost among them does not part them
+        stretches = 0
+        for number in late:
+            before = number - 1
+            while before in lost:
+                before -= 1
+            stretches += before not in late
+        return stretches
+
     def longest_gap_s(self) -> float:
         """The longest time in which nothing arrived."""
         pairs = zip(self.times_s, self.times_s[1:], strict=False)
