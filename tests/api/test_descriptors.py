@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import uvloop
+from lab.sockets import tcp_on_loopback
 
 from vpnd.api.aio import Descriptors
 
@@ -18,14 +19,6 @@ RESET = struct.pack("ii", 1, 0)
 
 Run = Callable[[Coroutine[Any, Any, None]], None]
 LOOPS = pytest.mark.parametrize("run", [uvloop.run, asyncio.run], ids=["uvloop", "asyncio"])
-
-
-def tcp() -> tuple[socket.socket, socket.socket]:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        far = socket.create_connection(listening.getsockname())
-        near, _ = listening.accept()
-    near.setblocking(False)
-    return near, far
 
 
 def reset(sock: socket.socket) -> None:
@@ -44,7 +37,8 @@ async def until(condition: Callable[[], object]) -> None:
 def test_what_came_before_a_reset_is_heard_and_then_the_reset(run: Run, writes: bool) -> None:
     async def heard() -> None:
         descriptors, got, errors = Descriptors(), bytearray(), list[int]()
-        near, far = tcp()
+        near, far = tcp_on_loopback()
+        near.setblocking(False)
         fd = near.fileno()
 
         def readable() -> None:
@@ -108,7 +102,8 @@ def test_who_watches_no_more_is_told_nothing_and_its_number_can_be_had_again(run
     async def heard() -> None:
         descriptors, told = Descriptors(), list[str]()
         for number in range(3):
-            near, far = tcp()
+            near, far = tcp_on_loopback()
+            near.setblocking(False)
             fd = near.fileno()
             descriptors.add_writer(fd, lambda: told.append("writable"))
             descriptors.add_reader(fd, lambda: told.append("readable"))

@@ -59,6 +59,14 @@ def socket_in(namespace: Namespace, ip: str, kind: socket.SocketKind, protocol: 
     return sock
 
 
+def tcp_on_loopback() -> tuple[socket.socket, socket.socket]:
+    """Both ends of a TCP connection in the namespace of the test."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        one = socket.create_connection(listener.getsockname())
+        other, _ = listener.accept()
+    return one, other
+
+
 def tcp_pair(client: Namespace, server: Namespace, ip: str) -> tuple[socket.socket, socket.socket]:
     """A TCP connection from `client` to `ip`, an address of `server`: both ends."""
     with socket_in(server, ip, socket.SOCK_STREAM) as listener:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 import pytest
 from lab.relay_process import RelayProcess
+from lab.sockets import tcp_on_loopback
 
 from vpnd.api import messages
 from vpnd.api.channel import Channel
@@ -22,17 +23,10 @@ from vpnd.config.schema import Config, Relay, Session
 PATIENCE_S = 60.0
 
 
-def tcp() -> tuple[socket.socket, socket.socket]:
-    """Both ends of a TCP connection: a member's, and the one that control was given."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        ours = socket.create_connection(listening.getsockname())
-        theirs, _ = listening.accept()
-    ours.settimeout(PATIENCE_S)
-    return ours, theirs
-
-
 def joined(process: RelayProcess, number: int = 1) -> tuple[socket.socket, socket.socket]:
-    (a, at_a), (b, at_b) = tcp(), tcp()
+    (a, at_a), (b, at_b) = tcp_on_loopback(), tcp_on_loopback()
+    for ours in (a, b):
+        ours.settimeout(PATIENCE_S)
     with at_a, at_b:
         process.channel.send(
             messages.RelayPair(number=number, members=("a", "b")), (at_a.fileno(), at_b.fileno())

@@ -440,12 +440,13 @@ class Traversal:
         relaying, direct = trio.CancelScope(), False
 
         def first() -> bool:
-            """Whether there is no direct session yet. From now on there is one."""
+            """A direct session is there: whether it is the first."""
             nonlocal direct
-            if not direct:
-                self._count("punches_won")
-            was, direct = direct, True
-            return not was
+            if direct:
+                return False
+            self._count("punches_won")
+            direct = True
+            return True
 
         async def relayed() -> None:
             sock, path = leg.take(relay_id)
