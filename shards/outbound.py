@@ -5,9 +5,9 @@
     3. records → flow → span of a lane      *     per record
     4. seal, send                           *     per span: Lane.submit; per batch: Lane.flush
 
-Consecutive records that go to the same sink are one span: sealed in one call, in place, without being
-copied. A span is cut where it would no longer fit into one Noise message, so that a record lies in two
-messages only if it must.
+Consecutive records that go to the same sink are one span, as far as the sink takes it at once: sealed in place, without
+being copied. Where it does not fit into one Noise message it is cut between records, so that a record lies in two
+messages only if it must (`survey`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from collections.abc import Callable
 
 from shards.counters import Counts
 from shards.flow.flows import Chunk, Flow, FlowTable, Sink
-from shards.stream.spec import MAX_FRAME_PAYLOAD_BYTES
 from vpnd.packet.flow import key_of
 from vpnd.packet.record import LENGTH, LENGTH_BYTES, MIN_PACKET_BYTES, PACKET_OFFSET, VNET_BYTES
 from vpnd.packet.ring import Consumer, RingBroken
@@ -105,7 +104,7 @@ class Outbound:
         position = span = start
         sink: Sink | None = None
         last: Flow | None = None
-        in_span = packets = 0
+        packets = before_flow = before_span = most = 0
         touched: list[Sink] = []  # one or two, nearly always
         while position < stop:
             (count,) = length_at(buffer, position)
@@ -115,22 +114,25 @@ class Outbound:
             key = key_of(buffer, position + PACKET_OFFSET, count - VNET_BYTES)
             flow = find(key)
             if flow is not last or flow is None:
+                if last is not None:
+                    last.packets += packets - before_flow
                 if flow is None or flow.sink is None or flow.last_s < flow.sink.movable_before_s:
                     flow = reopen(key, now_s)
-                last = flow
-            flow.packets += 1
-            flow.last_s = now_s
-            if flow.sink is not sink or following - span > MAX_FRAME_PAYLOAD_BYTES:
+                flow.last_s = now_s
+                last, before_flow = flow, packets
+            if flow.sink is not sink or following - span > most:
                 if sink is not None:
-                    sink.submit(buffer, span, position, in_span)
+                    sink.submit(buffer, span, position, packets - before_span)
                     if sink not in touched:
                         touched.append(sink)
-                sink, span, in_span = flow.sink, position, 0
-            in_span += 1
+                sink, span, before_span = flow.sink, position, packets
+                most = sink.most_bytes if sink is not None else 0
             packets += 1
             position = following
+        if last is not None:
+            last.packets += packets - before_flow
         if sink is not None:
-            sink.submit(buffer, span, position, in_span)
+            sink.submit(buffer, span, position, packets - before_span)
             if sink not in touched:
                 touched.append(sink)
         for each in touched:

@@ -34,6 +34,8 @@ from vpnd.packet.record import (
     VNET_BYTES,
 )
 
+_pack_length = LENGTH.pack_into
+
 
 class ShardPort:
     """The supervisor's side of one shard process: the ring to it and what went in.
@@ -44,8 +46,8 @@ class ShardPort:
     def __init__(self, index: int, to_shard: ring.Descriptors) -> None:
         self.index = index
         self.to_shard = ring.Producer(to_shard)
-        #: (super)packets and their bytes given to this shard process
-        self.packets_in = self.bytes_in = 0
+        #: (super)packets given to this shard process
+        self.packets_in = 0
 
     def close(self) -> None:
         """Unmap the ring."""
@@ -104,7 +106,7 @@ class Pump:
         self._up: list[int] = []
         self._last: ShardPort | None = None
         self._sparse = True  # the last call found one packet at most
-        self._coalescer = coalescer
+        self._merging, self._coalescer = coalescer is not None, coalescer or UdpCoalescer()
         self._read_batch = config.network.read_batch
         self._publish_bytes = config.worker.publish_bytes
         self._scratch = ring.lazy_buffer(MAX_RECORD_BYTES)
@@ -151,57 +153,55 @@ class Pump:
         Raises RingBroken when a shard wrote nonsense into its ring's header, OSError when the device is gone.
         """
         readinto, find, key_of = self._tun.readinto, self.flows.young.get, flow.key_of
-        coalescer, publish_bytes = self._coalescer, self._publish_bytes
+        merge, merging, publish_bytes = self._coalescer.merge, self._merging, self._publish_bytes
         port, alone = self._last, self._sparse
         previous = -1  # where in port's ring the last record begins, while it may still grow
-        reads = bytes_read = 0
-        for _ in range(self._read_batch):
-            offset = port.to_shard.reserve(MAX_RECORD_BYTES) if port is not None else -1
-            if offset >= 0 and port is not None:
-                in_ring, buffer = True, port.to_shard.buffer
-            else:
-                in_ring, buffer, offset = False, self._scratch, 0
-            count = readinto(buffer[offset + LENGTH_BYTES : offset + MAX_RECORD_BYTES])
-            if not count:
-                break
-            reads += 1
-            length = count - VNET_BYTES
-            bytes_read += length
-            if previous >= 0 and in_ring and port is not None and coalescer is not None:
+        reads = merged = bytes_read = 0
+        try:
+            for _ in range(self._read_batch):
+                if port is not None and (offset := port.to_shard.reserve(MAX_RECORD_BYTES)) >= 0:
+                    producer, in_ring = port.to_shard, port.index
+                    buffer = producer.buffer
+                else:
+                    self._coalescer.finish()
+                    in_ring, buffer, offset, previous = -1, self._scratch, 0, -1
+                count = readinto(buffer[offset + LENGTH_BYTES : offset + MAX_RECORD_BYTES])
+                if not count:
+                    break
+                reads += 1
+                bytes_read += count
                 # What continues the datagram before it is of the same flow, and is not looked up.
-                grown = coalescer.merge(buffer, previous, offset, count)
-                if grown:
-                    port.to_shard.commit(grown)
-                    port.bytes_in += grown
-                    self.merged += 1
+                if previous >= 0 and (grown := merge(buffer, previous, offset, count)):
+                    producer.commit(grown)
+                    merged += 1
                     continue
-            key = key_of(buffer, offset + PACKET_OFFSET, length)
-            index = find(key)
-            if index is None:
-                index = self._place(key)
-                find = self.flows.young.get  # a full table begins a new generation
-                if index < 0:
-                    continue
-            if in_ring and port is not None and index == port.index:
-                producer = port.to_shard
-                LENGTH.pack_into(buffer, offset, count)
-            else:
-                port = self._ports[index]
-                producer = port.to_shard
-                offset = self._copy(producer, buffer[offset : offset + LENGTH_BYTES + count], count)
-                if offset < 0:
-                    port, previous = None, -1
-                    continue
-            producer.commit(LENGTH_BYTES + count)
-            port.packets_in += 1
-            port.bytes_in += length
-            if alone or producer.unpublished >= publish_bytes:
-                producer.publish()
-                alone, previous = False, -1
-            else:
-                previous = offset
-        self.reads += reads
-        self.bytes_read += bytes_read
+                key = key_of(buffer, offset + PACKET_OFFSET, count - VNET_BYTES)
+                index = find(key)
+                if index is None:
+                    index = self._place(key)
+                    find = self.flows.young.get  # a full table begins a new generation
+                    if index < 0:
+                        continue
+                if port is not None and index == in_ring:
+                    _pack_length(buffer, offset, count)
+                else:
+                    port = self._ports[index]
+                    producer = port.to_shard
+                    offset = self._copy(producer, buffer[offset : offset + LENGTH_BYTES + count], count)
+                    if offset < 0:
+                        port, previous = None, -1
+                        continue
+                port.packets_in += 1
+                if producer.commit(LENGTH_BYTES + count) >= publish_bytes or alone:
+                    producer.publish()
+                    alone, previous = False, -1
+                elif merging:
+                    previous = offset
+        finally:
+            self._coalescer.finish()
+            self.reads += reads
+            self.merged += merged
+            self.bytes_read += bytes_read - reads * VNET_BYTES
         self._last, self._sparse = port, reads <= 1
         for port in self._ports.values():
             if port.to_shard.unpublished:
@@ -222,7 +222,7 @@ class Pump:
 
     def _copy(self, producer: ring.Producer, record: memoryview, count: int) -> int:
         """A record that was read elsewhere, put into this ring: its offset, or -1: dropped and counted."""
-        LENGTH.pack_into(record, 0, count)
+        _pack_length(record, 0, count)
         offset = producer.reserve(MAX_RECORD_BYTES)
         if offset < 0:
             self.dropped.span("ring_full", record, 0, len(record), 1)

@@ -23,7 +23,7 @@ from collections import deque
 from math import sqrt
 
 from shards.counters import Dropping
-from shards.flow.flows import Backlog, Chunk, Flow, FlowTable, Sink
+from shards.flow.flows import SPAN_BYTES, Backlog, Chunk, Flow, FlowTable, Sink
 from vpnd.config.live import Live
 from vpnd.packet import ecn
 from vpnd.packet.flow import key_of
@@ -76,19 +76,20 @@ class FairQueue:
     def put_span(
         self, flows: FlowTable, sink: Sink, buffer: memoryview, start: int, end: int, now_s: float
     ) -> None:
-        """Queue the records of buffer[start:end], cut by flow: from here on each waits for its turn. The flows are
-        pinned to `sink`, or were forgotten within this very batch."""
+        """Queue the records of buffer[start:end], cut by flow, and into pieces of SPAN_BYTES: from here on each waits
+        for its turn. The flows are pinned to `sink`, or were forgotten within this very batch."""
         position = begin = start
         last, packets = -1, 0
         while position < end:
             (count,) = LENGTH.unpack_from(buffer, position)
             key = key_of(buffer, position + PACKET_OFFSET, count - VNET_BYTES)
-            if key != last and packets:
+            following = position + LENGTH_BYTES + count
+            if packets and (key != last or following - begin > SPAN_BYTES):
                 self.put(flows.pinned(last, sink, now_s), Chunk(buffer, begin, position, packets, now_s))
                 begin, packets = position, 0
             last = key
             packets += 1
-            position += LENGTH_BYTES + count
+            position = following
         self.put(flows.pinned(last, sink, now_s), Chunk(buffer, begin, end, packets, now_s))
 
     def first(self, now_s: float) -> Flow | None:

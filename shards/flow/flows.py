@@ -20,6 +20,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from shards.counters import Counts, Dropping
+from shards.stream.spec import MAX_FRAME_PAYLOAD_BYTES
 from vpnd.config.live import Live
 from vpnd.packet.flow import READ_AHEAD_BYTES
 from vpnd.packet.record import LENGTH, LENGTH_BYTES
@@ -27,6 +28,8 @@ from vpnd.packet.ring import SCRATCH
 
 #: `Sink.movable_before_s` of a sink whose flows stay.
 STAY = float("-inf")
+#: `Sink.most_bytes` of a sink that is no lane, and of what waits in one piece.
+SPAN_BYTES = MAX_FRAME_PAYLOAD_BYTES
 #: Entries of a full table that are looked at for one to forget: enough that it is rarely one in use.
 _LOOKED_AT = 8
 
@@ -41,6 +44,8 @@ class Sink(Protocol):
     movable_before_s: float
     #: whether packets wait here, or go back, for the sake of order: its flows are not to be forgotten
     holding: bool
+    #: the longest span that is submitted at once, unless it is of one record
+    most_bytes: int
 
     def submit(self, buffer: memoryview, start: int, end: int, packets: int) -> None:
         """Take the records in buffer[start:end]. borrowed: until this returns; SCRATCH bytes in front of
@@ -125,6 +130,7 @@ class Discard:
     demand, with the records; borrowed until it returns."""
 
     movable_before_s = STAY
+    most_bytes = SPAN_BYTES
     holding = False
 
     def __init__(self, reason: str, drops: Dropping, seen: Callable[[memoryview, int, int], None]) -> None:

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable
 
 from shards.counters import Dropping
-from shards.flow.flows import STAY, Chunk, Flow
+from shards.flow.flows import SPAN_BYTES, STAY, Chunk, Flow
 from vpnd.config.live import Live
 
 
@@ -54,6 +54,7 @@ class Pending:
     """
 
     movable_before_s = STAY
+    most_bytes = SPAN_BYTES
     holding = False
 
     def __init__(
@@ -98,6 +99,7 @@ class ReorderBuffer:
     """Packets of flows that change their lane, held until what they sent before has arrived: order is kept."""
 
     movable_before_s = STAY
+    most_bytes = SPAN_BYTES
     holding = True
 
     def __init__(self, live: Live, drops: Dropping, now: Callable[[], float]) -> None:

@@ -21,7 +21,7 @@ from shards.counters import Traffic, sent
 from shards.datagram.association import Association
 from shards.datagram.path import Address
 from shards.flow.fair import FairQueue
-from shards.flow.flows import STAY, Chunk, Flow, Sink
+from shards.flow.flows import SPAN_BYTES, STAY, Chunk, Flow, Sink
 from shards.inbound import Reassembly, received
 from shards.session.courtesy import Courtesy
 from shards.session.health import Stall, StallWatch
@@ -97,7 +97,7 @@ class DatagramLane(Generic[Carrier]):
         """`ours`: see `receiver`. `hosts`: where the peer may be."""
         self.carrier = carrier
         self.flows: set[Flow] = set()
-        self.movable_before_s = STAY
+        self.movable_before_s, self.most_bytes = STAY, SPAN_BYTES
         self.closed = self.leaving = self.holding = self.usable = self.instead = False
         self.packets_sent = self.segments_sent = self.bytes_sent = 0
         self.reassembly = Reassembly(carrier.peer.budget, carrier.peer.drops)

@@ -24,7 +24,7 @@ from typing import Protocol
 
 from shards.counters import Traffic, sent
 from shards.flow.fair import FairQueue
-from shards.flow.flows import STAY, Chunk, Flow
+from shards.flow.flows import SPAN_BYTES, STAY, Chunk, Flow
 from shards.inbound import Reassembly, received
 from shards.session.alone import Alone
 from shards.session.beside import DatagramLane
@@ -34,11 +34,12 @@ from shards.session.transport import Transport
 from shards.stream.events import Data, GoneAway, Pong, StreamClosed, StreamReady, WindowOpened
 from shards.stream.negotiate import Beside
 from shards.stream.session import Session
+from shards.stream.spec import MAX_FRAME_PAYLOAD_BYTES
 from shards.stream.yamux import Stream
 from vpnd.errors import FloodError, LocalProtocolError, RemoteProtocolError
 from vpnd.nat.paths import Path
 from vpnd.packet.offload import fit_span
-from vpnd.packet.record import PACKET_OFFSET, segments
+from vpnd.packet.record import PACKET_OFFSET, survey
 
 
 class LinkEvents(Protocol):
@@ -83,22 +84,19 @@ class StreamLane:
     """
 
     __slots__ = (
-        "active_s", "carrier", "closed", "fit", "flows", "holding", "leaving", "movable_before_s", "packets_sent",
-        "reassembly", "seen_packets", "stream",
+        "active_s", "carrier", "closed", "fit", "flows", "holding", "leaving", "most_bytes", "movable_before_s",
+        "ours", "packets_sent", "reassembly", "seen_packets", "stream",
     )  # fmt: skip
 
     def __init__(self, link: Link, stream: Stream, fit: Fit | None, now_s: float) -> None:
-        self.carrier, self.stream, self.fit = link, stream, fit
+        self.carrier, self.stream, self.ours, self.fit = link, stream, stream.ours, fit
         self.flows: set[Flow] = set()
         self.movable_before_s = STAY
+        self.most_bytes = link.most_bytes if fit is None else SPAN_BYTES
         self.reassembly = Reassembly(link.peer.budget, link.peer.drops)
         self.closed = self.leaving = self.holding = False
         self.packets_sent = self.seen_packets = 0
         self.active_s = now_s  # when `idle_since` last saw traffic
-
-    @property
-    def ours(self) -> bool:
-        return self.stream.ours
 
     def submit(self, buffer: memoryview, start: int, end: int, packets: int) -> None:
         self.carrier.send(self, buffer, start, end, packets)
@@ -150,7 +148,7 @@ class Link:
         self._seen_by_look, self._in_flight = 0, False  # of `look_for_stuck`
         self._ended = Traffic()  # received on lanes that are gone
         self.transport, self._events, self._loop = transport, events, asyncio.get_running_loop()
-        self._session, self.rest = session, session.rest
+        self._session, self.rest, self.most_bytes = session, session.rest, session.most_bytes
         self._outbound, self._counts = common.outbound, common.counts
         self._rtts, self._delays = common.counts.times["rtt"], common.counts.times["queue_delay"]
         self._inbound: Delivery = common.inbound
@@ -191,16 +189,18 @@ class Link:
                 self._outbound.dispatch(Chunk(buffer, start, end, packets, self.now()))
             else:
                 self.queue.put_span(self._outbound.flows, lane, buffer, start, end, self.now())
+                self._send_queue()  # a part of a span may fit
 
     def _seal(self, lane: StreamLane, buffer: memoryview, start: int, end: int, packets: int) -> bool:
         session, stream = self._session, lane.stream
         size = end - start - packets * PACKET_OFFSET
-        whole, unfit = segments(buffer, start, end, packets), 0
+        (whole, ends), unfit = survey(buffer, start, end, packets, MAX_FRAME_PAYLOAD_BYTES), 0
         if lane.fit is not None:  # here, and not before it waits: a record that was cut counts as one
             buffer, start, end, unfit = lane.fit(buffer, start, end)
-        if not session.send(stream, buffer, start, end):
+            ends = [*range(start + MAX_FRAME_PAYLOAD_BYTES, end, MAX_FRAME_PAYLOAD_BYTES), end]
+        if start < end and not session.send(stream, buffer, start, ends):
             self.flush()
-            if self.closed or not session.send(stream, buffer, start, end):
+            if self.closed or not session.send(stream, buffer, start, ends):
                 return False
         counts = self._counts
         if unfit:

@@ -9,6 +9,8 @@ The handshake is not here: keys and counters come from the process that did it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 
@@ -26,7 +28,6 @@ _HEADER_BYTES = spec.HEADER_BYTES
 _TAG_BYTES = spec.TAG_BYTES
 _LENGTH_BYTES = spec.MESSAGE_LENGTH_BYTES
 _NONCE_LIMIT = spec.NONCE_LIMIT
-_MAX_PAYLOAD = spec.MAX_FRAME_PAYLOAD_BYTES
 _DATA_OVERHEAD = spec.DATA_OVERHEAD_BYTES
 #: Messages between two `rest`s with which a buffer is hardly used: probes, and a ping or two.
 LITTLE = 16
@@ -102,35 +103,39 @@ class Sealer:
         self._tail = 0
         self._use = _Use(nonce)
 
-    def seal_data(self, stream_id: int, ring: memoryview, start: int, end: int) -> bool:
-        """Seal ring[start:end] as plain data frames, one to a message; False, and nothing done, without room for all.
+    @property
+    def most_bytes(self) -> int:
+        """Payload that seal_data() always has room for while nothing waits to be sent, cut up by `survey`: of two
+        messages in a row one is at least half full."""
+        messages = 2 * self._limit // spec.MAX_FRAME_PAYLOAD_BYTES + 1
+        return self._limit - messages * _DATA_OVERHEAD
 
-        The caller has checked start >= HEADER_BYTES. Each frame's header is written into the twelve bytes in front of
-        its payload: scratch for the first, bytes already sealed for the others. Raises RemoteProtocolError when the
-        nonces are used up.
+    def seal_data(self, stream_id: int, ring: memoryview, start: int, ends: Sequence[int]) -> bool:
+        """Seal ring[start:ends[0]], ring[ends[0]:ends[1]] and so on as plain data frames, one to a message; False, and
+        nothing done, without room for all.
+
+        The caller has checked start >= HEADER_BYTES, and that none is larger than MAX_FRAME_PAYLOAD_BYTES. Each frame's
+        header is written into the twelve bytes in front of its payload: scratch for the first, bytes already sealed for
+        the others. Raises RemoteProtocolError when the nonces are used up.
         """
-        view = self._view
-        tail = self._tail
-        messages = -(-(end - start) // _MAX_PAYLOAD)
-        if end - start + messages * _DATA_OVERHEAD > self._limit - tail:
+        view, tail = self._view, self._tail
+        if ends[-1] - start + len(ends) * _DATA_OVERHEAD > self._limit - tail:
             return False
-        encrypt, pack_nonce = self._encrypt, self._nonce
-        nonce = self.nonce
-        while start < end:
-            stop = end if end - start <= _MAX_PAYLOAD else start + _MAX_PAYLOAD
+        encrypt, pack_nonce, nonce = self._encrypt, self._nonce, self.nonce
+        for end in ends:
             if nonce >= _NONCE_LIMIT:
                 raise RemoteProtocolError("the session's nonces are used up")
             front = start - _HEADER_BYTES
-            _pack_header(ring, front, _PLAIN_DATA, stream_id, stop - start)
-            sealed = stop - front + _TAG_BYTES
+            _pack_header(ring, front, _PLAIN_DATA, stream_id, end - start)
+            sealed = end - front + _TAG_BYTES
             _pack_length(view, tail, sealed)
-            tail += _LENGTH_BYTES
-            encrypt(pack_nonce(nonce), ring[front:stop], None, view[tail : tail + sealed])
-            tail += sealed
+            begin = tail + _LENGTH_BYTES
+            tail = begin + sealed
+            encrypt(pack_nonce(nonce), ring[front:end], None, view[begin:tail])
             # Stored at once: a nonce must never serve twice, whatever happens to the next message.
             self.nonce = nonce = nonce + 1
             self._tail = tail
-            start = stop
+            start = end
         return True
 
     def seal_control(self, frames: bytes) -> bool:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from shards.stream import spec
 from shards.stream.events import Data, Event
@@ -230,19 +230,24 @@ class Session:
             self._table.protocol = packet_protocol(self._hello, beside)
         return self._table.open(now_s)
 
-    def send(self, stream: Stream, ring: memoryview, start: int, end: int) -> bool:
-        """Seal ring[start:end] as payload, in as few messages as it fits in. False, and nothing done, when the stream
-        is not ready or the peer's window or the send buffer has no room for all of it.
+    @property
+    def most_bytes(self) -> int:
+        """Of payload that send() takes while nothing else waits to be sent, if the peer's window has room."""
+        return self._sealer.most_bytes
 
-        `ring` is a writable view of bytes; `start` is 12 or more. ring[start-12:start] is overwritten, and, where the
-        span is longer than one message, the twelve bytes before each further message: all of ring[start:end] is free
-        for the caller when this returns True, and no longer what it was.
+    def send(self, stream: Stream, ring: memoryview, start: int, ends: Sequence[int]) -> bool:
+        """Seal ring[start:ends[-1]] as payload, in messages that end at `ends` (see `survey`), none with more than
+        MAX_FRAME_PAYLOAD_BYTES. False, and nothing done, when the stream is not ready or the peer's window or the send
+        buffer has no room for all of it.
+
+        `ring` is a writable view of bytes; `start` is 12 or more. The twelve bytes before each message are overwritten:
+        all of the span is free for the caller when this returns True, and no longer what it was.
         """
-        size = end - start
+        size = ends[-1] - start
         if stream.state is not _READY or size > stream.send_window:
             return False
         try:
-            if not self._sealer.seal_data(stream.id, ring, start, end):
+            if not self._sealer.seal_data(stream.id, ring, start, ends):
                 return False
         except RemoteProtocolError as error:
             self._fail(error)

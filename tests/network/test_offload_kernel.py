@@ -154,6 +154,7 @@ def merged(tun: Tun) -> tuple[list[bytes], int]:
             LENGTH.pack_into(buffer, end, len(data))
             starts.append(end)
             end += LENGTH_BYTES + len(data)
+    coalescer.finish()
     return [bytes(buffer[a:b]) for a, b in pairwise([*starts, end])], merges
 
 
@@ -195,13 +196,15 @@ def test_a_router_cuts_a_merged_record_into_the_originals(
     into, out = router
     packets = [vnet(udp(addresses, BODY[i : i + 900], identity=i, fragment=0)) for i in range(50)]
     buffer = memoryview(bytearray(1 << 17))
+    coalescer = UdpCoalescer()
     end = LENGTH_BYTES + len(packets[0])
     buffer[:end] = record(packets[0])
     for data in packets[1:]:
         buffer[end + LENGTH_BYTES : end + LENGTH_BYTES + len(data)] = data
-        grown = UdpCoalescer().merge(buffer, 0, end, len(data))
+        grown = coalescer.merge(buffer, 0, end, len(data))
         assert grown == 900
         end += grown
+    coalescer.finish()
     for data in packets:
         os.write(into.fd, data)
     singly = read_all(out)

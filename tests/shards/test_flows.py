@@ -11,7 +11,7 @@ from queue_harness import Fair, chunk, live, numbers
 
 from shards.counters import Counts
 from shards.flow.fair import FairQueue
-from shards.flow.flows import STAY, Discard, Flow, FlowTable, Sink, unpin
+from shards.flow.flows import SPAN_BYTES, STAY, Discard, Flow, FlowTable, Sink, unpin
 from shards.flow.queues import Pending, ReorderBuffer
 from vpnd.config.live import Live
 from vpnd.packet.ring import SCRATCH
@@ -23,6 +23,7 @@ class Place:
     """A lane, as the table sees it."""
 
     holding = False
+    most_bytes = SPAN_BYTES
 
     def __init__(self) -> None:
         self.flows: set[Flow] = set()

@@ -292,3 +292,16 @@ def test_a_shorter_interval_does_not_wait_for_the_end_of_a_long_one():
         on.cut()
         on.reload(on.a, health={"interval": 0.5, "timeout": 0.5})
         assert on.until(lambda: on.a.plane.counts.health_failures, 2.0) <= 1.05
+
+
+@pytest.mark.parametrize("setting", [{"window_bytes": 1 << 18}, {"send_buffer_bytes": 1 << 17}])
+def test_of_a_batch_that_does_not_fit_as_a_whole_goes_what_fits_and_then_the_rest(setting):
+    with stage(session=setting) as on:
+        on.run(0.5)
+        link = on.links()[0]
+        packets = 400
+        on.send(count=packets, size=1400)  # one span, of one flow
+        assert link.packets_sent > 50, "a part of it went at once"
+        on.until(lambda: link.packets_sent >= packets, 2.0)
+        on.run(0.5)
+        assert not link.queue.packets and on.b.plane.counts.packets_received == packets

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 
 from shards.stream.events import Data
-from stream.pair import Pair, drain, sendable
+from stream.pair import Pair, cuts, drain, sendable
 
 SPANS = {"64 KB (one message)": 65_507, "superpacket 65549 (two)": 65_549, "1.2 KB": 1_214, "64 B": 64}
 ROUNDS_BYTES = 1 << 28
@@ -30,7 +30,7 @@ def run(size: int) -> tuple[float, float, int, int]:
         start = clock()
         at = 12
         while sendable(a, stream) >= size:
-            a.send(stream, ring, at, at + size)
+            a.send(stream, ring, at, cuts(at, at + size))
             at = at + size if at + 2 * size <= len(ring) else 12
             total += size
             spans += 1

@@ -94,7 +94,17 @@ def take(session: Session, most: int | None = None) -> bytes:
 def send(session: Session, stream: Stream, payload: bytes) -> bool:
     """send() from a ring of its own."""
     ring = bytearray(12) + payload
-    return session.send(stream, memoryview(ring), 12, len(ring))
+    return session.send(stream, memoryview(ring), 12, cuts(12, len(ring)))
+
+
+def cuts(start: int, end: int) -> list[int]:
+    """Where the messages of a span end that is cut without looking at its records."""
+    return [*range(start + spec.MAX_FRAME_PAYLOAD_BYTES, end, spec.MAX_FRAME_PAYLOAD_BYTES), end]
+
+
+def seal(sealer: Sealer, ring: memoryview, start: int, end: int, stream_id: int = 1) -> bool:
+    """seal_data() of a span cut so; True when there is nothing to seal."""
+    return start == end or sealer.seal_data(stream_id, ring, start, cuts(start, end))
 
 
 def room(sealer: Sealer) -> int:

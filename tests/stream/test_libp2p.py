@@ -37,7 +37,7 @@ from shards.stream.events import CloseReason, Data, Event, GoneAway, Pong, Strea
 from shards.stream.negotiate import decode_hello_untrusted, encode_hello  # noqa: E402
 from shards.stream.session import Session  # noqa: E402
 from shards.stream.yamux import Stream  # noqa: E402
-from stream.pair import HELLO_A, HELLO_B, SMALL, reset, sendable  # noqa: E402
+from stream.pair import HELLO_A, HELLO_B, SMALL, cuts, reset, sendable  # noqa: E402
 from vpnd.config.schema import Session as Settings  # noqa: E402
 from vpnd.errors import RemoteProtocolError  # noqa: E402
 from vpnd.session import CHACHAPOLY, Established  # noqa: E402
@@ -116,7 +116,7 @@ class Link:
         while at < len(ring):
             end = min(at + await self.until(lambda: sendable(self.session, stream)), len(ring))
             # The engine overwrites what is in front: here that is sent already.
-            self.session.send(stream, ring, at, end)
+            self.session.send(stream, ring, at, cuts(at, end))
             at = end
             self.wake()
 

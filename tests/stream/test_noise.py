@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from shards.stream import spec
 from shards.stream.noise import LITTLE, Opener, Sealer
-from stream.pair import room
+from stream.pair import room, seal
 from vpnd.errors import LocalProtocolError, RemoteProtocolError
 
 KEY = bytes(range(32))
@@ -82,11 +82,11 @@ def test_a_nonce_that_cannot_be_used_is_refused(nonce: int) -> None:
 def test_the_reserved_nonce_is_never_used() -> None:
     out, into = sealer(nonce=spec.NONCE_LIMIT - 1), opener(nonce=spec.NONCE_LIMIT - 1)
     ring = memoryview(bytearray(100))
-    out.seal_data(1, ring, 12, 20)
+    seal(out, ring, 12, 20)
     put(into, bytes(out.data_to_send()))
     assert into.open_untrusted() == 20
     with pytest.raises(RemoteProtocolError, match="used up"):
-        out.seal_data(1, ring, 12, 20)
+        seal(out, ring, 12, 20)
     with pytest.raises(RemoteProtocolError, match="used up"):
         out.seal_control(b"x")
     put(into, b"\x00\x10" + bytes(16))
@@ -100,10 +100,10 @@ def test_room_is_exact(first: int) -> None:
     out = sealer()
     ring = memoryview(bytearray(13 + SIZE))
     first = min(first, room(out))
-    assert out.seal_data(1, ring, 12, 12 + first)
+    assert seal(out, ring, 12, 12 + first)
     most, before = room(out), len(out.data_to_send())
-    assert not out.seal_data(1, ring, 12, 12 + most + 1) and len(out.data_to_send()) == before
-    assert out.seal_data(1, ring, 12, 12 + most)
+    assert not seal(out, ring, 12, 12 + most + 1) and len(out.data_to_send()) == before
+    assert seal(out, ring, 12, 12 + most)
     assert room(out) == 0
     # A further byte would need a message of its own.
     assert 0 <= SIZE - RESERVE - len(out.data_to_send()) <= spec.DATA_OVERHEAD_BYTES
@@ -114,7 +114,7 @@ def test_a_span_over_many_messages_overwrites_only_its_scratch_and_itself() -> N
     payload = random.Random(1).randbytes(200_000)
     ring = bytearray(b"front" + bytes(12) + payload + b"behind")
     before = out.nonce
-    out.seal_data(5, memoryview(ring), 17, 17 + len(payload))
+    assert seal(out, memoryview(ring), 17, 17 + len(payload), 5)
     assert out.nonce - before == 4
     assert ring[:5] == b"front" and ring[-6:] == b"behind"
     put(into, bytes(out.data_to_send()))
@@ -129,7 +129,7 @@ def test_a_span_over_many_messages_overwrites_only_its_scratch_and_itself() -> N
 def test_control_frames_find_the_reserve_and_then_no_room() -> None:
     out = sealer()
     ring = memoryview(bytearray(12 + SIZE))
-    out.seal_data(1, ring, 12, 12 + room(out))
+    seal(out, ring, 12, 12 + room(out))
     answers = 0
     while out.seal_control(bytes(12)):
         answers += 1
@@ -145,7 +145,7 @@ def test_all_sent_is_all_room() -> None:
     all_of_it = room(out)
     ring = memoryview(bytearray(12 + 1000))
     for _ in range(3):
-        out.seal_data(1, ring, 12, 1012)
+        seal(out, ring, 12, 1012)
         out.data_sent(len(out.data_to_send()))
         assert room(out) == all_of_it
 
@@ -153,7 +153,7 @@ def test_all_sent_is_all_room() -> None:
 def test_control_frames_use_room_in_front_when_the_back_is_full() -> None:
     out = sealer()
     ring = memoryview(bytearray(12 + SIZE))
-    out.seal_data(1, ring, 12, 12 + room(out))
+    seal(out, ring, 12, 12 + room(out))
     while out.seal_control(bytes(12)):
         pass
     out.data_sent(100)
@@ -170,7 +170,7 @@ def test_bytes_leave_in_order_whatever_the_socket_takes(steps: list[tuple[int, i
     lengths = []
     for size, taken in steps:
         size = min(size, room(out))
-        out.seal_data(1, ring, 12, 12 + size)
+        seal(out, ring, 12, 12 + size)
         lengths.append(size)
         part = bytes(out.data_to_send()[:taken])
         wire += part
@@ -239,7 +239,7 @@ def test_buffers_take_memory_as_they_are_used_and_give_it_back_at_rest() -> None
     assert resident_bytes() - before < size // 8, "nothing is taken before it is used"
     scratch = memoryview(bytearray(spec.HEADER_BYTES + (1 << 20)))
     while room(out) > 1 << 20:
-        out.seal_data(1, scratch, spec.HEADER_BYTES, len(scratch))
+        seal(out, scratch, spec.HEADER_BYTES, len(scratch))
     put(into, bytes(out.data_to_send()))
     out.rest()
     into.rest()

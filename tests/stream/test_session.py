@@ -30,6 +30,7 @@ from stream.pair import (
     SMALL,
     Pair,
     Peer,
+    cuts,
     drain,
     engine,
     feed,
@@ -195,7 +196,7 @@ def test_send_takes_nothing_of_what_there_is_no_room_for() -> None:
     pair = Pair()
     stream, _ = pair.open()
     ring = memoryview(bytearray(1 << 20))
-    assert not pair.a.send(stream, ring, 12, 13 + sendable(pair.a, stream))
+    assert not pair.a.send(stream, ring, 12, cuts(12, 13 + sendable(pair.a, stream)))
     assert not len(pair.a.data_to_send())
 
 

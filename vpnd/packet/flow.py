@@ -34,6 +34,7 @@ IPV4_FRAGMENT = 0x3FFF
 #: So many bytes from a packet's start are read to make its key, whatever its length.
 READ_AHEAD_BYTES = IPV6.size
 IPV6_MARK = 1 << 152
+_ipv4_from = IPV4.unpack_from
 
 _MASK64 = (1 << 64) - 1
 
@@ -44,15 +45,11 @@ def key_of(buffer: memoryview, offset: int, length: int) -> int:
     `buffer` must be readable for READ_AHEAD_BYTES from `offset`, whatever `length` says; bytes beyond it do not
     enter the key.
     """
-    version = buffer[offset] >> 4
+    first, fragment, protocol, destination, port = _ipv4_from(buffer, offset)
+    if first == 0x45 and protocol in PORT_PROTOCOLS and not fragment & IPV4_FRAGMENT and length >= 24:
+        return destination << 24 | protocol << 16 | port  # nearly all there is
+    version = first >> 4
     if version == 4:
-        if length < 20:
-            return -1
-        first, fragment, protocol, destination, port = IPV4.unpack_from(buffer, offset)
-        if first == 0x45:
-            if protocol in PORT_PROTOCOLS and not fragment & IPV4_FRAGMENT and length >= 24:
-                return destination << 24 | protocol << 16 | port
-            return destination << 24 | (0 if fragment & IPV4_FRAGMENT else protocol << 16)
         header = (first & 0x0F) * 4
         if header < 20 or header > length:
             return -1

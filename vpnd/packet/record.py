@@ -78,8 +78,16 @@ def segments(buffer: memoryview, start: int, end: int, records: int) -> int:
 
     Superpackets are as the kernel makes them, or checked (vpnd.packet.offload).
     """
-    count = records
-    while start < end:
+    return survey(buffer, start, end, records, end - start)[0]
+
+
+def survey(buffer: memoryview, start: int, end: int, records: int, most: int) -> tuple[int, list[int]]:
+    """What `segments` gives, and how to cut buffer[start:end] into pieces of at most `most` bytes: where each ends.
+    Pieces are of whole records, as many as fit; only a record larger than that is cut."""
+    count, ends = records, []
+    following = begun = start
+    while following < end:
+        start = following
         # Nearly always there is one.
         following = end if records == 1 else start + LENGTH_BYTES + _length_from(buffer, start)[0]
         kind, size, csum_start = _cut_from(buffer, start)
@@ -87,5 +95,12 @@ def segments(buffer: memoryview, start: int, end: int, records: int) -> int:
             header = start + PACKET_OFFSET + csum_start
             header += _UDP_BYTES if kind == GSO_UDP_L4 else (buffer[header + _TCP_LENGTH_AT] >> 4) * 4
             count -= (header - following) // (size or 1) + 1
-        start = following
-    return count
+        if following - begun > most:
+            if start > begun:
+                ends.append(start)
+                begun = start
+            while following - begun > most:
+                begun += most
+                ends.append(begun)
+    ends.append(end)
+    return count, ends

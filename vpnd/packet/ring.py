@@ -189,9 +189,11 @@ class Producer(_Side):
         """Whether the consumer wrote an impossible position."""
         return not 0 <= self._words[HEAD] <= self._published
 
-    def commit(self, count: int) -> None:
-        """The `count` bytes at the reserved offset are a record; not seen by the consumer before `publish`."""
-        self._tail += count
+    def commit(self, count: int) -> int:
+        """The `count` bytes at the reserved offset are a record; not seen by the consumer before `publish`. How many
+        bytes are not published now."""
+        self._tail = tail = self._tail + count
+        return tail - self._published
 
     def rest(self) -> None:
         """Called now and then: give the kernel the memory of a ring that is hardly used any more, and empty."""

@@ -15,11 +15,15 @@ Merged is only what cannot be told from the original afterwards:
   be so.
 
 Nothing waits: only what was read anyway in one batch is merged.
+
+Most of it are runs: datagrams of which each is like the one before. The second of them is looked at closely, the others
+need only have the very same headers, and the superpacket's headers are written when the run is over.
 """
 
 from __future__ import annotations
 
 import struct
+from typing import Any
 
 from vpnd.packet.offload.headers import (
     IPV4_BYTES,
@@ -33,6 +37,7 @@ from vpnd.packet.record import (
     FLAG_NEEDS_CSUM,
     GSO_NONE,
     GSO_UDP_L4,
+    LENGTH,
     LENGTH_BYTES,
     PACKET_OFFSET,
     VNET,
@@ -49,6 +54,11 @@ _RECORD4 = struct.Struct(">IHHHIHHHIH12sHH")
 # The same for IPv6: version to flow label, payload length, next header and hop limit, addresses and ports.
 _FRESH6 = struct.Struct(">10xIHH36sH2x")
 _RECORD6 = struct.Struct(">IHHHIIHH36sHH")
+
+# What all datagrams of a run have in common, behind a fresh record's length: their headers; of IPv4's all but the
+# identification, which means nothing with DF set, and the checksum.
+_same4 = struct.Struct(">14s2x4s2x16s").unpack_from
+_same6 = struct.Struct(">58s").unpack_from
 
 _UDP4_HEADERS = IPV4_BYTES + UDP_BYTES
 _UDP6_HEADERS = IPV6_BYTES + UDP_BYTES
@@ -77,22 +87,55 @@ _HEADER4, _HEADER6 = struct.unpack(">HH", struct.pack("<HH", _UDP4_HEADERS, _UDP
 
 
 class UdpCoalescer:
-    """Merges one datagram at a time. Keeps no state: all there is to know stands in the two records.
+    """Merges one datagram at a time. Between two calls it knows only of the run under way, which `finish` ends.
 
     Owner: the reader of the TUN.
     """
 
-    __slots__ = ()
+    __slots__ = (
+        "_buffer",
+        "_count",
+        "_end",
+        "_front",
+        "_headers",
+        "_left",
+        "_payload",
+        "_previous",
+        "_same",
+        "_stretch",
+    )
+
+    def __init__(self) -> None:
+        self._previous = -1  # where the record of the run begins; -1: there is no run
+        self._end = self._count = self._payload = self._front = self._left = 0
+        self._buffer = memoryview(b"")
+        self._headers: tuple[Any, ...] = ()
+        self._same, self._stretch = _same4, _stretch4
 
     def merge(self, buffer: memoryview, previous: int, fresh: int, count: int) -> int:
         """Append the datagram just read to the record before it, if it continues that one.
 
-        `previous`: where a whole record begins that nobody else has seen yet; `fresh`: where `count` bytes
-        (virtio_net_hdr and packet) were read behind room for a length field, at or behind that record's end.
-        `buffer`: writable, and readable for 62 bytes from both places whatever `count` is.
-        Returns by how many bytes the previous record grew, always fewer than were read; or 0: nothing
-        touched. After each merge the record is whole and may be published.
+        `previous`: where a record begins that nobody else has seen yet; `fresh`: where `count` bytes (virtio_net_hdr
+        and packet) were read behind room for a length field, at or behind that record's end.
+        `buffer`: writable, and readable for 62 bytes from both places whatever `count` is; borrowed until `finish`.
+        Returns by how many bytes the previous record grew, always fewer than were read; or 0: it is whole, and may be
+        published. After anything else `finish` comes first.
         """
+        if self._previous >= 0:
+            end = self._end
+            if (
+                previous == self._previous
+                and count == self._count
+                and end <= fresh
+                and self._left
+                and self._same(buffer, fresh + LENGTH_BYTES) == self._headers
+            ):
+                begin, payload = fresh + self._front, self._payload
+                self._end = following = end + payload
+                self._left -= 1
+                buffer[end:following] = buffer[begin : begin + payload]
+                return payload
+            self.finish()
         if buffer[fresh + _KIND_AT] != UDP_CHECKSUM:
             return 0
         kind, csum, tos, size, identity, shape, flow, length = _FRESH4.unpack_from(
@@ -101,114 +144,138 @@ class UdpCoalescer:
         if kind != _PLAIN:
             return 0
         if csum != _CSUM4:
-            return _merge_ipv6(buffer, previous, fresh, count) if csum == _CSUM6 else 0
-        (
-            _,
-            kind,
-            _,
-            gso,
-            csum,
-            old_tos,
-            old_size,
-            old_identity,
-            old_shape,
-            check,
-            old_flow,
-            old_length,
-            udp_sum,
-        ) = _RECORD4.unpack_from(buffer, previous)
+            return self._merge_ipv6(buffer, previous, fresh, count) if csum == _CSUM6 else 0
+        _, kind, _, gso, csum, old_tos, old_size, old_identity, old_shape, _, old_flow, old_length, _ = (
+            _RECORD4.unpack_from(buffer, previous)
+        )
         if flow != old_flow or shape != old_shape or tos != old_tos or csum != _CSUM4:
             return 0
-        payload = length - UDP_BYTES
-        old_payload = old_length - UDP_BYTES
-        if kind == _MERGED:
-            gso_size = gso >> 8 | (gso & 0xFF) << 8
-            # A segment smaller than the others is the last.
-            if not gso_size or old_payload % gso_size or old_payload >= gso_size * UDP_MAX_SEGMENTS:
-                return 0
-        elif kind == _PLAIN and shape & _SHAPE_MASK == UDP and tos >> 8 == _VERSION_4:
-            gso_size = old_payload
-            gso = (gso_size & 0xFF) << 8 | gso_size >> 8
-        else:
-            return 0
-        new_size = old_size + payload
-        if not 0 < payload <= gso_size or new_size > _LARGEST:
+        plain = kind == _PLAIN and shape & _SHAPE_MASK == UDP and tos >> 8 == _VERSION_4
+        payload, old_payload = length - UDP_BYTES, old_length - UDP_BYTES
+        segment = _segment(kind, gso, old_payload, plain)
+        if not 0 < payload <= segment or old_size + payload > _LARGEST:
             return 0
         if size != payload + _UDP4_HEADERS or size != count - VNET_BYTES:
             return 0
-        if not shape & _DONT_FRAGMENT and identity != old_identity + old_payload // gso_size & 0xFFFF:
+        if not shape & _DONT_FRAGMENT and identity != old_identity + old_payload // segment & 0xFFFF:
             return 0
         end = previous + PACKET_OFFSET + old_size
         if end > fresh or old_size != old_length + IPV4_BYTES:
             return 0
-        # Both sums move by the same number: that of the IPv4 header as its complement, the other as it is.
-        check -= payload
-        udp_sum += payload
-        _RECORD4.pack_into(
-            buffer,
-            previous,
-            VNET_BYTES + new_size,
-            _MERGED,
-            _HEADER4,
-            gso,
-            _CSUM4,
-            tos,
-            new_size,
-            old_identity,
-            shape,
-            check if check >= 0 else check + 0xFFFF,
-            flow,
-            old_length + payload,
-            udp_sum if udp_sum <= 0xFFFF else udp_sum - 0xFFFF,
-        )
+        if payload == segment and shape & _DONT_FRAGMENT:
+            self._same, self._stretch, self._front = _same4, _stretch4, PACKET_OFFSET + _UDP4_HEADERS
+            most = min(UDP_MAX_SEGMENTS, (_LARGEST - _UDP4_HEADERS) // payload)
+            self._begin(buffer, previous, fresh, count, payload, end, most - old_payload // payload - 1)
+        _stretch4(buffer, previous, payload)
         begin = fresh + PACKET_OFFSET + _UDP4_HEADERS
         buffer[end : end + payload] = buffer[begin : begin + payload]
         return payload
 
-
-def _merge_ipv6(buffer: memoryview, previous: int, fresh: int, count: int) -> int:
-    """`merge` of a plain record whose virtio_net_hdr puts the UDP header where it is in IPv6."""
-    label, size, hops, flow, length = _FRESH6.unpack_from(buffer, fresh + LENGTH_BYTES)
-    _, kind, _, gso, csum, old_label, old_size, old_hops, old_flow, old_length, udp_sum = (
-        _RECORD6.unpack_from(buffer, previous)
-    )
-    if flow != old_flow or label != old_label or hops != old_hops or csum != _CSUM6:
-        return 0
-    payload = length - UDP_BYTES
-    old_payload = old_length - UDP_BYTES
-    if kind == _MERGED:
-        gso_size = gso >> 8 | (gso & 0xFF) << 8
-        if not gso_size or old_payload % gso_size or old_payload >= gso_size * UDP_MAX_SEGMENTS:
+    def _merge_ipv6(self, buffer: memoryview, previous: int, fresh: int, count: int) -> int:
+        """`merge` of a plain record whose virtio_net_hdr puts the UDP header where it is in IPv6."""
+        label, size, hops, flow, length = _FRESH6.unpack_from(buffer, fresh + LENGTH_BYTES)
+        _, kind, _, gso, csum, old_label, old_size, old_hops, old_flow, old_length, _ = _RECORD6.unpack_from(
+            buffer, previous
+        )
+        if flow != old_flow or label != old_label or hops != old_hops or csum != _CSUM6:
             return 0
-    elif kind == _PLAIN and label >> 28 == _VERSION_6 and hops >> 8 == UDP:
-        gso_size = old_payload
-        gso = (gso_size & 0xFF) << 8 | gso_size >> 8
-    else:
-        return 0
-    new_size = old_size + payload
-    if not 0 < payload <= gso_size or new_size > _LARGEST or old_size != old_length:
-        return 0
-    if size != length or size != count - VNET_BYTES - IPV6_BYTES:
-        return 0
-    end = previous + PACKET_OFFSET + IPV6_BYTES + old_size
-    if end > fresh:
-        return 0
-    udp_sum += payload
+        plain = kind == _PLAIN and label >> 28 == _VERSION_6 and hops >> 8 == UDP
+        payload, old_payload = length - UDP_BYTES, old_length - UDP_BYTES
+        segment = _segment(kind, gso, old_payload, plain)
+        if not 0 < payload <= segment or old_size + payload > _LARGEST or old_size != old_length:
+            return 0
+        if size != length or size != count - VNET_BYTES - IPV6_BYTES:
+            return 0
+        end = previous + PACKET_OFFSET + IPV6_BYTES + old_size
+        if end > fresh:
+            return 0
+        if payload == segment:
+            self._same, self._stretch, self._front = _same6, _stretch6, PACKET_OFFSET + _UDP6_HEADERS
+            most = min(UDP_MAX_SEGMENTS, (_LARGEST - UDP_BYTES) // payload)
+            self._begin(buffer, previous, fresh, count, payload, end, most - old_payload // payload - 1)
+        _stretch6(buffer, previous, payload)
+        begin = fresh + PACKET_OFFSET + _UDP6_HEADERS
+        buffer[end : end + payload] = buffer[begin : begin + payload]
+        return payload
+
+    def _begin(
+        self, buffer: memoryview, previous: int, fresh: int, count: int, payload: int, end: int, left: int
+    ) -> None:
+        self._buffer, self._previous = buffer, previous
+        self._headers = self._same(buffer, fresh + LENGTH_BYTES)
+        self._count, self._payload, self._end, self._left = count, payload, end + payload, left
+
+    def finish(self) -> None:
+        """The record that grew last is whole, and may be published. Harmless at any time."""
+        previous, self._previous = self._previous, -1
+        if previous >= 0:
+            (count,) = LENGTH.unpack_from(self._buffer, previous)
+            added = self._end - previous - LENGTH_BYTES - count
+            if added:
+                self._stretch(self._buffer, previous, added)
+
+
+def _segment(kind: int, gso: int, payload: int, plain: bool) -> int:
+    """How large datagrams are in a record with so much payload; 0: none may come behind them. `plain`: it is one whole
+    datagram."""
+    if kind != _MERGED:
+        return payload if plain else 0
+    size = gso >> 8 | (gso & 0xFF) << 8
+    # A segment smaller than the others is the last.
+    return size if size and not payload % size and payload < size * UDP_MAX_SEGMENTS else 0
+
+
+def _stretch4(buffer: memoryview, previous: int, added: int) -> None:
+    """Make the headers say that the record at `previous` has so much more payload."""
+    length, kind, _, gso, csum, tos, size, identity, shape, check, flow, udp_size, udp_sum = (
+        _RECORD4.unpack_from(buffer, previous)
+    )
+    if kind != _MERGED:
+        segment = udp_size - UDP_BYTES
+        gso = (segment & 0xFF) << 8 | segment >> 8
+    # Both sums move by the same number: that of the IPv4 header as its complement, the other as it is.
+    check -= added
+    udp_sum += added
+    _RECORD4.pack_into(
+        buffer,
+        previous,
+        length + added,
+        _MERGED,
+        _HEADER4,
+        gso,
+        csum,
+        tos,
+        size + added,
+        identity,
+        shape,
+        check if check >= 0 else check + 0xFFFF,
+        flow,
+        udp_size + added,
+        udp_sum if udp_sum <= 0xFFFF else udp_sum - 0xFFFF,
+    )
+
+
+def _stretch6(buffer: memoryview, previous: int, added: int) -> None:
+    """The same for IPv6."""
+    length, kind, _, gso, csum, label, size, hops, flow, udp_size, udp_sum = _RECORD6.unpack_from(
+        buffer, previous
+    )
+    if kind != _MERGED:
+        segment = udp_size - UDP_BYTES
+        gso = (segment & 0xFF) << 8 | segment >> 8
+    udp_sum += added
     _RECORD6.pack_into(
         buffer,
         previous,
-        VNET_BYTES + IPV6_BYTES + new_size,
+        length + added,
         _MERGED,
         _HEADER6,
         gso,
-        _CSUM6,
+        csum,
         label,
-        new_size,
+        size + added,
         hops,
         flow,
-        new_size,
+        udp_size + added,
         udp_sum if udp_sum <= 0xFFFF else udp_sum - 0xFFFF,
     )
-    begin = fresh + PACKET_OFFSET + _UDP6_HEADERS
-    buffer[end : end + payload] = buffer[begin : begin + payload]
-    return payload
