@@ -153,27 +153,39 @@ class Pump:
         Raises RingBroken when a shard wrote nonsense into its ring's header, OSError when the device is gone.
         """
         readinto, find, key_of = self._tun.readinto, self.flows.young.get, flow.key_of
-        merge, merging, publish_bytes = self._coalescer.merge, self._merging, self._publish_bytes
+        merge, read_on, merging = self._coalescer.merge, self._coalescer.read_on, self._merging
         port, alone = self._last, self._sparse
         previous = -1  # where in port's ring the last record begins, while it may still grow
-        reads = merged = bytes_read = 0
+        reads = merged = bytes_read = left = 0
+        most, publish_bytes = self._read_batch, self._publish_bytes
         try:
-            for _ in range(self._read_batch):
+            while reads < most:
                 if port is not None and (offset := port.to_shard.reserve(MAX_RECORD_BYTES)) >= 0:
                     producer, in_ring = port.to_shard, port.index
                     buffer = producer.buffer
                 else:
                     self._coalescer.finish()
                     in_ring, buffer, offset, previous = -1, self._scratch, 0, -1
-                count = readinto(buffer[offset + LENGTH_BYTES : offset + MAX_RECORD_BYTES])
+                # what a run has read and not taken lies where this would be read to
+                count = left or readinto(buffer[offset + LENGTH_BYTES : offset + MAX_RECORD_BYTES])
                 if not count:
                     break
+                left = 0
                 reads += 1
                 bytes_read += count
                 # What continues the datagram before it is of the same flow, and is not looked up.
                 if previous >= 0 and (grown := merge(buffer, previous, offset, count)):
                     producer.commit(grown)
                     merged += 1
+                    if producer.reserve(2 * MAX_RECORD_BYTES) >= 0:
+                        taken, last = read_on(readinto, most - reads)
+                        producer.commit(taken * grown)
+                        merged += taken
+                        reads += taken
+                        bytes_read += taken * count
+                        if not last:
+                            break
+                        left = max(0, last)
                     continue
                 key = key_of(buffer, offset + PACKET_OFFSET, count - VNET_BYTES)
                 index = find(key)

@@ -23,6 +23,7 @@ need only have the very same headers, and the superpacket's headers are written 
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from typing import Any
 
 from vpnd.packet.offload.headers import (
@@ -39,6 +40,7 @@ from vpnd.packet.record import (
     GSO_UDP_L4,
     LENGTH,
     LENGTH_BYTES,
+    MAX_RECORD_BYTES,
     PACKET_OFFSET,
     VNET,
     VNET_BYTES,
@@ -170,6 +172,27 @@ class UdpCoalescer:
         begin = fresh + PACKET_OFFSET + _UDP4_HEADERS
         buffer[end : end + payload] = buffer[begin : begin + payload]
         return payload
+
+    def read_on(self, readinto: Callable[[memoryview], int | None], most: int) -> tuple[int, int | None]:
+        """After a merge: go on reading, at most so many times, as long as each datagram continues the run, right behind
+        it, where there is room for MAX_RECORD_BYTES behind the largest record there is. How many datagrams it took, and
+        how many bytes `readinto` gave last, if they are none of the run: then they are behind it and behind room for a
+        length field. -1: nothing but the run was read.
+        """
+        buffer, same, headers = self._buffer, self._same, self._headers
+        count, payload, front, end = self._count, self._payload, self._front, self._end
+        left = min(most, self._left) if self._previous >= 0 else 0
+        for taken in range(left):
+            read = readinto(buffer[end + LENGTH_BYTES : end + MAX_RECORD_BYTES])
+            if read != count or same(buffer, end + LENGTH_BYTES) != headers:
+                self._end, self._left = end, self._left - taken
+                return taken, read
+            begin = end + front
+            following = end + payload
+            buffer[end:following] = buffer[begin : begin + payload]
+            end = following
+        self._end, self._left = end, self._left - left
+        return left, -1
 
     def _merge_ipv6(self, buffer: memoryview, previous: int, fresh: int, count: int) -> int:
         """`merge` of a plain record whose virtio_net_hdr puts the UDP header where it is in IPv6."""
