@@ -475,6 +475,8 @@ class DatagramLane(Generic[Carrier]):
         self.carrier = carrier
         self.association.alone = True
         self._ask()
+        if not self.usable:  # it was not told to the link, which had ended
+            self._outbound.after_batch(carrier.datagrams_changed)
 
     def _ask(self) -> None:
         """Probe at once."""

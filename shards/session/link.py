@@ -92,7 +92,7 @@ class StreamLane:
         self.carrier, self.stream, self.ours, self.fit = link, stream, stream.ours, fit
         self.flows: set[Flow] = set()
         self.movable_before_s = STAY
-        self.most_bytes = link.most_bytes if fit is None else SPAN_BYTES
+        self.most_bytes = min(link.most_bytes, stream.send_window) if fit is None else SPAN_BYTES
         self.reassembly = Reassembly(link.peer.budget, link.peer.drops)
         self.closed = self.leaving = self.holding = False
         self.packets_sent = self.seen_packets = 0

@@ -38,7 +38,6 @@ from vpnd.packet.record import (
     FLAG_NEEDS_CSUM,
     GSO_NONE,
     GSO_UDP_L4,
-    LENGTH,
     LENGTH_BYTES,
     MAX_RECORD_BYTES,
     PACKET_OFFSET,
@@ -105,11 +104,12 @@ class UdpCoalescer:
         "_previous",
         "_same",
         "_stretch",
+        "_written",
     )
 
     def __init__(self) -> None:
         self._previous = -1  # where the record of the run begins; -1: there is no run
-        self._end = self._count = self._payload = self._front = self._left = 0
+        self._end = self._written = self._count = self._payload = self._front = self._left = 0
         self._buffer = memoryview(b"")
         self._headers: tuple[Any, ...] = ()
         self._same, self._stretch = _same4, _stretch4
@@ -147,7 +147,7 @@ class UdpCoalescer:
             return 0
         if csum != _CSUM4:
             return self._merge_ipv6(buffer, previous, fresh, count) if csum == _CSUM6 else 0
-        _, kind, _, gso, csum, old_tos, old_size, old_identity, old_shape, _, old_flow, old_length, _ = (
+        record, kind, _, gso, csum, old_tos, old_size, old_identity, old_shape, _, old_flow, old_length, _ = (
             _RECORD4.unpack_from(buffer, previous)
         )
         if flow != old_flow or shape != old_shape or tos != old_tos or csum != _CSUM4:
@@ -162,7 +162,7 @@ class UdpCoalescer:
         if not shape & _DONT_FRAGMENT and identity != old_identity + old_payload // segment & 0xFFFF:
             return 0
         end = previous + PACKET_OFFSET + old_size
-        if end > fresh or old_size != old_length + IPV4_BYTES:
+        if end > fresh or old_size != old_length + IPV4_BYTES or record != old_size + VNET_BYTES:
             return 0
         if payload == segment and shape & _DONT_FRAGMENT:
             self._same, self._stretch, self._front = _same4, _stretch4, PACKET_OFFSET + _UDP4_HEADERS
@@ -197,8 +197,8 @@ class UdpCoalescer:
     def _merge_ipv6(self, buffer: memoryview, previous: int, fresh: int, count: int) -> int:
         """`merge` of a plain record whose virtio_net_hdr puts the UDP header where it is in IPv6."""
         label, size, hops, flow, length = _FRESH6.unpack_from(buffer, fresh + LENGTH_BYTES)
-        _, kind, _, gso, csum, old_label, old_size, old_hops, old_flow, old_length, _ = _RECORD6.unpack_from(
-            buffer, previous
+        record, kind, _, gso, csum, old_label, old_size, old_hops, old_flow, old_length, _ = (
+            _RECORD6.unpack_from(buffer, previous)
         )
         if flow != old_flow or label != old_label or hops != old_hops or csum != _CSUM6:
             return 0
@@ -210,7 +210,7 @@ class UdpCoalescer:
         if size != length or size != count - VNET_BYTES - IPV6_BYTES:
             return 0
         end = previous + PACKET_OFFSET + IPV6_BYTES + old_size
-        if end > fresh:
+        if end > fresh or record != old_size + VNET_BYTES + IPV6_BYTES:
             return 0
         if payload == segment:
             self._same, self._stretch, self._front = _same6, _stretch6, PACKET_OFFSET + _UDP6_HEADERS
@@ -226,16 +226,14 @@ class UdpCoalescer:
     ) -> None:
         self._buffer, self._previous = buffer, previous
         self._headers = self._same(buffer, fresh + LENGTH_BYTES)
-        self._count, self._payload, self._end, self._left = count, payload, end + payload, left
+        self._count, self._payload, self._left = count, payload, left
+        self._end = self._written = end + payload
 
     def finish(self) -> None:
         """The record that grew last is whole, and may be published. Harmless at any time."""
         previous, self._previous = self._previous, -1
-        if previous >= 0:
-            (count,) = LENGTH.unpack_from(self._buffer, previous)
-            added = self._end - previous - LENGTH_BYTES - count
-            if added:
-                self._stretch(self._buffer, previous, added)
+        if previous >= 0 and (added := self._end - self._written):
+            self._stretch(self._buffer, previous, added)
 
 
 def _segment(kind: int, gso: int, payload: int, plain: bool) -> int:
@@ -254,7 +252,7 @@ def _stretch4(buffer: memoryview, previous: int, added: int) -> None:
         _RECORD4.unpack_from(buffer, previous)
     )
     if kind != _MERGED:
-        segment = udp_size - UDP_BYTES
+        segment = udp_size - UDP_BYTES & 0xFFFF
         gso = (segment & 0xFF) << 8 | segment >> 8
     # Both sums move by the same number: that of the IPv4 header as its complement, the other as it is.
     check -= added
@@ -262,18 +260,18 @@ def _stretch4(buffer: memoryview, previous: int, added: int) -> None:
     _RECORD4.pack_into(
         buffer,
         previous,
-        length + added,
+        length + added & 0xFFFFFFFF,
         _MERGED,
         _HEADER4,
         gso,
         csum,
         tos,
-        size + added,
+        size + added & 0xFFFF,
         identity,
         shape,
         check if check >= 0 else check + 0xFFFF,
         flow,
-        udp_size + added,
+        udp_size + added & 0xFFFF,
         udp_sum if udp_sum <= 0xFFFF else udp_sum - 0xFFFF,
     )
 
@@ -284,21 +282,21 @@ def _stretch6(buffer: memoryview, previous: int, added: int) -> None:
         buffer, previous
     )
     if kind != _MERGED:
-        segment = udp_size - UDP_BYTES
+        segment = udp_size - UDP_BYTES & 0xFFFF
         gso = (segment & 0xFF) << 8 | segment >> 8
     udp_sum += added
     _RECORD6.pack_into(
         buffer,
         previous,
-        length + added,
+        length + added & 0xFFFFFFFF,
         _MERGED,
         _HEADER6,
         gso,
         csum,
         label,
-        size + added,
+        size + added & 0xFFFF,
         hops,
         flow,
-        udp_size + added,
+        udp_size + added & 0xFFFF,
         udp_sum if udp_sum <= 0xFFFF else udp_sum - 0xFFFF,
     )
