@@ -191,21 +191,21 @@ class FairQueue:
         flow.dropped += 1
 
     def _shed(self) -> bool:
-        """Drop one packet of the largest of a few flows. False when nothing waits."""
+        """Drop one packet of the largest of a few flows of each line. False when nothing of theirs waits."""
         largest: Backlog | None = None
         owner: Flow | None = None
-        for flow in itertools.islice(itertools.chain(self._old, self._blocked, self._new), _LOOKED_AT):
+        lines = (self._old, self._blocked, self._new)
+        for flow in [flow for line in lines for flow in itertools.islice(line, _LOOKED_AT)]:
             backlog = flow.backlog
             if backlog is None or backlog.queue is not self or not backlog.chunks:
                 continue
             if largest is None or backlog.bytes > largest.bytes:
                 owner, largest = flow, backlog
+        # The next look is at others: whoever is large gets its share of the losses.
+        for line in lines:
+            line.rotate(-1)
         if owner is None or largest is None:
             return False
-        # The next look is at others: whoever is large gets its share of the losses.
-        for line in (self._old, self._new):
-            if line:
-                line.rotate(-1)
         self._drop(owner, largest, "queue_full")
         return True
 

@@ -88,6 +88,12 @@ NOT_MERGED = [
     ("a larger one", plain(), vnet(udp(V4, BODY[:101]))),
     ("an empty one", plain(), vnet(udp(V4, b""))),
     ("after an empty one", vnet(udp(V4, b"")), plain()),
+    ("after one with bytes behind it", plain() + b"behind", plain()),
+    (
+        "after one of IPv6 with bytes behind it",
+        vnet(udp(V6, BODY[:100])) + b"behind",
+        vnet(udp(V6, BODY[:100])),
+    ),
     ("fragments", plain(fragment=0x2000), plain(fragment=0x2000)),
     ("IPv4 options", plain(options=bytes(4)), plain(options=bytes(4))),
     ("a finished checksum", plain(), bytes(10) + plain()[10:]),

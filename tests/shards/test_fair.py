@@ -7,7 +7,7 @@ import random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from queue_harness import LEAST_RECORD, QUEUE_BYTES, Fair, live, numbers
+from queue_harness import LEAST_RECORD, QUEUE_BYTES, Fair, chunk, live, numbers
 
 from vpnd.packet import ecn
 from vpnd.packet.record import PACKET_OFFSET
@@ -190,6 +190,22 @@ def test_a_flow_whose_stream_is_full_does_not_hold_up_others():
         pass
     assert fair.sent == [(SMALL, 0), (BULK, 0), (BULK, 1)]
     fair.check()
+
+
+@pytest.mark.parametrize("blocked", [1, 8, 40])
+def test_a_large_flow_bears_the_losses_also_beside_flows_that_are_blocked(blocked: int):
+    fair = Fair(live())
+    queue = fair.queue
+    for port in range(blocked):
+        queue.put(fair.flow(port), chunk(port, range(1), size=1400))
+        queue.first(0.0)
+        queue.block(fair.flow(port))
+    for number in range(90):
+        queue.put(fair.flow(100), chunk(100, range(number, number + 1), size=2000))
+    for number in range(40):
+        queue.put(fair.flow(200), chunk(200, range(number, number + 1), size=1400))
+    assert not any(fair.flow(port).dropped for port in range(blocked))
+    assert fair.flow(100).dropped > 2 * fair.flow(200).dropped
 
 
 def test_everything_or_what_is_of_some_flows_can_be_taken_out():

@@ -33,6 +33,12 @@ def test_no_schedule_breaks_a_rule(part: int) -> None:
     assert not failed
 
 
+@pytest.mark.parametrize("seed", [401, 631])
+def test_datagrams_that_fall_silent_as_their_session_ends_do_not_keep_a_flow(seed: int) -> None:
+    """Its packets went round between the batch's end and a lane that gave them back, for ever."""
+    play(seed)
+
+
 def test_a_run_is_the_same_each_time() -> None:
     first, second = play(11), play(11)
     assert first.log == second.log

@@ -294,6 +294,15 @@ def test_a_shorter_interval_does_not_wait_for_the_end_of_a_long_one():
         assert on.until(lambda: on.a.plane.counts.health_failures, 2.0) <= 1.05
 
 
+def test_a_batch_larger_than_the_window_of_an_idle_link_loses_nothing():
+    with stage(rate=1e9, session={"window_bytes": 1 << 18}) as on:
+        on.world.network.buffer = 1 << 22
+        on.run(0.5)
+        on.send(count=5000, size=40)
+        on.run(5.0)
+        assert on.a.plane.counts.packets_sent == 5000 and not sum(on.a.plane.counts.drops.values())
+
+
 @pytest.mark.parametrize("setting", [{"window_bytes": 1 << 18}, {"send_buffer_bytes": 1 << 17}])
 def test_of_a_batch_that_does_not_fit_as_a_whole_goes_what_fits_and_then_the_rest(setting):
     with stage(session=setting) as on:

@@ -267,6 +267,33 @@ def test_merged_datagrams_are_cut_into_the_same_again_whatever_comes_between(
     rig.close()
 
 
+@pytest.mark.parametrize("at", [0, 4, 8, 14 + 2, 14 + 10, 14 + 24, 14 + 26])
+def test_a_shard_that_writes_into_its_ring_while_it_is_filled_disturbs_nobody(at: int):
+    """It is less trusted than the supervisor, and can write wherever records are being put together."""
+    rig = Rig(1)
+    pump = rig.pump = Pump(rig._ours.fileno(), Live(CONFIG), UdpCoalescer())
+    pump.attach(rig.ports[0])
+    rig.give(packet(size=60))
+    assert rig.taken(0) == [packet(size=60)]
+    begun = rig.consumers[0].readable()[0]
+    data, read, reads = vnet(udp(V4, bytes(100))), pump._tun.readinto, 0
+
+    class Tun:
+        def readinto(self, buffer: memoryview) -> int | None:
+            nonlocal reads
+            reads += 1
+            if reads == 5:
+                rig.consumers[0].buffer[begun + at : begun + at + 4] = b"\xff" * 4
+            count: int | None = read(buffer)
+            return count
+
+    pump._tun = Tun()  # type: ignore[assignment]
+    for _ in range(8):
+        rig.kernel.send(data)
+    assert pump.read_tun() == 8 and pump.reads == 9
+    rig.close()
+
+
 def whole(data: bytes) -> bytes:
     """A datagram behind its virtio_net_hdr as it is in the end; without IPv4's identification, which DF frees."""
     copy = bytearray(data)

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from vpnd.packet.offload.headers import (
     IPV4_BYTES,
@@ -94,34 +94,24 @@ class UdpCoalescer:
     """
 
     __slots__ = (
-        "_buffer",
-        "_count",
-        "_end",
-        "_front",
-        "_headers",
-        "_left",
-        "_payload",
-        "_previous",
-        "_same",
-        "_stretch",
-        "_written",
-    )
+        "_buffer", "_count", "_end", "_headers", "_left", "_payload", "_previous", "_version", "_written",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self._previous = -1  # where the record of the run begins; -1: there is no run
-        self._end = self._written = self._count = self._payload = self._front = self._left = 0
+        self._end = self._written = self._count = self._payload = self._left = 0
         self._buffer = memoryview(b"")
         self._headers: tuple[Any, ...] = ()
-        self._same, self._stretch = _same4, _stretch4
+        self._version = _V4
 
     def merge(self, buffer: memoryview, previous: int, fresh: int, count: int) -> int:
         """Append the datagram just read to the record before it, if it continues that one.
 
         `previous`: where a record begins that nobody else has seen yet; `fresh`: where `count` bytes (virtio_net_hdr
         and packet) were read behind room for a length field, at or behind that record's end.
-        `buffer`: writable, and readable for 62 bytes from both places whatever `count` is; borrowed until `finish`.
-        Returns by how many bytes the previous record grew, always fewer than were read; or 0: it is whole, and may be
-        published. After anything else `finish` comes first.
+        `buffer`: writable, and readable for 62 bytes from both places whatever `count` is; borrowed until `finish`,
+        which comes before a record in another buffer. Returns by how many bytes the previous record grew, always fewer
+        than were read: its headers may say so late, by `finish`. Or 0: it is whole, and may be published.
         """
         if self._previous >= 0:
             end = self._end
@@ -130,9 +120,9 @@ class UdpCoalescer:
                 and count == self._count
                 and end <= fresh
                 and self._left
-                and self._same(buffer, fresh + LENGTH_BYTES) == self._headers
+                and self._version.same(buffer, fresh + LENGTH_BYTES) == self._headers
             ):
-                begin, payload = fresh + self._front, self._payload
+                begin, payload = fresh + self._version.front, self._payload
                 self._end = following = end + payload
                 self._left -= 1
                 buffer[end:following] = buffer[begin : begin + payload]
@@ -165,13 +155,8 @@ class UdpCoalescer:
         if end > fresh or old_size != old_length + IPV4_BYTES or record != old_size + VNET_BYTES:
             return 0
         if payload == segment and shape & _DONT_FRAGMENT:
-            self._same, self._stretch, self._front = _same4, _stretch4, PACKET_OFFSET + _UDP4_HEADERS
-            most = min(UDP_MAX_SEGMENTS, (_LARGEST - _UDP4_HEADERS) // payload)
-            self._begin(buffer, previous, fresh, count, payload, end, most - old_payload // payload - 1)
-        _stretch4(buffer, previous, payload)
-        begin = fresh + PACKET_OFFSET + _UDP4_HEADERS
-        buffer[end : end + payload] = buffer[begin : begin + payload]
-        return payload
+            self._begin(_V4, buffer, previous, fresh, end, payload, old_payload)
+        return _append(_V4, buffer, previous, fresh, end, payload)
 
     def read_on(self, readinto: Callable[[memoryview], int | None], most: int) -> tuple[int, int | None]:
         """After a merge: go on reading, at most so many times, as long as each datagram continues the run, right behind
@@ -179,8 +164,14 @@ class UdpCoalescer:
         how many bytes `readinto` gave last, if they are none of the run: then they are behind it and behind room for a
         length field. -1: nothing but the run was read.
         """
-        buffer, same, headers = self._buffer, self._same, self._headers
-        count, payload, front, end = self._count, self._payload, self._front, self._end
+        buffer, headers, count, payload, end = (
+            self._buffer,
+            self._headers,
+            self._count,
+            self._payload,
+            self._end,
+        )
+        same, front = self._version.same, self._version.front
         left = min(most, self._left) if self._previous >= 0 else 0
         for taken in range(left):
             read = readinto(buffer[end + LENGTH_BYTES : end + MAX_RECORD_BYTES])
@@ -213,27 +204,31 @@ class UdpCoalescer:
         if end > fresh or record != old_size + VNET_BYTES + IPV6_BYTES:
             return 0
         if payload == segment:
-            self._same, self._stretch, self._front = _same6, _stretch6, PACKET_OFFSET + _UDP6_HEADERS
-            most = min(UDP_MAX_SEGMENTS, (_LARGEST - UDP_BYTES) // payload)
-            self._begin(buffer, previous, fresh, count, payload, end, most - old_payload // payload - 1)
-        _stretch6(buffer, previous, payload)
-        begin = fresh + PACKET_OFFSET + _UDP6_HEADERS
-        buffer[end : end + payload] = buffer[begin : begin + payload]
-        return payload
+            self._begin(_V6, buffer, previous, fresh, end, payload, old_payload)
+        return _append(_V6, buffer, previous, fresh, end, payload)
 
     def _begin(
-        self, buffer: memoryview, previous: int, fresh: int, count: int, payload: int, end: int, left: int
+        self,
+        version: _Version,
+        buffer: memoryview,
+        previous: int,
+        fresh: int,
+        end: int,
+        payload: int,
+        before: int,
     ) -> None:
-        self._buffer, self._previous = buffer, previous
-        self._headers = self._same(buffer, fresh + LENGTH_BYTES)
-        self._count, self._payload, self._left = count, payload, left
+        """A run begins with the datagram at `fresh`, which is about to be appended to `before` bytes of payload."""
+        self._buffer, self._previous, self._version = buffer, previous, version
+        self._headers = version.same(buffer, fresh + LENGTH_BYTES)
+        self._count, self._payload = version.front - LENGTH_BYTES + payload, payload
+        self._left = min(UDP_MAX_SEGMENTS, version.room // payload) - before // payload - 1
         self._end = self._written = end + payload
 
     def finish(self) -> None:
         """The record that grew last is whole, and may be published. Harmless at any time."""
         previous, self._previous = self._previous, -1
         if previous >= 0 and (added := self._end - self._written):
-            self._stretch(self._buffer, previous, added)
+            self._version.stretch(self._buffer, previous, added)
 
 
 def _segment(kind: int, gso: int, payload: int, plain: bool) -> int:
@@ -300,3 +295,25 @@ def _stretch6(buffer: memoryview, previous: int, added: int) -> None:
         udp_size + added & 0xFFFF,
         udp_sum if udp_sum <= 0xFFFF else udp_sum - 0xFFFF,
     )
+
+
+class _Version(NamedTuple):
+    """Of IP. `same`: the headers that a run has in common, of a fresh record behind its length; `front`: bytes of a
+    record before the payload; `room`: the most payload that the headers can tell."""
+
+    same: Callable[[memoryview, int], tuple[Any, ...]]
+    stretch: Callable[[memoryview, int, int], None]
+    front: int
+    room: int
+
+
+_V4 = _Version(_same4, _stretch4, PACKET_OFFSET + _UDP4_HEADERS, _LARGEST - _UDP4_HEADERS)
+_V6 = _Version(_same6, _stretch6, PACKET_OFFSET + _UDP6_HEADERS, _LARGEST - UDP_BYTES)
+
+
+def _append(version: _Version, buffer: memoryview, previous: int, fresh: int, end: int, payload: int) -> int:
+    """The payload of the datagram at `fresh` goes to `end`, and the headers of the record say so. How much it is."""
+    version.stretch(buffer, previous, payload)
+    begin = fresh + version.front
+    buffer[end : end + payload] = buffer[begin : begin + payload]
+    return payload
