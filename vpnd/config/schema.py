@@ -302,7 +302,7 @@ class Session(Table, frozen=True):
     ack_delay_max: float = duration(0.005, 0.001, 0.2,
         "TCP_DELACK_MAX_US (Linux 6.15): longest delay of an acknowledgement.")
     max_streams: int = number(64, 1, 65536, "streams", "Streams one peer may open in a session.")
-    turn_records: int = number(128, 16, 1 << 20, "records",
+    turn_records: int = number(64, 16, 1 << 20, "records",
         "Packets and frames taken from one peer's sessions before others have their turn.")
     turn_interval: float = duration(0.001, 0.0001, 1.0,
         "Interval after which a peer may use turn_records again, even if nobody waits for a turn.")
